@@ -1,0 +1,71 @@
+"""Softmax attention over the window (paper equations 1 and 2): rotary, QK-norm, grouped query heads, SDPA."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from reverie.model.config import HybridConfig
+from reverie.model.rotary import rotate
+from reverie.model.state import KVCache
+
+
+class Attention(nn.Module):
+    holds_fast_weights = False
+
+    def __init__(self, config: HybridConfig) -> None:
+        super().__init__()
+        self.heads = (config.num_heads, config.kv_heads)
+        self.head_size = config.head_size
+        self.rope_base = config.rope_base
+        self.qkv_proj = nn.Linear(config.width, (config.num_heads + 2 * config.kv_heads) * self.head_size, bias=False)
+        self.q_norm = nn.RMSNorm(self.head_size, eps=config.norm_eps)
+        self.k_norm = nn.RMSNorm(self.head_size, eps=config.norm_eps)
+        self.out_proj = nn.Linear(config.num_heads * self.head_size, config.width, bias=False)
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        fast_weights: None,
+        cache: KVCache | None,
+        *,
+        span: int,
+        output: bool = True,
+    ) -> tuple[Float[Tensor, "B T D"] | None, None, KVCache]:
+        """Each token attends to itself and the span − 1 tokens before it, in `cache` or in x.
+
+        Returns y [B, T, D] (None without `output`), None (no fast weights), and the cache with x's tokens appended.
+        """
+        H, Hkv = self.heads
+        q, k, v = self.qkv_proj(x).unflatten(-1, (-1, self.head_size)).split([H, Hkv, Hkv], dim=2)
+        start = 0 if cache is None else cache.k.shape[1]
+        k = rotate(self.k_norm(k), start, self.rope_base)
+        if cache is not None:
+            k, v = torch.cat([cache.k, k], 1), torch.cat([cache.v, v], 1)
+        new_cache = KVCache(k, v, self.rope_base)
+        if not output:
+            return None, None, new_cache
+        q = rotate(self.q_norm(q), start, self.rope_base)
+        y = self._attend(q, k, v, span)
+        return self.out_proj(y.flatten(-2)), None, new_cache
+
+    def _attend(
+        self, q: Float[Tensor, "B T H d"], k: Float[Tensor, "B S Hkv d"], v: Float[Tensor, "B S Hkv d"], span: int
+    ) -> Float[Tensor, "B T H d"]:
+        T = q.shape[1]
+        in_reach = T + span - 1  # keys that the oldest query may still see, up to the newest
+        k, v = k[:, -in_reach:], v[:, -in_reach:]
+        S = k.shape[1]
+        mask, causal = None, False
+        if T == S <= span:
+            causal = True
+        elif T > 1:
+            behind = torch.arange(S - T, S, device=q.device)[:, None] - torch.arange(S, device=q.device)
+            mask = (behind >= 0) & (behind < span)
+        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+        y = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.heads[0] != self.heads[1]
+        )
+        return y.transpose(1, 2)

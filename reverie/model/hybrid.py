@@ -1,0 +1,119 @@
+"""`HybridLM`: embed, blocks [start, stop) with state in and state out, head. It knows nothing of windows or sleep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from reverie.model.attention import Attention
+from reverie.model.config import HybridConfig
+from reverie.model.gated_deltanet import GatedDeltaNet
+from reverie.model.jet import JetLayer
+from reverie.model.mlp import SwiGLU
+from reverie.model.state import State
+
+MIXERS = {"attn": Attention, "gdn": GatedDeltaNet, "jet": JetLayer}
+
+
+class Block(nn.Module):
+    """pre-norm → mixer → residual → pre-norm → SwiGLU → residual."""
+
+    def __init__(self, config: HybridConfig, kind: str) -> None:
+        super().__init__()
+        self.mixer_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.mixer = MIXERS[kind](config)
+        self.mlp_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.mlp = SwiGLU(config)
+
+
+class HybridLM(nn.Module):
+    """A language model of attention and fast-weight blocks (paper equations 4 and 5).
+
+    Output projections start at zero, so every block is the identity at first and N passes compute what one does.
+    """
+
+    def __init__(self, config: HybridConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.Embedding(config.vocab_size, config.width)
+        self.layers = nn.ModuleList(Block(config, kind) for kind in config.layers)
+        self.final_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
+        self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear):
+                if name.endswith("out_proj"):
+                    nn.init.zeros_(module.weight)
+                else:
+                    nn.init.normal_(module.weight, std=module.in_features**-0.5)
+        nn.init.normal_(self.embedding.weight)
+        nn.init.zeros_(self.lm_head.weight)
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.layers)
+
+    @property
+    def fast_weight_blocks(self) -> Sequence[int]:
+        """Indices of the blocks that hold fast weights."""
+        return [i for i, kind in enumerate(self.config.layers) if kind != "attn"]
+
+    def embed(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
+        return self.embedding(tokens)
+
+    def blocks(
+        self,
+        h: Float[Tensor, "B T D"],
+        state: State,
+        start: int,
+        stop: int,
+        *,
+        span: int,
+        output: bool = True,
+    ) -> tuple[Float[Tensor, "B T D"], State]:
+        """Run blocks start … stop − 1 on h, the tokens that follow those in `state`.
+
+        Without `output` only the state is wanted: the last block then writes it and computes nothing else, and the h
+        that comes back is not meant to be read.
+
+        Args:
+            span: tokens that attention may look back on, itself included.
+        """
+        fast_weights, cache = list(state.fast_weights), list(state.cache)
+        for i in range(start, stop):
+            block = self.layers[i]
+            assert isinstance(block, Block)
+            read = output or i < stop - 1
+            y, fast_weights[i], cache[i] = block.mixer(
+                block.mixer_norm(h), fast_weights[i], cache[i], span=span, output=read
+            )
+            if read:
+                h = h + y
+                h = h + block.mlp(block.mlp_norm(h))
+        return h, State(tuple(fast_weights), tuple(cache))
+
+    def head(self, h: Float[Tensor, "... D"]) -> Float[Tensor, "... vocab"]:
+        return self.lm_head(self.final_norm(h))
+
+    def forward(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T vocab"]:
+        """Logits of one ordinary forward pass over the whole text: no windows, no sleep."""
+        h, _ = self.blocks(
+            self.embed(tokens), State.empty(self.num_blocks), 0, self.num_blocks, span=tokens.shape[1]
+        )
+        return self.head(h)
+
+
+def count_parameters(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def new_model(config: HybridConfig, seed: int) -> HybridLM:
+    """A freshly initialised model; the global random state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return HybridLM(config)

@@ -1,0 +1,32 @@
+"""Jet layer (Jet-Nemotron, arXiv 2508.15884): a dynamic convolution on v alone; q and k have SiLU but no convolution."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reverie.model.config import HybridConfig
+from reverie.model.fast_weights import FastWeightMixer, with_tail
+from reverie.model.state import ConvTail
+
+
+class JetLayer(FastWeightMixer):
+    """The convolution's kernels, conv_size taps a channel, are made for each token by a two-layer SiLU network on x."""
+
+    def __init__(self, config: HybridConfig) -> None:
+        super().__init__(config)
+        value_width = self.sizes[2]
+        hidden = max(value_width // 8, 1)
+        self.kernel_in = nn.Linear(config.width, hidden, bias=False)
+        self.kernel_out = nn.Linear(hidden, config.conv_size * value_width)
+
+    def mix_qkv(self, x: Tensor, tail: ConvTail | None) -> tuple[Tensor, Tensor, Tensor, ConvTail]:
+        q, k, v = self.qkv_proj(x).split(self.sizes, dim=-1)
+        extended, tail = with_tail(v, tail, self.conv_size)
+        kernels = self.kernel_out(F.silu(self.kernel_in(x))).chunk(self.conv_size, dim=-1)
+        T = x.shape[1]
+        mixed = extended[:, :T] * kernels[0]
+        for i in range(1, self.conv_size):
+            mixed = torch.addcmul(mixed, extended[:, i : i + T], kernels[i])
+        return F.silu(q), F.silu(k), F.silu(mixed), tail

@@ -1,0 +1,20 @@
+"""The gated MLP of every block: SwiGLU (arXiv 2002.05202)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from reverie.model.config import HybridConfig
+
+
+class SwiGLU(nn.Module):
+    def __init__(self, config: HybridConfig) -> None:
+        super().__init__()
+        self.in_proj = nn.Linear(config.width, 2 * config.mlp_width, bias=False)
+        self.out_proj = nn.Linear(config.mlp_width, config.width, bias=False)
+
+    def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        gate, up = self.in_proj(x).chunk(2, dim=-1)
+        return self.out_proj(F.silu(gate) * up)

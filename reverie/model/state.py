@@ -1,0 +1,69 @@
+"""What crosses a call, and what eviction drops and keeps.
+
+A `State` is passed in and returned; nothing is updated in place, so gradients may flow through any number of calls.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+from reverie.model.rotary import shift
+
+Eviction = Literal["hard", "sliding"]
+
+
+class KVCache(NamedTuple):
+    """Keys and values of one attention block; token i of the cache stands at rotary position i."""
+
+    k: Float[Tensor, "B T Hkv d"]  # already rotated
+    v: Float[Tensor, "B T Hkv d"]
+    rope_base: float
+
+
+class ConvTail(NamedTuple):
+    """The newest conv_size − 1 inputs of a short causal convolution."""
+
+    x: Float[Tensor, "B conv_size-1 C"]
+
+
+class State(NamedTuple):
+    """One entry a block. None stands for empty: no memory written yet (zero), no token cached.
+
+    Awake, both parts grow from call to call. Under hard eviction only `fast_weights` outlives a window.
+    """
+
+    fast_weights: tuple[Tensor | None, ...]  # [B, H, K, V] float32 in fast-weight blocks
+    cache: tuple[KVCache | ConvTail | None, ...]
+
+    @classmethod
+    def empty(cls, num_blocks: int) -> State:
+        return cls((None,) * num_blocks, (None,) * num_blocks)
+
+    def splice(self, other: State, start: int, stop: int) -> State:
+        """This state with blocks start … stop − 1 taken from `other`."""
+        return State(
+            self.fast_weights[:start] + other.fast_weights[start:stop] + self.fast_weights[stop:],
+            self.cache[:start] + other.cache[start:stop] + self.cache[stop:],
+        )
+
+
+def evict(state: State, eviction: Eviction, window_size: int) -> State:
+    """Clear the cache at the end of a window of L = window_size tokens; the fast weights stay.
+
+    "hard" keeps nothing. "sliding" keeps the newest L − 1 tokens (paper section 6.4), moved to positions 0 … L − 2 so
+    that positions stay bounded in a text of any length, and the convolutions' tails, so that N = 1 is an ordinary
+    sliding-window hybrid.
+    """
+    if eviction == "hard":
+        return state._replace(cache=(None,) * len(state.cache))
+    return state._replace(cache=tuple(_newest(entry, window_size - 1) for entry in state.cache))
+
+
+def _newest(entry: KVCache | ConvTail | None, keep: int) -> KVCache | ConvTail | None:
+    if not isinstance(entry, KVCache):
+        return entry
+    drop = max(entry.k.shape[1] - keep, 0)
+    return KVCache(shift(entry.k[:, drop:], -drop, entry.rope_base), entry.v[:, drop:], entry.rope_base)

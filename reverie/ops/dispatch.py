@@ -1,0 +1,131 @@
+"""The three update rules under one signature, on a backend asked for by name.
+
+    "chunked"    parallel form in plain torch, any device (the default)
+    "reference"  token by token: the specification
+    "fla"        the kernels of flash-linear-attention; needs CUDA and `pip install reverie[fla]`
+    "auto"       "fla" for CUDA tensors where it is installed, else "chunked"; logs its choice once
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import logging
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reverie.errors import UserError
+from reverie.ops import chunked, fla, reference
+
+logger = logging.getLogger("reverie")
+
+BACKENDS = ("auto", "chunked", "reference", "fla")
+_RECURRENCES = {"chunked": chunked.recurrence, "reference": reference.recurrence, "fla": fla.recurrence}
+
+
+@functools.cache
+def _choose(device_type: str) -> str:
+    choice = "fla" if device_type == "cuda" and importlib.util.find_spec("fla") is not None else "chunked"
+    logger.warning("backend 'auto' runs the fast weights on %r for %s tensors", choice, device_type)
+    return choice
+
+
+def _run(
+    q: Tensor | None,
+    k: Tensor,
+    v: Tensor,
+    g: Tensor | None,
+    beta: Tensor,
+    initial_state: Tensor | None,
+    scale: float | None,
+    backend: str,
+    chunk_size: int | None,
+    *,
+    erase: bool,
+) -> tuple[Tensor | None, Tensor]:
+    if backend not in BACKENDS:
+        raise UserError(f"unknown backend {backend!r}: use one of {', '.join(BACKENDS)}")
+    if k.shape[1] == 0:
+        raise UserError("the update rules need at least one token, got T = 0")
+    if backend == "auto":
+        backend = _choose(k.device.type)
+    return _RECURRENCES[backend](
+        q,
+        k,
+        v,
+        g,
+        beta,
+        initial_state=initial_state,
+        scale=k.shape[-1] ** -0.5 if scale is None else scale,
+        erase=erase,
+        chunk_size=chunk_size,
+    )
+
+
+def gated_delta_rule(
+    q: Float[Tensor, "B T H K"] | None,
+    k: Float[Tensor, "B T H K"],
+    v: Float[Tensor, "B T H V"],
+    g: Float[Tensor, "B T H"],
+    beta: Float[Tensor, "B T H"],
+    *,
+    initial_state: Float[Tensor, "B H K V"] | None = None,
+    scale: float | None = None,
+    backend: str = "chunked",
+    chunk_size: int | None = None,
+) -> tuple[Float[Tensor, "B T H V"] | None, Float[Tensor, "B H K V"]]:
+    """Decay, take away what the memory returns for the key, write the value (Gated DeltaNet, arXiv 2412.06464).
+
+    Args:
+        q: [B, T, H, K]; None where only the state is wanted (o is None then).
+        k: [B, T, H, K], of norm at most 1 (with β ≤ 1 the memory then stays bounded).
+        v: [B, T, H, V].
+        g: [B, T, H], log decay, at most 0.
+        beta: [B, T, H], step size, 0 to 1.
+        initial_state: [B, H, K, V], the fast weights to start from; zero if None.
+        scale: multiplies q; K^-1/2 if None.
+        backend: see the module.
+        chunk_size: tokens per tile of the "chunked" backend; it changes the speed, not the result.
+
+    Returns:
+        o [B, T, H, V] in v's dtype, and the final state [B, H, K, V] in float32 (float64 for float64 inputs).
+        Differentiable in every input and in the initial state.
+
+    Raises:
+        UserError: unknown backend, T = 0, or "fla" without fla-core or off CUDA.
+    """
+    return _run(q, k, v, g, beta, initial_state, scale, backend, chunk_size, erase=True)
+
+
+def delta_rule(
+    q: Float[Tensor, "B T H K"] | None,
+    k: Float[Tensor, "B T H K"],
+    v: Float[Tensor, "B T H V"],
+    g: Float[Tensor, "B T H"] | None,
+    beta: Float[Tensor, "B T H"],
+    *,
+    initial_state: Float[Tensor, "B H K V"] | None = None,
+    scale: float | None = None,
+    backend: str = "chunked",
+    chunk_size: int | None = None,
+) -> tuple[Float[Tensor, "B T H V"] | None, Float[Tensor, "B H K V"]]:
+    """As `gated_delta_rule` without decay: `g` stands in the signature so that the rules interchange; it is not read."""
+    return _run(q, k, v, None, beta, initial_state, scale, backend, chunk_size, erase=True)
+
+
+def hebbian_rule(
+    q: Float[Tensor, "B T H K"] | None,
+    k: Float[Tensor, "B T H K"],
+    v: Float[Tensor, "B T H V"],
+    g: Float[Tensor, "B T H"],
+    beta: Float[Tensor, "B T H"],
+    *,
+    initial_state: Float[Tensor, "B H K V"] | None = None,
+    scale: float | None = None,
+    backend: str = "chunked",
+    chunk_size: int | None = None,
+) -> tuple[Float[Tensor, "B T H V"] | None, Float[Tensor, "B H K V"]]:
+    """As `gated_delta_rule` without taking anything away first (paper equation 3, Mamba-2 like)."""
+    return _run(q, k, v, g, beta, initial_state, scale, backend, chunk_size, erase=False)

@@ -1,0 +1,183 @@
+"""Sleep: N passes over a full window, the result in fast weights, then the window is forgotten (paper Algorithm 1).
+
+    wake      one ordinary forward pass over new tokens; that is also pass 1 of the sleep to come
+    sleep     when the window is full: the other N − 1 passes over it, then evict
+    evict     clear the cache; only fast weights go on (under sliding eviction the newest L − 1 tokens stay too)
+
+`read` drives them over a text that arrives in pieces, `rollout` over a training batch with labels. Both are the same
+functions in the same order, so training, evaluation and generation cannot disagree.
+
+The model is known only through `SleepingModel`. Shapes: B batch, T tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from jaxtyping import Bool, Float, Int
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
+
+from reverie.errors import UserError
+from reverie.model import Eviction, State, evict
+
+
+class SleepConfig(BaseModel):
+    """When and how long a model sleeps."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    window_size: int = Field(ge=1, description="L, tokens awake before sleep")
+    num_sleep_passes: int = Field(default=1, ge=1, description="N; 1 is the ordinary hybrid")
+    looped_blocks: tuple[int, int] | None = Field(default=None, description="blocks [a, b) that a pass runs; all if absent")
+    eviction: Eviction = "hard"
+
+    @model_validator(mode="after")
+    def _range(self) -> SleepConfig:
+        if self.looped_blocks is not None and not 0 <= self.looped_blocks[0] < self.looped_blocks[1]:
+            raise ValueError(f"looped_blocks must be [a, b] with 0 <= a < b, got {list(self.looped_blocks)}")
+        return self
+
+
+class SleepingModel(Protocol):
+    """What a model must offer to sleep; `HybridLM` documents the calls."""
+
+    @property
+    def num_blocks(self) -> int: ...
+    @property
+    def fast_weight_blocks(self) -> Sequence[int]: ...
+    def embed(self, tokens: Tensor) -> Tensor: ...
+    def blocks(
+        self, h: Tensor, state: State, start: int, stop: int, *, span: int, output: bool = True
+    ) -> tuple[Tensor, State]: ...
+    def head(self, h: Tensor) -> Tensor: ...
+
+
+class Context(NamedTuple):
+    """What a model knows between two calls."""
+
+    state: State  # after the newest token
+    window_start: State  # as this window found it
+    window: tuple[Tensor, ...] = ()  # h [B, T, D] behind the looped blocks, pass 1, for this window's tokens
+    length: int = 0  # tokens in this window
+
+    @classmethod
+    def empty(cls, model: SleepingModel) -> Context:
+        state = State.empty(model.num_blocks)
+        return cls(state, state)
+
+
+class Plan(NamedTuple):
+    """Which blocks run when, for one model and one `SleepConfig`."""
+
+    passes: int  # N, or 1 where no pass could leave anything behind
+    a: int  # the looped blocks are [a, b)
+    b: int
+    kept: int  # blocks from here on leave nothing behind that outlives the window
+
+
+def plan(model: SleepingModel, config: SleepConfig) -> Plan:
+    """Raises UserError where `looped_blocks` does not fit the model."""
+    a, b = config.looped_blocks or (0, model.num_blocks)
+    if b > model.num_blocks:
+        raise UserError(f"looped_blocks [{a}, {b}] must end at or before {model.num_blocks}, the number of blocks")
+    kept = model.num_blocks if config.eviction == "sliding" else max(model.fast_weight_blocks, default=-1) + 1
+    return Plan(config.num_sleep_passes if kept > a else 1, a, b, kept)
+
+
+def wake(
+    model: SleepingModel, tokens: Int[Tensor, "B T"], context: Context, config: SleepConfig, *, output: bool = True
+) -> tuple[Float[Tensor, "B T D"], Context]:
+    """One ordinary forward pass over tokens that fit into the window.
+
+    Without `output` nobody reads h: the window is going to be slept over, and what sleep will redo is left out.
+
+    Returns h [B, T, D], ready for `model.head`, and the context with the tokens appended.
+    """
+    if context.length + tokens.shape[1] > config.window_size:
+        raise UserError(f"{tokens.shape[1]} tokens do not fit behind {context.length} in a window of {config.window_size}")
+    N, _, b, kept = plan(model, config)
+    span = config.window_size
+    h, state, window = model.embed(tokens), context.state, context.window
+    done = 0
+    if N > 1:
+        h, state = model.blocks(h, state, 0, b, span=span)
+        window, done = (*window, h), b
+    if output:
+        h, state = model.blocks(h, state, done, model.num_blocks, span=span)
+    elif N == 1:
+        h, state = model.blocks(h, state, 0, kept, span=span, output=False)
+    return h, context._replace(state=state, window=window, length=context.length + tokens.shape[1])
+
+
+def sleep(model: SleepingModel, context: Context, config: SleepConfig) -> Context:
+    """Passes 2 … N over the window, from pass 1's h and fast weights, then eviction.
+
+    Each pass has a cache of its own: it sees what eviction kept of earlier windows, and nothing of the pass before but
+    h and the fast weights. The blocks behind the loop run once, on the last h, as if pass 1 had not touched them.
+    """
+    N, a, b, kept = plan(model, config)
+    span = config.window_size
+    state, before = context.state, context.window_start
+    if N > 1 and context.length:
+        h = torch.cat(context.window, dim=1)
+        for n in range(2, N + 1):
+            read = n < N or b < kept  # who reads this pass's h: the next pass, or the blocks behind the loop
+            begin = State(state.fast_weights, before.cache)
+            h, passed = model.blocks(h, begin, a, b if read else min(b, kept), span=span, output=read)
+            state = state.splice(passed, a, b)
+        state = state.splice(before, b, model.num_blocks)
+        _, state = model.blocks(h, state, b, kept, span=span, output=False)
+    state = evict(state, config.eviction, config.window_size)
+    return Context(state, state)
+
+
+def forget(context: Context, config: SleepConfig) -> Context:
+    """Evict without sleep: the end of a window that was only predicted in."""
+    state = evict(context.state, config.eviction, config.window_size)
+    return Context(state, state)
+
+
+def read(
+    model: SleepingModel, tokens: Int[Tensor, "B T"], context: Context, config: SleepConfig
+) -> tuple[Float[Tensor, "B T vocab"], Context]:
+    """Go on with a text, in pieces of any size; sleeps whenever the window is full."""
+    logits = []
+    while tokens.shape[1]:
+        room = config.window_size - context.length
+        h, context = wake(model, tokens[:, :room], context, config)
+        logits.append(model.head(h))
+        if context.length == config.window_size:
+            context = sleep(model, context, config)
+        tokens = tokens[:, room:]
+    return torch.cat(logits, dim=1), context
+
+
+def rollout(
+    model: SleepingModel, tokens: Int[Tensor, "B T"], loss_mask: Bool[Tensor, "B T"], config: SleepConfig
+) -> tuple[Float[Tensor, "scored vocab"], Context]:
+    """Algorithm 1: sleep over windows without labels, predict in windows with labels.
+
+    A window counts as labelled if any row of the batch has a label in it.
+
+    Returns the logits of the labelled positions, in the order of `tokens[loss_mask]`, and the context at the end.
+    """
+    context, scored, places = Context.empty(model), [], []
+    for start in range(0, tokens.shape[1], config.window_size):
+        window = slice(start, start + config.window_size)
+        mask = loss_mask[:, window]
+        labelled = bool(mask.any())
+        h, context = wake(model, tokens[:, window], context, config, output=labelled)
+        if labelled:
+            rows, columns = mask.nonzero(as_tuple=True)
+            scored.append(h[rows, columns])
+            places.append(rows * tokens.shape[1] + columns + start)
+            context = forget(context, config)
+        else:
+            context = sleep(model, context, config)
+    if not scored:
+        raise UserError("no position is labelled: loss_mask must be true somewhere")
+    order = torch.cat(places).argsort()
+    return model.head(torch.cat(scored)[order]), context

@@ -1,0 +1,221 @@
+"""What every synthetic task hands to training and evaluation: batches that depend on a seed alone, and their score."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Split = Literal["train", "test"]
+
+_STREAMS: dict[Split, int] = {"train": 0, "test": 1}
+
+
+class Batch(NamedTuple):
+    """B examples of T tokens; all fields are [B, T]. A position answers a question where `loss_mask` is true."""
+
+    tokens: Tensor  # int64: the input
+    targets: Tensor  # int64: what the output at this position must be; 0 where unscored
+    loss_mask: Tensor  # bool: the scored positions
+    depth: Tensor  # int64: hops k or rollout steps t of the question answered here; 0 where unscored
+    question: Tensor  # int64: index of that question within its example; -1 where unscored
+
+
+class Section(NamedTuple):
+    """A named stretch of the sequence, for printing examples."""
+
+    name: str
+    length: int
+
+
+class Task(Protocol):
+    """A synthetic task: data without end, each example fixed by (split, seed, step, its index in the step)."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def sequence_length(self) -> int:
+        """T, the same for every example."""
+        ...
+
+    def batch(self, split: Split, seed: int, step: int, examples: range) -> Batch:
+        """The examples with these indices of one step's batch, in this order."""
+        ...
+
+    def chance(self) -> dict[int, float]:
+        """By depth: accuracy per question of the best guesser that has not read the context."""
+        ...
+
+    def chance_exact(self) -> float:
+        """How often that guesser has all questions of an example right."""
+        ...
+
+    def token_names(self) -> list[str]:
+        """What to print for each token id; `vocab_size` entries."""
+        ...
+
+    def sections(self) -> list[Section]:
+        """The parts of the sequence, first to last; their lengths sum to `sequence_length`."""
+        ...
+
+
+def draw(split: Split, seed: int, step: int, examples: range, words: int) -> np.ndarray:
+    """Random 64-bit words, uint64 [len(examples), words]; a row depends on (split, seed, step, example) alone.
+
+    Philox is counter-based: (seed, step, split) is its key, and every example owns a fixed stretch of the counter. So
+    neither order, nor how a batch is cut, nor the number of processes can change an example.
+    """
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"seed is {seed}, it must be in 0..2**64-1")
+    if not 0 <= step < 2**62:
+        raise ValueError(f"step is {step}, it must be in 0..2**62-1")
+    if not examples:
+        return np.empty((0, words), dtype=np.uint64)
+    first, last = min(examples), max(examples)
+    if first < 0:
+        raise ValueError(f"examples starts at {first}, indices of examples must not be negative")
+    blocks = -(-words // 4)  # one step of the counter yields four words
+    key = np.array([seed, step * len(_STREAMS) + _STREAMS[split]], dtype=np.uint64)
+    source = np.random.Philox(key=key, counter=first * blocks)
+    rows = source.random_raw((last - first + 1) * blocks * 4).reshape(-1, blocks * 4)[:, :words]
+    return rows if examples.step == 1 else rows[np.asarray(examples) - first]
+
+
+def uniform(words: np.ndarray) -> np.ndarray:
+    """Uniform floats in [0, 1) from random 64-bit words, same shape."""
+    return (words >> np.uint64(11)) * 2.0**-53
+
+
+def as_batch(tokens: np.ndarray, targets: np.ndarray, depth: np.ndarray, question: np.ndarray) -> Batch:
+    """int64 arrays [B, T] to a `Batch`; scored is where `question` is not -1."""
+    tensors = [torch.from_numpy(np.ascontiguousarray(a, dtype=np.int64)) for a in (tokens, targets, depth, question)]
+    return Batch(tensors[0], tensors[1], tensors[3] >= 0, tensors[2], tensors[3])
+
+
+@dataclass(frozen=True)
+class DepthScore:
+    """Counts for the questions of one depth; the loss is a sum over tokens, in the unit of the loss given."""
+
+    questions: int = 0
+    questions_correct: int = 0
+    tokens: int = 0
+    loss_sum: float = 0.0
+
+    def __add__(self, other: DepthScore) -> DepthScore:
+        return DepthScore(
+            self.questions + other.questions,
+            self.questions_correct + other.questions_correct,
+            self.tokens + other.tokens,
+            self.loss_sum + other.loss_sum,
+        )
+
+
+@dataclass(frozen=True)
+class Score:
+    """Sums and counts, so that the scores of several batches add up: `a + b`, or `sum(scores, Score())`."""
+
+    examples: int = 0
+    examples_correct: int = 0
+    tokens_correct: int = 0
+    by_depth: dict[int, DepthScore] = field(default_factory=dict)
+
+    def __add__(self, other: Score) -> Score:
+        depths = sorted(self.by_depth.keys() | other.by_depth.keys())
+        none = DepthScore()
+        return Score(
+            self.examples + other.examples,
+            self.examples_correct + other.examples_correct,
+            self.tokens_correct + other.tokens_correct,
+            {d: self.by_depth.get(d, none) + other.by_depth.get(d, none) for d in depths},
+        )
+
+    @property
+    def total(self) -> DepthScore:
+        """All depths together."""
+        return sum(self.by_depth.values(), DepthScore())
+
+    @property
+    def token_accuracy(self) -> float:
+        """Share of scored tokens that are right (per bit, in Rule 110)."""
+        return _share(self.tokens_correct, self.total.tokens)
+
+    @property
+    def question_accuracy(self) -> float:
+        """Share of questions all of whose tokens are right."""
+        return _share(self.total.questions_correct, self.total.questions)
+
+    @property
+    def exact_accuracy(self) -> float:
+        """Share of examples all of whose questions are right."""
+        return _share(self.examples_correct, self.examples)
+
+    @property
+    def loss(self) -> float:
+        """Mean over scored tokens."""
+        return _share(self.total.loss_sum, self.total.tokens)
+
+    def summary(self) -> dict[str, Any]:
+        """The means, ready for JSON (depths are strings)."""
+        return {
+            "loss": self.loss,
+            "token_accuracy": self.token_accuracy,
+            "question_accuracy": self.question_accuracy,
+            "exact_accuracy": self.exact_accuracy,
+            "examples": self.examples,
+            "by_depth": {
+                str(depth): {
+                    "accuracy": _share(part.questions_correct, part.questions),
+                    "loss": _share(part.loss_sum, part.tokens),
+                    "questions": part.questions,
+                }
+                for depth, part in self.by_depth.items()
+            },
+        }
+
+
+def _share(part: float, whole: int) -> float:
+    if whole == 0:
+        raise ValueError("the score holds no question, so it has no mean; score a batch with scored positions first")
+    return part / whole
+
+
+def score(batch: Batch, correct: Tensor, loss: Tensor) -> Score:
+    """Score a batch from `correct` [B, T] bool and `loss` [B, T] float; only scored positions are read.
+
+    A question is right when all its tokens are, an example when all its questions are. Examples without a question
+    are not counted.
+    """
+    if correct.shape != batch.tokens.shape or loss.shape != batch.tokens.shape:
+        shapes = f"{list(correct.shape)} and {list(loss.shape)}"
+        raise ValueError(f"correct and loss have shapes {shapes}, both must be {list(batch.tokens.shape)} like tokens")
+    mask = batch.loss_mask
+    if not mask.any():
+        return Score()
+    right, depth = correct[mask].bool().cpu(), batch.depth[mask].cpu()
+    losses = loss[mask].detach().double().cpu()
+    row, question = mask.nonzero()[:, 0].cpu(), batch.question[mask].cpu()
+
+    # A question is a pair (row, index); `at` numbers the pairs that occur.
+    pairs, at = torch.unique(row * (question.max() + 1) + question, return_inverse=True)
+    question_right = torch.ones(len(pairs), dtype=torch.bool).index_put_((at[~right],), torch.tensor(False))
+    question_depth = torch.zeros(len(pairs), dtype=torch.int64).index_put_((at,), depth)
+    by_depth = {}
+    for d in depth.unique().tolist():
+        asked = question_depth == d
+        by_depth[d] = DepthScore(
+            questions=int(asked.sum()),
+            questions_correct=int(question_right[asked].sum()),
+            tokens=int((depth == d).sum()),
+            loss_sum=float(losses[depth == d].sum()),
+        )
+    asked_rows = row.unique()
+    return Score(
+        examples=len(asked_rows),
+        examples_correct=len(asked_rows) - len(row[~right].unique()),
+        tokens_correct=int(right.sum()),
+        by_depth=by_depth,
+    )
