@@ -188,7 +188,7 @@ class Depo(BaseModel):
     def _cycle(self, names: np.ndarray, nodes: np.ndarray, order: np.ndarray) -> np.ndarray:
         """The edges (p, p+1) in the given order, spelled and left-padded: [B, cycle_length]."""
         words = np.stack([np.take_along_axis(names, at, axis=1) for at in (order, (order + 1) % nodes)], axis=2)
-        slots = self._spelling[words].reshape(len(words), -1)
+        slots = self._spelling[words].reshape(len(words), self.cycle_length)
         shown = (slots >= 0) & (np.arange(self.cycle_length) < nodes * 2 * self.max_name_tokens)
         before = np.cumsum(shown, axis=1) - shown
         padding = self.cycle_length - shown.sum(axis=1, keepdims=True)
@@ -207,12 +207,12 @@ class Depo(BaseModel):
         is_answer = (slots >= 0) & (column >= 0) & (column < self.max_name_tokens)
         shown = (slots >= 0) & (self.reveal_answers | ~is_answer)
 
-        flat, is_answer, shown = (a.reshape(len(hops), -1) for a in (slots, is_answer, shown))
+        of_slot = np.arange(self.num_queries).repeat(slots.shape[2])
+        flat, is_answer, shown = (a.reshape(len(hops), of_slot.size) for a in (slots, is_answer, shown))
         before = np.cumsum(shown, axis=1) - shown
         length = self.num_queries * self.query_length
         tokens = _place(flat, before, shown, length, _PAD)
-        # An answer token is read where the token before it stands, whether or not it is shown itself.
-        of_slot = np.arange(self.num_queries).repeat(slots.shape[2])
+        # An answer token is the target where the token before it stands, whether or not it is shown itself.
         targets = _place(flat, before - 1, is_answer, length, 0)
         depth = _place(hops[:, of_slot], before - 1, is_answer, length, 0)
         question = _place(np.broadcast_to(of_slot, flat.shape), before - 1, is_answer, length, -1)

@@ -73,7 +73,7 @@ class Rule110(BaseModel):
         windows = bits.astype(np.int64)  # [B, num_states, width]
         if self._shows_steps:
             windows = np.concatenate([_FIRST_STEPS_TOKEN + (steps - low)[..., None], windows], axis=-1)
-        context = windows.reshape(len(labels), -1)
+        context = windows.reshape(len(labels), self.num_states * self.context_window)
         query = np.full_like(labels[:, :1], _QUERY)
         blank = np.zeros_like(context)
         return as_batch(

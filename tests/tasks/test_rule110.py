@@ -2,15 +2,16 @@
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from reverie.tasks import Rule110
+from reverie.tasks import Rule110, Split
 from reverie.tasks.rule110 import evolve, ones_share
 
 # The rule's number in binary, by neighbourhood from 111 down to 000.
-TABLE = dict(zip(("111", "110", "101", "100", "011", "010", "001", "000"), "01101110", strict=True))
+TABLE: dict[str, str] = dict(zip(("111", "110", "101", "100", "011", "010", "001", "000"), "01101110", strict=True))
 
 
 def step(state: str) -> str:
@@ -95,13 +96,13 @@ def test_range_of_steps_is_shown_and_uniform() -> None:
 def test_bits_of_a_state_are_fair_and_unrelated() -> None:
     bits = Rule110(rollout_steps=4).batch("train", 0, 0, range(4000)).tokens[:, :96].double()
     assert (bits.mean(dim=0) - 0.5).abs().max() < 0.04
-    correlation = bits.T.corrcoef() - np.eye(96)
+    correlation = bits.T.corrcoef() - torch.eye(96)
     assert correlation.abs().max() < 0.09
 
 
 class TestHeldOut:
-    def seen(self, task: Rule110, split: str) -> set[str]:
-        tokens = task.batch(split, 5, 0, range(3000)).tokens.tolist()  # type: ignore[arg-type]
+    def seen(self, task: Rule110, split: Split) -> set[str]:
+        tokens = task.batch(split, 5, 0, range(3000)).tokens.tolist()
         return {state for row in tokens for state, _ in read(task, row)}
 
     @pytest.mark.parametrize(("fraction", "width"), [(0.25, 8), (0.5, 9), (0.9, 6)])
