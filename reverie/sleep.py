@@ -31,7 +31,9 @@ class SleepConfig(BaseModel):
 
     window_size: int = Field(ge=1, description="L, tokens awake before sleep")
     num_sleep_passes: int = Field(default=1, ge=1, description="N; 1 is the ordinary hybrid")
-    looped_blocks: tuple[int, int] | None = Field(default=None, description="blocks [a, b) that a pass runs; all if absent")
+    looped_blocks: tuple[int, int] | None = Field(
+        default=None, description="blocks [a, b) that a pass runs; all if absent"
+    )
     eviction: Eviction = "hard"
 
     @model_validator(mode="after")
@@ -97,7 +99,9 @@ def wake(
     Returns h [B, T, D], ready for `model.head`, and the context with the tokens appended.
     """
     if context.length + tokens.shape[1] > config.window_size:
-        raise UserError(f"{tokens.shape[1]} tokens do not fit behind {context.length} in a window of {config.window_size}")
+        raise UserError(
+            f"{tokens.shape[1]} tokens do not fit behind {context.length} in a window of {config.window_size}"
+        )
     N, _, b, kept = plan(model, config)
     span = config.window_size
     h, state, window = model.embed(tokens), context.state, context.window

@@ -5,5 +5,13 @@ from reverie.model.hybrid import HybridLM, count_parameters, new_model
 from reverie.model.state import ConvTail, Eviction, KVCache, State, evict
 
 __all__ = [
-    "ConvTail", "Eviction", "HybridConfig", "HybridLM", "KVCache", "State", "count_parameters", "evict", "new_model",
+    "ConvTail",
+    "Eviction",
+    "HybridConfig",
+    "HybridLM",
+    "KVCache",
+    "State",
+    "count_parameters",
+    "evict",
+    "new_model",
 ]

@@ -8,8 +8,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from reverie.model.config import HybridConfig
+from reverie.model.fused import rms_norm
 from reverie.model.rotary import rotate
 from reverie.model.state import KVCache
+
+QK_GAIN = 1.5  # where the heads' own gain starts
 
 
 class Attention(nn.Module):
@@ -21,8 +24,9 @@ class Attention(nn.Module):
         self.head_size = config.head_size
         self.rope_base = config.rope_base
         self.qkv_proj = nn.Linear(config.width, (config.num_heads + 2 * config.kv_heads) * self.head_size, bias=False)
-        self.q_norm = nn.RMSNorm(self.head_size, eps=config.norm_eps)
-        self.k_norm = nn.RMSNorm(self.head_size, eps=config.norm_eps)
+        self.norm_eps = config.norm_eps
+        # Normed q and k of size √d give logits of at most √d: too flat for small heads, so each head learns its own.
+        self.q_gain = nn.Parameter(torch.full((config.num_heads, 1), QK_GAIN))
         self.out_proj = nn.Linear(config.num_heads * self.head_size, config.width, bias=False)
 
     def forward(
@@ -41,13 +45,13 @@ class Attention(nn.Module):
         H, Hkv = self.heads
         q, k, v = self.qkv_proj(x).unflatten(-1, (-1, self.head_size)).split([H, Hkv, Hkv], dim=2)
         start = 0 if cache is None else cache.k.shape[1]
-        k = rotate(self.k_norm(k), start, self.rope_base)
+        k = rotate(rms_norm(k, self.norm_eps), start, self.rope_base)
         if cache is not None:
             k, v = torch.cat([cache.k, k], 1), torch.cat([cache.v, v], 1)
         new_cache = KVCache(k, v, self.rope_base)
         if not output:
             return None, None, new_cache
-        q = rotate(self.q_norm(q), start, self.rope_base)
+        q = rotate(rms_norm(q, self.norm_eps) * self.q_gain, start, self.rope_base)
         y = self._attend(q, k, v, span)
         return self.out_proj(y.flatten(-2)), None, new_cache
 

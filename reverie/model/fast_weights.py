@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from reverie import ops
 from reverie.model.config import HybridConfig
+from reverie.model.fused import normalise, rms_norm
 from reverie.model.state import ConvTail
 
 RULES = {"hebbian": ops.hebbian_rule, "delta": ops.delta_rule, "gated_delta": ops.gated_delta_rule}
@@ -34,11 +35,11 @@ class FastWeightMixer(nn.Module):
         self.qkv_proj = nn.Linear(config.width, sum(self.sizes), bias=False)
         self.gate_proj = nn.Linear(config.width, H * V, bias=False)
         self.ab_proj = nn.Linear(config.width, 2 * H, bias=False)
-        # α = exp(−exp(A_log) · softplus(a + dt_bias)): steps log-uniform in 1e-3 … 1e-1, so a fresh memory forgets slowly
+        # α = exp(−exp(A_log) · softplus(a + dt_bias)); steps log-uniform in 1e-3 … 1e-1: a fresh memory forgets slowly
         step = torch.exp(torch.empty(H).uniform_(math.log(1e-3), math.log(1e-1)))
         self.A_log = nn.Parameter(torch.zeros(H))
         self.dt_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))  # softplus⁻¹
-        self.out_norm = nn.RMSNorm(V, eps=config.norm_eps)
+        self.norm_eps = config.norm_eps
         self.out_proj = nn.Linear(H * V, config.width, bias=False)
 
     def mix_qkv(
@@ -61,7 +62,7 @@ class FastWeightMixer(nn.Module):
         Returns y [B, T, D] (None without `output`), the new fast weights in float32, and the convolution's tail.
         """
         q, k, v, tail = self.mix_qkv(x, cache)
-        q, k = (F.normalize(y.unflatten(-1, (self.heads, -1)), dim=-1) for y in (q, k))
+        q, k = (normalise(y.unflatten(-1, (self.heads, -1)), 1.0) for y in (q, k))
         v = v.unflatten(-1, (self.heads, -1))
         a, b = self.ab_proj(x).float().chunk(2, dim=-1)
         g = -self.A_log.exp() * F.softplus(a + self.dt_bias)
@@ -70,7 +71,7 @@ class FastWeightMixer(nn.Module):
         )
         if o is None:
             return None, new_fast_weights, tail
-        gated = self.out_norm(o).flatten(-2) * F.silu(self.gate_proj(x))
+        gated = rms_norm(o, self.norm_eps).flatten(-2) * F.silu(self.gate_proj(x))
         return self.out_proj(gated), new_fast_weights, tail
 
 

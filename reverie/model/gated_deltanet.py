@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reverie.model.config import HybridConfig
 from reverie.model.fast_weights import FastWeightMixer, with_tail
+from reverie.model.fused import causal_conv_silu
 from reverie.model.state import ConvTail
 
 
@@ -19,10 +19,5 @@ class GatedDeltaNet(FastWeightMixer):
 
     def mix_qkv(self, x: Tensor, tail: ConvTail | None) -> tuple[Tensor, Tensor, Tensor, ConvTail]:
         extended, tail = with_tail(self.qkv_proj(x), tail, self.conv_size)
-        T = x.shape[1]
-        # A sum of shifted products: on CPU several times faster than conv1d with groups = channels.
-        mixed = extended[:, :T] * self.conv_weight[0]
-        for i in range(1, self.conv_size):
-            mixed = torch.addcmul(mixed, extended[:, i : i + T], self.conv_weight[i])
-        q, k, v = F.silu(mixed).split(self.sizes, dim=-1)
+        q, k, v = causal_conv_silu(extended, self.conv_weight).split(self.sizes, dim=-1)
         return q, k, v, tail

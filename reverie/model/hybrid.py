@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from reverie.model.attention import Attention
 from reverie.model.config import HybridConfig
+from reverie.model.fused import rms_norm
 from reverie.model.gated_deltanet import GatedDeltaNet
 from reverie.model.jet import JetLayer
 from reverie.model.mlp import SwiGLU
@@ -23,9 +24,7 @@ class Block(nn.Module):
 
     def __init__(self, config: HybridConfig, kind: str) -> None:
         super().__init__()
-        self.mixer_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.mixer = MIXERS[kind](config)
-        self.mlp_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.mlp = SwiGLU(config)
 
 
@@ -40,7 +39,6 @@ class HybridLM(nn.Module):
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Block(config, kind) for kind in config.layers)
-        self.final_norm = nn.RMSNorm(config.width, eps=config.norm_eps)
         self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
         self._initialise()
 
@@ -90,21 +88,19 @@ class HybridLM(nn.Module):
             assert isinstance(block, Block)
             read = output or i < stop - 1
             y, fast_weights[i], cache[i] = block.mixer(
-                block.mixer_norm(h), fast_weights[i], cache[i], span=span, output=read
+                rms_norm(h, self.config.norm_eps), fast_weights[i], cache[i], span=span, output=read
             )
             if read:
                 h = h + y
-                h = h + block.mlp(block.mlp_norm(h))
+                h = h + block.mlp(rms_norm(h, self.config.norm_eps))
         return h, State(tuple(fast_weights), tuple(cache))
 
     def head(self, h: Float[Tensor, "... D"]) -> Float[Tensor, "... vocab"]:
-        return self.lm_head(self.final_norm(h))
+        return self.lm_head(rms_norm(h, self.config.norm_eps))
 
     def forward(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T vocab"]:
         """Logits of one ordinary forward pass over the whole text: no windows, no sleep."""
-        h, _ = self.blocks(
-            self.embed(tokens), State.empty(self.num_blocks), 0, self.num_blocks, span=tokens.shape[1]
-        )
+        h, _ = self.blocks(self.embed(tokens), State.empty(self.num_blocks), 0, self.num_blocks, span=tokens.shape[1])
         return self.head(h)
 
 

@@ -1,4 +1,4 @@
-"""Jet layer (Jet-Nemotron, arXiv 2508.15884): a dynamic convolution on v alone; q and k have SiLU but no convolution."""
+"""Jet layer (Jet-Nemotron, arXiv 2508.15884): a dynamic convolution on v alone; q and k have only SiLU."""
 
 from __future__ import annotations
 

@@ -68,9 +68,9 @@ def recurrence(
         A = (beta * k) @ k.transpose(-1, -2)
         A = A if between is None else A * between
         # unitriangular: the diagonal of A is not read, nor what is above
-        w, w_S = torch.linalg.solve_triangular(
-            A, torch.cat([w, w_S], -1), upper=False, unitriangular=True
-        ).split([v.shape[-1], K], dim=-1)
+        w, w_S = torch.linalg.solve_triangular(A, torch.cat([w, w_S], -1), upper=False, unitriangular=True).split(
+            [v.shape[-1], K], dim=-1
+        )
     q_S, M = None, None  # o = q_S S₀ + M w
     if q is not None:
         q_S = chunks(q * scale)

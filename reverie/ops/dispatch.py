@@ -1,9 +1,9 @@
 """The three update rules under one signature, on a backend asked for by name.
 
-    "chunked"    parallel form in plain torch, any device (the default)
-    "reference"  token by token: the specification
-    "fla"        the kernels of flash-linear-attention; needs CUDA and `pip install reverie[fla]`
-    "auto"       "fla" for CUDA tensors where it is installed, else "chunked"; logs its choice once
+"chunked"    parallel form in plain torch, any device (the default)
+"reference"  token by token: the specification
+"fla"        the kernels of flash-linear-attention; needs CUDA and `pip install reverie[fla]`
+"auto"       "fla" for CUDA tensors where it is installed, else "chunked"; logs its choice once
 """
 
 from __future__ import annotations
@@ -51,17 +51,19 @@ def _run(
         raise UserError("the update rules need at least one token, got T = 0")
     if backend == "auto":
         backend = _choose(k.device.type)
-    return _RECURRENCES[backend](
-        q,
-        k,
-        v,
-        g,
-        beta,
-        initial_state=initial_state,
-        scale=k.shape[-1] ** -0.5 if scale is None else scale,
-        erase=erase,
-        chunk_size=chunk_size,
-    )
+    # Under autocast the products inside would fall to bfloat16, and the memory with them.
+    with torch.autocast(k.device.type, enabled=False):
+        return _RECURRENCES[backend](
+            q,
+            k,
+            v,
+            g,
+            beta,
+            initial_state=initial_state,
+            scale=k.shape[-1] ** -0.5 if scale is None else scale,
+            erase=erase,
+            chunk_size=chunk_size,
+        )
 
 
 def gated_delta_rule(
@@ -111,7 +113,7 @@ def delta_rule(
     backend: str = "chunked",
     chunk_size: int | None = None,
 ) -> tuple[Float[Tensor, "B T H V"] | None, Float[Tensor, "B H K V"]]:
-    """As `gated_delta_rule` without decay: `g` stands in the signature so that the rules interchange; it is not read."""
+    """As `gated_delta_rule` without decay: `g` is there so that the rules interchange, and is not read."""
     return _run(q, k, v, None, beta, initial_state, scale, backend, chunk_size, erase=True)
 
 

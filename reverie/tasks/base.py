@@ -42,8 +42,15 @@ class Task(Protocol):
         """T, the same for every example."""
         ...
 
-    def batch(self, split: Split, seed: int, step: int, examples: range) -> Batch:
-        """The examples with these indices of one step's batch, in this order."""
+    def batch(self, split: Split, seed: int, step: int, examples: range, max_depth: int | None = None) -> Batch:
+        """The examples with these indices of one step's batch, in this order.
+
+        With `max_depth` training asks no deeper questions than that (a curriculum); the test split knows no limit.
+        """
+        ...
+
+    def depths(self) -> range:
+        """The depths that training asks for, shallowest first."""
         ...
 
     def chance(self) -> dict[int, float]:

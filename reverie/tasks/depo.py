@@ -83,8 +83,11 @@ class Depo(BaseModel):
     def sequence_length(self) -> int:
         return self.cycle_length + self.num_queries * self.query_length
 
-    def batch(self, split: Split, seed: int, step: int, examples: range) -> Batch:
-        """Examples as a `Batch` [B, cycle_length + num_queries * query_length]; question i is query i."""
+    def batch(self, split: Split, seed: int, step: int, examples: range, max_depth: int | None = None) -> Batch:
+        """Examples as a `Batch` [B, cycle_length + num_queries * query_length]; question i is query i.
+
+        In training, `max_depth` draws k from 1..max_depth only.
+        """
         sizes = [1, self._num_words, self.max_nodes, self.max_nodes, self.num_queries, self.num_queries, 1]
         words = draw(split, seed, step, examples, sum(sizes))
         of_nodes, of_names, of_ring, of_edges, of_x, of_hops, of_start = np.split(
@@ -93,7 +96,7 @@ class Depo(BaseModel):
         nodes = self._nodes(split, of_nodes)  # n [B, 1]
         names = self._names(of_names, of_ring, nodes)  # word of the p-th node along the cycle [B, max_nodes]
         x = (of_x * nodes).astype(np.int64)  # [B, num_queries], positions along the cycle
-        hops = self._hops(split, of_hops, of_start)
+        hops = self._hops(split, of_hops, of_start, min(max_depth or self.max_hops, self.max_hops))
 
         cycle = self._cycle(names, nodes, _shuffled(of_edges, nodes))
         word_x, word_answer = (np.take_along_axis(names, at, axis=1) for at in (x, (x + hops) % nodes))
@@ -105,6 +108,9 @@ class Depo(BaseModel):
             depth=np.concatenate([blank, depth], axis=1),
             question=np.concatenate([blank - 1, question], axis=1),
         )
+
+    def depths(self) -> range:
+        return range(1, self.max_hops + 1)
 
     def chance(self) -> dict[int, float]:
         """By k in 1..max_hops, in tests: the best guess from x and k alone, which is x itself if k is a multiple of n.
@@ -178,10 +184,10 @@ class Depo(BaseModel):
         arrived = np.take_along_axis(first, np.argsort(np.take_along_axis(u, first, axis=1), axis=1), axis=1)
         return np.take_along_axis(arrived, _shuffled(u_ring, nodes), axis=1)
 
-    def _hops(self, split: Split, u: np.ndarray, u_start: np.ndarray) -> np.ndarray:
+    def _hops(self, split: Split, u: np.ndarray, u_start: np.ndarray, max_hops: int) -> np.ndarray:
         """k of each query, [B, num_queries]."""
         if split == "train":
-            return 1 + (u * self.max_hops).astype(np.int64)
+            return 1 + (u * max_hops).astype(np.int64)
         start = (u_start * len(self.test_hops)).astype(np.int64)
         return np.array(self.test_hops)[(start + np.arange(self.num_queries)) % len(self.test_hops)]
 

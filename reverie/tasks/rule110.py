@@ -61,11 +61,16 @@ class Rule110(BaseModel):
     def sequence_length(self) -> int:
         return self.num_states * (self.context_window + 1)
 
-    def batch(self, split: Split, seed: int, step: int, examples: range) -> Batch:
-        """Examples as a `Batch` [B, num_states * (context_window + 1)]; question i asks for state i."""
+    def batch(self, split: Split, seed: int, step: int, examples: range, max_depth: int | None = None) -> Batch:
+        """Examples as a `Batch` [B, num_states * (context_window + 1)]; question i asks for state i.
+
+        In training, `max_depth` cuts a range of t off behind it.
+        """
         words = draw(split, seed, step, examples, 2 * self.num_states)
         states = self._states(split, words[:, : self.num_states])  # [B, num_states]
         low, high = self._steps_range
+        if split == "train" and max_depth is not None:
+            high = min(max(max_depth, low), high)
         steps = low + (words[:, self.num_states :] % np.uint64(high - low + 1)).astype(np.int64)
         labels = (evolve(states, steps, self.width) & np.uint64(1)).astype(np.int64)
 
@@ -82,6 +87,10 @@ class Rule110(BaseModel):
             depth=np.concatenate([blank, steps], axis=1),
             question=np.concatenate([blank - 1, np.arange(self.num_states) + np.zeros_like(labels)], axis=1),
         )
+
+    def depths(self) -> range:
+        low, high = self._steps_range
+        return range(low, high + 1)
 
     def chance(self) -> dict[int, float]:
         """By t: how often the commoner value of the label is right."""

@@ -1,0 +1,408 @@
+"""Result cards: what a run, or a comparison of runs, has found, as JSON. Figures and quoted numbers come from them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, ValidationError
+from typing_extensions import TypedDict
+
+from reverie.errors import UserError
+from reverie.files import write_atomic
+
+ModelKind = Literal["transformer", "hybrid", "sleep"]
+Metric = Literal["question", "exact"]
+
+_DEPTH_NAMES = {"rule110": "rollout steps t", "depo": "hops k", "gsm_infinite": "operations"}
+_SIGNIFICANT_DIGITS = 5
+_LINE_WIDTH = 120
+
+
+class _DepthSummary(TypedDict):
+    accuracy: float
+    loss: float
+    questions: int
+
+
+class _Summary(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # a richer score must not lose its run
+    question_accuracy: float
+    exact_accuracy: float
+    by_depth: dict[str, _DepthSummary]
+
+
+# A plain dict, as `Score.summary()` returns it, that is checked for what tables and figures read.
+ScoreSummary = Annotated[dict[str, Any], GetPydanticSchema(lambda _source, handler: handler(_Summary))]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Hardware(_Part):
+    """What a run ran on; nothing that names a person, a host or a folder."""
+
+    cpu: str
+    cores: int
+    threads: int
+    memory_gib: float | None
+    gpu: str | None
+    python: str
+    torch: str
+    platform: str
+
+
+class Chance(_Part):
+    """The best guesser that has not read the context: `Task.chance()` and `Task.chance_exact()`; may hold more depths
+    than were asked."""
+
+    by_depth: dict[str, float]
+    exact: float
+
+
+class CurvePoint(_Part):
+    """One evaluation during training; `train_loss` is the mean since the point before."""
+
+    step: int
+    tokens: int
+    wall_time_s: float
+    train_loss: float
+    score: ScoreSummary
+
+
+class RunCard(_Part):
+    """One training run: one model, one number of sleep passes, one seed."""
+
+    kind: Literal["run"] = "run"
+    name: str
+    model: ModelKind
+    num_sleep_passes: int
+    seed: int
+    recipe: dict[str, Any]
+    commit: str
+    date: str
+    hardware: Hardware
+    wall_time_s: float
+    tokens: int
+    steps: int
+    parameters: int
+    score: ScoreSummary
+    chance: Chance
+    curve: list[CurvePoint]
+
+    @property
+    def label(self) -> str:
+        return _label(self.model, self.num_sleep_passes)
+
+    @property
+    def depths(self) -> list[str]:
+        return _by_number(self.score["by_depth"])
+
+    @property
+    def depth_name(self) -> str:
+        return _depth_name(self.recipe)
+
+
+class DepthResult(_Part):
+    """Accuracy per question at one depth, over seeds."""
+
+    mean: float
+    std: float
+    values: list[float]
+
+
+class Result(_Part):
+    """All seeds of one model at one number of sleep passes.
+
+    `seeds`, `accuracies` and the `values` of each depth are in the same order; `std` is that of a sample, 0 for one.
+    """
+
+    model: ModelKind
+    num_sleep_passes: int
+    seeds: list[int]
+    accuracy: float
+    accuracy_std: float
+    accuracies: list[float]
+    chance: float
+    tokens_per_run: int
+    wall_time_s_per_run: float
+    by_depth: dict[str, DepthResult]
+
+    @property
+    def label(self) -> str:
+        return _label(self.model, self.num_sleep_passes)
+
+
+class ComparisonCard(_Part):
+    """Runs of one task that differ in model, sleep passes and seed.
+
+    `metric` is the accuracy that `Result.accuracy` holds: per question, or all questions of an example right.
+    `recipe` is what all runs share, `hardware` that of the first run, `date` the last run's; tokens and time are sums.
+    """
+
+    kind: Literal["comparison"] = "comparison"
+    name: str
+    metric: Metric
+    recipe: dict[str, Any]
+    commit: str
+    date: str
+    hardware: Hardware
+    seeds: list[int]
+    wall_time_s: float
+    tokens: int
+    chance: Chance
+    results: list[Result] = Field(min_length=1)
+    runs: list[RunCard]
+
+    @property
+    def depths(self) -> list[str]:
+        return _by_number(self.results[0].by_depth)
+
+    @property
+    def depth_name(self) -> str:
+        return _depth_name(self.recipe)
+
+    def runs_of(self, result: Result) -> list[RunCard]:
+        """The runs that `result` sums up, in the order of its seeds."""
+        return [run for run in self.runs if _group(run) == _group(result)]
+
+
+Card = RunCard | ComparisonCard
+
+
+def compare_runs(name: str, metric: Metric, runs: Sequence[RunCard]) -> ComparisonCard:
+    """Group runs by model and sleep passes: the transformer first, then by number of passes.
+
+    Groups may differ in their seeds (a control may need fewer), but not in task, depths or chance.
+    """
+    _require_comparable(runs)
+    runs = sorted(runs, key=lambda run: (_group(run), run.seed))
+    groups: dict[tuple[bool, int, str], list[RunCard]] = {}
+    for run in runs:
+        groups.setdefault(_group(run), []).append(run)
+    return ComparisonCard(
+        name=name,
+        metric=metric,
+        recipe=_shared([run.recipe for run in runs]),
+        commit=", ".join(dict.fromkeys(run.commit for run in runs)),
+        date=max(run.date for run in runs),
+        hardware=runs[0].hardware,
+        seeds=sorted({run.seed for run in runs}),
+        wall_time_s=math.fsum(run.wall_time_s for run in runs),
+        tokens=sum(run.tokens for run in runs),
+        chance=runs[0].chance,
+        results=[_result(group, metric) for group in groups.values()],
+        runs=runs,
+    )
+
+
+def save_card(card: Card, path: str | os.PathLike[str]) -> None:
+    """Write a card in one move; measured floats are rounded to 5 significant digits, the recipe is kept as it is."""
+    write_atomic(path, (_layout(_rounded(card.model_dump(mode="python"))) + "\n").encode())
+
+
+def load_card(path: str | os.PathLike[str]) -> Card:
+    """Read a card that `save_card` wrote."""
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"there is no result card at {path}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not a result card: it is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a result card: it holds no JSON object")
+    kinds: dict[Any, type[Card]] = {"run": RunCard, "comparison": ComparisonCard}
+    kind = content.get("kind")
+    if not isinstance(kind, str) or kind not in kinds:
+        found = f"its kind is {kind!r}" if "kind" in content else "it lacks kind"
+        raise UserError(f"{path} is not a result card: {found}, which must be 'run' or 'comparison'")
+    try:
+        return kinds[kind].model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path} is not a {kind} card: {_first_fault(error)}") from error
+
+
+def hardware() -> Hardware:
+    """This machine, as far as it bears on results and times."""
+    gpus = Counter(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    names = [name if count == 1 else f"{count} × {name}" for name, count in gpus.items()]
+    return Hardware(
+        cpu=_cpu_name(),
+        cores=os.cpu_count() or 1,
+        threads=torch.get_num_threads(),
+        memory_gib=_memory_gib(),
+        gpu=", ".join(names) or None,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        platform=f"{platform.system()} {platform.machine()}",
+    )
+
+
+def commit_id() -> str:
+    """The commit of the checkout this package runs from, `-dirty` if the package differs from it; else "unknown"."""
+    package = Path(__file__).resolve().parent
+    # A package installed below some other repository is not part of it.
+    if _git(package, "rev-parse", "--show-prefix") != f"{package.name}/":
+        return "unknown"
+    commit = _git(package, "rev-parse", "--short=10", "HEAD")
+    if commit is None:
+        return "unknown"
+    return f"{commit}-dirty" if _git(package, "status", "--porcelain", "--", ".") else commit
+
+
+def _label(model: ModelKind, num_sleep_passes: int) -> str:
+    return model if model == "transformer" else f"N = {num_sleep_passes} ({model})"
+
+
+def _depth_name(recipe: dict[str, Any]) -> str:
+    """What "depth" counts in this recipe's task."""
+    task = recipe.get("task")
+    return _DEPTH_NAMES.get(task.get("name", ""), "depth") if isinstance(task, dict) else "depth"
+
+
+def _by_number(depths: Iterable[str]) -> list[str]:
+    return sorted(depths, key=float)
+
+
+def _group(item: RunCard | Result) -> tuple[bool, int, str]:
+    """What runs are grouped by, in the order of groups."""
+    return item.model != "transformer", item.num_sleep_passes, item.model
+
+
+def _require_comparable(runs: Sequence[RunCard]) -> None:
+    if not runs:
+        raise UserError("there is no run to compare")
+    first = runs[0]
+    for run in runs:
+        if _questions(run) != _questions(first):
+            raise UserError(
+                f"{first.name} ({first.label}, seed {first.seed}) and {run.name} ({run.label}, seed {run.seed}) "
+                "cannot be compared: they differ in task, depths or chance"
+            )
+        missing = ", ".join(depth for depth in run.depths if depth not in run.chance.by_depth)
+        if missing:
+            raise UserError(f"{run.name} ({run.label}, seed {run.seed}) has no chance for depth {missing}")
+    (group, seed), count = Counter((run.label, run.seed) for run in runs).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"there are {count} runs of {group} with seed {seed}; give one per seed")
+
+
+def _questions(run: RunCard) -> tuple[Any, ...]:
+    """What must be the same for accuracies to be comparable; a card from a file has rounded chances."""
+    return run.recipe.get("task"), run.depths, _rounded(run.chance.model_dump())
+
+
+def _result(runs: Sequence[RunCard], metric: Metric) -> Result:
+    first = runs[0]
+    accuracies = [float(run.score[f"{metric}_accuracy"]) for run in runs]
+    by_depth = {}
+    for depth in first.depths:
+        values = [float(run.score["by_depth"][depth]["accuracy"]) for run in runs]
+        by_depth[depth] = DepthResult(mean=statistics.fmean(values), std=_std(values), values=values)
+    return Result(
+        model=first.model,
+        num_sleep_passes=first.num_sleep_passes,
+        seeds=[run.seed for run in runs],
+        accuracy=statistics.fmean(accuracies),
+        accuracy_std=_std(accuracies),
+        accuracies=accuracies,
+        chance=_headline_chance(first, metric),
+        tokens_per_run=round(statistics.fmean(run.tokens for run in runs)),
+        wall_time_s_per_run=statistics.fmean(run.wall_time_s for run in runs),
+        by_depth=by_depth,
+    )
+
+
+def _headline_chance(run: RunCard, metric: Metric) -> float:
+    """Per question: the mean over the depths that were asked."""
+    return run.chance.exact if metric == "exact" else statistics.fmean(run.chance.by_depth[d] for d in run.depths)
+
+
+def _std(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _shared(recipes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The entries that are the same in all recipes, at any level."""
+    first, shared = recipes[0], {}
+    for key, value in first.items():
+        others = [recipe.get(key) for recipe in recipes]
+        if all(isinstance(other, dict) for other in others):
+            shared[key] = _shared([other for other in others if isinstance(other, dict)])
+        elif all(key in recipe and recipe[key] == value for recipe in recipes):
+            shared[key] = value
+    return shared
+
+
+def _rounded(value: Any) -> Any:
+    """Floats to 5 significant digits, except in recipes; NaN and infinities as strings, which JSON lacks."""
+    if isinstance(value, float):
+        return float(f"{value:.{_SIGNIFICANT_DIGITS}g}") if math.isfinite(value) else str(value)
+    if isinstance(value, dict):
+        return {key: part if key == "recipe" else _rounded(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_rounded(part) for part in value]
+    return value
+
+
+def _layout(value: Any, indent: int = 0) -> str:
+    """JSON, indented by 1 per level; what fits on a line stays on one."""
+    line = json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, dict | list) or indent + len(line) <= _LINE_WIDTH:
+        return line
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(key, ensure_ascii=False)}: {_layout(part, indent + 1)}" for key, part in value.items()]
+    else:
+        parts = [_layout(part, indent + 1) for part in value]
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    gap = "\n" + " " * (indent + 1)
+    return f"{opening}{gap}{f',{gap}'.join(parts)}\n{' ' * indent}{closing}"
+
+
+def _first_fault(error: ValidationError) -> str:
+    """The missing fields, or else the first field that is wrong, in half a sentence."""
+    faults = error.errors(include_url=False)
+    missing = [".".join(map(str, fault["loc"])) for fault in faults if fault["type"] == "missing"]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        return f"it lacks {', '.join(missing[:3])}{more}"
+    field = ".".join(map(str, faults[0]["loc"]))
+    if faults[0]["type"] == "extra_forbidden":
+        return f"it has an unknown field {field}"
+    return f"{field}: {faults[0]['msg'][:1].lower()}{faults[0]['msg'][1:]}"
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next((name for name in names if name), platform.processor() or platform.machine() or "unknown")
+
+
+def _memory_gib() -> float | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (AttributeError, ValueError, OSError):  # not on every system
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

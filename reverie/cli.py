@@ -1,0 +1,194 @@
+"""The command line: parses and calls; no logic."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.console import Console
+
+from reverie.card import ComparisonCard, RunCard
+from reverie.compare import FIGURE_NAME, Run, compare, plan_runs
+from reverie.errors import UserError
+from reverie.plots import plot_cards
+from reverie.progress import RunDisplay
+from reverie.recipe import Recipe, load_recipe
+from reverie.show import show_example
+from reverie.tables import comparison_table, run_table
+from reverie.tasks import TASKS
+from reverie.train.loop import evaluate_run, train
+from reverie.train.worker import Event
+
+app = typer.Typer(
+    help="Language models that sleep: they consolidate a full context window into fast weights.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+tasks_app = typer.Typer(help="Look at the tasks.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(tasks_app, name="tasks")
+
+out_console = Console()
+err_console = Console(stderr=True)  # progress, so that --json leaves stdout to the result
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A shipped recipe such as depo/nano, or a .toml file.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. sleep.num_sleep_passes=4.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")]
+
+
+@app.command("train")
+def train_command(
+    recipe: RecipeName,
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/RECIPE if absent.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the folder.")] = False,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Train one model by a recipe; leaves checkpoint, TensorBoard curves and a result card."""
+    resolved = load_recipe(recipe, overrides or [])
+    folder = out or Path("runs") / resolved.name
+    with RunDisplay(err_console) as display:
+        card = train(
+            resolved,
+            folder,
+            resume=resume,
+            device=_device(device),
+            report=lambda progress, loss: display.update(resolved.name, Event.of(resolved, progress, loss)),
+        )
+    _print_card(card, as_json)
+    err_console.print(f"run in {folder}")
+
+
+@app.command("eval")
+def eval_command(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
+    passes: Annotated[int | None, typer.Option(help="Sleep passes N; as trained if absent.")] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate the checkpoint of a run on held-out examples."""
+    _print_card(evaluate_run(run, num_sleep_passes=passes, device=_device(device)), as_json)
+
+
+@app.command("plot")
+def plot_command(
+    cards: Annotated[list[Path], typer.Argument(metavar="CARD...", help="Result cards (JSON).")],
+    out: Annotated[Path | None, typer.Option(help="Folder for the figures; beside each card if absent.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw the figure of each card."""
+    figures = [str(path) for path in plot_cards(cards, out)]
+    typer.echo(json.dumps({"figures": figures}) if as_json else "\n".join(figures))
+
+
+@app.command("compare")
+def compare_command(
+    recipe: RecipeName,
+    passes: Annotated[str, typer.Option(help="Numbers of sleep passes, comma-separated.")] = "1,2,4",
+    seeds: Annotated[str, typer.Option(help="Seeds, comma-separated.")] = "0,1,2",
+    overrides: Overrides = None,
+    out: Annotated[Path | None, typer.Option(help="Folder of the runs; runs/compare/RECIPE if absent.")] = None,
+    transformer: Annotated[bool, typer.Option(help="Train the transformer baseline too.")] = True,
+    jobs: Annotated[int | None, typer.Option(help="Runs at a time; one a core if absent.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Train models that differ in passes and seeds, one process each; table, figure and card with mean and spread.
+
+    Called again, it takes finished runs as they are and goes on with broken-off ones.
+    """
+    resolved = load_recipe(recipe, overrides or [])
+    folder = out or Path("runs/compare") / resolved.name
+    runs = plan_runs(
+        resolved, _numbers(passes, "--passes"), _numbers(seeds, "--seeds"), folder, transformer=transformer
+    )
+    _compare(resolved, runs, folder, jobs, as_json)
+
+
+@app.command("demo")
+def demo_command(
+    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/demo"),
+    as_json: AsJson = False,
+) -> None:
+    """Train transformer, hybrid (N = 1) and sleep (N = 3) live on a small task, then table and figure."""
+    resolved = load_recipe("demo")
+    _compare(resolved, plan_runs(resolved, [1, 3], [0], out, transformer=True), out, None, as_json)
+
+
+@tasks_app.command("show")
+def show_command(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A task (its nano recipe) or a recipe.")],
+    overrides: Overrides = None,
+    example: Annotated[int, typer.Option(min=0, help="Which held-out example.")] = 0,
+) -> None:
+    """Print a real example, coloured by window, phase and label."""
+    resolved = load_recipe(f"{name}/nano" if name in TASKS else name, overrides or [])
+    out_console.print(show_example(resolved, example), soft_wrap=False)
+
+
+@app.callback()
+def _options() -> None:
+    """Nothing to set for all commands; makes typer show their list."""
+
+
+def _compare(recipe: Recipe, runs: list[Run], folder: Path, jobs: int | None, as_json: bool) -> None:
+    if jobs is not None and jobs < 1:
+        raise UserError(f"--jobs must be at least 1, got {jobs}")
+    with RunDisplay(err_console) as display:
+        card = compare(
+            recipe.name,
+            recipe.train.metric,
+            runs,
+            folder,
+            jobs=jobs or os.cpu_count() or 1,
+            report=lambda run, event: display.update(run.name, event),
+        )
+    _print_card(card, as_json)
+    err_console.print(f"figure in {folder / FIGURE_NAME}")
+
+
+def _print_card(card: RunCard | ComparisonCard, as_json: bool) -> None:
+    if as_json:
+        typer.echo(card.model_dump_json())
+    else:
+        out_console.print(comparison_table(card) if isinstance(card, ComparisonCard) else run_table(card))
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"{option} must be whole numbers separated by commas, such as 1,2,4, got {text!r}") from None
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: there is no CUDA device here; use --device cpu")
+    if name not in ("cpu", "cuda"):
+        raise UserError(f"--device must be cpu, cuda or auto, got {name!r}")
+    return torch.device(name)
+
+
+def main() -> None:
+    """Every UserError is one sentence on stderr and exit code 2."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("interrupted; a run goes on from its last checkpoint with --resume", err=True)
+        sys.exit(130)

@@ -1,0 +1,143 @@
+"""The same recipe with several models, numbers of passes and seeds: one process a run, then one card for all."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reverie.card import ComparisonCard, Metric, RunCard, compare_runs, load_card, save_card
+from reverie.errors import UserError
+from reverie.plots import figure, save_figure
+from reverie.recipe import Recipe
+from reverie.train.loop import CARD_NAME, model_kind
+from reverie.train.worker import Event, finished
+
+FIGURE_NAME = "figure.png"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run of a comparison."""
+
+    name: str
+    recipe: Recipe
+    out: Path
+
+
+def plan_runs(
+    recipe: Recipe, passes: Sequence[int], seeds: Sequence[int], out: Path, *, transformer: bool
+) -> list[Run]:
+    """Every number of passes with every seed, and the transformer baseline with every seed.
+
+    The longest runs come first, so that no core is left waiting for one at the end.
+    """
+    runs = []
+    for seed in seeds:
+        train = recipe.train.model_copy(update={"seed": seed})
+        for n in sorted(set(passes), reverse=True):
+            sleep = recipe.sleep.model_copy(update={"num_sleep_passes": n})
+            runs.append(_run(recipe.model_copy(update={"train": train, "sleep": sleep}), out))
+        if transformer:
+            model = recipe.model.model_copy(update={"layers": ("attn",) * len(recipe.model.layers)})
+            sleep = recipe.sleep.model_copy(update={"num_sleep_passes": 1})
+            runs.append(_run(recipe.model_copy(update={"train": train, "sleep": sleep, "model": model}), out))
+    return sorted(runs, key=lambda run: -run.recipe.sleep.num_sleep_passes)
+
+
+def _run(recipe: Recipe, out: Path) -> Run:
+    recipe = Recipe.model_validate(recipe.model_dump(mode="json"))  # model_copy does not validate
+    kind = model_kind(recipe)
+    name = kind if kind != "sleep" else f"sleep-{recipe.sleep.num_sleep_passes}"
+    name += f"-seed-{recipe.train.seed}"
+    return Run(name, recipe, out / name)
+
+
+def compare(
+    name: str,
+    metric: Metric,
+    runs: Sequence[Run],
+    out: Path,
+    *,
+    jobs: int,
+    report: Callable[[Run, Event], None] = lambda run, event: None,
+) -> ComparisonCard:
+    """Train what is not trained yet, `jobs` runs at a time; leave card and figure in `out`.
+
+    Finished runs in `out` are used as they are and broken-off ones go on where they stopped.
+
+    Raises:
+        UserError: a run failed; the others that were going are stopped, and can be taken up again.
+    """
+    waiting = [run for run in runs if finished(run.recipe, run.out) is None]
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as children:
+        events: queue.Queue[tuple[Run, dict[str, Any] | None]] = queue.Queue()
+        going = 0
+        while waiting or going:
+            while waiting and going < jobs:
+                children.enter_context(_child(waiting.pop(0), Path(folder), events))
+                going += 1
+            run, event = events.get()
+            if event is None:
+                going -= 1
+            elif "error" in event:
+                raise UserError(f"run {run.name} failed: {event['error']}")
+            else:
+                report(run, Event(**event))
+    cards = [load_card(run.out / CARD_NAME) for run in runs]
+    card = compare_runs(name, metric, [card for card in cards if isinstance(card, RunCard)])
+    save_card(card, out / CARD_NAME)
+    save_figure(figure(card), out / FIGURE_NAME)
+    return card
+
+
+@contextlib.contextmanager
+def _child(run: Run, folder: Path, events: queue.Queue[tuple[Run, dict[str, Any] | None]]) -> Iterator[None]:
+    """A process for the run, with one thread; its events arrive in the queue, None last."""
+    job = folder / f"{run.name}.json"
+    job.write_text(json.dumps({"recipe": run.recipe.model_dump(mode="json"), "out": str(run.out)}), encoding="utf-8")
+    # PASSIVE: spinning threads of two runs would slow each other down several times
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "reverie.train.worker", str(job)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    complaints: list[str] = []
+    assert process.stdout is not None
+    assert process.stderr is not None
+    errors = threading.Thread(target=lambda stream: complaints.extend(stream), args=(process.stderr,), daemon=True)
+
+    def listen(stream: Iterator[str]) -> None:
+        told = False
+        for line in stream:
+            event = json.loads(line)
+            told = told or "error" in event
+            events.put((run, event))
+        errors.join()
+        if process.wait() != 0 and not told:
+            reason = complaints[-1].strip() if complaints else f"exit code {process.returncode}"
+            events.put((run, {"error": f"its process ended ({reason})"}))
+        events.put((run, None))
+
+    listener = threading.Thread(target=listen, args=(process.stdout,), daemon=True)
+    errors.start()
+    listener.start()
+    try:
+        yield
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.wait()
+        listener.join()

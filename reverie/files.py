@@ -1,0 +1,63 @@
+"""Files that are either the old one or the new one, never half of either."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import secrets
+from collections.abc import Callable
+from pathlib import Path
+
+from reverie.errors import UserError
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes | Callable[[Path], object]) -> None:
+    """Put `data` at `path` in one move: a reader, a crash or a full disk never meets an unfinished file.
+
+    `data` is the content, or a function that writes it to the temporary path it is given, which lies in the same
+    folder and has the same suffix. Missing folders are made. What the system refuses (a full disk, a missing
+    permission) is a `UserError`; then, as after any other error, `path` is as before and the temporary file is gone.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if callable(data):
+            data(temporary)
+        else:
+            temporary.write_bytes(data)
+        _flush(temporary)
+        os.replace(temporary, path)
+        with contextlib.suppress(OSError):  # some file systems cannot; the file itself is in place
+            _flush(path.parent)
+    except Exception as error:
+        refusal = _refusal(error)
+        if refusal is None:
+            raise
+        raise UserError(f"cannot write {path}: {refusal.strerror or refusal}") from error
+    finally:
+        _remove(temporary)
+
+
+def _flush(path: Path) -> None:
+    """Make a file, or the names in a folder, outlive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _refusal(error: Exception) -> OSError | None:
+    """What the system refused, if that is the error; Rust (safetensors) has it in words only."""
+    if isinstance(error, OSError):
+        return error
+    code = re.search(r"\(os error (\d+)\)", str(error))
+    return OSError(int(code[1]), os.strerror(int(code[1]))) if code else None
+
+
+def _remove(temporary: Path) -> None:
+    """After a success there is nothing to remove; and a folder that cannot be read must not hide the first error."""
+    with contextlib.suppress(OSError):
+        temporary.unlink(missing_ok=True)

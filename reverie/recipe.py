@@ -1,0 +1,324 @@
+"""Typed recipes: a TOML file, the bases it builds on, and overrides, checked into one frozen `Recipe`.
+
+A recipe has the sections task, model, sleep, optim and train. It may build on another one: with `base = "depo/base"`
+(a shipped recipe) or `base = "my.toml"` (a file beside it) tables merge key by key, and the recipe's own value wins.
+Every mistake is a `UserError` of one sentence.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from reverie.errors import UserError
+from reverie.model.config import HybridConfig
+from reverie.sleep import SleepConfig
+from reverie.tasks import TASKS, AnyTask
+
+_PACKAGE = Path(__file__).parent
+# A wheel holds the recipes inside the package (setup.py), a checkout beside it.
+_ROOT = _PACKAGE / "recipes" if (_PACKAGE / "recipes").is_dir() else _PACKAGE.parent / "recipes"
+
+
+class OptimConfig(BaseModel):
+    """Muon for matrices, AdamW for the rest, and the course of both learning rates."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    muon_lr: float = Field(gt=0)
+    adamw_lr: float = Field(gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    warmup_steps: int = Field(default=0, ge=0, description="steps of a linear rise from zero")
+    decay: Literal["constant", "linear", "cosine"] = "cosine"
+    final_lr_fraction: float = Field(default=0.1, ge=0, le=1, description="end of the decay, as a share of the peak")
+    grad_clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
+
+
+class TrainConfig(BaseModel):
+    """How long to train on what, and how often to look."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1, description="examples a step, over all processes")
+    seed: int = Field(default=0, ge=0, lt=2**32, description="of the data and of the initial parameters")
+    eval_every: int = Field(default=100, ge=1, description="steps")
+    eval_examples: int = Field(default=512, ge=1)
+    checkpoint_every: int = Field(default=500, ge=1, description="steps")
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    metric: Literal["question", "exact"] = Field(
+        default="question", description="the headline: questions answered, or examples with all of them answered"
+    )
+    depth_curriculum: float = Field(
+        default=0.0,
+        ge=0,
+        le=1,
+        description="share of the steps over which the deepest question asked grows to its full depth",
+    )
+
+
+class Recipe(BaseModel):
+    """Everything that decides a run. `Recipe.model_validate(recipe.model_dump(mode="json"))` is the same recipe."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    task: AnyTask
+    model: HybridConfig
+    sleep: SleepConfig
+    optim: OptimConfig
+    train: TrainConfig
+
+    @field_validator("model", mode="before")
+    @classmethod
+    def _vocabulary_of_task(cls, model: Any, info: ValidationInfo) -> Any:
+        if not isinstance(model, Mapping):
+            return model
+        vocab_size = info.data["task"].vocab_size if "task" in info.data else 2  # an invalid task is the error to tell
+        return {"vocab_size": vocab_size, **model}
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Recipe:
+        if self.model.vocab_size != self.task.vocab_size:
+            raise ValueError(
+                f"model.vocab_size is {self.model.vocab_size}, but task {self.task.name} has {self.task.vocab_size} "
+                f"tokens; leave it out, the task decides it"
+            )
+        return self
+
+
+_SECTIONS = [field for field in Recipe.model_fields if field != "name"]
+
+
+def list_recipes() -> list[str]:
+    """Names of the shipped recipes, sorted."""
+    return sorted(path.relative_to(_ROOT).with_suffix("").as_posix() for path in _ROOT.rglob("*.toml"))
+
+
+def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A shipped recipe by name ("depo/nano") or any recipe by the path of its .toml file.
+
+    The recipe is named after its file.
+
+    Args:
+        overrides: "section.key=value", applied in order; the value is TOML, or else taken as a string.
+
+    Raises UserError, in one sentence, for anything that is wrong with them.
+    """
+    path = _find(str(name), Path(), named_by="")
+    data = _read_with_bases(path)
+    for override in overrides:
+        data = _merge(data, _parse_override(override))
+    return _validate(_name_of(path), data)
+
+
+def _find(name: str, folder: Path, named_by: str) -> Path:
+    """The file of a shipped recipe, or of a path relative to `folder`."""
+    shipped, is_path = list_recipes(), name.endswith(".toml")
+    path = folder / name if is_path else _ROOT / f"{name}.toml"
+    if path.is_file() if is_path else name in shipped:
+        return path
+    near = get_close_matches(name.removesuffix(".toml"), shipped, n=3, cutoff=0.5)
+    hint = f"did you mean {_any_of(near)}?" if near else f"there are {', '.join(shipped)}, or the path of a .toml file"
+    raise UserError(f"there is no recipe {path if is_path else name}{named_by}; {hint}")
+
+
+def _name_of(path: Path) -> str:
+    path = path.resolve().with_suffix("")
+    return path.relative_to(_ROOT.resolve()).as_posix() if path.is_relative_to(_ROOT.resolve()) else path.stem
+
+
+def _read_with_bases(path: Path) -> dict[str, Any]:
+    """The tables of a recipe merged over those of its base, of that one's base and so on."""
+    chain, data = [path], {}
+    while True:
+        table = _read(path)
+        base = table.pop("base", None)
+        data = _merge(table, data)
+        if base is None:
+            return data
+        if not isinstance(base, str):
+            raise UserError(f"base must be the name or the path of a recipe, got {_shown(base)} in {path}")
+        path = _find(base, path.parent, named_by=f", the base of {path}")
+        known = [link.resolve() for link in chain]
+        chain.append(path)
+        if path.resolve() in known:
+            circle = " -> ".join(_name_of(link) for link in chain[known.index(path.resolve()) :])
+            raise UserError(f"the bases run in a circle, {circle}; one of these recipes must do without a base")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Both tables together, and tables inside them likewise; elsewhere `over` wins."""
+    merged = {**under, **over}
+    for key in under.keys() & over.keys():
+        if isinstance(under[key], Mapping) and isinstance(over[key], Mapping):
+            merged[key] = _merge(under[key], over[key])
+    return merged
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    """The nested tables that "section.key=value" stands for."""
+    keys, equals, text = override.partition("=")
+    path = [key.strip() for key in keys.split(".")]
+    if not equals or not all(path):
+        raise UserError(
+            f"the override {_shown(override)} is not of the form section.key=value, like sleep.window_size=24"
+        )
+    try:
+        [value] = tomllib.loads(f"value = {text}").values()
+    except ValueError:
+        value = text.strip()
+    *tables, last = path
+    nested = {last: value}
+    for table in reversed(tables):
+        nested = {table: nested}
+    return nested
+
+
+def _validate(name: str, data: dict[str, Any]) -> Recipe:
+    """Strict: a string is no number, and true is not 1."""
+    if "name" in data:
+        raise UserError("name is not a key of a recipe, which is named after its file; take it out")
+    try:
+        return Recipe.model_validate({**_with_tuples(data), "name": name}, strict=True)
+    except ValidationError as error:
+        raise UserError(_sentence(error, data)) from None
+
+
+def _with_tuples(value: Any) -> Any:
+    """TOML knows lists, strict validation wants tuples."""
+    if isinstance(value, Mapping):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+
+
+# What follows turns pydantic's report into one sentence.
+
+_MUST_BE = {
+    "int_type": "an integer",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "model_type": "a table",
+    "model_attributes_type": "a table",
+    "greater_than": "above {gt:.15g}",
+    "greater_than_equal": "at least {ge:.15g}",
+    "less_than": "below {lt:.15g}",
+    "less_than_equal": "at most {le:.15g}",
+    "finite_number": "a finite number",
+    "too_short": "a list of {min_length} or more",
+    "too_long": "a list of {max_length}",
+    "literal_error": "{expected}",  # in single quotes
+}
+
+
+def _sentence(error: ValidationError, data: Mapping[str, Any]) -> str:
+    """The first mistake, unknown keys before all others, and how many others there are."""
+    by_key: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
+    for details in error.errors():
+        details["loc"] = loc = _without_tag(details["loc"])
+        by_key.setdefault(loc[:2], []).append(details)
+    mistakes = sorted(by_key.values(), key=lambda group: group[0]["type"] != "extra_forbidden")
+    others = len(mistakes) - 1
+    return _mistake(mistakes[0], data) + (f" (and {others} other error{'s' * (others > 1)})" if others else "")
+
+
+def _without_tag(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """pydantic puts the name of the task between "task" and the key."""
+    return loc[:1] + loc[2:] if loc[:1] == ("task",) and loc[1:2] and loc[1] in TASKS else loc
+
+
+def _mistake(errors: list[ErrorDetails], data: Mapping[str, Any]) -> str:
+    """What is wrong with one key; several errors are the branches of a union, each with its own reason."""
+    first = errors[0]
+    key = ".".join(map(str, first["loc"][:2]))
+    context = first.get("ctx", {})
+    match first["type"]:
+        case "extra_forbidden":
+            return f"{key} is not a known {'key' if '.' in key else 'section'}; {_hint(key, data)}"
+        case "missing" if "." not in key:
+            return f"section {key} is missing; a recipe needs {', '.join(_SECTIONS)}"
+        case "missing" if len(first["loc"]) == 2:
+            return f"{key} is missing; it has no default, so the recipe must set it"
+        case "union_tag_not_found":
+            return f"task.name is missing; it must be {_any_of(TASKS)}"
+        case "union_tag_invalid":
+            near = get_close_matches(context["tag"], TASKS, n=1)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            return f"task.name must be {_any_of(TASKS)}, got {_shown(first['input']['name'])}{hint}"
+        case "value_error":  # of a validator over a whole section, which names its keys without the section
+            message = str(context["error"])
+            return f"{key}.{message}" if message.split()[0] in _keys(data).get(key, ()) else message
+    return _out_of_place(key, errors)
+
+
+def _out_of_place(key: str, errors: list[ErrorDetails]) -> str:
+    """A value of the wrong type or out of range, by the branches of the union that came closest to taking it."""
+
+    def closeness(error: ErrorDetails) -> tuple[int, bool]:
+        return len(_indices(error)), not error["type"].endswith("_type")
+
+    best = max(map(closeness, errors))
+    errors = [error for error in errors if closeness(error) == best]
+    last, indices = errors[-1], _indices(errors[-1])
+    if last["type"] == "missing":
+        return f"{key} must be a list of {indices[-1] + 1}, got {_shown(last['input'])}"
+    where = key + "".join(f"[{index}]" for index in indices)
+    if last["type"] not in _MUST_BE:
+        return f"{where} is wrong: {last['msg']}"
+    reasons = [_MUST_BE[error["type"]].format(**error.get("ctx", {})) for error in errors if error["type"] in _MUST_BE]
+    must_be = " or ".join(dict.fromkeys(reasons)).replace("'", '"')
+    return f"{where} must be {must_be}, got {_shown(last['input'])}"
+
+
+def _indices(error: ErrorDetails) -> list[int]:
+    return [part for part in error["loc"] if isinstance(part, int)]
+
+
+def _hint(key: str, data: Mapping[str, Any]) -> str:
+    """The known key nearest to an unknown one: the same in another section, similar in its own, similar anywhere."""
+    section, _, name = key.rpartition(".")
+    keys = _keys(data)
+    dotted = {f"{owner}.{known}": known for owner in keys for known in keys[owner]}
+
+    def similar(names: Iterable[str], cutoff: float = 0.6) -> list[str]:
+        return get_close_matches(name, list(names), n=1, cutoff=cutoff)
+
+    near = [place for place, known in dotted.items() if known == name]
+    near += [f"{section}.{known}" for known in similar(keys[section])] if section else similar(_SECTIONS)
+    near += [place for place, known in dotted.items() if [known] == similar(dotted.values(), cutoff=0.7)]
+    return f"did you mean {near[0]}?" if near else f"known are {', '.join(keys.get(section, _SECTIONS))}"
+
+
+def _keys(data: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The keys that each section knows; those of the task depend on its name."""
+    task = data.get("task")
+    chosen = TASKS.get(str(task.get("name"))) if isinstance(task, Mapping) else None
+    configs = {section: Recipe.model_fields[section].annotation for section in _SECTIONS} | {"task": chosen}
+    return {section: list(config.model_fields) if config else [] for section, config in configs.items()}
+
+
+def _any_of(names: Iterable[str]) -> str:
+    *rest, last = names
+    return f"{', '.join(rest)} or {last}" if rest else last
+
+
+def _shown(value: Any) -> str:
+    """As TOML writes it, or nearly."""
+    return json.dumps(value, default=str, ensure_ascii=False)

@@ -1,0 +1,37 @@
+"""A real example of a task as coloured text: by window, by what the model does there, and with its labels."""
+
+from __future__ import annotations
+
+from rich.text import Text
+
+from reverie.recipe import Recipe
+
+WINDOW_STYLES = ("cyan", "magenta", "blue", "yellow")
+LABEL_STYLE = "bold green"
+
+
+def show_example(recipe: Recipe, index: int = 0) -> Text:
+    """Held-out example `index`, one paragraph a window; a label follows its position as "token→label"."""
+    task, sleep = recipe.task, recipe.sleep
+    batch = task.batch("test", seed=0, step=0, examples=range(index, index + 1))
+    names = task.token_names()
+    tokens, targets = batch.tokens[0].tolist(), batch.targets[0].tolist()
+    scored, depths = batch.loss_mask[0].tolist(), batch.depth[0].tolist()
+    text = Text()
+    for number, start in enumerate(range(0, len(tokens), sleep.window_size)):
+        window = range(start, min(start + sleep.window_size, len(tokens)))
+        awake = any(scored[t] for t in window)
+        does = "awake, one pass, labels in green" if awake else f"then sleep, {_passes(sleep.num_sleep_passes)}"
+        text.append(f"window {number + 1}: {len(window)} tokens, {does}\n", style="bold")
+        for t in window:
+            text.append(names[tokens[t]], style=WINDOW_STYLES[number % len(WINDOW_STYLES)])
+            if scored[t]:
+                text.append(f"→{names[targets[t]]}", style=LABEL_STYLE)
+                text.append(f"({depths[t]})", style="dim")
+            text.append(" ")
+        text.append("\n")
+    return text
+
+
+def _passes(n: int) -> str:
+    return "1 pass" if n == 1 else f"{n} passes"

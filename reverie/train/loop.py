@@ -1,0 +1,211 @@
+"""The training loop: data, rollout, gradients, optimisers, evaluation, checkpoints, and a result card at the end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.tensorboard import SummaryWriter
+
+from reverie.card import Chance, CurvePoint, RunCard, commit_id, hardware, save_card
+from reverie.errors import UserError
+from reverie.evaluate import evaluate
+from reverie.model import HybridLM, count_parameters, new_model
+from reverie.recipe import Recipe
+from reverie.sleep import rollout
+from reverie.tasks import Batch, Score
+from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint, save_checkpoint
+from reverie.train.optim import build_optimizers, set_lr
+
+CARD_NAME = "card.json"
+
+Report = Callable[[Progress, float], None]
+"""Called after every step with the progress so far and the step's loss."""
+
+
+def train(
+    recipe: Recipe,
+    out: Path,
+    *,
+    resume: bool = False,
+    device: torch.device | str = "cpu",
+    report: Report = lambda progress, loss: None,
+) -> RunCard:
+    """Train by a recipe; leave checkpoint, TensorBoard curves and card in `out`.
+
+    Same recipe, same machine, same curve; and with `resume` the same curve as without the break.
+
+    Raises:
+        UserError: `out` holds another run, the checkpoint cannot be read or written, or training diverges.
+    """
+    checkpoint_path = out / FILE_NAME
+    model = new_model(recipe.model, recipe.train.seed).to(device)
+    optimizers = build_optimizers(model, recipe.optim)
+    progress = Progress()
+    if resume:
+        checkpoint = load_checkpoint(checkpoint_path)
+        if checkpoint.recipe != recipe:
+            raise UserError(
+                f"{checkpoint_path} was made by another recipe; resume with the settings it was started with"
+            )
+        checkpoint.restore(model, optimizers)
+        progress = checkpoint.progress
+    elif checkpoint_path.exists():
+        raise UserError(f"{out} already holds a run: add --resume to go on with it, or choose another --out")
+
+    def save() -> None:
+        save_checkpoint(checkpoint_path, recipe, model, optimizers, progress)
+
+    if progress.step == 0:
+        save()
+    with SummaryWriter(str(out / "tensorboard"), purge_step=progress.step + 1) as writer:
+        started = time.perf_counter() - progress.wall_time_s
+        while progress.step < recipe.train.steps:
+            loss = train_step(recipe, model, optimizers, progress.step, device)
+            if not math.isfinite(loss):
+                raise UserError(_diverged(recipe, model, loss, progress.step, checkpoint_path))
+            progress.step += 1
+            progress.tokens += recipe.train.batch_size * recipe.task.sequence_length
+            progress.wall_time_s = time.perf_counter() - started
+            progress.loss_sum, progress.loss_count = progress.loss_sum + loss, progress.loss_count + 1
+            last = progress.step == recipe.train.steps
+            if last or progress.step % recipe.train.eval_every == 0:
+                _measure(recipe, model, progress, writer, device)
+            if last or progress.step % recipe.train.checkpoint_every == 0:
+                save()
+            report(progress, loss)
+    score = evaluate(model, recipe.task, recipe.sleep, recipe.train.eval_examples, device=device)
+    card = make_card(recipe, model, progress, score)
+    save_card(card, out / CARD_NAME)
+    return card
+
+
+def train_step(
+    recipe: Recipe, model: HybridLM, optimizers: list[torch.optim.Optimizer], step: int, device: torch.device | str
+) -> float:
+    """One optimiser step on the data of that step; returns the loss in nats per labelled token."""
+    config = recipe.train
+    examples = recipe.task.batch(
+        "train", config.seed, step, range(config.batch_size), max_depth=max_depth(recipe, step)
+    )
+    batch = Batch(*(x.to(device) for x in examples))
+    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
+        logits, _ = rollout(model, batch.tokens, batch.loss_mask, recipe.sleep)
+    loss = F.cross_entropy(logits.float(), batch.targets[batch.loss_mask])
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), recipe.optim.grad_clip)
+    set_lr(optimizers, recipe.optim, step, config.steps)
+    value = loss.item()
+    if math.isfinite(value):  # else leave the parameters, and the gradients that tell where, as they are
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    return value
+
+
+def max_depth(recipe: Recipe, step: int) -> int:
+    """The deepest question of a step: from the shallowest depth to the deepest in equal stretches of the curriculum.
+
+    It depends on the step alone, so every model and every number of passes sees the same data in the same order.
+    """
+    depths = recipe.task.depths()
+    share = recipe.train.depth_curriculum
+    if share == 0:
+        return depths[-1]
+    return depths[min(int(step / (share * recipe.train.steps) * len(depths)), len(depths) - 1)]
+
+
+def _measure(
+    recipe: Recipe, model: HybridLM, progress: Progress, writer: SummaryWriter, device: torch.device | str
+) -> None:
+    """Evaluate, and add a point to the curve."""
+    score = evaluate(model, recipe.task, recipe.sleep, recipe.train.eval_examples, device=device)
+    train_loss = progress.loss_sum / progress.loss_count
+    progress.curve.append(
+        {
+            "step": progress.step,
+            "tokens": progress.tokens,
+            "wall_time_s": progress.wall_time_s,
+            "train_loss": train_loss,
+            "score": score.summary(),
+        }
+    )
+    progress.loss_sum, progress.loss_count = 0.0, 0
+    writer.add_scalar("loss/train", train_loss, progress.step)
+    writer.add_scalar("loss/held-out", score.loss, progress.step)
+    writer.add_scalar("accuracy/exact", score.exact_accuracy, progress.step)
+    for depth, part in score.summary()["by_depth"].items():
+        writer.add_scalar(f"accuracy/depth {depth}", part["accuracy"], progress.step)
+
+
+def _diverged(recipe: Recipe, model: nn.Module, loss: float, step: int, checkpoint: Path) -> str:
+    def broken(tensor: Tensor | None) -> bool:
+        return tensor is not None and not bool(tensor.isfinite().all())
+
+    where = next((f"the parameter {name}" for name, p in model.named_parameters() if broken(p)), None)
+    where = where or next(
+        (f"the gradient of {name}" for name, p in model.named_parameters() if broken(p.grad)), "the loss"
+    )
+    return (
+        f"training diverged at step {step + 1} (loss {loss}; first in {where}): {checkpoint} keeps the last good "
+        f"state, try a lower optim.muon_lr than {recipe.optim.muon_lr:g}"
+    )
+
+
+def model_kind(recipe: Recipe) -> str:
+    """ "transformer", "hybrid" or "sleep": what the field calls a model of this recipe."""
+    if set(recipe.model.layers) == {"attn"}:
+        return "transformer"
+    return "hybrid" if recipe.sleep.num_sleep_passes == 1 else "sleep"
+
+
+def make_card(recipe: Recipe, model: HybridLM, progress: Progress, score: Score) -> RunCard:
+    """The result card of a run."""
+    by_depth = {str(depth): p for depth, p in recipe.task.chance().items()}
+    content: dict[str, Any] = {
+        "name": recipe.name,
+        "model": model_kind(recipe),
+        "num_sleep_passes": recipe.sleep.num_sleep_passes,
+        "seed": recipe.train.seed,
+        "recipe": recipe.model_dump(mode="json"),
+        "commit": commit_id(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": hardware(),
+        "wall_time_s": progress.wall_time_s,
+        "tokens": progress.tokens,
+        "steps": progress.step,
+        "parameters": count_parameters(model),
+        "score": score.summary(),
+        "chance": Chance(by_depth=by_depth, exact=recipe.task.chance_exact()),
+        "curve": [CurvePoint.model_validate(point) for point in progress.curve],
+    }
+    return RunCard(**content)
+
+
+def evaluate_run(run: Path, *, num_sleep_passes: int | None = None, device: torch.device | str = "cpu") -> RunCard:
+    """Evaluate the checkpoint of a run, if asked with another number of sleep passes than it was trained with.
+
+    Raises:
+        UserError: there is no run, or its checkpoint cannot be read.
+    """
+    if not run.is_dir():
+        raise UserError(f"there is no run at {run}: give the folder that reverie train wrote, such as runs/depo/nano")
+    checkpoint = load_checkpoint(run / FILE_NAME)
+    recipe = checkpoint.recipe
+    if num_sleep_passes is not None:
+        if num_sleep_passes < 1:
+            raise UserError(f"the number of sleep passes must be at least 1, got {num_sleep_passes}")
+        recipe = recipe.model_copy(
+            update={"sleep": recipe.sleep.model_copy(update={"num_sleep_passes": num_sleep_passes})}
+        )
+    model = new_model(recipe.model, recipe.train.seed).to(device)
+    checkpoint.restore_model(model)
+    score = evaluate(model, recipe.task, recipe.sleep, recipe.train.eval_examples, device=device)
+    return make_card(recipe, model, checkpoint.progress, score)

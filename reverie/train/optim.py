@@ -1,0 +1,57 @@
+"""Muon for hidden matrices, AdamW for the rest, and the course of both learning rates (paper, "Optimiser")."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from reverie.recipe import OptimConfig
+
+
+def parameter_groups(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Every trainable parameter, by name, in exactly one group: (hidden matrices, the rest).
+
+    Hidden matrices are the weights of linear layers other than the output head. The rest: embeddings, the head,
+    convolution taps, biases and gains.
+    """
+    hidden = {
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] != "lm_head"
+    }
+    matrices, rest = {}, {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (matrices if name in hidden else rest)[name] = parameter
+    return matrices, rest
+
+
+def build_optimizers(model: nn.Module, config: OptimConfig) -> list[Optimizer]:
+    """[Muon, AdamW] over the two parameter groups, both at their peak learning rate."""
+    matrices, rest = parameter_groups(model)
+    return [
+        torch.optim.Muon(matrices.items(), lr=config.muon_lr, weight_decay=config.weight_decay),
+        torch.optim.AdamW(rest.items(), lr=config.adamw_lr, weight_decay=config.weight_decay),
+    ]
+
+
+def lr_factor(config: OptimConfig, step: int, total_steps: int) -> float:
+    """The share of the peak learning rate at a step (0 is the first): linear warm-up, then decay to the end."""
+    warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
+    progress = min(max(step - config.warmup_steps, 0) / max(total_steps - config.warmup_steps, 1), 1.0)
+    left = {
+        "constant": 1.0,
+        "linear": 1.0 - progress,
+        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
+    }[config.decay]
+    return warmup * (config.final_lr_fraction + (1.0 - config.final_lr_fraction) * left)
+
+
+def set_lr(optimizers: list[Optimizer], config: OptimConfig, step: int, total_steps: int) -> None:
+    factor = lr_factor(config, step, total_steps)
+    for optimizer, peak in zip(optimizers, (config.muon_lr, config.adamw_lr), strict=True):
+        for group in optimizer.param_groups:
+            group["lr"] = peak * factor

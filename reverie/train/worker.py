@@ -1,0 +1,78 @@
+"""One training run as a process of its own: `python -m reverie.train.worker JOB.json`; events as JSON lines on stdout.
+
+A process a run, with one thread each, is the fastest way to train several small models on a few cores.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from reverie.card import RunCard, load_card
+from reverie.errors import UserError
+from reverie.recipe import Recipe
+from reverie.train.checkpoint import FILE_NAME, Progress
+from reverie.train.loop import CARD_NAME, train
+
+EVENT_INTERVAL_S = 0.3
+
+
+@dataclass(frozen=True)
+class Event:
+    """How far a run is."""
+
+    step: int
+    steps: int
+    tokens: int
+    wall_time_s: float
+    loss: float
+    accuracy: float | None  # per question, at the newest evaluation
+
+    @classmethod
+    def of(cls, recipe: Recipe, progress: Progress, loss: float) -> Event:
+        accuracy = progress.curve[-1]["score"]["question_accuracy"] if progress.curve else None
+        return cls(progress.step, recipe.train.steps, progress.tokens, progress.wall_time_s, loss, accuracy)
+
+
+def finished(recipe: Recipe, out: Path) -> RunCard | None:
+    """The card of this very run, where it stands complete in `out`.
+
+    Raises:
+        UserError: `out` holds a finished run of another recipe.
+    """
+    if not (out / CARD_NAME).is_file():
+        return None
+    card = load_card(out / CARD_NAME)
+    if not isinstance(card, RunCard) or Recipe.model_validate(card.recipe) != recipe:
+        raise UserError(f"{out} holds a run with other settings: choose another --out, or delete it")
+    return card
+
+
+def run_job(path: Path) -> None:
+    """Train by a job file, {"recipe": …, "out": …}, from the run's checkpoint if it has one."""
+    job = json.loads(path.read_text(encoding="utf-8"))
+    recipe, out = Recipe.model_validate(job["recipe"]), Path(job["out"])
+    last = 0.0
+
+    def report(progress: Progress, loss: float) -> None:
+        nonlocal last
+        if progress.step == recipe.train.steps or time.monotonic() - last > EVENT_INTERVAL_S:
+            print(json.dumps(asdict(Event.of(recipe, progress, loss))), flush=True)
+            last = time.monotonic()
+
+    train(recipe, out, resume=(out / FILE_NAME).is_file(), report=report)
+
+
+def main() -> None:
+    try:
+        run_job(Path(sys.argv[1]))
+    except UserError as error:
+        print(json.dumps({"error": str(error)}), flush=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
