@@ -13,7 +13,7 @@ The model is known only through `SleepingModel`. Shapes: B batch, T tokens, D wi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -43,6 +43,7 @@ class SleepConfig(BaseModel):
         return self
 
 
+@runtime_checkable
 class SleepingModel(Protocol):
     """What a model must offer to sleep; `HybridLM` documents the calls."""
 
@@ -148,6 +149,8 @@ def read(
     model: SleepingModel, tokens: Int[Tensor, "B T"], context: Context, config: SleepConfig
 ) -> tuple[Float[Tensor, "B T vocab"], Context]:
     """Go on with a text, in pieces of any size; sleeps whenever the window is full."""
+    if tokens.shape[1] == 0:
+        raise UserError("there is nothing to read: tokens must hold at least one, got T = 0")
     logits = []
     while tokens.shape[1]:
         room = config.window_size - context.length
@@ -168,6 +171,8 @@ def rollout(
 
     Returns the logits of the labelled positions, in the order of `tokens[loss_mask]`, and the context at the end.
     """
+    if not loss_mask.any():
+        raise UserError("no position is labelled: loss_mask must be true somewhere")
     context, scored, places = Context.empty(model), [], []
     for start in range(0, tokens.shape[1], config.window_size):
         window = slice(start, start + config.window_size)
@@ -181,7 +186,5 @@ def rollout(
             context = forget(context, config)
         else:
             context = sleep(model, context, config)
-    if not scored:
-        raise UserError("no position is labelled: loss_mask must be true somewhere")
     order = torch.cat(places).argsort()
     return model.head(torch.cat(scored)[order]), context

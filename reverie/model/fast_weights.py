@@ -64,7 +64,7 @@ class FastWeightMixer(nn.Module):
         q, k, v, tail = self.mix_qkv(x, cache)
         q, k = (normalise(y.unflatten(-1, (self.heads, -1)), 1.0) for y in (q, k))
         v = v.unflatten(-1, (self.heads, -1))
-        a, b = self.ab_proj(x).float().chunk(2, dim=-1)
+        a, b = self.ab_proj(x).to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
         g = -self.A_log.exp() * F.softplus(a + self.dt_bias)
         o, new_fast_weights = self.rule(
             q if output else None, k, v, g, b.sigmoid(), initial_state=fast_weights, backend=self.backend
@@ -77,7 +77,7 @@ class FastWeightMixer(nn.Module):
 
 def with_tail(
     x: Float[Tensor, "B T C"], tail: ConvTail | None, conv_size: int
-) -> tuple[Float[Tensor, "B T+conv_size-1 C"], ConvTail]:
+) -> tuple[Float[Tensor, "B T+{conv_size}-1 C"], ConvTail]:
     """x with the inputs before it in front (zero where there are none), and the tail for the next call."""
     before = x.new_zeros(x.shape[0], conv_size - 1, x.shape[2]) if tail is None else tail.x
     extended = torch.cat([before, x], dim=1)

@@ -75,9 +75,9 @@ class _CausalConvSilu(torch.autograd.Function):
 
 
 def causal_conv_silu(
-    extended: Float[Tensor, "B T+conv_size-1 C"], weight: Float[Tensor, "conv_size C"]
-) -> Float[Tensor, "B T C"]:
-    """silu(Σ_i weight_i · extended_{t+i}): a depthwise causal convolution; `extended` has the inputs before x in front."""
+    extended: Float[Tensor, "B E C"], weight: Float[Tensor, "conv_size C"]
+) -> Float[Tensor, "B E-conv_size+1 C"]:
+    """silu(Σ_i weight_i · extended_{t+i}): depthwise and causal; `extended` has the inputs before x in front."""
     return _CausalConvSilu.apply(extended, weight)  # pyright: ignore[reportReturnType]
 
 

@@ -39,12 +39,10 @@ def recurrence(
         from fla.ops.simple_gla import chunk_simple_gla
 
         o, S = chunk_simple_gla(kernel_q, k, v * beta[..., None].to(v.dtype), g=g, **state)
-    elif g is None:
-        from fla.ops.delta_rule import chunk_delta_rule
-
-        o, S = chunk_delta_rule(kernel_q, k, v, beta=beta, **state)
     else:
         from fla.ops.gated_delta_rule import chunk_gated_delta_rule
 
+        # The delta rule too, as the gated one without decay: fla's kernel for it refuses float32.
+        g = beta.new_zeros(beta.shape) if g is None else g
         o, S = chunk_gated_delta_rule(kernel_q, k, v, g=g, beta=beta, **state)
     return None if q is None else o, S

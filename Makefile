@@ -1,0 +1,35 @@
+# make demo    set up in .venv, train transformer, hybrid and sleep live, table and figure
+# make test    set up in .venv, run the tests
+# make check   set up in .venv, ruff, pyright, tests
+
+PYTHON ?= python3
+# Small models: spinning threads of two processes slow each other down several times.
+export OMP_WAIT_POLICY = PASSIVE
+export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
+
+READY = .venv/ready
+
+.PHONY: demo test check setup clean
+
+demo: setup
+	.venv/bin/reverie demo
+
+test: setup
+	.venv/bin/pytest -n 2
+
+check: setup
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/pyright --pythonpath .venv/bin/python
+	$(MAKE) test
+
+setup: $(READY)
+
+$(READY): pyproject.toml setup.py constraints.txt
+	$(PYTHON) -m venv .venv
+	.venv/bin/pip install --quiet --constraint constraints.txt torch==2.13.0
+	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $(READY)
+
+clean:
+	rm -rf .venv
