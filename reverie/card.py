@@ -21,7 +21,12 @@ from reverie.errors import UserError
 from reverie.files import write_atomic
 
 ModelKind = Literal["transformer", "hybrid", "sleep"]
-Metric = Literal["question", "exact"]
+Metric = Literal["question", "exact", "deepest"]
+METRIC_NAMES: dict[Metric, str] = {
+    "question": "accuracy per question",
+    "exact": "exact accuracy",
+    "deepest": "accuracy on the deepest questions",
+}
 
 _DEPTH_NAMES = {"rule110": "rollout steps t", "depo": "hops k", "gsm_infinite": "operations"}
 _SIGNIFICANT_DIGITS = 5
@@ -146,7 +151,8 @@ class Result(_Part):
 class ComparisonCard(_Part):
     """Runs of one task that differ in model, sleep passes and seed.
 
-    `metric` is the accuracy that `Result.accuracy` holds: per question, or all questions of an example right.
+    `metric` is the accuracy that `Result.accuracy` holds: per question, all questions of an
+    example right, or per question of the greatest depth.
     `recipe` is what all runs share, `hardware` that of the first run, `date` the last run's; tokens and time are sums.
     """
 
@@ -306,7 +312,7 @@ def _questions(run: RunCard) -> tuple[Any, ...]:
 
 def _result(runs: Sequence[RunCard], metric: Metric) -> Result:
     first = runs[0]
-    accuracies = [float(run.score[f"{metric}_accuracy"]) for run in runs]
+    accuracies = [headline(run.score, metric) for run in runs]
     by_depth = {}
     for depth in first.depths:
         values = [float(run.score["by_depth"][depth]["accuracy"]) for run in runs]
@@ -325,9 +331,19 @@ def _result(runs: Sequence[RunCard], metric: Metric) -> Result:
     )
 
 
+def headline(score: dict[str, Any], metric: Metric) -> float:
+    """The accuracy of a score that a metric means."""
+    if metric == "deepest":
+        return float(score["by_depth"][_by_number(score["by_depth"])[-1]]["accuracy"])
+    return float(score[f"{metric}_accuracy"])
+
+
 def _headline_chance(run: RunCard, metric: Metric) -> float:
     """Per question: the mean over the depths that were asked."""
-    return run.chance.exact if metric == "exact" else statistics.fmean(run.chance.by_depth[d] for d in run.depths)
+    if metric == "exact":
+        return run.chance.exact
+    asked = run.depths[-1:] if metric == "deepest" else run.depths
+    return statistics.fmean(run.chance.by_depth[d] for d in asked)
 
 
 def _std(values: Sequence[float]) -> float:

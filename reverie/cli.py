@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -59,7 +61,8 @@ def train_command(
     """Train one model by a recipe; leaves checkpoint, TensorBoard curves and a result card."""
     resolved = load_recipe(recipe, overrides or [])
     folder = out or Path("runs") / resolved.name
-    with RunDisplay(err_console) as display:
+    resumable = _interruptible(f"--resume goes on from the last checkpoint in {folder}")
+    with resumable, RunDisplay(err_console) as display:
         card = train(
             resolved,
             folder,
@@ -68,7 +71,7 @@ def train_command(
             report=lambda progress, loss: display.update(resolved.name, Event.of(resolved, progress, loss)),
         )
     _print_card(card, as_json)
-    err_console.print(f"run in {folder}")
+    typer.echo(f"run in {folder}", err=True)
 
 
 @app.command("eval")
@@ -145,7 +148,8 @@ def _options() -> None:
 def _compare(recipe: Recipe, runs: list[Run], folder: Path, jobs: int | None, as_json: bool) -> None:
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {jobs}")
-    with RunDisplay(err_console) as display:
+    resumable = _interruptible("the same command goes on from the last checkpoints")
+    with resumable, RunDisplay(err_console) as display:
         card = compare(
             recipe.name,
             recipe.train.metric,
@@ -155,7 +159,7 @@ def _compare(recipe: Recipe, runs: list[Run], folder: Path, jobs: int | None, as
             report=lambda run, event: display.update(run.name, event),
         )
     _print_card(card, as_json)
-    err_console.print(f"figure in {folder / FIGURE_NAME}")
+    typer.echo(f"figure in {folder / FIGURE_NAME}", err=True)
 
 
 def _print_card(card: RunCard | ComparisonCard, as_json: bool) -> None:
@@ -182,6 +186,16 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
+@contextlib.contextmanager
+def _interruptible(advice: str) -> Iterator[None]:
+    """Ctrl-C ends with advice and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"interrupted; {advice}", err=True)
+        raise typer.Exit(130) from None
+
+
 def main() -> None:
     """Every UserError is one sentence on stderr and exit code 2."""
     try:
@@ -189,6 +203,3 @@ def main() -> None:
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("interrupted; a run goes on from its last checkpoint with --resume", err=True)
-        sys.exit(130)

@@ -18,7 +18,7 @@ from typing import Any
 from reverie.card import ComparisonCard, Metric, RunCard, compare_runs, load_card, save_card
 from reverie.errors import UserError
 from reverie.plots import figure, save_figure
-from reverie.recipe import Recipe
+from reverie.recipe import Recipe, changed
 from reverie.train.loop import CARD_NAME, model_kind
 from reverie.train.worker import Event, finished
 
@@ -40,22 +40,27 @@ def plan_runs(
     """Every number of passes with every seed, and the transformer baseline with every seed.
 
     The longest runs come first, so that no core is left waiting for one at the end.
+
+    Raises:
+        UserError: a number is out of range, or the recipe has no layers that could sleep.
     """
+    if model_kind(recipe) == "transformer":
+        raise UserError(
+            f"{recipe.name} has attention layers alone, so the number of sleep passes changes nothing: there is "
+            "nothing to compare"
+        )
     runs = []
-    for seed in seeds:
-        train = recipe.train.model_copy(update={"seed": seed})
-        for n in sorted(set(passes), reverse=True):
-            sleep = recipe.sleep.model_copy(update={"num_sleep_passes": n})
-            runs.append(_run(recipe.model_copy(update={"train": train, "sleep": sleep}), out))
+    for seed in dict.fromkeys(seeds):
+        for n in dict.fromkeys(passes):
+            runs.append(_run(changed(recipe, sleep={"num_sleep_passes": n}, train={"seed": seed}), out))
         if transformer:
-            model = recipe.model.model_copy(update={"layers": ("attn",) * len(recipe.model.layers)})
-            sleep = recipe.sleep.model_copy(update={"num_sleep_passes": 1})
-            runs.append(_run(recipe.model_copy(update={"train": train, "sleep": sleep, "model": model}), out))
+            layers = ["attn"] * len(recipe.model.layers)
+            baseline = changed(recipe, model={"layers": layers}, sleep={"num_sleep_passes": 1}, train={"seed": seed})
+            runs.append(_run(baseline, out))
     return sorted(runs, key=lambda run: -run.recipe.sleep.num_sleep_passes)
 
 
 def _run(recipe: Recipe, out: Path) -> Run:
-    recipe = Recipe.model_validate(recipe.model_dump(mode="json"))  # model_copy does not validate
     kind = model_kind(recipe)
     name = kind if kind != "sleep" else f"sleep-{recipe.sleep.num_sleep_passes}"
     name += f"-seed-{recipe.train.seed}"
@@ -122,12 +127,16 @@ def _child(run: Run, folder: Path, events: queue.Queue[tuple[Run, dict[str, Any]
     def listen(stream: Iterator[str]) -> None:
         told = False
         for line in stream:
-            event = json.loads(line)
+            try:
+                event = dict(json.loads(line))
+            except (ValueError, TypeError):  # some library prints
+                continue
             told = told or "error" in event
             events.put((run, event))
         errors.join()
         if process.wait() != 0 and not told:
-            reason = complaints[-1].strip() if complaints else f"exit code {process.returncode}"
+            spoken = [line.strip() for line in complaints if line.strip()]
+            reason = spoken[-1] if spoken else f"exit code {process.returncode}"
             events.put((run, {"error": f"its process ended ({reason})"}))
         events.put((run, None))
 

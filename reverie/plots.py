@@ -15,7 +15,17 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter
 
-from reverie.card import Card, ComparisonCard, CurvePoint, Result, RunCard, compare_runs, load_card
+from reverie.card import (
+    METRIC_NAMES,
+    Card,
+    ComparisonCard,
+    CurvePoint,
+    Result,
+    RunCard,
+    compare_runs,
+    headline,
+    load_card,
+)
 from reverie.errors import UserError
 from reverie.files import write_atomic
 
@@ -160,7 +170,7 @@ def _scale_depths(axes: Axes, depths: Sequence[float]) -> None:
 def _over_models(axes: Axes, card: ComparisonCard) -> None:
     """A column for each model and number of passes: its mean, and each seed."""
     axes.set_title(_title(card, f"after training, {card.depth_name} = {card.depths[0]}", "shaded: seeds"))
-    axes.set_ylabel(_metric_name(card))
+    axes.set_ylabel(METRIC_NAMES[card.metric])
     axes.set_xticks(range(len(card.results)), [result.label.replace(" (", "\n(") for result in card.results])
     axes.set_xlim(-0.5, len(card.results) - 0.5)
     for column, result in enumerate(card.results):
@@ -178,11 +188,11 @@ def _over_tokens(axes: Axes, card: ComparisonCard, depth: str | None = None) -> 
     if depth not in card.depths:
         raise UserError(f"{card.name} has no depth {depth}; it has {', '.join(card.depths)}")
     axes.set_title(_title(card, f"during training, {card.depth_name} = {depth}", "thin: seeds"))
-    axes.set_ylabel(_metric_name(card) if single else "accuracy per question")
+    axes.set_ylabel(METRIC_NAMES[card.metric] if single else "accuracy per question")
 
     def accuracy(point: CurvePoint) -> float:
         if single:
-            return point.score[f"{card.metric}_accuracy"]
+            return headline(point.score, card.metric)
         return point.score["by_depth"][depth]["accuracy"]
 
     unit, unit_name = _token_unit(card)
@@ -200,10 +210,6 @@ def _over_tokens(axes: Axes, card: ComparisonCard, depth: str | None = None) -> 
     chance = card.results[0].chance if single else card.chance.by_depth[depth]
     axes.axhline(chance, **_CHANCE)
     axes.set_xlim(left=0)
-
-
-def _metric_name(card: ComparisonCard) -> str:
-    return "exact accuracy" if card.metric == "exact" else "accuracy per question"
 
 
 def _look(result: Result) -> tuple[str, str]:

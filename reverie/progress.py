@@ -22,10 +22,10 @@ class RunDisplay:
         self._first: dict[str, Event] = {}
         self._line_due: dict[str, float] = {}
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
+            TextColumn("{task.fields[numbers]}", markup=False),
             TimeRemainingColumn(compact=True),
             console=console,
             disable=not console.is_terminal,
@@ -42,15 +42,17 @@ class RunDisplay:
 
     def update(self, name: str, event: Event) -> None:
         first = self._first.setdefault(name, event)
-        seconds = event.wall_time_s - first.wall_time_s
-        rate = (event.tokens - first.tokens) / seconds if seconds > 0 else 0.0
+        # At the first event the run's whole past is all there is to go by.
+        begun = (first.step, first.tokens, first.wall_time_s) if event.step > first.step else (0, 0, 0.0)
+        steps, tokens, seconds = event.step - begun[0], event.tokens - begun[1], event.wall_time_s - begun[2]
+        rate = tokens / max(seconds, 1e-9)
         accuracy = "" if event.accuracy is None else f"  acc {event.accuracy:.3f}"
         numbers = f"loss {event.loss:.3f}{accuracy}  {rate:,.0f} tok/s"
         if not self._console.is_terminal:
-            self._print_line(name, event, numbers, seconds / max(event.step - first.step, 1))
+            self._print_line(name, event, numbers, seconds / max(steps, 1))
             return
         if name not in self._bars:
-            self._bars[name] = self._progress.add_task(name, total=event.steps, numbers=numbers)
+            self._bars[name] = self._progress.add_task(name, total=event.steps, completed=event.step, numbers=numbers)
         self._progress.update(self._bars[name], completed=event.step, numbers=numbers)
 
     def _print_line(self, name: str, event: Event, numbers: str, seconds_a_step: float) -> None:
@@ -59,4 +61,5 @@ class RunDisplay:
             return
         self._line_due[name] = now + LINE_INTERVAL_S
         left = int(seconds_a_step * (event.steps - event.step))
-        self._console.print(f"{name}  step {event.step}/{event.steps}  {numbers}  ETA {left // 60}:{left % 60:02d}")
+        line = f"{name}  step {event.step}/{event.steps}  {numbers}  ETA {left // 60}:{left % 60:02d}"
+        self._console.print(line, soft_wrap=True, markup=False, highlight=False)

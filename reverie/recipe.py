@@ -37,6 +37,7 @@ class OptimConfig(BaseModel):
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=0, ge=0, description="steps of a linear rise from zero")
     decay: Literal["constant", "linear", "cosine"] = "cosine"
+    decay_start: float = Field(default=0.0, ge=0, lt=1, description="share of the steps at which the decay begins")
     final_lr_fraction: float = Field(default=0.1, ge=0, le=1, description="end of the decay, as a share of the peak")
     grad_clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
 
@@ -53,8 +54,8 @@ class TrainConfig(BaseModel):
     eval_examples: int = Field(default=512, ge=1)
     checkpoint_every: int = Field(default=500, ge=1, description="steps")
     dtype: Literal["float32", "bfloat16"] = "float32"
-    metric: Literal["question", "exact"] = Field(
-        default="question", description="the headline: questions answered, or examples with all of them answered"
+    metric: Literal["question", "exact", "deepest"] = Field(
+        default="question", description="the headline: questions, examples with all answered, or the deepest questions"
     )
     depth_curriculum: float = Field(
         default=0.0,
@@ -91,6 +92,11 @@ class Recipe(BaseModel):
                 f"model.vocab_size is {self.model.vocab_size}, but task {self.task.name} has {self.task.vocab_size} "
                 f"tokens; leave it out, the task decides it"
             )
+        looped, layers = self.sleep.looped_blocks, len(self.model.layers)
+        if looped and looped[1] > layers:
+            raise ValueError(
+                f"sleep.looped_blocks {list(looped)} must end at or before {layers}, the number of model.layers"
+            )
         return self
 
 
@@ -117,6 +123,15 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     for override in overrides:
         data = _merge(data, _parse_override(override))
     return _validate(_name_of(path), data)
+
+
+def changed(recipe: Recipe, **sections: Mapping[str, Any]) -> Recipe:
+    """The recipe with other values in some sections, checked as those of a file are.
+
+    Raises UserError, in one sentence, for a value that is wrong.
+    """
+    data = recipe.model_dump(mode="json", exclude={"name": True, "model": {"vocab_size"}})  # the task decides it
+    return _validate(recipe.name, _merge(data, sections))
 
 
 def _find(name: str, folder: Path, named_by: str) -> Path:
@@ -310,7 +325,9 @@ def _keys(data: Mapping[str, Any]) -> dict[str, list[str]]:
     """The keys that each section knows; those of the task depend on its name."""
     task = data.get("task")
     chosen = TASKS.get(str(task.get("name"))) if isinstance(task, Mapping) else None
-    configs = {section: Recipe.model_fields[section].annotation for section in _SECTIONS} | {"task": chosen}
+    configs: dict[str, Any] = {section: Recipe.model_fields[section].annotation for section in _SECTIONS} | {
+        "task": chosen
+    }
     return {section: list(config.model_fields) if config else [] for section, config in configs.items()}
 
 

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from reverie.card import Chance, ComparisonCard, Result, RunCard
+from reverie.card import METRIC_NAMES, Chance, ComparisonCard, Result, RunCard
 
 Verdict = Literal["chance", "failing", "solved"]
 
@@ -39,10 +39,11 @@ def result_verdict(result: Result) -> Verdict:
 def comparison_table(card: ComparisonCard) -> Table:
     """One row for each model and number of sleep passes, means over seeds; the last row is chance."""
     depths = _evenly(card.depths, _MAX_DEPTHS)
-    metric = "accuracy per question" if card.metric == "question" else "exact accuracy"
     seeds = sorted({len(result.seeds) for result in card.results})
     over = f"mean ± standard deviation over {_join(seeds)} seeds" if seeds[-1] > 1 else f"seed {_join(card.seeds)}"
-    table = _table(card.name, f"{metric} in %, {over}; {_depth_note(card.depth_name, depths, card.depths)}")
+    table = _table(
+        card.name, f"{METRIC_NAMES[card.metric]} in %, {over}; {_depth_note(card.depth_name, depths, card.depths)}"
+    )
     _columns(table, left=("model",), right=("N",))
     _columns(table, left=("accuracy",), right=depths)
     _columns(table, left=("verdict",), right=("tokens", "time"))

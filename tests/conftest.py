@@ -1,9 +1,51 @@
-"""Runtime checks of the annotations, one thread, and small models to test."""
+"""Annotations are checked at run time, torch has one thread, and `tiny_model` makes models whose every part matters."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
+import pytest
 import torch
 from jaxtyping import install_import_hook
 
-install_import_hook(["reverie.ops", "reverie.model", "reverie.sleep"], "beartype.beartype")
+# Before reverie is imported. The rooms above hold no tensors of their own.
+install_import_hook(["reverie.ops", "reverie.sleep"], "beartype.beartype")
 torch.set_num_threads(1)
+
+from reverie.model import HybridConfig, HybridLM, new_model  # noqa: E402
+
+SIZES = {
+    "vocab_size": 11,
+    "width": 8,
+    "mlp_width": 12,
+    "num_heads": 2,
+    "num_kv_heads": 1,
+    "fast_heads": 2,
+    "key_size": 3,
+    "value_size": 5,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> Callable[..., HybridConfig]:
+    def make(*layers: str, **changes: Any) -> HybridConfig:
+        return HybridConfig.model_validate({**SIZES, "layers": layers, **changes})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_config: Callable[..., HybridConfig]) -> Callable[..., HybridLM]:
+    """Of random parameters: at initialisation every block is the identity, and a test of it would see nothing."""
+
+    def make(*layers: str, dtype: torch.dtype = torch.float64, seed: int = 0, **changes: Any) -> HybridLM:
+        model = new_model(tiny_config(*layers, **changes), seed)
+        random = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                scale = parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.5
+                parameter.add_(scale * torch.randn(parameter.shape, generator=random))
+        return model.to(dtype)
+
+    return make

@@ -43,16 +43,15 @@ class Attention(nn.Module):
         Returns y [B, T, D] (None without `output`), None (no fast weights), and the cache with x's tokens appended.
         """
         H, Hkv = self.heads
-        q, k, v = self.qkv_proj(x).unflatten(-1, (-1, self.head_size)).split([H, Hkv, Hkv], dim=2)
+        qk, v = self.qkv_proj(x).unflatten(-1, (-1, self.head_size)).split([H + Hkv, Hkv], dim=2)
         start = 0 if cache is None else cache.k.shape[1]
-        k = rotate(rms_norm(k, self.norm_eps), start, self.rope_base)
+        q, k = rotate(rms_norm(qk, self.norm_eps), start, self.rope_base).split([H, Hkv], dim=2)
         if cache is not None:
             k, v = torch.cat([cache.k, k], 1), torch.cat([cache.v, v], 1)
         new_cache = KVCache(k, v, self.rope_base)
         if not output:
             return None, None, new_cache
-        q = rotate(rms_norm(q, self.norm_eps) * self.q_gain, start, self.rope_base)
-        y = self._attend(q, k, v, span)
+        y = self._attend(q * self.q_gain, k, v, span)
         return self.out_proj(y.flatten(-2)), None, new_cache
 
     def _attend(

@@ -36,11 +36,11 @@ def recurrence(
     kernel_q = k if q is None else q  # the kernels always read
     state = {"scale": scale, "initial_state": initial_state, "output_final_state": True}
     if not erase:
-        from fla.ops.simple_gla import chunk_simple_gla
+        from fla.ops.simple_gla import chunk_simple_gla  # pyright: ignore[reportMissingImports]
 
         o, S = chunk_simple_gla(kernel_q, k, v * beta[..., None].to(v.dtype), g=g, **state)
     else:
-        from fla.ops.gated_delta_rule import chunk_gated_delta_rule
+        from fla.ops.gated_delta_rule import chunk_gated_delta_rule  # pyright: ignore[reportMissingImports]
 
         # The delta rule too, as the gated one without decay: fla's kernel for it refuses float32.
         g = beta.new_zeros(beta.shape) if g is None else g

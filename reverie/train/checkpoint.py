@@ -7,6 +7,7 @@ curve so far, as JSON.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -90,14 +91,25 @@ class Checkpoint:
 
 def load_checkpoint(path: Path) -> Checkpoint:
     """Raises UserError where there is no checkpoint, or one that is cut short or was not written by a run."""
+    return _read(path, lambda name: True)
+
+
+def checkpoint_recipe(path: Path) -> Recipe:
+    """The recipe alone, without reading the tensors; raises as `load_checkpoint` does."""
+    return _read(path, lambda name: False).recipe
+
+
+def _read(path: Path, wanted: Callable[[str], bool]) -> Checkpoint:
     if not path.is_file():
-        raise UserError(f"there is no checkpoint at {path}: start the run without --resume")
+        raise UserError(f"there is no checkpoint at {path}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118 (no mapping)
         recipe = Recipe.model_validate_json(metadata["recipe"])
         progress = Progress(**json.loads(metadata["progress"]))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except SafetensorError as error:
         raise UserError(f"{path} is cut short or damaged ({error}): delete it to start the run afresh") from error
     except (KeyError, TypeError, ValidationError, json.JSONDecodeError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from reverie.card import Chance, CurvePoint, RunCard, commit_id, hardware, save_
 from reverie.errors import UserError
 from reverie.evaluate import evaluate
 from reverie.model import HybridLM, count_parameters, new_model
-from reverie.recipe import Recipe
+from reverie.recipe import Recipe, changed
 from reverie.sleep import rollout
 from reverie.tasks import Batch, Score
 from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint, save_checkpoint
@@ -45,10 +45,13 @@ def train(
     Raises:
         UserError: `out` holds another run, the checkpoint cannot be read or written, or training diverges.
     """
+    commit = commit_id()  # of the code that runs: the checkout may move on meanwhile
     checkpoint_path = out / FILE_NAME
     model = new_model(recipe.model, recipe.train.seed).to(device)
     optimizers = build_optimizers(model, recipe.optim)
     progress = Progress()
+    if resume and not checkpoint_path.exists():
+        raise UserError(f"{out} holds no run to go on with: leave out --resume to start one")
     if resume:
         checkpoint = load_checkpoint(checkpoint_path)
         if checkpoint.recipe != recipe:
@@ -60,7 +63,15 @@ def train(
     elif checkpoint_path.exists():
         raise UserError(f"{out} already holds a run: add --resume to go on with it, or choose another --out")
 
+    def diverged(where: str) -> UserError:
+        return UserError(
+            f"training diverged at step {progress.step} ({where}): {checkpoint_path} keeps the last good state, "
+            f"try a lower optim.muon_lr than {recipe.optim.muon_lr:g}"
+        )
+
     def save() -> None:
+        if where := _not_finite(model.named_parameters()):
+            raise diverged(f"the parameter {where} is not finite")
         save_checkpoint(checkpoint_path, recipe, model, optimizers, progress)
 
     if progress.step == 0:
@@ -68,10 +79,11 @@ def train(
     with SummaryWriter(str(out / "tensorboard"), purge_step=progress.step + 1) as writer:
         started = time.perf_counter() - progress.wall_time_s
         while progress.step < recipe.train.steps:
-            loss = train_step(recipe, model, optimizers, progress.step, device)
-            if not math.isfinite(loss):
-                raise UserError(_diverged(recipe, model, loss, progress.step, checkpoint_path))
             progress.step += 1
+            try:
+                loss = train_step(recipe, model, optimizers, progress.step - 1, device)
+            except FloatingPointError as error:
+                raise diverged(str(error)) from error
             progress.tokens += recipe.train.batch_size * recipe.task.sequence_length
             progress.wall_time_s = time.perf_counter() - started
             progress.loss_sum, progress.loss_count = progress.loss_sum + loss, progress.loss_count + 1
@@ -82,7 +94,7 @@ def train(
                 save()
             report(progress, loss)
     score = evaluate(model, recipe.task, recipe.sleep, recipe.train.eval_examples, device=device)
-    card = make_card(recipe, model, progress, score)
+    card = make_card(recipe, model, progress, score, commit)
     save_card(card, out / CARD_NAME)
     return card
 
@@ -90,7 +102,11 @@ def train(
 def train_step(
     recipe: Recipe, model: HybridLM, optimizers: list[torch.optim.Optimizer], step: int, device: torch.device | str
 ) -> float:
-    """One optimiser step on the data of that step; returns the loss in nats per labelled token."""
+    """One optimiser step on the data of that step (0 is the first); returns the loss in nats per labelled token.
+
+    Raises:
+        FloatingPointError: the loss or a gradient is not finite; parameters and optimisers are as before the step.
+    """
     config = recipe.train
     examples = recipe.task.batch(
         "train", config.seed, step, range(config.batch_size), max_depth=max_depth(recipe, step)
@@ -100,14 +116,23 @@ def train_step(
         logits, _ = rollout(model, batch.tokens, batch.loss_mask, recipe.sleep)
     loss = F.cross_entropy(logits.float(), batch.targets[batch.loss_mask])
     loss.backward()
-    nn.utils.clip_grad_norm_(model.parameters(), recipe.optim.grad_clip)
+    value, norm = loss.item(), nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    if not math.isfinite(value) or not norm.isfinite():
+        tensors = [(f"the parameter {name}", p) for name, p in model.named_parameters()]
+        tensors += [(f"the gradient of {name}", p.grad) for name, p in model.named_parameters() if p.grad is not None]
+        where = _not_finite(tensors)
+        raise FloatingPointError(f"the loss is {value}" + (f", and {where} is not finite" if where else ""))
+    nn.utils.clip_grads_with_norm_(model.parameters(), recipe.optim.grad_clip, norm)
     set_lr(optimizers, recipe.optim, step, config.steps)
-    value = loss.item()
-    if math.isfinite(value):  # else leave the parameters, and the gradients that tell where, as they are
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
     return value
+
+
+def _not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
+    """The name of the first tensor that holds NaN or infinity."""
+    return next((name for name, tensor in tensors if not tensor.isfinite().all()), None)
 
 
 def max_depth(recipe: Recipe, step: int) -> int:
@@ -145,20 +170,6 @@ def _measure(
         writer.add_scalar(f"accuracy/depth {depth}", part["accuracy"], progress.step)
 
 
-def _diverged(recipe: Recipe, model: nn.Module, loss: float, step: int, checkpoint: Path) -> str:
-    def broken(tensor: Tensor | None) -> bool:
-        return tensor is not None and not bool(tensor.isfinite().all())
-
-    where = next((f"the parameter {name}" for name, p in model.named_parameters() if broken(p)), None)
-    where = where or next(
-        (f"the gradient of {name}" for name, p in model.named_parameters() if broken(p.grad)), "the loss"
-    )
-    return (
-        f"training diverged at step {step + 1} (loss {loss}; first in {where}): {checkpoint} keeps the last good "
-        f"state, try a lower optim.muon_lr than {recipe.optim.muon_lr:g}"
-    )
-
-
 def model_kind(recipe: Recipe) -> str:
     """ "transformer", "hybrid" or "sleep": what the field calls a model of this recipe."""
     if set(recipe.model.layers) == {"attn"}:
@@ -166,7 +177,7 @@ def model_kind(recipe: Recipe) -> str:
     return "hybrid" if recipe.sleep.num_sleep_passes == 1 else "sleep"
 
 
-def make_card(recipe: Recipe, model: HybridLM, progress: Progress, score: Score) -> RunCard:
+def make_card(recipe: Recipe, model: HybridLM, progress: Progress, score: Score, commit: str) -> RunCard:
     """The result card of a run."""
     by_depth = {str(depth): p for depth, p in recipe.task.chance().items()}
     content: dict[str, Any] = {
@@ -175,7 +186,7 @@ def make_card(recipe: Recipe, model: HybridLM, progress: Progress, score: Score)
         "num_sleep_passes": recipe.sleep.num_sleep_passes,
         "seed": recipe.train.seed,
         "recipe": recipe.model_dump(mode="json"),
-        "commit": commit_id(),
+        "commit": commit,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": hardware(),
         "wall_time_s": progress.wall_time_s,
@@ -195,17 +206,13 @@ def evaluate_run(run: Path, *, num_sleep_passes: int | None = None, device: torc
     Raises:
         UserError: there is no run, or its checkpoint cannot be read.
     """
-    if not run.is_dir():
+    if not (run / FILE_NAME).is_file():
         raise UserError(f"there is no run at {run}: give the folder that reverie train wrote, such as runs/depo/nano")
     checkpoint = load_checkpoint(run / FILE_NAME)
     recipe = checkpoint.recipe
     if num_sleep_passes is not None:
-        if num_sleep_passes < 1:
-            raise UserError(f"the number of sleep passes must be at least 1, got {num_sleep_passes}")
-        recipe = recipe.model_copy(
-            update={"sleep": recipe.sleep.model_copy(update={"num_sleep_passes": num_sleep_passes})}
-        )
+        recipe = changed(recipe, sleep={"num_sleep_passes": num_sleep_passes})
     model = new_model(recipe.model, recipe.train.seed).to(device)
     checkpoint.restore_model(model)
     score = evaluate(model, recipe.task, recipe.sleep, recipe.train.eval_examples, device=device)
-    return make_card(recipe, model, checkpoint.progress, score)
+    return make_card(recipe, model, checkpoint.progress, score, commit_id())

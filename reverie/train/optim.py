@@ -39,9 +39,11 @@ def build_optimizers(model: nn.Module, config: OptimConfig) -> list[Optimizer]:
 
 
 def lr_factor(config: OptimConfig, step: int, total_steps: int) -> float:
-    """The share of the peak learning rate at a step (0 is the first): linear warm-up, then decay to the end."""
+    """The share of the peak learning rate at a step (0 is the first): linear warm-up, a plateau until
+    `decay_start`, then decay to the end."""
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
-    progress = min(max(step - config.warmup_steps, 0) / max(total_steps - config.warmup_steps, 1), 1.0)
+    start = max(config.warmup_steps, round(config.decay_start * total_steps))
+    progress = min(max(step - start, 0) / max(total_steps - start, 1), 1.0)
     left = {
         "constant": 1.0,
         "linear": 1.0 - progress,

@@ -6,15 +6,18 @@ A process a run, with one thread each, is the fastest way to train several small
 from __future__ import annotations
 
 import json
+import signal
 import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from reverie.card import RunCard, load_card
 from reverie.errors import UserError
 from reverie.recipe import Recipe
-from reverie.train.checkpoint import FILE_NAME, Progress
+from reverie.train.checkpoint import FILE_NAME, Progress, checkpoint_recipe
 from reverie.train.loop import CARD_NAME, train
 
 EVENT_INTERVAL_S = 0.3
@@ -41,13 +44,20 @@ def finished(recipe: Recipe, out: Path) -> RunCard | None:
     """The card of this very run, where it stands complete in `out`.
 
     Raises:
-        UserError: `out` holds a finished run of another recipe.
+        UserError: `out` holds a run of another recipe, finished or not.
     """
+    other = UserError(f"{out} holds a run with other settings: choose another --out, or delete it")
     if not (out / CARD_NAME).is_file():
+        if (out / FILE_NAME).is_file() and checkpoint_recipe(out / FILE_NAME) != recipe:
+            raise other
         return None
     card = load_card(out / CARD_NAME)
-    if not isinstance(card, RunCard) or Recipe.model_validate(card.recipe) != recipe:
-        raise UserError(f"{out} holds a run with other settings: choose another --out, or delete it")
+    try:
+        same = isinstance(card, RunCard) and Recipe.model_validate(card.recipe) == recipe
+    except ValidationError:  # a recipe of another version
+        same = False
+    if not isinstance(card, RunCard) or not same:
+        raise other
     return card
 
 
@@ -67,6 +77,7 @@ def run_job(path: Path) -> None:
 
 
 def main() -> None:
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave as after an error: no half-written file stays
     try:
         run_job(Path(sys.argv[1]))
     except UserError as error:

@@ -1,0 +1,104 @@
+"""Attention is softmax over the band of the `span` newest tokens, whole or in pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reverie.model import HybridConfig, HybridLM, KVCache
+from reverie.model.attention import Attention
+from reverie.model.rotary import rotate
+
+T = 9
+
+
+@pytest.fixture(params=[1, 2], ids=["grouped heads", "all heads"])
+def attention(request: pytest.FixtureRequest, tiny_model: Callable[..., HybridLM]) -> Attention:
+    mixer = tiny_model("attn", num_kv_heads=request.param).layers[0].mixer
+    assert isinstance(mixer, Attention)
+    return mixer
+
+
+@pytest.fixture
+def x() -> Tensor:
+    return torch.randn((2, T, 8), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def slow_attention(attention: Attention, x: Tensor, span: int) -> Tensor:
+    """o_t = V_tᵀ softmax(K_t q_t / √d) for each row, token and head by itself."""
+    H, Hkv = attention.heads
+    d = attention.head_size
+    projected = (x @ attention.qkv_proj.weight.T).unflatten(-1, (H + 2 * Hkv, d))
+    q, k, v = projected[:, :, :H], projected[:, :, H : H + Hkv], projected[:, :, H + Hkv :]
+    q, k = (F.rms_norm(y, (d,), eps=attention.norm_eps) for y in (q, k))
+    q, k = rotate(q * attention.q_gain, 0, attention.rope_base), rotate(k, 0, attention.rope_base)
+    o = torch.zeros_like(q)
+    for b in range(x.shape[0]):
+        for t in range(x.shape[1]):
+            band = slice(max(t - span + 1, 0), t + 1)
+            for head in range(H):
+                group = head // (H // Hkv)
+                weights = (k[b, band, group] @ q[b, t, head] / d**0.5).softmax(0)
+                o[b, t, head] = weights @ v[b, band, group]
+    return o.flatten(-2) @ attention.out_proj.weight.T
+
+
+@pytest.mark.parametrize("span", [1, 2, 5, T, 100])
+def test_it_is_softmax_over_a_band(attention: Attention, x: Tensor, span: int) -> None:
+    y, fast_weights, _ = attention(x, None, None, span=span)
+    torch.testing.assert_close(y, slow_attention(attention, x, span))
+    assert fast_weights is None
+
+
+@pytest.mark.parametrize("span", [1, 2, 5, T, 100])
+@pytest.mark.parametrize("sizes", [[4, 5], [8, 1], [1, 3, 1, 4], [1] * T])
+def test_pieces_are_one_call(attention: Attention, x: Tensor, sizes: list[int], span: int) -> None:
+    whole, _, whole_cache = attention(x, None, None, span=span)
+    ys, cache = [], None
+    for piece in x.split(sizes, 1):
+        y, _, cache = attention(piece, None, cache, span=span)
+        ys.append(y)
+    torch.testing.assert_close(torch.cat(ys, 1), whole)
+    assert isinstance(cache, KVCache)
+    torch.testing.assert_close((cache.k, cache.v), (whole_cache.k, whole_cache.v))
+
+
+def test_without_output_the_cache_is_the_same(attention: Attention, x: Tensor) -> None:
+    _, _, cache = attention(x[:, :4], None, None, span=5)
+    _, _, wanted = attention(x[:, 4:], None, cache, span=5)
+    y, _, got = attention(x[:, 4:], None, cache, span=5, output=False)
+    assert y is None
+    torch.testing.assert_close((got.k, got.v), (wanted.k, wanted.v), rtol=0, atol=0)
+
+
+def test_the_cache_passed_in_is_left_alone(attention: Attention, x: Tensor) -> None:
+    _, _, cache = attention(x[:, :4], None, None, span=5)
+    before = cache.k.clone(), cache.v.clone()
+    attention(x[:, 4:], None, cache, span=5)
+    torch.testing.assert_close((cache.k, cache.v), before, rtol=0, atol=0)
+
+
+def test_tokens_out_of_the_band_get_no_gradient(attention: Attention, x: Tensor) -> None:
+    """Exactly zero, not small."""
+    x.requires_grad_()
+    y, _, _ = attention(x, None, None, span=3)
+    (gradient,) = torch.autograd.grad(y[:, 6].square().sum(), [x])
+    reached = gradient.abs().sum((0, 2)) > 0
+    assert reached.nonzero().flatten().tolist() == [4, 5, 6]
+
+
+def test_gradients(tiny_config: Callable[..., HybridConfig], attention: Attention, x: Tensor) -> None:
+    """gradcheck through two calls, in x and in every parameter."""
+    parameters = dict(attention.named_parameters())
+
+    def two_calls(x: Tensor, *values: Tensor) -> Tensor:
+        given = dict(zip(parameters, values, strict=True))
+        y_1, _, cache = torch.func.functional_call(attention, given, (x[:, :2], None, None), {"span": 3})
+        y_2, _, _ = torch.func.functional_call(attention, given, (x[:, 2:5], None, cache), {"span": 3})
+        return torch.cat([y_1, y_2], 1)
+
+    assert torch.autograd.gradcheck(two_calls, [x.requires_grad_(), *parameters.values()], fast_mode=True)

@@ -1,0 +1,65 @@
+"""Backends are chosen by name, never silently, and precision does not depend on autocast."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from random_inputs import RULES, Rule, call, random_inputs
+
+from reverie.errors import UserError
+from reverie.ops import BACKENDS, dispatch, gated_delta_rule
+
+each_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+
+
+@each_rule
+def test_an_unknown_backend_is_an_error_that_names_the_known(rule: Rule) -> None:
+    with pytest.raises(UserError, match="unknown backend 'triton'") as caught:
+        call(rule, random_inputs(2), backend="triton")
+    assert all(name in str(caught.value) for name in BACKENDS)
+
+
+@each_rule
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_token_is_an_error(rule: Rule, backend: str) -> None:
+    with pytest.raises(UserError, match="at least one token"):
+        call(rule, random_inputs(2).cut(0, 0), backend=backend)
+
+
+def test_auto_is_chunked_on_cpu_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    dispatch._choose.cache_clear()
+    inputs = random_inputs(5)
+    with caplog.at_level(logging.INFO, "reverie"):
+        outcomes = [call(gated_delta_rule, inputs, backend="auto") for _ in range(3)]
+    assert [record.getMessage() for record in caplog.records] == [
+        "backend 'auto' runs the fast weights on 'chunked' for cpu tensors"
+    ]
+    torch.testing.assert_close(outcomes[0], call(gated_delta_rule, inputs, backend="chunked"), rtol=0, atol=0)
+
+
+def test_the_default_is_chunked() -> None:
+    inputs = random_inputs(5)
+    chunked = call(gated_delta_rule, inputs, backend="chunked")
+    torch.testing.assert_close(call(gated_delta_rule, inputs), chunked, rtol=0, atol=0)
+
+
+@each_rule
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_autocast_changes_nothing(rule: Rule, backend: str) -> None:
+    """Neither the memory nor its products fall to bfloat16."""
+    inputs = random_inputs(9, dtype=torch.float32)
+    plain = call(rule, inputs, backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        cast = call(rule, inputs, backend=backend)
+    assert cast[1].dtype == torch.float32
+    torch.testing.assert_close(cast, plain, rtol=0, atol=0)
+
+
+@each_rule
+@pytest.mark.parametrize("backend", ["reference", "chunked"])
+def test_a_float32_state_stays_float32_under_bfloat16_tokens(rule: Rule, backend: str) -> None:
+    inputs = random_inputs(3, dtype=torch.bfloat16)
+    o, S = call(rule, inputs, backend=backend)
+    assert (o.dtype, S.dtype) == (torch.bfloat16, torch.float32)

@@ -1,0 +1,92 @@
+"""Rooms and the stairs between them: imports go downwards, and passes are looped over in one place."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import jaxtyping
+import pytest
+import torch
+
+from reverie.model.rotary import rotate
+
+PACKAGE = Path(__file__).parent.parent / "reverie"
+
+# A room may import those on the right, and its own files. `tasks` sees nothing of models: a task is data and a score.
+ROOMS = {
+    "errors": "",
+    "files": "errors",
+    "ops": "errors",
+    "model": "errors ops",
+    "sleep": "errors model",
+    "tasks": "",
+    "recipe": "errors model sleep tasks",
+    "evaluate": "errors model sleep tasks",
+    "card": "errors files",
+    "plots": "errors files card",
+    "tables": "card",
+    "show": "recipe tasks",
+    "train": "errors files model sleep tasks recipe evaluate card",
+    "progress": "train",
+    "compare": "errors files recipe card plots tables train",
+    "cli": "errors recipe card plots tables tasks train show progress compare evaluate",
+    "__main__": "cli",
+}
+
+
+def room(path: Path) -> str:
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+
+
+def imported_rooms(path: Path) -> set[str]:
+    """Rooms of reverie that a file imports, anywhere in it."""
+    modules = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            package = node.module or ""
+            modules += [f"reverie.{alias.name}" for alias in node.names] if package == "reverie" else [package]
+    return {module.split(".")[1] for module in modules if module.startswith("reverie.")}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_downwards(path: Path) -> None:
+    here = room(path)
+    assert here in ROOMS, f"a new room: give {here} its place in ROOMS"
+    assert imported_rooms(path) <= {here, *ROOMS[here].split()}
+
+
+def test_there_is_no_way_back_up() -> None:
+    """ROOMS itself stands in an order in which every room comes after those that it may import."""
+    order = list(ROOMS)
+    for here, below in ROOMS.items():
+        assert all(order.index(other) < order.index(here) for other in below.split()), here
+
+
+def test_sleep_is_short() -> None:
+    assert len((PACKAGE / "sleep.py").read_text().splitlines()) < 250
+
+
+def test_passes_are_looped_over_in_one_place() -> None:
+    """The only loop in sleep.py up to N is there, and no other file runs a model's blocks."""
+    loops, runs = [], set()
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.For) and any(name in ast.unparse(node.iter) for name in ("N + 1", "passes")):
+                loops += [room(path)] if room(path) in ("ops", "model", "sleep", "evaluate", "train") else []
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "blocks":
+                runs.add(room(path))
+    assert loops == ["sleep"]
+    assert runs == {"sleep", "model"}
+
+
+def test_annotations_are_checked_in_tests() -> None:
+    """The hook in conftest.py is in force."""
+    with pytest.raises(jaxtyping.TypeCheckError):
+        rotate(torch.zeros(2, 3), 0, 10.0)

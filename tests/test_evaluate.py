@@ -1,0 +1,154 @@
+"""Evaluation asks everybody the same questions, counts right, and does not depend on how they are cut into batches."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_recipe import tiny_recipe
+
+import reverie.evaluate
+from reverie.errors import UserError
+from reverie.evaluate import evaluate
+from reverie.model import HybridLM
+from reverie.recipe import Recipe, changed, load_recipe
+from reverie.sleep import rollout
+from reverie.tasks import Batch, Split, Task
+from reverie.train.loop import evaluate_run, train
+
+
+def unsure_model(recipe: Recipe, seed: int = 0) -> HybridLM:
+    """Random everywhere: at the start all logits are zero."""
+    torch.manual_seed(seed)
+    model = HybridLM(recipe.model)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+RULE110 = tiny_recipe()
+DEPO = changed(
+    load_recipe("depo/nano"), model={"width": 16, "mlp_width": 24, "num_heads": 2, "key_size": 8, "value_size": 8}
+)
+
+
+@pytest.mark.parametrize("recipe", [RULE110, DEPO], ids=["rule110", "depo"])
+@pytest.mark.parametrize("batch_size", [1, 7, 40])
+def test_the_batch_size_changes_nothing(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, batch_size: int):
+    model = unsure_model(recipe)
+    whole = evaluate(model, recipe.task, recipe.sleep, 40).summary()
+    monkeypatch.setattr(reverie.evaluate, "BATCH_SIZE", batch_size)
+    cut = evaluate(model, recipe.task, recipe.sleep, 40).summary()
+    assert whole["examples"] == 40
+    assert cut["by_depth"].keys() == whole["by_depth"].keys()
+    for depth, part in whole["by_depth"].items():
+        assert cut["by_depth"][depth] == pytest.approx(part, rel=1e-5)
+    assert {**cut, "by_depth": 0} == pytest.approx({**whole, "by_depth": 0}, rel=1e-5)
+
+
+@pytest.mark.parametrize("recipe", [RULE110, DEPO], ids=["rule110", "depo"])
+def test_it_is_what_counting_by_hand_gives(recipe: Recipe):
+    model, asked, right, exact, losses = unsure_model(recipe), Counter[int](), Counter[int](), 0, []
+    for example in range(30):
+        batch = recipe.task.batch("test", 0, 0, range(example, example + 1))
+        with torch.no_grad():
+            logits, _ = rollout(model, batch.tokens, batch.loss_mask, recipe.sleep)
+        wrong, places = 0, [t for t in range(recipe.task.sequence_length) if batch.loss_mask[0, t]]
+        for row, t in enumerate(places):  # here every question is one token
+            target, depth, answers = int(batch.targets[0, t]), int(batch.depth[0, t]), logits[row].tolist()
+            asked[depth] += 1
+            correct = answers.index(max(answers)) == target
+            right[depth] += correct
+            wrong += not correct
+            losses.append(math.log(sum(map(math.exp, answers))) - answers[target])
+        exact += not wrong
+    summary = evaluate(model, recipe.task, recipe.sleep, 30).summary()
+    assert {int(d): part["questions"] for d, part in summary["by_depth"].items()} == asked
+    assert {int(d): part["accuracy"] for d, part in summary["by_depth"].items()} == pytest.approx(
+        {d: right[d] / asked[d] for d in asked}
+    )
+    assert summary["question_accuracy"] == pytest.approx(right.total() / asked.total())
+    assert summary["exact_accuracy"] == pytest.approx(exact / 30)
+    assert summary["loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+    assert 0 < right.total() < asked.total()  # else this test would tell little
+
+
+class Watched:
+    """A task that remembers what it was asked for."""
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self.asked: list[tuple[Any, ...]] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._task, name)
+
+    def batch(self, split: Split, seed: int, step: int, examples: range, max_depth: int | None = None) -> Batch:
+        self.asked.append((split, seed, step, max_depth, list(examples)))
+        return self._task.batch(split, seed, step, examples, max_depth)
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+@pytest.mark.parametrize("seed", [0, 7])
+def test_everybody_gets_the_same_held_out_examples(monkeypatch: pytest.MonkeyPatch, seed: int, passes: int):
+    monkeypatch.setattr(reverie.evaluate, "BATCH_SIZE", 16)
+    recipe = changed(RULE110, train={"seed": seed}, sleep={"num_sleep_passes": passes})
+    task = Watched(recipe.task)
+    evaluate(unsure_model(recipe, seed), task, recipe.sleep, 40)
+    assert [asked[:4] for asked in task.asked] == [("test", 0, 0, None)] * 3
+    assert [i for asked in task.asked for i in asked[4]] == list(range(40))
+
+
+def test_it_leaves_no_trace_in_the_model():
+    model = unsure_model(RULE110)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    evaluate(model, RULE110.task, RULE110.sleep, 8)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+# -- of a run on disk
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    train(RULE110, folder)
+    return folder
+
+
+def test_a_run_scores_as_it_did_when_it_was_trained(run: Path):
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    card = evaluate_run(run)
+    assert card.score == card.curve[-1].score
+    assert card.steps == 6
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(("passes", "kind"), [(1, "hybrid"), (2, "sleep"), (4, "sleep")])
+def test_a_run_can_sleep_more_or_less_than_it_was_trained_to(run: Path, passes: int, kind: str):
+    card = evaluate_run(run, num_sleep_passes=passes)
+    assert (card.num_sleep_passes, card.model) == (passes, kind)
+    model = HybridLM(RULE110.model)
+    reverie.train.loop.load_checkpoint(run / "checkpoint.safetensors").restore_model(model)
+    sleep = RULE110.sleep.model_copy(update={"num_sleep_passes": passes})
+    assert card.score == evaluate(model, RULE110.task, sleep, RULE110.train.eval_examples).summary()
+    if passes != 2:
+        assert card.score["loss"] != card.curve[-1].score["loss"]
+
+
+@pytest.mark.parametrize("passes", [0, -3])
+def test_less_than_one_pass_is_refused(run: Path, passes: int):
+    with pytest.raises(UserError, match=rf"num_sleep_passes must be at least 1, got {passes}$"):
+        evaluate_run(run, num_sleep_passes=passes)
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path):
+    for folder in (tmp_path, tmp_path / "none"):
+        with pytest.raises(UserError, match=r"^there is no run at .*: give the folder that reverie train wrote"):
+            evaluate_run(folder)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,105 @@
+"""Progress: bars on a terminal, else lines with loss, accuracy, tokens/s and time left, and not too many."""
+
+from __future__ import annotations
+
+import io
+from types import SimpleNamespace
+
+import pytest
+from rich.console import Console
+
+from reverie import progress
+from reverie.progress import LINE_INTERVAL_S, RunDisplay
+from reverie.train.worker import Event
+
+
+def event(step: int, **changes: float | None) -> Event:
+    """100 steps; 50 tokens and 0.1 s a step."""
+    fields = {"steps": 100, "tokens": 50 * step, "wall_time_s": 0.1 * step, "loss": 1.25, "accuracy": None}
+    return Event(**{"step": step, **fields, **changes})  # type: ignore[arg-type]
+
+
+class Screen:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, terminal: bool = False, width: int = 80) -> None:
+        self.now = 1000.0
+        self._file = io.StringIO()
+        self._console = Console(file=self._file, force_terminal=terminal, width=width, color_system=None)
+        monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: self.now))
+        self.display = RunDisplay(self._console)
+
+    @property
+    def text(self) -> str:
+        return self._file.getvalue()
+
+    @property
+    def lines(self) -> list[str]:
+        return self.text.splitlines()
+
+
+def test_a_line_tells_loss_accuracy_speed_and_time_left(monkeypatch: pytest.MonkeyPatch):
+    screen = Screen(monkeypatch)
+    with screen.display as display:
+        display.update("depo/nano", event(10))
+        screen.now += LINE_INTERVAL_S
+        display.update("depo/nano", event(20, accuracy=0.5, loss=0.125))
+    assert screen.lines == [
+        "depo/nano  step 10/100  loss 1.250  500 tok/s  ETA 0:09",
+        "depo/nano  step 20/100  loss 0.125  acc 0.500  500 tok/s  ETA 0:08",
+    ]
+
+
+def test_speed_and_time_left_of_a_resumed_run_are_those_since_it_was_resumed(monkeypatch: pytest.MonkeyPatch):
+    screen = Screen(monkeypatch)
+    with screen.display as display:
+        display.update("run", event(40, wall_time_s=1000.0))
+        screen.now += LINE_INTERVAL_S
+        display.update("run", event(50, wall_time_s=1020.0))
+    assert screen.lines[-1].endswith("25 tok/s  ETA 1:40")
+
+
+def test_lines_are_not_closer_than_the_interval_but_for_the_last_step(monkeypatch: pytest.MonkeyPatch):
+    screen = Screen(monkeypatch)
+    with screen.display as display:
+        for step in range(1, 101):
+            display.update("run", event(step))
+            screen.now += LINE_INTERVAL_S / 8
+    assert [int(line.split()[2].split("/")[0]) for line in screen.lines] == [*range(1, 100, 8), 100]
+
+
+def test_every_run_has_lines_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    screen = Screen(monkeypatch)
+    with screen.display as display:
+        for name in ("a", "b", "a", "b"):
+            display.update(name, event(3))
+    assert [line[0] for line in screen.lines] == ["a", "b"]
+
+
+def test_a_long_line_stays_one_line_and_a_name_is_no_markup(monkeypatch: pytest.MonkeyPatch):
+    screen = Screen(monkeypatch, width=40)
+    with screen.display as display:
+        display.update("my[red]recipe" + "x" * 60, event(1))
+    [line] = screen.lines
+    assert line.startswith("my[red]recipexxx")
+    assert line.endswith("ETA 0:09")
+
+
+def test_no_time_at_all_is_no_division_by_zero(monkeypatch: pytest.MonkeyPatch):
+    screen = Screen(monkeypatch)
+    with screen.display as display:
+        display.update("run", event(0, wall_time_s=0.0))
+        display.update("other", event(100, wall_time_s=0.0))
+    assert len(screen.lines) == 2
+
+
+def test_a_terminal_shows_bars_instead_of_lines(monkeypatch: pytest.MonkeyPatch):
+    screen = Screen(monkeypatch, terminal=True)
+    with screen.display as display:
+        for step in (1, 50, 100):
+            for name in ("transformer-seed-0", "[sleep]-2-seed-0"):
+                display.update(name, event(step, accuracy=0.5))
+    assert "ETA" not in screen.text
+    last = screen.text[screen.text.rindex("transformer-seed-0") :]
+    assert "[sleep]-2-seed-0" in last
+    assert last.count("100/100") == 2
+    assert last.count("loss 1.250  acc 0.500  500 tok/s") == 2  # 80 columns are enough for all of it
+    assert "…" not in last

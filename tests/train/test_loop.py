@@ -1,0 +1,439 @@
+"""Same seed, same curve; kill and resume, same curve; a run that diverges leaves its last good state."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tiny_recipe import tiny_recipe
+from torch import Tensor
+
+from reverie.card import RunCard, load_card
+from reverie.errors import UserError
+from reverie.model import HybridLM
+from reverie.recipe import Recipe
+from reverie.tasks import Batch
+from reverie.train import loop
+from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint
+from reverie.train.loop import CARD_NAME, max_depth, train
+
+Undisturbed = Callable[[Recipe], Path]
+
+
+class Killed(Exception):
+    """The process ends here."""
+
+
+def kill_at(step: int) -> Callable[[Progress, float], None]:
+    def report(progress: Progress, loss: float) -> None:
+        if progress.step == step:
+            raise Killed
+
+    return report
+
+
+def without_times(point: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in point.items() if key != "wall_time_s"}
+
+
+def assert_same_run(out: Path, other: Path, *, but: str = "") -> None:
+    """Weights, optimiser states, random state, curve and card, to the last bit; wall times aside."""
+    ours, theirs = (load_checkpoint(folder / FILE_NAME) for folder in (out, other))
+    assert ours.recipe == theirs.recipe
+    assert ours.tensors.keys() == theirs.tensors.keys()
+    for name in ours.tensors.keys() - {but}:
+        assert torch.equal(ours.tensors[name], theirs.tensors[name]), name
+    ours, theirs = (without_times(vars(checkpoint.progress)) for checkpoint in (ours, theirs))
+    ours["curve"], theirs["curve"] = (list(map(without_times, part["curve"])) for part in (ours, theirs))
+    assert ours == theirs
+    volatile = {"wall_time_s": True, "date": True, "commit": True, "curve": {"__all__": {"wall_time_s"}}}
+    ours, theirs = (read_run_card(folder).model_dump(exclude=volatile) for folder in (out, other))
+    assert ours == theirs
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    """The folder of a run by that recipe, trained without a break; the same run for the same recipe."""
+    runs: dict[str, Path] = {}
+
+    def run(recipe: Recipe) -> Path:
+        key = recipe.model_dump_json()
+        if key not in runs:
+            runs[key] = tmp_path_factory.mktemp("undisturbed")
+            train(recipe, runs[key])
+        return runs[key]
+
+    return run
+
+
+def losses_of(recipe: Recipe, out: Path) -> list[float]:
+    losses: list[float] = []
+    train(recipe, out, report=lambda progress, loss: losses.append(loss))
+    return losses
+
+
+def files(folder: Path) -> dict[Path, tuple[bytes, int]]:
+    return {p: (p.read_bytes(), p.stat().st_mtime_ns) for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_the_same_seed_gives_the_same_run_to_the_last_bit(tmp_path: Path, undisturbed: Undisturbed):
+    torch.manual_seed(len(str(tmp_path)))  # what the process did before must not matter
+    train(tiny_recipe(), tmp_path)
+    assert_same_run(tmp_path, undisturbed(tiny_recipe()), but="rng")
+
+
+def test_another_seed_gives_other_weights_and_other_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    zero, one = (batches(monkeypatch, tiny_recipe(train={"seed": seed}), tmp_path / str(seed)) for seed in (0, 1))
+    assert not any(torch.equal(a, b) for a, b in zip(zero, one, strict=True))
+    weights = [load_checkpoint(tmp_path / seed / FILE_NAME).tensors["model.embedding.weight"] for seed in "01"]
+    assert not torch.equal(*weights)
+
+
+@pytest.mark.parametrize("step", [1, 4, 5, 6])
+def test_kill_and_resume_is_the_run_without_the_break(tmp_path: Path, step: int, undisturbed: Undisturbed):
+    """Killed before the first checkpoint, right behind one, between two, and with everything but the card done."""
+    recipe = tiny_recipe(train={"depth_curriculum": 0.7})
+    with pytest.raises(Killed):
+        train(recipe, tmp_path, report=kill_at(step))
+    assert not (tmp_path / CARD_NAME).exists()
+    train(recipe, tmp_path, resume=True)
+    assert_same_run(tmp_path, undisturbed(recipe))
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"train": {"dtype": "bfloat16"}},
+        {"model": {"layers": ["jet", "attn"]}, "sleep": {"eviction": "sliding", "looped_blocks": [0, 1]}},
+        {"optim": {"weight_decay": 0.1, "decay": "linear"}},
+    ],
+)
+def test_killed_twice_with_other_models_and_optimisers(
+    tmp_path: Path, sections: dict[str, dict[str, Any]], undisturbed: Undisturbed
+):
+    recipe = tiny_recipe(**sections)
+    for step in (3, 5):
+        with pytest.raises(Killed):
+            train(recipe, tmp_path, resume=step > 3, report=kill_at(step))
+    train(recipe, tmp_path, resume=True)
+    assert_same_run(tmp_path, undisturbed(recipe))
+
+
+def test_killed_between_the_two_optimisers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Undisturbed):
+    steps, step = [], torch.optim.AdamW.step
+
+    def dying_step(self: torch.optim.AdamW, *arguments: Any) -> Any:
+        steps.append(1)
+        if len(steps) == 4:
+            raise Killed
+        return step(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", dying_step)
+        with pytest.raises(Killed):
+            train(tiny_recipe(), tmp_path)
+    train(tiny_recipe(), tmp_path, resume=True)
+    assert_same_run(tmp_path, undisturbed(tiny_recipe()))
+
+
+def test_the_curves_of_a_resumed_run_have_each_point_once(tmp_path: Path):
+    recipe = tiny_recipe(train={"eval_every": 2, "checkpoint_every": 3})
+    with pytest.raises(Killed):
+        train(recipe, tmp_path, report=kill_at(5))
+    card = train(recipe, tmp_path, resume=True)
+    assert [point.step for point in card.curve] == [2, 4, 6]
+    assert [point.tokens for point in card.curve] == [step * 8 * 16 for step in (2, 4, 6)]
+    times = [point.wall_time_s for point in card.curve]
+    assert times == sorted(times)
+    assert times[0] > 0
+    board = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert {"loss/train", "loss/held-out", "accuracy/exact", "accuracy/depth 4"} <= set(board.Tags()["scalars"])
+    written = {event.step: event.value for event in board.Scalars("loss/train")}
+    assert [event.step for event in board.Scalars("loss/train")] == [2, 4, 6]
+    assert written == pytest.approx({point.step: point.train_loss for point in card.curve})
+
+
+def test_a_point_of_the_curve_is_the_mean_loss_since_the_point_before(tmp_path: Path):
+    losses: list[float] = []
+    card = train(tiny_recipe(train={"eval_every": 4}), tmp_path, report=lambda progress, loss: losses.append(loss))
+    assert [point.step for point in card.curve] == [4, 6]  # the last step is always measured
+    parts = (losses[:4], losses[4:])
+    assert [point.train_loss for point in card.curve] == pytest.approx([sum(part) / len(part) for part in parts])
+
+
+def test_resume_with_another_recipe_is_refused(tmp_path: Path):
+    with pytest.raises(Killed):
+        train(tiny_recipe(), tmp_path, report=kill_at(2))
+    before = files(tmp_path)
+    with pytest.raises(UserError, match=r"made by another recipe; resume with the settings it was started with"):
+        train(tiny_recipe(sleep={"num_sleep_passes": 3}), tmp_path, resume=True)
+    assert files(tmp_path) == before
+
+
+def test_a_folder_with_a_run_is_left_alone(tmp_path: Path):
+    train(tiny_recipe(), tmp_path)
+    before = files(tmp_path)
+    with pytest.raises(UserError, match="already holds a run: add --resume to go on with it, or choose another --out"):
+        train(tiny_recipe(), tmp_path)
+    assert files(tmp_path) == before
+
+
+def test_resume_without_a_run_is_refused_and_makes_nothing(tmp_path: Path):
+    with pytest.raises(UserError, match="holds no run to go on with: leave out --resume to start one"):
+        train(tiny_recipe(), tmp_path / "none", resume=True)
+    assert not (tmp_path / "none").exists()
+
+
+def test_a_run_has_its_checkpoint_from_the_start(tmp_path: Path):
+    """A folder that cannot be written, or a second run in it, shows at once and not after hours."""
+    with pytest.raises(Killed):
+        train(tiny_recipe(train={"checkpoint_every": 1000}), tmp_path, report=kill_at(1))
+    assert load_checkpoint(tmp_path / FILE_NAME).progress.step == 0
+
+
+# -- a run that diverges
+
+
+@pytest.fixture
+def the_model(monkeypatch: pytest.MonkeyPatch) -> list[HybridLM]:
+    """The models that runs make, newest last."""
+    models: list[HybridLM] = []
+    make = loop.new_model
+
+    def keep(*arguments: Any) -> HybridLM:
+        models.append(make(*arguments))
+        return models[-1]
+
+    monkeypatch.setattr(loop, "new_model", keep)
+    return models
+
+
+def assert_good_and_resumable(out: Path, step: int, undisturbed: Path) -> None:
+    """The checkpoint is finite, from that step, and goes on as if nothing had been."""
+    checkpoint = load_checkpoint(out / FILE_NAME)
+    assert checkpoint.progress.step == step
+    assert all(tensor.isfinite().all() for name, tensor in checkpoint.tensors.items() if name != "rng")
+    assert not (out / CARD_NAME).exists()
+    train(checkpoint.recipe, out, resume=True)
+    assert_same_run(out, undisturbed)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_names_step_and_parameter(
+    tmp_path: Path, the_model: list[HybridLM], value: float, undisturbed: Undisturbed
+):
+    def poison(progress: Progress, loss: float) -> None:
+        if progress.step == 5:
+            with torch.no_grad():
+                the_model[-1].get_parameter("layers.1.mlp.out_proj.weight")[0, 0] = value
+
+    expected = (
+        r"training diverged at step 6 \(the loss is nan, and the parameter layers\.1\.mlp\.out_proj\.weight is not "
+        rf"finite\): {re.escape(str(tmp_path))}/{FILE_NAME} keeps the last good state, try a lower optim\.muon_lr "
+        r"than 0\.01"
+    )
+    with pytest.raises(UserError, match=f"^{expected}$"):
+        train(tiny_recipe(), tmp_path, report=poison)
+    assert_good_and_resumable(tmp_path, 4, undisturbed(tiny_recipe()))
+
+
+def test_a_gradient_that_is_not_finite_reaches_no_parameter(
+    tmp_path: Path, the_model: list[HybridLM], undisturbed: Undisturbed
+):
+    def poison(progress: Progress, loss: float) -> None:
+        if progress.step == 5:
+            parameter = the_model[-1].get_parameter("layers.0.mlp.in_proj.weight")
+            parameter.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([1]), math.inf))
+
+    recipe = tiny_recipe(train={"checkpoint_every": 1})
+    with pytest.raises(UserError, match=r"step 6 \(the loss is \d\.\d+, and the gradient of layers\.0\.mlp\.in_proj"):
+        train(recipe, tmp_path, report=poison)
+    assert all(parameter.isfinite().all() for parameter in the_model[0].parameters())
+    assert_good_and_resumable(tmp_path, 5, undisturbed(recipe))
+
+
+def test_weights_that_are_not_finite_are_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Undisturbed
+):
+    take_step = loop.train_step
+
+    def overshoot(recipe: Recipe, model: HybridLM, optimizers: Any, step: int, device: Any) -> float:
+        loss = take_step(recipe, model, optimizers, step, device)
+        if step == 3:
+            with torch.no_grad():
+                model.get_parameter("embedding.weight")[0, 0] = math.inf
+        return loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "train_step", overshoot)
+        with pytest.raises(UserError, match=r"diverged at step 4 \(the parameter embedding\.weight is not finite\)"):
+            train(tiny_recipe(), tmp_path)
+    assert_good_and_resumable(tmp_path, 2, undisturbed(tiny_recipe()))
+
+
+def test_a_learning_rate_that_is_far_too_high_diverges_in_one_sentence(tmp_path: Path):
+    recipe = tiny_recipe(optim={"muon_lr": 1e38, "adamw_lr": 1e38})
+    with pytest.raises(UserError, match=r"^training diverged at step \d+ .* try a lower optim\.muon_lr than 1e\+38$"):
+        train(recipe, tmp_path)
+    load_checkpoint(tmp_path / FILE_NAME)
+
+
+# -- what a run sees
+
+
+def batches(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, out: Path) -> list[Tensor]:
+    """The tokens and labels that training puts through the model, step by step."""
+    seen: list[Tensor] = []
+    with monkeypatch.context() as patch:
+        roll = loop.rollout
+
+        def watch(model: HybridLM, tokens: Tensor, loss_mask: Tensor, sleep: Any) -> Any:
+            assert sleep == recipe.sleep
+            seen.append(torch.stack([tokens, loss_mask.long()]))
+            return roll(model, tokens, loss_mask, sleep)
+
+        patch.setattr(loop, "rollout", watch)
+        train(recipe, out)
+    return seen
+
+
+def test_every_model_and_every_number_of_passes_sees_the_same_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shared = {"train": {"depth_curriculum": 0.8, "steps": 4}}
+    variants: list[dict[str, dict[str, Any]]] = [
+        {"sleep": {"num_sleep_passes": 1}},
+        {"sleep": {"num_sleep_passes": 3}},
+        {"sleep": {"num_sleep_passes": 1}, "model": {"layers": ["attn", "attn"]}},
+        {"model": {"width": 32}, "optim": {"muon_lr": 1e-4}},
+    ]
+    first, *others = (
+        batches(monkeypatch, tiny_recipe(**shared, **sections), tmp_path / str(i))
+        for i, sections in enumerate(variants)
+    )
+    assert len(first) == 4
+    assert not torch.equal(first[0], first[1])
+    for other in others:
+        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_the_data_of_a_step_are_those_of_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    recipe = tiny_recipe(train={"seed": 5, "depth_curriculum": 0.8})
+    seen = batches(monkeypatch, recipe, tmp_path)
+    for step, tokens_and_mask in enumerate(seen):
+        batch: Batch = recipe.task.batch("train", 5, step, range(8), max_depth=max_depth(recipe, step))
+        assert torch.equal(tokens_and_mask[0], batch.tokens)
+        assert torch.equal(tokens_and_mask[1], batch.loss_mask.long())
+
+
+@pytest.mark.parametrize("share", [0.3, 0.7, 1.0])
+@pytest.mark.parametrize("steps", [4, 10, 97])
+def test_the_curriculum_goes_from_the_shallowest_to_the_deepest(share: float, steps: int):
+    recipe = tiny_recipe(train={"depth_curriculum": share, "steps": steps})
+    depths = [max_depth(recipe, step) for step in range(steps)]
+    assert depths == sorted(depths)
+    assert set(depths) <= set(recipe.task.depths())
+    assert depths[0] == 1
+    assert depths[-1] == 4
+    assert all(depth == 4 for depth in depths[math.ceil(share * steps) :])
+    if share * steps > 20:
+        stretches = [depths.count(depth) for depth in (1, 2, 3)]
+        assert max(stretches) - min(stretches) <= 1
+
+
+def test_without_a_curriculum_all_depths_are_asked_from_the_start():
+    assert [max_depth(tiny_recipe(), step) for step in range(6)] == [4] * 6
+
+
+# -- what a run leaves
+
+
+def read_run_card(out: Path) -> RunCard:
+    card = load_card(out / CARD_NAME)
+    assert isinstance(card, RunCard)
+    return card
+
+
+def test_a_run_leaves_a_card_that_describes_it(tmp_path: Path):
+    recipe = tiny_recipe()
+    losses = losses_of(recipe, tmp_path)
+    card = read_run_card(tmp_path)
+    assert (card.name, card.model, card.num_sleep_passes, card.seed) == ("tiny", "sleep", 2, 0)
+    assert Recipe.model_validate(card.recipe) == recipe
+    assert (card.steps, card.tokens) == (6, 6 * 8 * 16)
+    assert len(losses) == 6
+    assert card.score == card.curve[-1].score
+    assert card.score["examples"] == 24
+    assert card.depths == ["1", "2", "3", "4"]
+    assert set(card.depths) <= card.chance.by_depth.keys()
+    assert sorted(path.name for path in tmp_path.iterdir()) == [CARD_NAME, FILE_NAME, "tensorboard"]
+    model = HybridLM(recipe.model)
+    load_checkpoint(tmp_path / FILE_NAME).restore_model(model)
+    assert card.parameters == sum(parameter.numel() for parameter in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("layers", "passes", "kind"), [(["attn"], 1, "transformer"), (["attn", "gdn"], 1, "hybrid"), (["jet"], 2, "sleep")]
+)
+def test_models_are_called_what_the_field_calls_them(layers: list[str], passes: int, kind: str):
+    recipe = tiny_recipe(model={"layers": layers}, sleep={"num_sleep_passes": passes})
+    assert loop.model_kind(recipe) == kind
+
+
+def test_the_report_comes_after_every_step(tmp_path: Path):
+    seen = []
+    train(tiny_recipe(), tmp_path, report=lambda progress, loss: seen.append((progress.step, progress.tokens)))
+    assert seen == [(step, step * 8 * 16) for step in range(1, 7)]
+
+
+def test_it_learns(tmp_path: Path):
+    """The first bit of the state that it slept over."""
+    recipe = tiny_recipe(
+        task={"num_states": 1, "width": 3, "rollout_steps": 0},
+        sleep={"window_size": 3},
+        optim={"muon_lr": 3e-2, "adamw_lr": 3e-2},
+        train={"steps": 60, "batch_size": 16, "eval_every": 60, "checkpoint_every": 60},
+    )
+    losses = losses_of(recipe, tmp_path)
+    assert losses[0] == pytest.approx(math.log(3), rel=1e-4)  # an untrained model knows nothing
+    assert sum(losses[-10:]) / 10 < 0.2
+    assert read_run_card(tmp_path).score["exact_accuracy"] == 1.0
+
+
+def test_bfloat16_is_for_the_rollout_and_leaves_the_parameters_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    dtypes: dict[str, set[torch.dtype]] = {"float32": set(), "bfloat16": set()}
+    roll = loop.rollout
+    for dtype, seen in dtypes.items():
+
+        def watch(*arguments: Any, seen: set[torch.dtype] = seen) -> Any:
+            logits, context = roll(*arguments)
+            seen.add(logits.dtype)
+            return logits, context
+
+        monkeypatch.setattr(loop, "rollout", watch)
+        losses = losses_of(tiny_recipe(train={"dtype": dtype}), tmp_path / dtype)
+        assert all(math.isfinite(loss) for loss in losses)
+    assert dtypes == {"float32": {torch.float32}, "bfloat16": {torch.bfloat16}}
+    tensors = load_checkpoint(tmp_path / "bfloat16" / FILE_NAME).tensors
+    assert {tensor.dtype for name, tensor in tensors.items() if name != "rng"} == {torch.float32}
+
+
+def test_gradients_are_clipped_before_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    norms: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def watch(self: torch.optim.AdamW, *arguments: Any) -> Any:
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watch)
+    train(tiny_recipe(optim={"grad_clip": 1e-3}), tmp_path)
+    assert len(norms) == 6
+    assert max(norms) <= 1e-3 * 1.001
