@@ -9,8 +9,8 @@ import pytest
 import torch
 from jaxtyping import install_import_hook
 
-# Before reverie is imported. The rooms above hold no tensors of their own.
-install_import_hook(["reverie.ops", "reverie.sleep"], "beartype.beartype")
+# Before reverie is imported, and for its public functions alone: a check costs more than many a small operation.
+install_import_hook(["reverie.ops.dispatch", "reverie.model.hybrid", "reverie.sleep"], "beartype.beartype")
 torch.set_num_threads(1)
 
 from reverie.model import HybridConfig, HybridLM, new_model  # noqa: E402

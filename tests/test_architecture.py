@@ -9,7 +9,7 @@ import jaxtyping
 import pytest
 import torch
 
-from reverie.model.rotary import rotate
+from reverie.ops import hebbian_rule
 
 PACKAGE = Path(__file__).parent.parent / "reverie"
 
@@ -88,5 +88,6 @@ def test_passes_are_looped_over_in_one_place() -> None:
 
 def test_annotations_are_checked_in_tests() -> None:
     """The hook in conftest.py is in force."""
+    q, k, v, gate = torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 5), torch.zeros(1, 2, 3, 6), torch.zeros(1, 2, 3)
     with pytest.raises(jaxtyping.TypeCheckError):
-        rotate(torch.zeros(2, 3), 0, 10.0)
+        hebbian_rule(q, k, v, gate, gate)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from reverie.model import HybridLM
 from reverie.recipe import Recipe, changed, load_recipe
 from reverie.sleep import rollout
 from reverie.tasks import Batch, Split, Task
+from reverie.train.checkpoint import FILE_NAME, load_checkpoint
 from reverie.train.loop import evaluate_run, train
 
 
@@ -98,7 +99,7 @@ def test_everybody_gets_the_same_held_out_examples(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(reverie.evaluate, "BATCH_SIZE", 16)
     recipe = changed(RULE110, train={"seed": seed}, sleep={"num_sleep_passes": passes})
     task = Watched(recipe.task)
-    evaluate(unsure_model(recipe, seed), task, recipe.sleep, 40)
+    evaluate(unsure_model(recipe, seed), cast(Task, task), recipe.sleep, 40)
     assert [asked[:4] for asked in task.asked] == [("test", 0, 0, None)] * 3
     assert [i for asked in task.asked for i in asked[4]] == list(range(40))
 
@@ -134,7 +135,7 @@ def test_a_run_can_sleep_more_or_less_than_it_was_trained_to(run: Path, passes: 
     card = evaluate_run(run, num_sleep_passes=passes)
     assert (card.num_sleep_passes, card.model) == (passes, kind)
     model = HybridLM(RULE110.model)
-    reverie.train.loop.load_checkpoint(run / "checkpoint.safetensors").restore_model(model)
+    load_checkpoint(run / FILE_NAME).restore_model(model)
     sleep = RULE110.sleep.model_copy(update={"num_sleep_passes": passes})
     assert card.score == evaluate(model, RULE110.task, sleep, RULE110.train.eval_examples).summary()
     if passes != 2:

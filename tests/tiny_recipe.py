@@ -25,7 +25,7 @@ key_size = 8
 value_size = 8
 
 [sleep]
-window_size = 7
+window_size = 14
 num_sleep_passes = 2
 
 [optim]

@@ -21,7 +21,9 @@ def test_pairs_turn_as_complex_numbers() -> None:
     z = torch.complex(x[..., 0::2], x[..., 1::2])
     angle = torch.arange(start, start + 5, dtype=torch.float64)[:, None, None] * BASE ** (-torch.arange(0, 6, 2) / 6)
     turned = z * torch.polar(torch.ones_like(angle), angle)
-    torch.testing.assert_close(rotate(x, start, BASE), torch.stack([turned.real, turned.imag], -1).flatten(-2), rtol=0, atol=1e-6)
+    torch.testing.assert_close(
+        rotate(x, start, BASE), torch.stack([turned.real, turned.imag], -1).flatten(-2), rtol=0, atol=1e-6
+    )
 
 
 def test_products_depend_on_the_distance_alone() -> None:

@@ -1,0 +1,87 @@
+"""What the README says is true of the tree: the quoted loop, paths, commands, recipes, and every quoted number."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
+
+from reverie.card import ComparisonCard, load_card
+from reverie.cli import app
+from reverie.recipe import list_recipes, load_recipe
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
+
+
+def test_the_quoted_sleep_loop_is_the_source() -> None:
+    loop = blocks("python")[0]
+    assert "for n in range" in loop
+    assert loop in (ROOT / "reverie" / "sleep.py").read_text(encoding="utf-8")
+
+
+def test_the_python_example_runs() -> None:
+    subprocess.run([sys.executable, "-c", blocks("python")[1]], check=True, timeout=120)
+
+
+@pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)
+def test_linked_paths_exist(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
+        if not target.startswith("http"):
+            assert (document.parent / target).exists(), target
+
+
+def test_commands_exist() -> None:
+    """Every `make` target and every `reverie` command line parses, and its recipe loads with its overrides."""
+    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    text = "\n".join(blocks("sh")) + (ROOT / "docs" / "LOG.md").read_text(encoding="utf-8")
+    for target in re.findall(r"^make (\w+)", text, flags=re.MULTILINE):
+        assert target in targets
+    commands = get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
+    lines = [line.split("#")[0].split() for line in text.splitlines() if line.startswith("reverie ")]
+    assert lines
+    for _, command, *arguments in lines:
+        assert command in commands
+        result = CliRunner().invoke(app, [command, "--help"])
+        options = set(re.findall(r"--[a-z-]+", result.output))
+        assert {a for a in arguments if a.startswith("--")} <= options, arguments
+        if command in ("train", "compare"):
+            overrides = [arguments[i + 1] for i, a in enumerate(arguments) if a == "--set"]
+            load_recipe(arguments[0], overrides)
+
+
+def test_every_recipe_that_documents_name_exists() -> None:
+    for document in DOCS:
+        names = re.findall(r"`((?:rule110|depo)/[a-z0-9-]+)`", document.read_text(encoding="utf-8"))
+        assert set(names) <= set(list_recipes()), document
+
+
+def test_every_quoted_result_is_in_its_card() -> None:
+    """Rows of the result tables, "| transformer / N = 2 (sleep) | 1.00 ± .00 | …", equal the card named above them."""
+    sections = re.findall(r"\[card\]\((results/[^)]+)\)[^|]*\n\n(\|.*?)\n\n", README, flags=re.DOTALL)
+    assert len(sections) >= 2
+    for path, table in sections:
+        card = load_card(ROOT / path)
+        assert isinstance(card, ComparisonCard)
+        rows = {cells[1].strip(): cells[2:-1] for line in table.splitlines() if (cells := line.split("|"))}
+        for result in card.results:
+            parts = [result.by_depth[depth] for depth in card.depths]
+            shown = [f"{100 * part.mean:.0f} ± {100 * part.std:.0f}" for part in parts]
+            assert [cell.strip() for cell in rows[result.label]] == shown, result.label
+
+
+def test_every_card_has_its_figure() -> None:
+    cards = list((ROOT / "results").rglob("*.json"))
+    assert cards
+    for card in cards:
+        assert card.with_suffix(".png").is_file(), card
