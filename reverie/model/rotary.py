@@ -1,4 +1,4 @@
-"""Rotary position embedding (arXiv 2104.09864): neighbouring pairs of a head are complex numbers, turned by position."""
+"""Rotary position embedding (arXiv 2104.09864): neighbouring pairs of a head are complex numbers that turn."""
 
 from __future__ import annotations
 
