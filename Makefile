@@ -9,7 +9,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 READY = .venv/ready
 
-.PHONY: demo test check setup clean
+.PHONY: demo test check results setup clean
 
 demo: setup
 	.venv/bin/reverie demo
@@ -22,6 +22,17 @@ check: setup
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright --pythonpath .venv/bin/python
 	$(MAKE) test
+
+# make results    every card and figure in results/ anew: three hours on two cores, resumable
+RESULTS = rule110/nano depo/nano depo/nano-no-curriculum depo/nano-early-decay
+results: setup
+	for recipe in $(RESULTS); do \
+		case $$recipe in *nano) what="--passes 1,2,4" ;; *) what="--passes 4 --no-transformer" ;; esac; \
+		.venv/bin/reverie compare $$recipe $$what --seeds 0,1,2 --out runs/compare/$$recipe && \
+		mkdir -p results/$$(dirname $$recipe) && \
+		cp runs/compare/$$recipe/card.json results/$$recipe.json && \
+		cp runs/compare/$$recipe/figure.png results/$$recipe.png || exit 1; \
+	done
 
 setup: $(READY)
 

@@ -73,7 +73,7 @@ def accuracy_over_depth(card: Card) -> Figure:
 
 
 def accuracy_over_tokens(card: Card, depth: str | None = None) -> Figure:
-    """Accuracy during training: per question at `depth`, by default the deepest.
+    """Accuracy during training: per question at `depth`, by default the one that tells models apart most.
 
     Thin lines are seeds, and the mean is drawn where all seeds were evaluated. If the task has one depth only, the
     accuracy is the card's metric.
@@ -167,6 +167,13 @@ def _scale_depths(axes: Axes, depths: Sequence[float]) -> None:
     axes.xaxis.set_minor_locator(NullLocator())
 
 
+def _telling_depth(card: ComparisonCard) -> str:
+    """Where the best and the worst number of passes differ most; the deepest if there is only one."""
+    hybrids = [result.by_depth for result in card.results if result.model != "transformer"]
+    means = {depth: [parts[depth].mean for parts in hybrids] for depth in card.depths}
+    return max(reversed(card.depths), key=lambda depth: max(means[depth], default=0) - min(means[depth], default=0))
+
+
 def _over_models(axes: Axes, card: ComparisonCard) -> None:
     """A column for each model and number of passes: its mean, and each seed."""
     axes.set_title(_title(card, f"after training, {card.depth_name} = {card.depths[0]}", "shaded: seeds"))
@@ -184,7 +191,7 @@ def _over_models(axes: Axes, card: ComparisonCard) -> None:
 
 def _over_tokens(axes: Axes, card: ComparisonCard, depth: str | None = None) -> None:
     single = len(card.depths) == 1
-    depth = card.depths[-1] if depth is None else depth
+    depth = _telling_depth(card) if depth is None else depth
     if depth not in card.depths:
         raise UserError(f"{card.name} has no depth {depth}; it has {', '.join(card.depths)}")
     axes.set_title(_title(card, f"during training, {card.depth_name} = {depth}", "thin: seeds"))
