@@ -104,7 +104,8 @@ def compare_command(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the runs; runs/compare/RECIPE if absent.")] = None,
     transformer: Annotated[bool, typer.Option(help="Train the transformer baseline too.")] = True,
-    jobs: Annotated[int | None, typer.Option(help="Runs at a time; one a core if absent.")] = None,
+    jobs: Annotated[int | None, typer.Option(help="Runs at a time; one a core if absent, one on a GPU.")] = None,
+    device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Train models that differ in passes and seeds, one process each; table, figure and card with mean and spread.
@@ -116,7 +117,7 @@ def compare_command(
     runs = plan_runs(
         resolved, _numbers(passes, "--passes"), _numbers(seeds, "--seeds"), folder, transformer=transformer
     )
-    _compare(resolved, runs, folder, jobs, as_json)
+    _compare(resolved, runs, folder, jobs, _device(device), as_json)
 
 
 @app.command("demo")
@@ -126,7 +127,7 @@ def demo_command(
 ) -> None:
     """Train transformer, hybrid (N = 1) and sleep (N = 3) live on a small task, then table and figure."""
     resolved = load_recipe("demo")
-    _compare(resolved, plan_runs(resolved, [1, 3], [0], out, transformer=True), out, None, as_json)
+    _compare(resolved, plan_runs(resolved, [1, 3], [0], out, transformer=True), out, None, torch.device("cpu"), as_json)
 
 
 @tasks_app.command("show")
@@ -145,7 +146,9 @@ def _options() -> None:
     """Nothing to set for all commands; makes typer show their list."""
 
 
-def _compare(recipe: Recipe, runs: list[Run], folder: Path, jobs: int | None, as_json: bool) -> None:
+def _compare(
+    recipe: Recipe, runs: list[Run], folder: Path, jobs: int | None, device: torch.device, as_json: bool
+) -> None:
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {jobs}")
     resumable = _interruptible("the same command goes on from the last checkpoints")
@@ -155,7 +158,8 @@ def _compare(recipe: Recipe, runs: list[Run], folder: Path, jobs: int | None, as
             recipe.train.metric,
             runs,
             folder,
-            jobs=jobs or os.cpu_count() or 1,
+            jobs=jobs or (1 if device.type == "cuda" else os.cpu_count() or 1),
+            device=device.type,
             report=lambda run, event: display.update(run.name, event),
         )
     _print_card(card, as_json)

@@ -74,6 +74,7 @@ def compare(
     out: Path,
     *,
     jobs: int,
+    device: str = "cpu",
     report: Callable[[Run, Event], None] = lambda run, event: None,
 ) -> ComparisonCard:
     """Train what is not trained yet, `jobs` runs at a time; leave card and figure in `out`.
@@ -89,7 +90,7 @@ def compare(
         going = 0
         while waiting or going:
             while waiting and going < jobs:
-                children.enter_context(_child(waiting.pop(0), Path(folder), events))
+                children.enter_context(_child(waiting.pop(0), device, Path(folder), events))
                 going += 1
             run, event = events.get()
             if event is None:
@@ -106,10 +107,13 @@ def compare(
 
 
 @contextlib.contextmanager
-def _child(run: Run, folder: Path, events: queue.Queue[tuple[Run, dict[str, Any] | None]]) -> Iterator[None]:
+def _child(
+    run: Run, device: str, folder: Path, events: queue.Queue[tuple[Run, dict[str, Any] | None]]
+) -> Iterator[None]:
     """A process for the run, with one thread; its events arrive in the queue, None last."""
     job = folder / f"{run.name}.json"
-    job.write_text(json.dumps({"recipe": run.recipe.model_dump(mode="json"), "out": str(run.out)}), encoding="utf-8")
+    content = {"recipe": run.recipe.model_dump(mode="json"), "out": str(run.out), "device": device}
+    job.write_text(json.dumps(content), encoding="utf-8")
     # PASSIVE: spinning threads of two runs would slow each other down several times
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     process = subprocess.Popen(

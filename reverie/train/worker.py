@@ -62,7 +62,7 @@ def finished(recipe: Recipe, out: Path) -> RunCard | None:
 
 
 def run_job(path: Path) -> None:
-    """Train by a job file, {"recipe": …, "out": …}, from the run's checkpoint if it has one."""
+    """Train by a job file, {"recipe": …, "out": …} and perhaps a "device", from the run's checkpoint if it has one."""
     job = json.loads(path.read_text(encoding="utf-8"))
     recipe, out = Recipe.model_validate(job["recipe"]), Path(job["out"])
     last = 0.0
@@ -73,7 +73,7 @@ def run_job(path: Path) -> None:
             print(json.dumps(asdict(Event.of(recipe, progress, loss))), flush=True)
             last = time.monotonic()
 
-    train(recipe, out, resume=(out / FILE_NAME).is_file(), report=report)
+    train(recipe, out, resume=(out / FILE_NAME).is_file(), device=job.get("device", "cpu"), report=report)
 
 
 def main() -> None:

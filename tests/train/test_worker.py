@@ -39,7 +39,9 @@ def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def write_job(folder: Path, monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> Path:
     """The job as the only argument; returns the folder of its run."""
     path, out = folder / "job.json", folder / "run"
-    path.write_text(json.dumps({"recipe": recipe.model_dump(mode="json"), "out": str(out)}), encoding="utf-8")
+    path.write_text(
+        json.dumps({"recipe": recipe.model_dump(mode="json"), "out": str(out), "device": "cpu"}), encoding="utf-8"
+    )
     monkeypatch.setattr(sys, "argv", ["worker", str(path)])
     return out
 
