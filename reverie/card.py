@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import statistics
-import subprocess
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, ValidationError
 from typing_extensions import TypedDict
 
 from reverie.errors import UserError
 from reverie.files import write_atomic
+from reverie.provenance import Hardware
 
 ModelKind = Literal["transformer", "hybrid", "sleep"]
 Metric = Literal["question", "exact", "deepest"]
@@ -52,19 +50,6 @@ ScoreSummary = Annotated[dict[str, Any], GetPydanticSchema(lambda _source, handl
 
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Hardware(_Part):
-    """What a run ran on; nothing that names a person, a host or a folder."""
-
-    cpu: str
-    cores: int
-    threads: int
-    memory_gib: float | None
-    gpu: str | None
-    python: str
-    torch: str
-    platform: str
 
 
 class Chance(_Part):
@@ -240,34 +225,6 @@ def load_card(path: str | os.PathLike[str]) -> Card:
         raise UserError(f"{path} is not a {kind} card: {_first_fault(error)}") from error
 
 
-def hardware() -> Hardware:
-    """This machine, as far as it bears on results and times."""
-    gpus = Counter(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
-    names = [name if count == 1 else f"{count} × {name}" for name, count in gpus.items()]
-    return Hardware(
-        cpu=_cpu_name(),
-        cores=os.cpu_count() or 1,
-        threads=torch.get_num_threads(),
-        memory_gib=_memory_gib(),
-        gpu=", ".join(names) or None,
-        python=platform.python_version(),
-        torch=torch.__version__,
-        platform=f"{platform.system()} {platform.machine()}",
-    )
-
-
-def commit_id() -> str:
-    """The commit of the checkout this package runs from, `-dirty` if the package differs from it; else "unknown"."""
-    package = Path(__file__).resolve().parent
-    # A package installed below some other repository is not part of it.
-    if _git(package, "rev-parse", "--show-prefix") != f"{package.name}/":
-        return "unknown"
-    commit = _git(package, "rev-parse", "--short=10", "HEAD")
-    if commit is None:
-        return "unknown"
-    return f"{commit}-dirty" if _git(package, "status", "--porcelain", "--", ".") else commit
-
-
 def _label(model: ModelKind, num_sleep_passes: int) -> str:
     return model if model == "transformer" else f"N = {num_sleep_passes} ({model})"
 
@@ -398,27 +355,3 @@ def _first_fault(error: ValidationError) -> str:
     if faults[0]["type"] == "extra_forbidden":
         return f"it has an unknown field {field}"
     return f"{field}: {faults[0]['msg'][:1].lower()}{faults[0]['msg'][1:]}"
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next((name for name in names if name), platform.processor() or platform.machine() or "unknown")
-
-
-def _memory_gib() -> float | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    except (AttributeError, ValueError, OSError):  # not on every system
-        return None
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None

@@ -6,7 +6,8 @@ import math
 import random
 from typing import Any
 
-from reverie.card import Chance, ComparisonCard, CurvePoint, Hardware, ModelKind, RunCard, compare_runs
+from reverie.card import Chance, ComparisonCard, CurvePoint, ModelKind, RunCard, compare_runs
+from reverie.provenance import Hardware
 
 HARDWARE = Hardware(
     cpu="Some CPU", cores=16, threads=8, memory_gib=128.0, gpu="Some GPU", python="3.11.7", torch="2.13.0",

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import getpass
 import json
 import math
-import platform
-import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,15 +11,12 @@ import torch
 from fake_cards import comparison, run_card, summary
 from pydantic import ValidationError
 
-import reverie.card
 from reverie.card import (
     Chance,
     ComparisonCard,
     CurvePoint,
     RunCard,
-    commit_id,
     compare_runs,
-    hardware,
     load_card,
     save_card,
 )
@@ -207,49 +199,3 @@ def test_what_is_no_card_is_named_in_one_sentence(tmp_path: Path, content: str |
 def test_a_folder_is_no_card(tmp_path: Path):
     with pytest.raises(UserError, match="cannot read"):
         load_card(tmp_path)
-
-
-def test_hardware_names_no_person_host_or_folder():
-    found = hardware()
-    text = found.model_dump_json()
-    assert found.python == platform.python_version()
-    assert found.cores >= 1
-    for private in (platform.node(), getpass.getuser(), str(Path.home()), sys.prefix):
-        assert len(private) < 3 or private not in text
-
-
-@pytest.fixture
-def checkout(tmp_path: Path, monkeypatch) -> Path:
-    """A repository with the package in it, from which the card module seems to run."""
-    if shutil.which("git") is None:
-        pytest.skip("needs git")
-    package = tmp_path / "reverie"
-    package.mkdir()
-    (package / "card.py").write_text("first")
-    _git(tmp_path, "init", "--quiet")
-    _git(tmp_path, "add", ".")
-    _git(tmp_path, "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "--quiet", "--message=first")
-    monkeypatch.setattr(reverie.card, "__file__", str(package / "card.py"))
-    return tmp_path
-
-
-def _git(folder: Path, *arguments: str) -> str:
-    return subprocess.run(["git", "-C", folder, *arguments], check=True, capture_output=True, text=True).stdout.strip()
-
-
-def test_the_commit_is_that_of_the_checkout_and_tells_when_the_package_differs(checkout: Path):
-    commit = _git(checkout, "rev-parse", "HEAD")[:10]
-    assert commit_id() == commit
-    (checkout / "notes.txt").write_text("outside of the package")
-    assert commit_id() == commit
-    (checkout / "reverie" / "new.py").write_text("not committed")
-    assert commit_id() == f"{commit}-dirty"
-
-
-def test_an_installed_package_has_no_commit(checkout: Path, monkeypatch):
-    installed = checkout / "site-packages" / "reverie"
-    installed.mkdir(parents=True)
-    monkeypatch.setattr(reverie.card, "__file__", str(installed / "card.py"))
-    assert commit_id() == "unknown"
-    monkeypatch.setenv("PATH", "")
-    assert commit_id() == "unknown"

@@ -14,10 +14,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from reverie.card import Chance, CurvePoint, RunCard, commit_id, hardware, save_card
+from reverie.card import Chance, CurvePoint, RunCard, save_card
 from reverie.errors import UserError
 from reverie.evaluate import evaluate
 from reverie.model import HybridLM, count_parameters, new_model
+from reverie.provenance import commit_id, hardware
 from reverie.recipe import Recipe, changed
 from reverie.sleep import rollout
 from reverie.tasks import Batch, Score

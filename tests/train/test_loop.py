@@ -22,6 +22,7 @@ from reverie.tasks import Batch
 from reverie.train import loop
 from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint
 from reverie.train.loop import CARD_NAME, max_depth, train
+from reverie.train.optim import lr_factor
 
 Undisturbed = Callable[[Recipe], Path]
 
@@ -422,6 +423,20 @@ def test_bfloat16_is_for_the_rollout_and_leaves_the_parameters_in_float32(
     assert dtypes == {"float32": {torch.float32}, "bfloat16": {torch.bfloat16}}
     tensors = load_checkpoint(tmp_path / "bfloat16" / FILE_NAME).tensors
     assert {tensor.dtype for name, tensor in tensors.items() if name != "rng"} == {torch.float32}
+
+
+def test_every_step_has_its_own_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    rates: list[float] = []
+    step = torch.optim.Muon.step
+
+    def watch(self: torch.optim.Muon, *arguments: Any) -> Any:
+        rates.extend(group["lr"] for group in self.param_groups)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.Muon, "step", watch)
+    recipe = tiny_recipe()
+    train(recipe, tmp_path)
+    assert rates == [1e-2 * lr_factor(recipe.optim, step, 6) for step in range(6)]
 
 
 def test_gradients_are_clipped_before_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
