@@ -95,7 +95,7 @@ def wake(
 ) -> tuple[Float[Tensor, "B T D"], Context]:
     """One ordinary forward pass over tokens that fit into the window.
 
-    Without `output` nobody reads h: the window is going to be slept over, and what sleep will redo is left out.
+    Without `output` nobody reads h, and what sleep will redo is left out: for a window given whole, to be slept over.
 
     Returns h [B, T, D], ready for `model.head`, and the context with the tokens appended.
     """
@@ -148,7 +148,7 @@ def forget(context: Context, config: SleepConfig) -> Context:
 def read(
     model: SleepingModel, tokens: Int[Tensor, "B T"], context: Context, config: SleepConfig
 ) -> tuple[Float[Tensor, "B T vocab"], Context]:
-    """Go on with a text, in pieces of any size; sleeps whenever the window is full."""
+    """Go on with a text, in pieces of any size; sleeps whenever the window is full, and not before."""
     if tokens.shape[1] == 0:
         raise UserError("there is nothing to read: tokens must hold at least one, got T = 0")
     logits = []
@@ -167,7 +167,7 @@ def rollout(
 ) -> tuple[Float[Tensor, "scored vocab"], Context]:
     """Algorithm 1: sleep over windows without labels, predict in windows with labels.
 
-    A window counts as labelled if any row of the batch has a label in it.
+    A window counts as labelled if any row of the batch has a label in it. A last, shorter one without is slept over.
 
     Returns the logits of the labelled positions, in the order of `tokens[loss_mask]`, and the context at the end.
     """

@@ -8,7 +8,7 @@ import pytest
 from rich.text import Text
 from tiny_recipe import tiny_recipe
 
-from reverie.recipe import Recipe, changed, load_recipe
+from reverie.recipe import Recipe, load_recipe
 from reverie.show import LABEL_STYLE, WINDOW_STYLES, show_example
 
 RECIPES = [
@@ -53,11 +53,11 @@ def test_windows_and_labels_have_colours_of_their_own():
     def styles(text: Text, part: str) -> set[str]:
         return {str(span.style) for span in text.spans if text.plain[span.start : span.end] == part}
 
-    recipe = changed(RECIPES[0], task={"num_states": 5})
+    recipe = tiny_recipe(task={"num_states": 5}, sleep={"window_size": 7})
     text = show_example(recipe)
     used = [str(span.style) for span in text.spans if span.style in WINDOW_STYLES]
     assert list(dict.fromkeys(used)) == list(WINDOW_STYLES)
-    assert used[:13] == [WINDOW_STYLES[0]] * 13
+    assert used[:7] == [WINDOW_STYLES[0]] * 7
     labels = [span for span in text.spans if span.style == LABEL_STYLE]
     assert len(labels) == 5
     assert all(text.plain[span.start] == "→" for span in labels)

@@ -16,8 +16,6 @@ QK_GAIN = 1.5  # where the heads' own gain starts
 
 
 class Attention(nn.Module):
-    holds_fast_weights = False
-
     def __init__(self, config: HybridConfig) -> None:
         super().__init__()
         self.heads = (config.num_heads, config.kv_heads)

@@ -23,8 +23,6 @@ RULES = {"hebbian": ops.hebbian_rule, "delta": ops.delta_rule, "gated_delta": op
 
 
 class FastWeightMixer(nn.Module):
-    holds_fast_weights = True
-
     def __init__(self, config: HybridConfig) -> None:
         super().__init__()
         H, K, V = config.fast_heads, config.key_size, config.value_size

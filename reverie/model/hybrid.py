@@ -110,6 +110,6 @@ def count_parameters(model: nn.Module) -> int:
 
 def new_model(config: HybridConfig, seed: int) -> HybridLM:
     """A freshly initialised model; the global random state stays as it was."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         return HybridLM(config)

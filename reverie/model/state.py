@@ -63,7 +63,10 @@ def evict(state: State, eviction: Eviction, window_size: int) -> State:
 
 
 def _newest(entry: KVCache | ConvTail | None, keep: int) -> KVCache | ConvTail | None:
-    if not isinstance(entry, KVCache):
-        return entry
+    # Copies, not views: a view would hold the whole window in memory.
+    if isinstance(entry, ConvTail):
+        return ConvTail(entry.x.clone())
+    if entry is None:
+        return None
     drop = max(entry.k.shape[1] - keep, 0)
-    return KVCache(shift(entry.k[:, drop:], -drop, entry.rope_base), entry.v[:, drop:], entry.rope_base)
+    return KVCache(shift(entry.k[:, drop:], -drop, entry.rope_base), entry.v[:, drop:].clone(), entry.rope_base)

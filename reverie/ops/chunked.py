@@ -73,7 +73,7 @@ def recurrence(
         )
     q_S, M = None, None  # o = q_S S₀ + M w
     if q is not None:
-        q_S = chunks(q * scale)
+        q_S = chunks(q) * scale
         M = q_S @ k.transpose(-1, -2)
         M = M.tril() if between is None else M * between
         q_S = q_S if from_start is None else q_S * from_start

@@ -49,6 +49,8 @@ def _run(
         raise UserError(f"unknown backend {backend!r}: use one of {', '.join(BACKENDS)}")
     if k.shape[1] == 0:
         raise UserError("the update rules need at least one token, got T = 0")
+    if chunk_size is not None and chunk_size < 1:
+        raise UserError(f"chunk_size must be at least 1, got {chunk_size}")
     if backend == "auto":
         backend = _choose(k.device.type)
     # Under autocast the products inside would fall to bfloat16, and the memory with them.

@@ -40,7 +40,7 @@ def test_sliding_eviction_keeps_the_newest_from_position_zero_on(T: int) -> None
     newest = k[:, -(L - 1) :]
     torch.testing.assert_close(kept.k, rotate(newest, 0, BASE))
     torch.testing.assert_close(kept.v, newest + 1)
-    assert after.cache[1] is before.cache[1]
+    torch.testing.assert_close(after.cache[1], before.cache[1])
 
 
 def test_sliding_eviction_of_a_window_of_one_token_keeps_none() -> None:

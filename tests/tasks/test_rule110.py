@@ -164,3 +164,14 @@ class TestChance:
 def test_bad_parameters(bad: dict[str, object], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         Rule110.model_validate(bad)
+
+
+def test_chance_is_that_of_the_states_that_tests_show() -> None:
+    """With few states held out, the commoner label among them is what a blind guesser gets right."""
+    task = Rule110(num_states=2, width=12, rollout_steps=(1, 3), held_out_fraction=0.25)
+    batch = task.batch("test", seed=0, step=0, examples=range(20_000))
+    for steps, expected in task.chance().items():
+        ones = batch.targets[batch.depth == steps].double().mean().item()
+        assert max(ones, 1 - ones) == pytest.approx(expected, abs=0.015)
+    everywhere = Rule110(num_states=2, width=12, rollout_steps=(1, 3)).chance()
+    assert abs(task.chance()[1] - everywhere[1]) > 0.02

@@ -68,6 +68,15 @@ def test_it_trains_and_tells_every_step(job: Path, capsys: pytest.CaptureFixture
     assert told[-1].accuracy == pytest.approx(card.score["question_accuracy"], rel=1e-4)
 
 
+def test_the_device_is_that_of_the_job(job: Path, monkeypatch: pytest.MonkeyPatch):
+    content, devices = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), []
+    monkeypatch.setattr(worker, "train", lambda *_, device, **__: devices.append(device))
+    for device in ("cpu", "cuda"):
+        Path(sys.argv[1]).write_text(json.dumps({**content, "device": device}), encoding="utf-8")
+        worker.main()
+    assert devices == ["cpu", "cuda"]
+
+
 def test_events_are_rare_but_for_the_last(
     job: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ):
