@@ -24,7 +24,7 @@ check: setup
 	$(MAKE) test
 
 # make results    every card and figure in results/ anew: three hours on two cores, resumable
-RESULTS = rule110/nano depo/nano depo/nano-no-curriculum depo/nano-early-decay
+RESULTS = rule110/nano depo/nano depo/nano-no-curriculum
 results: setup
 	for recipe in $(RESULTS); do \
 		case $$recipe in *nano) what="--passes 1,2,4" ;; *) what="--passes 4 --no-transformer" ;; esac; \

@@ -67,7 +67,7 @@ def train(
     def diverged(where: str) -> UserError:
         return UserError(
             f"training diverged at step {progress.step} ({where}): {checkpoint_path} keeps the last good state, "
-            f"try a lower optim.muon_lr than {recipe.optim.muon_lr:g}"
+            f"try a lower optim.muon_lr than {recipe.optim.muon_lr:g} and another --out"
         )
 
     def save() -> None:
