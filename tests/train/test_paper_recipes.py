@@ -25,6 +25,5 @@ def test_a_paper_recipe_trains(name: str, tokens: int, steps: int) -> None:
     losses = [train_step(recipe, model, optimizers, step, "cpu") for step in range(steps)]
     # The head starts at zero, so the first loss is that of a uniform guess.
     assert losses[0] == pytest.approx(math.log(recipe.task.vocab_size), abs=1e-4)
-    score = evaluate(model, recipe.task, recipe.sleep, 1)
-    assert score.examples == 1
-    assert score.loss != pytest.approx(losses[0], abs=1e-4)  # the step moved it
+    assert model.lm_head.weight.abs().max() > 0
+    assert evaluate(model, recipe.task, recipe.sleep, 1).examples == 1
