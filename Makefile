@@ -24,10 +24,10 @@ check: setup
 	$(MAKE) test
 
 # make results    every card and figure in results/ anew: three hours on two cores, resumable
-RESULTS = rule110/nano depo/nano depo/nano-no-curriculum
+RESULTS = rule110/nano rule110/nano-t6 depo/nano depo/nano-no-curriculum
 results: setup
 	for recipe in $(RESULTS); do \
-		case $$recipe in *nano) what="--passes 1,2,4" ;; *) what="--passes 4 --no-transformer" ;; esac; \
+		case $$recipe in *no-curriculum) what="--passes 4 --no-transformer" ;; *) what="--passes 1,2,4" ;; esac; \
 		.venv/bin/reverie compare $$recipe $$what --seeds 0,1,2 --out runs/compare/$$recipe && \
 		mkdir -p results/$$(dirname $$recipe) && \
 		cp runs/compare/$$recipe/card.json results/$$recipe.json && \
