@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -16,12 +17,13 @@ from rich.console import Console
 
 from reverie.card import ComparisonCard, RunCard
 from reverie.compare import FIGURE_NAME, Run, compare, plan_runs
+from reverie.data import Rows, problem_rows, task_rows, write_data
 from reverie.errors import UserError
 from reverie.plots import plot_cards
-from reverie.progress import RunDisplay
+from reverie.progress import RowDisplay, RunDisplay
 from reverie.recipe import Recipe, load_recipe
 from reverie.show import show_example
-from reverie.tables import comparison_table, run_table
+from reverie.tables import comparison_table, depth_table, run_table
 from reverie.tasks import TASKS
 from reverie.train.loop import evaluate_run, train
 from reverie.train.worker import Event
@@ -35,6 +37,8 @@ app = typer.Typer(
 )
 tasks_app = typer.Typer(help="Look at the tasks.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(tasks_app, name="tasks")
+data_app = typer.Typer(help="Write data sets to disk.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(data_app, name="data")
 
 out_console = Console()
 err_console = Console(stderr=True)  # progress, so that --json leaves stdout to the result
@@ -47,6 +51,13 @@ Overrides = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")]
+Count = Annotated[int, typer.Option(help="Rows to write.")]
+DataFile = Annotated[Path, typer.Option(metavar="FILE", help="A new file that ends in .jsonl or .parquet.")]
+TaskRecipe = Annotated[str, typer.Option(metavar="RECIPE", help="The recipe whose task section holds the settings.")]
+DataSplit = Annotated[str, typer.Option(help="train, or test: what training never sees.")]
+Seed = Annotated[int, typer.Option(help="Of the data.")]
+Workers = Annotated[int | None, typer.Option(help="Processes that make rows; one a core if absent.")]
+Names = list[str] | None
 
 
 @app.command("train")
@@ -81,8 +92,12 @@ def eval_command(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate the checkpoint of a run on held-out examples."""
-    _print_card(evaluate_run(run, num_sleep_passes=passes, device=_device(device)), as_json)
+    """Evaluate the checkpoint of a run on held-out examples; accuracy at every depth, beside chance."""
+    card = evaluate_run(run, num_sleep_passes=passes, device=_device(device))
+    if as_json:
+        typer.echo(card.model_dump_json())
+    else:
+        out_console.print(depth_table(card))
 
 
 @app.command("plot")
@@ -141,6 +156,85 @@ def show_command(
     out_console.print(show_example(resolved, example), soft_wrap=False)
 
 
+@data_app.command("gsm-infinite")
+def gsm_infinite_command(
+    count: Count,
+    out: DataFile,
+    ops: Annotated[str, typer.Option(help="Operations of the answers, which take turns: 1-8, or 4.")] = "1-8",
+    length: Annotated[
+        str | None, typer.Option(help="Length of the prompts, such as 2000-3300; unpadded if absent.")
+    ] = None,
+    unit: Annotated[
+        str | None,
+        typer.Option(
+            help="Of lengths: SmolLM2's tokens, or characters; if absent tokens, without --length characters."
+        ),
+    ] = None,
+    world: Annotated[Names, typer.Option(help="wildlife, education, film; comma-separated, all if absent.")] = None,
+    level: Annotated[Names, typer.Option(help="medium, hard; comma-separated, all if absent.")] = None,
+    mode: Annotated[Names, typer.Option(help="forward, reverse; comma-separated, all if absent.")] = None,
+    question: Annotated[str, typer.Option(help="Where it stands in the prompt: first, or last.")] = "first",
+    instruction: Annotated[bool, typer.Option(help="Begin prompts by saying what totals mean.")] = True,
+    split: DataSplit = "train",
+    seed: Seed = 0,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write GSM-Infinite problems: text, solution and answer.
+
+    The same command goes on with a file that was broken off, to the same bytes.
+    """
+    low, high = _range(ops, "--ops")
+    config = {
+        "worlds": _names(world),
+        "levels": _names(level),
+        "modes": _names(mode),
+        "min_operations": low,
+        "max_operations": high,
+        "length": None if length is None else _range(length, "--length"),
+        "question_position": question,
+        "instruction": instruction,
+    }
+    given = {key: value for key, value in config.items() if value is not None}
+    _write_rows(problem_rows(given, unit=unit, split=split, seed=seed), count, out, workers, as_json)
+
+
+@data_app.command("rule110")
+def rule110_command(
+    count: Count,
+    out: DataFile,
+    recipe: TaskRecipe = "rule110/paper-depth",
+    overrides: Overrides = None,
+    split: DataSplit = "train",
+    seed: Seed = 0,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write Rule 110 examples: token ids, labels and text.
+
+    Labels are -100 where there is none. The same command goes on with a file that was broken off, to the same bytes.
+    """
+    _write_rows(task_rows("rule110", recipe, overrides or [], split=split, seed=seed), count, out, workers, as_json)
+
+
+@data_app.command("depo")
+def depo_command(
+    count: Count,
+    out: DataFile,
+    recipe: TaskRecipe = "depo/paper",
+    overrides: Overrides = None,
+    split: DataSplit = "train",
+    seed: Seed = 0,
+    workers: Workers = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write Depo examples: token ids, labels and text.
+
+    Labels are -100 where there is none. The same command goes on with a file that was broken off, to the same bytes.
+    """
+    _write_rows(task_rows("depo", recipe, overrides or [], split=split, seed=seed), count, out, workers, as_json)
+
+
 @app.callback()
 def _options() -> None:
     """Nothing to set for all commands; makes typer show their list."""
@@ -166,6 +260,14 @@ def _compare(
     typer.echo(f"figure in {folder / FIGURE_NAME}", err=True)
 
 
+def _write_rows(rows: Rows, count: int, out: Path, workers: int | None, as_json: bool) -> None:
+    workers = (os.cpu_count() or 1) if workers is None else workers
+    resumable = _interruptible("the same command goes on where it stopped")
+    with resumable, RowDisplay(err_console, out.name, count) as display:
+        summary = write_data(rows, count, out, workers=workers, report=display.update)
+    typer.echo(json.dumps(asdict(summary)) if as_json else f"{summary.rows} rows in {summary.path}")
+
+
 def _print_card(card: RunCard | ComparisonCard, as_json: bool) -> None:
     if as_json:
         typer.echo(card.model_dump_json())
@@ -178,6 +280,22 @@ def _numbers(text: str, option: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"{option} must be whole numbers separated by commas, such as 1,2,4, got {text!r}") from None
+
+
+def _range(text: str, option: str) -> tuple[int, int]:
+    low, dash, high = text.partition("-")
+    try:
+        first, last = int(low), int(high if dash else low)
+    except ValueError:
+        first, last = 1, 0
+    if first > last:
+        raise UserError(f"{option} must be a range such as 4-8, smaller number first, or one number, got {text!r}")
+    return first, last
+
+
+def _names(values: list[str] | None) -> tuple[str, ...] | None:
+    """Of an option that may be repeated and may hold several names."""
+    return tuple(name.strip() for value in values for name in value.split(",")) if values else None
 
 
 def _device(name: str) -> torch.device:

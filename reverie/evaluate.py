@@ -5,26 +5,40 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from reverie.generate import greedy
 from reverie.sleep import SleepConfig, SleepingModel, rollout
 from reverie.tasks import Batch, Score, Task, score
 
-BATCH_SIZE = 512  # of evaluation; it changes no result
+# Of evaluation; it changes no result. Long examples of large models come in smaller batches.
+BATCH_TOKENS = 2**16
+LARGEST_BATCH = 512
 
 
 @torch.no_grad()
 def evaluate(
-    model: SleepingModel, task: Task, sleep: SleepConfig, num_examples: int, *, device: torch.device | str = "cpu"
+    model: SleepingModel,
+    task: Task,
+    sleep: SleepConfig,
+    num_examples: int,
+    *,
+    generate: bool = False,
+    device: torch.device | str = "cpu",
 ) -> Score:
-    """Score `num_examples` held-out examples: always the same ones, whatever the seed of training and the passes."""
+    """Score `num_examples` held-out examples: always the same ones, whatever the seed of training and the passes.
+
+    With `generate`, where the task has one answer at the end of its text, the model writes it token by token from what
+    it wrote before. Else it is shown the right tokens so far, which is faster and has the same questions right.
+    """
     total = Score()
-    for first in range(0, num_examples, BATCH_SIZE):
-        examples = range(first, min(first + BATCH_SIZE, num_examples))
+    size = min(max(BATCH_TOKENS // task.sequence_length, 1), LARGEST_BATCH)
+    for first in range(0, num_examples, size):
+        examples = range(first, min(first + size, num_examples))
         batch = Batch(*(x.to(device) for x in task.batch("test", seed=0, step=0, examples=examples)))
-        total = total + score_batch(model, batch, sleep)
+        total = total + score_batch(model, batch, sleep, generate=generate and task.answer_is_last)
     return total
 
 
-def score_batch(model: SleepingModel, batch: Batch, sleep: SleepConfig) -> Score:
+def score_batch(model: SleepingModel, batch: Batch, sleep: SleepConfig, *, generate: bool = False) -> Score:
     """Score one batch: greedy answers, and cross entropy in nats, at the labelled positions."""
     logits, _ = rollout(model, batch.tokens, batch.loss_mask, sleep)
     targets = batch.targets[batch.loss_mask]
@@ -32,4 +46,13 @@ def score_batch(model: SleepingModel, batch: Batch, sleep: SleepConfig) -> Score
     correct[batch.loss_mask] = logits.argmax(-1) == targets
     loss = torch.zeros(batch.tokens.shape, device=batch.tokens.device)
     loss[batch.loss_mask] = F.cross_entropy(logits.float(), targets, reduction="none")
-    return score(batch, correct, loss)
+    return score(batch, _generated(model, batch, sleep) if generate else correct, loss)
+
+
+def _generated(model: SleepingModel, batch: Batch, sleep: SleepConfig) -> torch.Tensor:
+    """[B, T]: which labelled positions the model fills rightly from its own words. All rows begin at the same one."""
+    begin = int(batch.loss_mask.any(dim=0).nonzero()[0])
+    written = greedy(model, batch.tokens[:, : begin + 1], sleep, batch.tokens.shape[1] - begin)
+    correct = torch.zeros_like(batch.loss_mask)
+    correct[:, begin:] = written == batch.targets[:, begin:]
+    return correct

@@ -6,7 +6,7 @@ import contextlib
 import os
 import re
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from reverie.errors import UserError
@@ -21,23 +21,36 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | Callable[[Path], ob
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    with writing(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if callable(data):
+                data(temporary)
+            else:
+                temporary.write_bytes(data)
+            move_into_place(temporary, path)
+        finally:
+            _remove(temporary)
+
+
+def move_into_place(finished: Path, path: Path) -> None:
+    """Put a finished file at `path`, in the same folder, so that it outlives a power cut."""
+    _flush(finished)
+    os.replace(finished, path)
+    with contextlib.suppress(OSError):  # some file systems cannot; the file itself is in place
+        _flush(path.parent)
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Makes a `UserError` of what the system refuses meanwhile: `path` cannot be written."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if callable(data):
-            data(temporary)
-        else:
-            temporary.write_bytes(data)
-        _flush(temporary)
-        os.replace(temporary, path)
-        with contextlib.suppress(OSError):  # some file systems cannot; the file itself is in place
-            _flush(path.parent)
+        yield
     except Exception as error:
         refusal = _refusal(error)
         if refusal is None:
             raise
         raise UserError(f"cannot write {path}: {refusal.strerror or refusal}") from error
-    finally:
-        _remove(temporary)
 
 
 def _flush(path: Path) -> None:

@@ -1,9 +1,10 @@
-"""Progress of one or several runs on a terminal, or as plain lines where there is none."""
+"""Progress of runs and of files on a terminal, or as plain lines where there is none."""
 
 from __future__ import annotations
 
 import time
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -13,13 +14,12 @@ from reverie.train.worker import Event
 LINE_INTERVAL_S = 10.0
 
 
-class RunDisplay:
-    """Shows loss, accuracy, tokens/s and the time left of every run that reports to it."""
+class _Display:
+    """A bar for each name on a terminal; elsewhere lines, and not too many."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
         self._bars: dict[str, TaskID] = {}
-        self._first: dict[str, Event] = {}
         self._line_due: dict[str, float] = {}
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
@@ -31,7 +31,7 @@ class RunDisplay:
             disable=not console.is_terminal,
         )
 
-    def __enter__(self) -> RunDisplay:
+    def __enter__(self) -> Self:
         self._progress.start()
         return self
 
@@ -39,6 +39,30 @@ class RunDisplay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.stop()
+
+    def _show(self, name: str, unit: str, done: int, total: int, numbers: str, left_s: float) -> None:
+        if not self._console.is_terminal:
+            self._print_line(name, unit, done, total, numbers, int(left_s))
+            return
+        if name not in self._bars:
+            self._bars[name] = self._progress.add_task(name, total=total, completed=done, numbers=numbers)
+        self._progress.update(self._bars[name], completed=done, numbers=numbers)
+
+    def _print_line(self, name: str, unit: str, done: int, total: int, numbers: str, left_s: int) -> None:
+        now = time.monotonic()
+        if done < total and now < self._line_due.get(name, 0.0):
+            return
+        self._line_due[name] = now + LINE_INTERVAL_S
+        line = f"{name}  {unit} {done}/{total}  {numbers}  ETA {left_s // 60}:{left_s % 60:02d}"
+        self._console.print(line, soft_wrap=True, markup=False, highlight=False)
+
+
+class RunDisplay(_Display):
+    """Shows loss, accuracy, tokens/s and the time left of every run that reports to it."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__(console)
+        self._first: dict[str, Event] = {}
 
     def update(self, name: str, event: Event) -> None:
         first = self._first.setdefault(name, event)
@@ -48,18 +72,26 @@ class RunDisplay:
         rate = tokens / max(seconds, 1e-9)
         accuracy = "" if event.accuracy is None else f"  acc {event.accuracy:.3f}"
         numbers = f"loss {event.loss:.3f}{accuracy}  {rate:,.0f} tok/s"
-        if not self._console.is_terminal:
-            self._print_line(name, event, numbers, seconds / max(steps, 1))
-            return
-        if name not in self._bars:
-            self._bars[name] = self._progress.add_task(name, total=event.steps, completed=event.step, numbers=numbers)
-        self._progress.update(self._bars[name], completed=event.step, numbers=numbers)
+        left_s = seconds / max(steps, 1) * (event.steps - event.step)
+        self._show(name, "step", event.step, event.steps, numbers, left_s)
 
-    def _print_line(self, name: str, event: Event, numbers: str, seconds_a_step: float) -> None:
+
+class RowDisplay(_Display):
+    """Shows rows/s and the time left of a file that is written row by row."""
+
+    def __init__(self, console: Console, name: str, count: int) -> None:
+        super().__init__(console)
+        self._name, self._count = name, count
+        self._first: tuple[int, float] | None = None
+
+    def update(self, rows: int) -> None:
+        """Of the rows that are there: at first those found, from which speed and time left are counted."""
         now = time.monotonic()
-        if event.step < event.steps and now < self._line_due.get(name, 0.0):
+        self._first = self._first or (rows, now)
+        made, seconds = rows - self._first[0], now - self._first[1]
+        if made == 0:
+            if self._console.is_terminal:  # a bar while the workers start
+                self._show(self._name, "row", rows, self._count, "", 0.0)
             return
-        self._line_due[name] = now + LINE_INTERVAL_S
-        left = int(seconds_a_step * (event.steps - event.step))
-        line = f"{name}  step {event.step}/{event.steps}  {numbers}  ETA {left // 60}:{left % 60:02d}"
-        self._console.print(line, soft_wrap=True, markup=False, highlight=False)
+        rate = made / max(seconds, 1e-9)
+        self._show(self._name, "row", rows, self._count, f"{rate:,.1f} rows/s", (self._count - rows) / rate)

@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
@@ -21,6 +21,8 @@ from reverie.errors import UserError
 from reverie.model.config import HybridConfig
 from reverie.sleep import SleepConfig
 from reverie.tasks import TASKS, AnyTask
+
+Config = TypeVar("Config", bound=BaseModel)
 
 _PACKAGE = Path(__file__).parent
 # A wheel holds the recipes inside the package (setup.py), a checkout beside it.
@@ -132,6 +134,21 @@ def changed(recipe: Recipe, **sections: Mapping[str, Any]) -> Recipe:
     """
     data = recipe.model_dump(mode="json", exclude={"name": True, "model": {"vocab_size"}})  # the task decides it
     return _validate(recipe.name, _merge(data, sections))
+
+
+def checked(config: type[Config], values: Mapping[str, Any], options: Mapping[str, str]) -> Config:
+    """A config from options of the command line, checked as a recipe is; key `x` is option --x, or `options["x"]`.
+
+    Raises UserError, in one sentence, for the first value that is wrong.
+    """
+    try:
+        return config.model_validate(values, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "".join(options.get(str(key), f"--{key}") for key in first["loc"][:1])  # none: it is the whole config
+        if first["type"] == "value_error":
+            raise UserError(f"{option} {first.get('ctx', {})['error']}".strip()) from None
+        raise UserError(_out_of_place(option, [{**first, "loc": ()}])) from None
 
 
 def _find(name: str, folder: Path, named_by: str) -> Path:
@@ -277,8 +294,10 @@ def _mistake(errors: list[ErrorDetails], data: Mapping[str, Any]) -> str:
             near = get_close_matches(context["tag"], TASKS, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
             return f"task.name must be {_any_of(TASKS)}, got {_shown(first['input']['name'])}{hint}"
-        case "value_error":  # of a validator over a whole section, which names its keys without the section
+        case "value_error":  # mostly of a validator over a whole section, which names its keys without the section
             message = str(context["error"])
+            if "." in key:  # of a validator over one key
+                return f"{key} {message}"
             return f"{key}.{message}" if message.split()[0] in _keys(data).get(key, ()) else message
     return _out_of_place(key, errors)
 

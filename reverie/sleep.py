@@ -146,19 +146,29 @@ def forget(context: Context, config: SleepConfig) -> Context:
 
 
 def read(
-    model: SleepingModel, tokens: Int[Tensor, "B T"], context: Context, config: SleepConfig
-) -> tuple[Float[Tensor, "B T vocab"], Context]:
-    """Go on with a text, in pieces of any size; sleeps whenever the window is full, and not before."""
+    model: SleepingModel,
+    tokens: Int[Tensor, "B T"],
+    context: Context,
+    config: SleepConfig,
+    *,
+    newest_only: bool = False,
+) -> tuple[Float[Tensor, "B T_out vocab"], Context]:
+    """Go on with a text, in pieces of any size; sleeps whenever the window is full, and not before.
+
+    Returns the logits of all tokens, or with `newest_only` of the last one alone, at less cost.
+    """
     if tokens.shape[1] == 0:
         raise UserError("there is nothing to read: tokens must hold at least one, got T = 0")
     logits = []
     while tokens.shape[1]:
         room = config.window_size - context.length
-        h, context = wake(model, tokens[:, :room], context, config)
-        logits.append(model.head(h))
+        window, tokens = tokens[:, :room], tokens[:, room:]
+        wanted = not (newest_only and tokens.shape[1])
+        h, context = wake(model, window, context, config, output=wanted)
+        if wanted:
+            logits.append(model.head(h[:, -1:] if newest_only else h))
         if context.length == config.window_size:
             context = sleep(model, context, config)
-        tokens = tokens[:, room:]
     return torch.cat(logits, dim=1), context
 
 

@@ -20,8 +20,9 @@ ROOMS = {
     "ops": "errors",
     "model": "errors ops",
     "sleep": "errors model",
-    "tasks": "",
+    "tasks": "errors",
     "recipe": "errors model sleep tasks",
+    "data": "errors files recipe tasks",
     "evaluate": "errors model sleep tasks",
     "provenance": "",
     "card": "errors files provenance",
@@ -31,7 +32,7 @@ ROOMS = {
     "train": "errors files model sleep tasks recipe evaluate provenance card",
     "progress": "train",
     "compare": "errors files recipe card plots tables train",
-    "cli": "errors recipe card plots tables tasks train show progress compare evaluate",
+    "cli": "errors recipe card plots tables tasks train show progress compare data evaluate",
     "__main__": "cli",
 }
 

@@ -1,4 +1,4 @@
-"""Synthetic tasks that ask for reasoning over evicted context. Imports nothing else of reverie."""
+"""Synthetic tasks that ask for reasoning over evicted context. Imports nothing of reverie but its error."""
 
 from typing import Annotated
 
@@ -6,11 +6,16 @@ from pydantic import Field
 
 from reverie.tasks.base import Batch, DepthScore, Score, Section, Split, Task, score
 from reverie.tasks.depo import Depo
+from reverie.tasks.gsm_infinite import GsmInfinite
 from reverie.tasks.rule110 import Rule110
 
-AnyTask = Annotated[Rule110 | Depo, Field(discriminator="name")]
+AnyTask = Annotated[Rule110 | Depo | GsmInfinite, Field(discriminator="name")]
 
-TASKS: dict[str, type[Rule110] | type[Depo]] = {"rule110": Rule110, "depo": Depo}
+TASKS: dict[str, type[Rule110] | type[Depo] | type[GsmInfinite]] = {
+    "rule110": Rule110,
+    "depo": Depo,
+    "gsm_infinite": GsmInfinite,
+}
 
 __all__ = [
     "TASKS",
@@ -18,6 +23,7 @@ __all__ = [
     "Batch",
     "Depo",
     "DepthScore",
+    "GsmInfinite",
     "Rule110",
     "Score",
     "Section",

@@ -42,6 +42,11 @@ class Task(Protocol):
         """T, the same for every example."""
         ...
 
+    @property
+    def answer_is_last(self) -> bool:
+        """Whether an example is a prompt and its one answer, which begins at the same position in all of them."""
+        ...
+
     def batch(self, split: Split, seed: int, step: int, examples: range, max_depth: int | None = None) -> Batch:
         """The examples with these indices of one step's batch, in this order.
 

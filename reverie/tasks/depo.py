@@ -83,6 +83,10 @@ class Depo(BaseModel):
     def sequence_length(self) -> int:
         return self.cycle_length + self.num_queries * self.query_length
 
+    @property
+    def answer_is_last(self) -> bool:
+        return False
+
     def batch(self, split: Split, seed: int, step: int, examples: range, max_depth: int | None = None) -> Batch:
         """Examples as a `Batch` [B, cycle_length + num_queries * query_length]; question i is query i.
 

@@ -61,6 +61,10 @@ class Rule110(BaseModel):
     def sequence_length(self) -> int:
         return self.num_states * (self.context_window + 1)
 
+    @property
+    def answer_is_last(self) -> bool:
+        return False
+
     def batch(self, split: Split, seed: int, step: int, examples: range, max_depth: int | None = None) -> Batch:
         """Examples as a `Batch` [B, num_states * (context_window + 1)]; question i asks for state i.
 

@@ -1,0 +1,377 @@
+"""The GSM-Infinite generator: is every problem solvable, how fast is it, and does it look like the benchmark?
+
+    python benchmarks/gsm_infinite.py --out results/gsm_infinite/generator.json
+
+draws 100,000 problems, solves each from its text alone with a solver that shares no code with the generator, counts
+what they are made of, and measures the speed of one core. Leaves a card and a figure, and prints the tables that
+docs/GSM_INFINITE.md shows. No speed is reported if a single problem is not solved.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple, get_args
+
+from matplotlib.figure import Figure
+from rich.console import Console
+from rich.progress import track
+
+from reverie.errors import UserError
+from reverie.files import write_atomic
+from reverie.plots import save_figure
+from reverie.provenance import commit_id, hardware
+from reverie.tasks.gsm_infinite import Problem, ProblemConfig, draw_problem
+from reverie.tasks.gsm_infinite.core import Level, Mode
+from reverie.tasks.gsm_infinite.parser import is_total, parse
+from reverie.tasks.gsm_infinite.smollm2 import load_smollm2
+from reverie.tasks.gsm_infinite.solver import work_out
+from reverie.tasks.gsm_infinite.worlds import WorldName
+
+SEED = 0
+ALL_WORLDS: tuple[WorldName, ...] = get_args(WorldName)
+LEVELS: tuple[Level, ...] = get_args(Level)
+MODES: tuple[Mode, ...] = get_args(Mode)
+OPERATIONS = range(2, 9)  # what the benchmark's figures were measured on
+DEEP = range(1, 31)
+PADDED_LENGTH = (2000, 3300)
+UNPADDED_TARGET, PADDED_TARGET = 2000.0, 300.0  # problems per second and core
+CHUNK = 250
+
+# Measured on the public generator (Infini-AI-Lab/gsm_infinite at caa5388, 7,560 problems, operations 2 to 8).
+KINDS = ("INT", "Y", "c+Y", "c*Y", "sum2", "diff2", "c sum2", "c diff2", "sum3+")
+BENCHMARK: dict[str, Any] = {
+    "needed": {
+        "forward medium": (50.0, 25.6, 9.3, 9.1, 1.6, 0.5, 1.9, 1.6, 0.5),
+        "forward hard": (42.4, 21.0, 15.2, 14.6, 3.0, 2.3, 0.6, 0.8, 0.1),
+        "reverse medium": (24.3, 41.2, 13.9, 14.0, 2.1, 0.6, 2.6, 1.2, 0.2),
+        "reverse hard": (26.8, 33.3, 17.2, 18.5, 2.4, 1.1, 0.4, 0.2, 0.0),
+    },
+    "asked": {
+        "forward medium": {"total": 80, "count": 20},
+        "forward hard": {"average": 54, "total": 32, "count": 8, "weighted total": 5},
+        "reverse medium": {"count": 100},
+        "reverse hard": {"average": 58, "count": 42},
+    },
+    "quantities": {"2": "2.0", "3": "2.1 to 3.0", "4": "3.0", "5": "3.1 to 3.5", "6": "4.0", "7": "4.5", "8": "5.0"},
+    "links": {"forward medium": 6.5, "forward hard": 7.9, "reverse medium": 5.3, "reverse hard": 5.9},
+    "needed share": {"forward medium": 46, "forward hard": 23, "reverse medium": 42, "reverse hard": 25},
+    "constant": {"forward": {"all": 13, "2": 31, "3": 22, "4": 26}, "reverse": {"all": 30}},
+    "above 20": 7.6,
+    "reverse answers": {"1": 12.8, "2": 28.7, "3": 30.8, "4": 27.7},
+    "tokens": {"unpadded": (293, 341, 503, 564, 857, 1909), "padded": (2004, 2121, 2607, 2614, 3204, 3300)},
+    "sentences": {"unpadded": 9, "padded": 68},
+    "characters per token": {"unpadded": 4.89, "padded": 4.99},
+}
+
+
+class Cell(NamedTuple):
+    """Problems of one kind."""
+
+    worlds: tuple[WorldName, ...]
+    level: Level
+    mode: Mode
+    operations: int
+    padded: bool
+
+
+class Chunk(NamedTuple):
+    cell: Cell
+    indices: range
+
+
+def main() -> None:
+    arguments = _arguments()
+    chunks = _chunks(arguments.count)
+    started = time.perf_counter()
+    console = Console(stderr=True)
+    with ProcessPoolExecutor(arguments.workers) as pool:
+        work = pool.map(examine, chunks)
+        facts = [fact for found in track(work, "checking", len(chunks), console=console) for fact in found]
+    card = {
+        "kind": "generator",
+        "name": "gsm_infinite/generator",
+        "seed": SEED,
+        "commit": commit_id(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": hardware().model_dump(),
+        "wall_time_s": round(time.perf_counter() - started, 1),
+        "problems": len(facts),
+        "solved": sum(fact["solved"] for fact in facts),
+        "operations_right": sum(fact["operations_right"] for fact in facts),
+        "distributions": distributions(facts),
+    }
+    wrong = [fact for fact in facts if not (fact["solved"] and fact["operations_right"])]
+    if wrong:
+        sys.exit(f"error: {len(wrong)} of {len(facts)} problems are not solved; the first is {wrong[0]}")
+    card["problems_per_second"] = speed()
+    if arguments.out is not None:
+        write_atomic(arguments.out, (json.dumps(card, indent=1) + "\n").encode())
+        save_figure(figure(card), arguments.out.with_suffix(".png"))
+    print(json.dumps(result(card)) if arguments.json else markdown(card))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=100_000, help="problems to check")
+    parser.add_argument("--out", type=Path, help="card (.json) to write, with a figure beside it")
+    parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
+    parser.add_argument("--json", action="store_true", help="print speed over target as one JSON object")
+    arguments = parser.parse_args()
+    if arguments.count < 1000:
+        parser.error(f"--count must be at least 1000, got {arguments.count}: less says nothing about rare sentences")
+    if arguments.workers < 1:
+        parser.error(f"--workers must be at least 1, got {arguments.workers}")
+    return arguments
+
+
+def _chunks(count: int) -> list[Chunk]:
+    """84 % as the benchmark's figures were made, 10 % of 1 to 30 operations, 6 % padded; at least `count` in all."""
+    cells = [
+        Cell((world,), level, mode, operations, False)
+        for world, level, mode, operations in product(ALL_WORLDS, LEVELS, MODES, OPERATIONS)
+    ]
+    padded = [cell._replace(padded=True) for cell in cells]
+    deep = [Cell(ALL_WORLDS, "hard", mode, n, False) for mode, n in product(MODES, DEEP)]
+    chunks = []
+    for group, share in ((cells, 0.84), (deep, 0.10), (padded, 0.06)):
+        each = -(-round(count * share) // len(group))
+        chunks += [
+            Chunk(cell, range(first, min(first + CHUNK, each))) for cell in group for first in range(0, each, CHUNK)
+        ]
+    return chunks
+
+
+def config_of(cell: Cell) -> ProblemConfig:
+    return ProblemConfig(
+        worlds=cell.worlds,
+        levels=(cell.level,),
+        modes=(cell.mode,),
+        max_operations=30,
+        length=PADDED_LENGTH if cell.padded else None,
+    )
+
+
+def draw(cell: Cell, indices: range) -> Iterator[Problem]:
+    config, measure = config_of(cell), lru_cache(maxsize=None)(load_smollm2().count)
+    for index in indices:
+        yield draw_problem(config, "train", SEED, cell.operations, index, cell.operations, measure=measure)
+
+
+def examine(chunk: Chunk) -> list[dict[str, Any]]:
+    """Solve problems from their text, and say what they are made of."""
+    return [_examine(chunk.cell, problem) for problem in draw(chunk.cell, chunk.indices)]
+
+
+def _examine(cell: Cell, problem: Problem) -> dict[str, Any]:
+    where = {"cell": cell._replace(mode=problem.mode)._asdict(), "text": None}
+    try:
+        parsed = parse(problem.problem, problem.question)
+        solution = work_out(parsed)
+    except ValueError as error:
+        return where | {"solved": False, "operations_right": False, "error": str(error), "text": problem.prompt}
+    core = problem.core
+    ours = len(core.instances)
+    # As in the benchmark's figures: without the unknown, and without numbers that are given for totals.
+    facts = [fact for fact in parsed.facts if fact.kind != "UNKNOWN" and not is_total(fact.subject)]
+    kinds = {True: Counter[str](), False: Counter[str]()}
+    for fact in facts:
+        kinds[fact.subject in solution.needed][fact.kind] += 1
+    return where | {
+        "solved": solution.answer == problem.answer,
+        "operations_right": solution.operations == problem.operations,
+        "answer": solution.answer,
+        "needed": dict(kinds[True]),
+        "unneeded": dict(kinds[False]),
+        "quantities": len(solution.needed),
+        "links": ours // (2 if problem.level == "hard" else 1),
+        "needed_share": sum(not core.parts[q] for q in core.needed) / ours,
+        "asked": core.quantities[core.asked].kind,
+        "tokens": load_smollm2().count(problem.prompt),
+        "characters": len(problem.prompt),
+        "sentences": len(parsed.facts),
+        "decoy": core.decoy is not None,
+    }
+
+
+def distributions(facts: list[dict[str, Any]]) -> dict[str, Any]:
+    """What BENCHMARK holds, measured on our problems."""
+    plain = [f for f in facts if not f["cell"]["padded"] and len(f["cell"]["worlds"]) == 1 and "answer" in f]
+    padded = [f for f in facts if f["cell"]["padded"] and "answer" in f]
+    groups = {name: [f for f in plain if f"{f['cell']['mode']} {f['cell']['level']}" == name] for name in _GROUPS}
+    forward, reverse = ([f for f in plain if f["cell"]["mode"] == mode] for mode in ("forward", "reverse"))
+    by_operations = {str(n): [f for f in plain if f["cell"]["operations"] == n] for n in OPERATIONS}
+    return {
+        "needed": {name: _kinds(group, "needed") for name, group in groups.items()},
+        "unneeded": _kinds(plain, "unneeded"),
+        "asked": {name: _percent(Counter(f["asked"] for f in group)) for name, group in groups.items()},
+        "quantities": {
+            n: round(statistics.fmean(f["quantities"] for f in group), 2) for n, group in by_operations.items()
+        },
+        "links": {name: round(statistics.fmean(f["links"] for f in group), 1) for name, group in groups.items()},
+        "needed share": {
+            name: round(100 * statistics.fmean(f["needed_share"] for f in group)) for name, group in groups.items()
+        },
+        "constant": {"forward": _constants(forward), "reverse": _constants(reverse)},
+        "above 20": round(100 * statistics.fmean(f["answer"] > 20 for f in forward), 1),
+        "reverse answers": _percent(Counter(str(f["answer"]) for f in reverse), digits=1),
+        "decoys": round(100 * statistics.fmean(f["decoy"] for f in reverse)),
+        "tokens": {"unpadded": _spread(plain), "padded": _spread(padded)},
+        "sentences": {
+            "unpadded": statistics.median(f["sentences"] for f in plain),
+            "padded": statistics.median(f["sentences"] for f in padded),
+        },
+        "characters per token": {
+            name: round(statistics.fmean(f["characters"] / f["tokens"] for f in group), 2)
+            for name, group in (("unpadded", plain), ("padded", padded))
+        },
+    }
+
+
+_GROUPS = ("forward medium", "forward hard", "reverse medium", "reverse hard")
+
+
+def _kinds(facts: list[dict[str, Any]], which: str) -> list[float]:
+    counts = sum((Counter(f[which]) for f in facts), Counter[str]())
+    return [round(100 * counts[kind] / counts.total(), 1) for kind in KINDS]
+
+
+def _percent(counts: Counter[str], digits: int = 0) -> dict[str, float]:
+    return {key: round(100 * n / counts.total(), digits) for key, n in sorted(counts.items())}
+
+
+def _constants(facts: list[dict[str, Any]]) -> dict[str, float]:
+    """How often the one best answer is right, overall and by operations."""
+    groups = {"all": facts} | {str(n): [f for f in facts if f["cell"]["operations"] == n] for n in OPERATIONS}
+    return {
+        name: round(100 * Counter(f["answer"] for f in group).most_common(1)[0][1] / len(group))
+        for name, group in groups.items()
+    }
+
+
+def _spread(facts: list[dict[str, Any]]) -> list[int]:
+    """Minimum, tenth percentile, median, mean, ninetieth percentile, maximum of the prompt's tokens."""
+    tokens = [f["tokens"] for f in facts]
+    tenths = statistics.quantiles(tokens, n=10)
+    middle = (min(tokens), tenths[0], statistics.median(tokens), statistics.fmean(tokens), tenths[-1], max(tokens))
+    return [round(value) for value in middle]
+
+
+def speed(seconds: float = 5.0) -> dict[str, float]:
+    """Problems per second of one process: over all worlds, levels and modes, and 1 to 8 operations in turn."""
+    measure = lru_cache(maxsize=None)(load_smollm2().count)
+    rates = {}
+    for name, length in (("unpadded", None), ("padded", PADDED_LENGTH)):
+        config = ProblemConfig(length=length)
+        drawn, started = 0, 0.0
+        while drawn < 64 or time.perf_counter() - started < seconds:
+            if drawn == 0:
+                started = time.perf_counter()
+            draw_problem(config, "train", SEED + 1, 0, drawn, 1 + drawn % 8, measure=measure)
+            drawn += 1
+        rates[name] = round(drawn / (time.perf_counter() - started), 1)
+    return rates
+
+
+def result(card: dict[str, Any]) -> dict[str, Any]:
+    """The speed over its target, the worse of both."""
+    rates = card["problems_per_second"]
+    ratio = min(rates["unpadded"] / UNPADDED_TARGET, rates["padded"] / PADDED_TARGET)
+    details = {key: card[key] for key in ("problems", "solved", "operations_right", "problems_per_second", "hardware")}
+    return {"name": card["name"], "ratio": round(ratio, 2), "target": 1.0, "met": ratio >= 1.0, "details": details}
+
+
+def markdown(card: dict[str, Any]) -> str:
+    """Our figures beside the benchmark's, as the tables of docs/GSM_INFINITE.md."""
+    ours, tables = card["distributions"], []
+    rows = [("ours", name, ours["needed"][name]) for name in _GROUPS]
+    rows += [("benchmark", name, BENCHMARK["needed"][name]) for name in _GROUPS]
+    rows.sort(key=lambda row: _GROUPS.index(row[1]))
+    body = [[f"{name}, {who}", *(f"{share:.1f}" for share in shares)] for who, name, shares in rows]
+    tables.append(_table(["needed facts, %", *KINDS], body))
+    body = [
+        [name, _pairs(ours["asked"][name]), _pairs(BENCHMARK["asked"][name])]
+        + [f"{source['links'][name]:.1f}" for source in (ours, BENCHMARK)]
+        + [f"{source['needed share'][name]:.0f}" for source in (ours, BENCHMARK)]
+        for name in _GROUPS
+    ]
+    heads = ["", "asked, %: ours", "benchmark", "links: ours", "benchmark", "needed facts, %: ours", "benchmark"]
+    tables.append(_table(heads, body))
+    body = [
+        ["needed quantities, ours", *(f"{ours['quantities'][str(n)]:.1f}" for n in OPERATIONS)],
+        ["benchmark", *(BENCHMARK["quantities"][str(n)] for n in OPERATIONS)],
+        ["best constant answer, forward, ours, %", *(f"{ours['constant']['forward'][str(n)]:.0f}" for n in OPERATIONS)],
+        ["benchmark", *(str(BENCHMARK["constant"]["forward"].get(str(n), "")) for n in OPERATIONS)],
+        ["best constant answer, reverse, ours, %", *(f"{ours['constant']['reverse'][str(n)]:.0f}" for n in OPERATIONS)],
+    ]
+    tables.append(_table(["operations", *map(str, OPERATIONS)], body))
+    body = [
+        [
+            f"{name}, {who}",
+            *(f"{n:,}" for n in source["tokens"][name]),
+            f"{source['sentences'][name]:g}",
+            f"{source['characters per token'][name]:.2f}",
+        ]
+        for name in ("unpadded", "padded")
+        for who, source in (("ours", ours), ("benchmark", BENCHMARK))
+    ]
+    heads = ["prompt tokens", "min", "p10", "median", "mean", "p90", "max", "sentences", "characters per token"]
+    tables.append(_table(heads, body))
+    body = [
+        ["best constant answer, forward, %", *(f"{s['constant']['forward']['all']:.0f}" for s in (ours, BENCHMARK))],
+        ["best constant answer, reverse, %", *(f"{s['constant']['reverse']['all']:.0f}" for s in (ours, BENCHMARK))],
+        ["forward answers above 20, %", *(f"{s['above 20']:.1f}" for s in (ours, BENCHMARK))],
+        ["reverse answers 1, 2, 3, 4, %", *(_shares(s["reverse answers"]) for s in (ours, BENCHMARK))],
+        ["unneeded facts, %", _shares(dict(zip(KINDS, ours["unneeded"], strict=True))), "see text"],
+    ]
+    tables.append(_table(["", "ours", "benchmark"], body[:-1]))
+    return "\n\n".join(tables)
+
+
+def _pairs(shares: dict[str, float]) -> str:
+    return ", ".join(f"{kind} {share:.0f}" for kind, share in sorted(shares.items(), key=lambda item: -item[1]))
+
+
+def _shares(shares: dict[str, float]) -> str:
+    return " / ".join(f"{share:.1f}" for share in shares.values())
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def figure(card: dict[str, Any]) -> Figure:
+    """Kinds of needed facts, needed quantities, and lengths: ours as bars, the benchmark's as marks."""
+    ours = card["distributions"]
+    drawing = Figure(figsize=(10, 6), layout="constrained")
+    axes = drawing.subplots(2, 2)
+    for panel, name in zip(axes.flat, _GROUPS, strict=True):
+        panel.bar(range(len(KINDS)), ours["needed"][name], color="#7aa6c2", label="reverie")
+        panel.plot(range(len(KINDS)), BENCHMARK["needed"][name], "D", color="#c2410c", markersize=5, label="benchmark")
+        panel.set_xticks(range(len(KINDS)), KINDS, fontsize=7)
+        panel.set_title(f"needed facts, {name}, %", fontsize=9, loc="left")
+        panel.spines[["top", "right"]].set_visible(False)
+    axes[0, 0].legend(frameon=False, fontsize=8)
+    drawing.suptitle(
+        f"{card['problems']:,} problems of our generator beside the benchmark's", x=0.01, ha="left", fontsize=10
+    )
+    return drawing
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except UserError as error:
+        sys.exit(f"error: {error}")

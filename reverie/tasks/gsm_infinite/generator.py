@@ -1,0 +1,206 @@
+"""Problems without end: each one fixed by (split, seed, step, index), of a wanted kind, size and length."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from functools import lru_cache
+from random import Random
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from reverie.errors import UserError
+from reverie.tasks.base import Split
+from reverie.tasks.gsm_infinite.core import LARGEST_NUMBER, MAX_OPERATIONS, Core, Level, Mode, draw_core
+from reverie.tasks.gsm_infinite.padding import Measure, padding_sentences
+from reverie.tasks.gsm_infinite.solution import solution
+from reverie.tasks.gsm_infinite.text import Pieces, core_sentences, question_text
+from reverie.tasks.gsm_infinite.worlds import WORLDS, WorldName
+
+QuestionPosition = Literal["first", "last"]
+
+_TRIES = 2000
+_HELD_OUT = 8  # one core in so many belongs to the test split, and training never sees it
+
+INSTRUCTION = (
+    "Read the facts and answer the question. The total number of {plain} in a place counts all types that are "
+    "mentioned for that place anywhere in the text; a type that is never mentioned for it does not exist there. "
+    "Averages may differ from place to place. The total number of {weighted} in a place is the sum, over its types, of "
+    "how many there are times the average number of {attribute} of each. Give a whole number."
+)
+
+
+class ProblemConfig(BaseModel):
+    """Which problems to draw: each of world, level, mode and operations uniform and on its own."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    worlds: tuple[WorldName, ...] = Field(default=("wildlife", "education", "film"), min_length=1)
+    levels: tuple[Level, ...] = Field(
+        default=("medium", "hard"), min_length=1, description="medium has counts and totals, hard averages too"
+    )
+    modes: tuple[Mode, ...] = Field(
+        default=("forward", "reverse"),
+        min_length=1,
+        description="reverse gives the last value and asks for the first number",
+    )
+    min_operations: int = Field(default=1, ge=1, le=MAX_OPERATIONS)
+    max_operations: int = Field(default=8, ge=1, le=MAX_OPERATIONS)
+    length: tuple[int, int] | None = Field(
+        default=None, description="of the prompt, shortest and longest; padded to a length drawn from these"
+    )
+    question_position: QuestionPosition = "first"
+    instruction: bool = Field(default=True, description="the prompt begins by saying what totals mean")
+    max_value: int = Field(default=1000, ge=LARGEST_NUMBER, description="no quantity of the core is larger")
+
+    @field_validator("worlds", "levels", "modes")
+    @classmethod
+    def _distinct(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError(f"names {next(v for v in value if value.count(v) > 1)} twice, each must occur once")
+        return value
+
+    @model_validator(mode="after")
+    def _ranges(self) -> ProblemConfig:
+        if self.min_operations > self.max_operations:
+            raise ValueError(
+                f"min_operations {self.min_operations} must not exceed max_operations {self.max_operations}"
+            )
+        if self.length is not None and not 1 <= self.length[0] <= self.length[1]:
+            raise ValueError(f"length {list(self.length)} must be [shortest, longest] with 1 <= shortest <= longest")
+        return self
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A problem as text, and the core behind it."""
+
+    world: str
+    level: Level
+    mode: Mode
+    operations: int
+    problem: str
+    question: str
+    solution: str
+    answer: int
+    context: tuple[str, ...] = field(repr=False)  # the prompt up to the last fact, cut where words begin
+    cue: tuple[str, ...] = field(repr=False)  # the rest of it, up to where the answer begins
+    core: Core = field(repr=False, compare=False)
+
+    @property
+    def prompt(self) -> str:
+        """What a model reads before it answers."""
+        return "".join((*self.context, *self.cue))[1:]
+
+
+def draw_problem(
+    config: ProblemConfig,
+    split: Split,
+    seed: int,
+    step: int,
+    index: int,
+    operations: int,
+    *,
+    measure: Measure = len,
+    reserved: int = 0,
+) -> Problem:
+    """The problem with this index.
+
+    Args:
+        operations: of its answer.
+        measure: length of a piece of the prompt, in the unit of `config.length`.
+        reserved: how much of that length is kept for what the caller adds.
+
+    Raises:
+        UserError: no problem of this kind is as short as `config.length` wants it, or none can be filled up to it.
+    """
+    rng = Random(((seed * 2 + (split == "test")) << 128) | (step << 64) | index)
+    shortest = None
+    for _ in range(_TRIES):
+        core = _draw_core(rng, config, operations)
+        if core is None:
+            continue
+        sentences = core_sentences(core)
+        if _is_held_out(sentences) != (split == "test"):
+            continue
+        frame = _frame(core, config)
+        if config.length is not None:
+            whole = (frame.before, *sentences, frame.after)
+            filled = reserved + sum(measure(piece) for pieces in whole for piece in pieces)
+            shortest = filled if shortest is None else min(shortest, filled)
+            low, high = config.length
+            if filled > high:
+                continue
+            wanted = rng.randint(low, high)
+            padding = padding_sentences(rng, core, wanted - filled, high - filled, measure)
+            if filled + sum(measure(piece) for pieces in padding for piece in pieces) < low:
+                continue
+            sentences += padding
+        return _finish(rng, core, operations, sentences, frame)
+    raise UserError(_no_fit(config, operations, shortest))
+
+
+def _draw_core(rng: Random, config: ProblemConfig, operations: int) -> Core | None:
+    mode: Mode = rng.choice(config.modes)
+    if operations == 1:
+        mode = "forward"  # with one operation there is nothing to turn round
+    return draw_core(
+        rng, WORLDS[rng.choice(config.worlds)], rng.choice(config.levels), mode, operations, config.max_value
+    )
+
+
+def _is_held_out(sentences: list[Pieces]) -> bool:
+    """Decided by the core's facts, in whatever order: small problems repeat, and must not do so across the splits."""
+    text = "\n".join(sorted("".join(pieces) for pieces in sentences))
+    return zlib.crc32(text.encode()) % _HELD_OUT == 0
+
+
+@dataclass(frozen=True)
+class _Frame:
+    """What stands around the facts."""
+
+    before: tuple[str, ...]
+    after: tuple[str, ...]
+
+
+def _frame(core: Core, config: ProblemConfig) -> _Frame:
+    question = (" Question:", " " + question_text(core.quantities[core.asked], core.world))
+    first = config.question_position == "first"
+    before = (*_instruction(core.world.name, config.instruction), *(question if first else ()), " Problem:")
+    return _Frame(before, (*(() if first else question), " Answer:"))
+
+
+@lru_cache
+def _instruction(world: str, wanted: bool) -> tuple[str, ...]:
+    nouns = WORLDS[world]
+    text = INSTRUCTION.format(plain=nouns.plain_noun, weighted=nouns.weighted_noun, attribute=nouns.attribute)
+    return (" " + text,) if wanted else ()
+
+
+def _finish(rng: Random, core: Core, operations: int, sentences: list[Pieces], frame: _Frame) -> Problem:
+    rng.shuffle(sentences)
+    facts = [piece for pieces in sentences for piece in pieces]
+    return Problem(
+        world=core.world.name,
+        level=core.level,
+        mode=core.mode,
+        operations=operations,
+        problem="".join(facts)[1:],
+        question=question_text(core.quantities[core.asked], core.world),
+        solution=solution(core, rng),
+        answer=core.values[core.asked],
+        context=(*frame.before, *facts),
+        cue=frame.after,
+        core=core,
+    )
+
+
+def _no_fit(config: ProblemConfig, operations: int, shortest: int | None) -> str:
+    kind = f"a problem with {operations} operations (worlds {', '.join(config.worlds)}; {', '.join(config.modes)})"
+    if shortest is None or config.length is None:
+        return f"{kind} cannot keep all its values at or below max_value {config.max_value}; allow larger ones"
+    low, high = config.length
+    if shortest > high:
+        return f"{kind} takes {shortest} or more before padding, so length must allow that, got {low}-{high}"
+    return f"{kind} cannot be padded to a length within {low}-{high}: allow a wider range, or less than {low}"

@@ -1,0 +1,76 @@
+"""Padding: facts about other places, computed from core quantities, that nothing in the core reads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from random import Random
+
+from reverie.tasks.gsm_infinite.core import Core, Fact, Quantity
+from reverie.tasks.gsm_infinite.text import Pieces, fact_sentence, phrase
+
+Measure = Callable[[str], int]
+"""Length of a piece of text, in whatever unit; of pieces one behind the other it is the sum."""
+
+_FEWEST_TYPES, _MOST_TYPES = 20, 40  # in one padding place
+_MISFITS = 8  # sentences too long for what is left, after which none is tried any more
+_TOTAL_AS_OPERAND = 0.1  # how often a fact with one operand takes the total of an earlier padding place as a second
+
+
+def padding_sentences(rng: Random, core: Core, at_least: int, at_most: int, measure: Measure) -> list[Pieces]:
+    """Facts whose lengths sum to `at_least` or more, but not over `at_most`.
+
+    Where the vocabulary runs out, or no sentence is short enough for what is left, they sum to less.
+    """
+    sentences, length, misfits = [], 0, 0
+    for pieces in _facts(rng, core):
+        if length >= at_least or misfits == _MISFITS:
+            break
+        size = sum(map(measure, pieces))
+        if length + size > at_most:
+            misfits += 1
+            continue
+        sentences.append(pieces)
+        length += size
+    return sentences
+
+
+def _facts(rng: Random, core: Core) -> Iterator[Pieces]:
+    world, hard = core.world, core.level == "hard"
+    operands = _operands(core)
+    phrases = {q: phrase(core.quantities[q], world) for q in operands}
+    earlier: list[tuple[str, int]] = []  # totals of places that are complete: phrase and value, each used once
+    for place in rng.sample(world.padding_places, len(world.padding_places)):
+        total = 0
+        for kind in rng.sample(world.padding_types, rng.randint(_FEWEST_TYPES, _MOST_TYPES)):
+            subjects = [Quantity("count", place, kind)] + [Quantity("average", place, kind)] * hard
+            values = []
+            for subject in subjects:
+                drawn = [(phrases[q], core.values[q]) for q in _draw(rng, operands)]
+                if len(drawn) == 1 and earlier and rng.random() < _TOTAL_AS_OPERAND:
+                    drawn.append(earlier.pop())
+                fact, names, value = _combine(rng, drawn)
+                values.append(value)
+                yield fact_sentence(phrase(subject, world), fact, names)
+            total += values[0] * values[-1] if hard else values[0]
+        earlier.append((phrase(Quantity("weighted total" if hard else "total", place), world), total))
+
+
+def _operands(core: Core) -> list[int]:
+    """Every instance, and the totals that the text names."""
+    named = {q: None for fact in core.facts.values() for q in fact.operands if core.parts[q]}
+    named.update({q: None for q in core.needed if core.parts[q]})
+    return [*core.instances, *named]
+
+
+def _draw(rng: Random, operands: list[int]) -> list[int]:
+    return rng.sample(operands, 2 if len(operands) > 1 and rng.random() < 0.5 else 1)
+
+
+def _combine(rng: Random, drawn: list[tuple[str, int]]) -> tuple[Fact, list[str], int]:
+    """The fact, its operands' phrases in order, and its value, which is never below 1."""
+    difference = len(drawn) == 2 and rng.random() < 0.5 and drawn[0][1] != drawn[1][1]
+    if difference:
+        drawn = sorted(drawn, key=lambda operand: -operand[1])
+    values = [value for _, value in drawn]
+    value = values[0] - values[1] if difference else sum(values)
+    return Fact(None, False, difference, ()), [name for name, _ in drawn], value

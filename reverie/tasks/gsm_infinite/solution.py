@@ -1,0 +1,131 @@
+"""The worked solution of a problem: one entry for every needed quantity, in dependency order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from random import Random
+from string import ascii_letters
+from typing import NamedTuple
+
+from reverie.tasks.gsm_infinite.core import Core, Linear, slopes
+from reverie.tasks.gsm_infinite.text import name
+
+
+class Term(NamedTuple):
+    """Something with a value: its symbol, and the value, which in reverse mode is an expression in x."""
+
+    symbol: str
+    value: Linear
+
+
+class Steps(NamedTuple):
+    """A first term, and what is combined with it, one operator (+, -, *) and term after another."""
+
+    first: Term
+    others: list[tuple[str, Term]]
+
+
+def solution(core: Core, rng: Random) -> str:
+    """Values step by step, ending in "Answer: n."; in reverse mode expressions in x, then the equation solved."""
+    letters = _letters(rng, without="" if core.unknown is None else "Xx")
+    values = _values(core)
+    terms: dict[int, Term] = {}
+    entries = [] if core.unknown is None else ["One quantity is unknown, so we set up an equation and solve it."]
+    for q in core.needed:
+        called = name(core.quantities[q], core.world)
+        if q == core.unknown:
+            terms[q] = Term("x", values[q])
+            entries.append(f"Define {called} as x; we do not know its value yet and will find it later.")
+        else:
+            terms[q] = Term(next(letters), values[q])
+            entries.append(f"Define {called} as {terms[q].symbol}; {_work(_steps(core, q, terms), terms[q], letters)}.")
+    if core.unknown is not None:
+        last = core.needed[-1]
+        entries.append(_equation(terms[last], core.values[last]))
+    return " ".join([*entries, f"Answer: {core.values[core.asked]}."])
+
+
+def _letters(rng: Random, without: str) -> Iterator[str]:
+    """Distinct single letters, and when they are used up, letters with a number."""
+    letters = [letter for letter in ascii_letters if letter not in without]
+    rng.shuffle(letters)
+    yield from letters
+    count = 1
+    while True:
+        yield from (f"{letter}{count}" for letter in letters)
+        count += 1
+
+
+def _values(core: Core) -> dict[int, Linear]:
+    if core.unknown is None:
+        return {q: Linear(0, core.values[q]) for q in core.needed}
+    return {q: value for q, value in slopes(core).items() if value is not None}
+
+
+def _steps(core: Core, quantity: int, terms: dict[int, Term]) -> Steps:
+    """How a quantity comes from its operands, whose terms are known."""
+    parts = core.parts[quantity]
+    if parts and core.quantities[quantity].kind == "weighted total":
+        pairs = [(terms[n], terms[a]) for n, a in zip(parts[::2], parts[1::2], strict=True)]
+        if len(pairs) == 1:
+            return Steps(pairs[0][0], [("*", pairs[0][1])])
+        products = [Term(f"{n.symbol} * {a.symbol}", _apply("*", n.value, a.value)) for n, a in pairs]
+        return Steps(products[0], [("+", product) for product in products[1:]])
+    operands = [terms[q] for q in core.operands(quantity)]
+    if parts:
+        return Steps(operands[0], [("+", term) for term in operands[1:]])
+    fact = core.facts[quantity]
+    number = [] if fact.constant is None else [Term(str(fact.constant), Linear(0, fact.constant))]
+    if len(operands) < 2:
+        first, *others = number + operands
+        return Steps(first, [("*" if fact.times else "+", term) for term in others])
+    body = [("-" if fact.difference else "+", term) for term in operands[1:]]
+    return Steps(operands[0], body + [("*" if fact.times else "+", term) for term in number])
+
+
+def _work(steps: Steps, target: Term, letters: Iterator[str]) -> str:
+    """Every step combines two terms; the last one defines the target's symbol."""
+    left, lines = steps.first, []
+    if not steps.others:
+        shown = _show(left.value)
+        return f"so {target.symbol} = {left.symbol}" + (f" = {shown}" if shown != left.symbol else "")
+    for i, (operator, right) in enumerate(steps.others):
+        last = i == len(steps.others) - 1
+        result = Term(target.symbol if last else next(letters), _apply(operator, left.value, right.value))
+        names = f"{left.symbol} {operator} {right.symbol}"
+        numbers = f"{_operand(left.value, operator)} {operator} {_operand(right.value, operator)}"
+        lines.append(f"{'so ' if last else ''}{result.symbol} = {names} = {numbers} = {_show(result.value)}")
+        left = result
+    return "; ".join(lines)
+
+
+def _apply(operator: str, left: Linear, right: Linear) -> Linear:
+    if operator == "*":
+        return Linear(left.slope * right.constant + right.slope * left.constant, left.constant * right.constant)
+    sign = -1 if operator == "-" else 1
+    return Linear(left.slope + sign * right.slope, left.constant + sign * right.constant)
+
+
+def _show(value: Linear) -> str:
+    """2*x + 3 and the like."""
+    slope, constant = value
+    if slope == 0:
+        return str(constant)
+    term = {1: "x", -1: "-x"}.get(slope, f"{slope}*x")
+    return term if constant == 0 else f"{term} {'+' if constant > 0 else '-'} {abs(constant)}"
+
+
+def _operand(value: Linear, operator: str) -> str:
+    shown = _show(value)
+    return shown if operator == "+" or shown == "x" or shown.isdigit() else f"({shown})"
+
+
+def _equation(left: Term, given: int) -> str:
+    """slope · x + constant = given, solved."""
+    slope, constant = left.value
+    lines = [f"We know that {left.symbol} = {given}, so {_show(left.value)} = {given}"]
+    if constant:
+        lines.append(f"so {_show(Linear(slope, 0))} = {given - constant}")
+    if slope != 1:
+        lines.append(f"so x = {given - constant} / {slope} = {(given - constant) // slope}")
+    return "; ".join(lines) + "."

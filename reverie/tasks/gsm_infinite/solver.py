@@ -1,0 +1,296 @@
+"""GSM-Infinite problems solved from their text alone: the answer, what it needs, and how many operations that is.
+
+Shares nothing with the code that makes problems, so that agreement of both means something.
+
+Values are polynomials in x, the unknown that a reverse problem asks for: (c0, c1, ...) with c0 + c1·x + ..., and
+no zero at the end but in (0,).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from reverie.tasks.gsm_infinite.parser import (
+    WEIGHTED_NOUNS,
+    Fact,
+    Problem,
+    counted_by,
+    in_words,
+    is_average,
+    is_total,
+    noun_and_place,
+    parse,
+)
+
+Polynomial = tuple[int, ...]
+
+# Weighted totals of weighted totals square a value at every step. Python prints no more than 4,300 digits.
+_MOST_BITS = 14_000
+_HIGHEST_DEGREE = 8
+
+
+class UnsolvableError(ValueError):
+    """The text follows the grammar, but does not determine the answer: one sentence that names what is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Solution:
+    """The answer, and the quantities that a worked solution goes through with their operations.
+
+    They are those that the question depends on; in a reverse problem those that the equation's left side depends on.
+    """
+
+    answer: int
+    needed: frozenset[str]
+    operations: int
+
+
+def solve(problem: str, question: str) -> int:
+    """The answer. Raises `NotAProblemError` or `UnsolvableError`."""
+    return work_out(parse(problem, question)).answer
+
+
+def count_operations(problem: str, question: str) -> int:
+    """The benchmark's "op": how many quantities and numbers the needed quantities are computed from, and 1 for x."""
+    return work_out(parse(problem, question)).operations
+
+
+def needed(problem: str, question: str) -> frozenset[str]:
+    """The names of the quantities that a worked solution goes through."""
+    return work_out(parse(problem, question)).needed
+
+
+def work_out(problem: Problem) -> Solution:
+    """All of the above for a parsed problem. Raises `UnsolvableError`.
+
+    What is not needed may be circular, undefined or defined by two formulas, as in the benchmark's own data. But a
+    number stated besides a formula or for a total must be true, wherever the text allows to check it.
+    """
+    definitions = _Definitions(problem)
+    values = _Values(definitions)
+    given = problem.given()
+    if definitions.is_reverse:
+        goal, answer = _solve_equation(given, values, problem.asked)
+    else:
+        goal, answer = problem.asked, values.of(problem.asked)[0]
+    if problem.asked in definitions.unknown and answer <= 0:
+        raise UnsolvableError(f"{in_words(problem.asked)} would be {answer}, but the problem says it is greater than 0")
+    _check(given, values, answer)
+    reached = _reachable(goal, definitions)
+    return Solution(answer, reached, sum(definitions.operations(name) for name in reached))
+
+
+def _solve_equation(given: dict[str, int], values: _Values, asked: str) -> tuple[str, int]:
+    """The first given quantity that is linear in x, and x."""
+    obstacles = []
+    for name, number in given.items():
+        try:
+            value = values.of(name)
+        except UnsolvableError as error:
+            obstacles.append(str(error))
+            continue
+        if len(value) == 2:
+            x, rest = divmod(number - value[0], value[1])
+            if rest:
+                raise UnsolvableError(f"{in_words(asked)} is no integer if {in_words(name)} equals {number}")
+            return name, x
+        if len(value) > 2:
+            obstacles.append(f"the equation for {in_words(name)} is not linear in {in_words(asked)}")
+    nothing = f"no number is stated for a quantity that depends on {in_words(asked)}"
+    raise UnsolvableError(obstacles[0] if obstacles else nothing)
+
+
+def _check(given: dict[str, int], values: _Values, x: int) -> None:
+    """Every given number that can be computed is what it is."""
+    for name, number in given.items():
+        try:
+            value = values.of(name)
+        except UnsolvableError:
+            continue
+        if _at(value, x) != number:
+            raise UnsolvableError(f"{in_words(name)} is said to be {number}, which contradicts the rest of the problem")
+
+
+def _reachable(goal: str, definitions: _Definitions) -> frozenset[str]:
+    reached, waiting = {goal}, [goal]
+    while waiting:
+        new = set(definitions.terms(waiting.pop())) - reached
+        reached |= new
+        waiting += new
+    return frozenset(reached)
+
+
+class _Definitions:
+    """What the text says about each quantity, looked up only when asked for: it need not make sense everywhere."""
+
+    def __init__(self, problem: Problem) -> None:
+        self._asked = problem.asked
+        self._numbers: dict[str, Fact] = {}
+        self._formulas: dict[str, set[Fact]] = {}
+        self.unknown: dict[str, Fact] = {}
+        for fact in problem.facts:
+            if fact.form == "unknown":
+                self.unknown[fact.subject] = fact
+            elif fact.form != "number":
+                self._formulas.setdefault(fact.subject, set()).add(fact)
+            elif (other := self._numbers.setdefault(fact.subject, fact)) != fact:
+                both = f"as {other.constant} and as {fact.constant}"
+                raise UnsolvableError(f"{in_words(fact.subject)} is given twice: {both}")
+        self._things = _things_by_place(problem.mentioned())
+
+    @property
+    def is_reverse(self) -> bool:
+        asked = self._asked
+        return asked in self.unknown and asked not in self._numbers and asked not in self._formulas
+
+    def terms(self, name: str) -> tuple[str, ...]:
+        """The quantities that this one is computed from; for a weighted total a count and its average in turn."""
+        if not is_total(name):
+            return self.fact(name).operands
+        noun, place = noun_and_place(name)
+        things = self._things[place]
+        if not things:
+            raise UnsolvableError(f"{in_words(name)} is needed, but nothing else is said about {place}")
+        if noun not in WEIGHTED_NOUNS:
+            return tuple(things)
+        return tuple(term for count, averages in things.items() for term in (count, _only_average(averages, count)))
+
+    def operations(self, name: str) -> int:
+        return len(self.terms(name)) if is_total(name) else self.fact(name).operations
+
+    def fact(self, name: str) -> Fact:
+        """The sentence that defines a count or an average; a number beside a formula is an equation, no definition."""
+        formulas = self._formulas.get(name)
+        if formulas:
+            if len(formulas) > 1:
+                raise UnsolvableError(f"{in_words(name)} is given twice: by different formulas")
+            return next(iter(formulas))
+        if name in self._numbers:
+            return self._numbers[name]
+        if name not in self.unknown:
+            raise UnsolvableError(f"{in_words(name)} is needed, but the problem does not define it")
+        if name != self._asked:
+            raise UnsolvableError(f"{in_words(name)} is needed, but unknown and not what the question asks for")
+        return self.unknown[name]
+
+
+def _things_by_place(mentioned: Iterable[str]) -> dict[str, dict[str, dict[str, None]]]:
+    """For each place that has a total: the counts there, even if only their average is mentioned, with their averages.
+
+    Names of types and places may contain " in ". A count belongs to the longest of those places that it ends with.
+    """
+    things: dict[str, dict[str, dict[str, None]]] = {}
+    for name in mentioned:
+        if is_total(name):
+            things.setdefault(noun_and_place(name)[1], {})
+    for name in mentioned:
+        if is_total(name):
+            continue
+        count = counted_by(name) if is_average(name) else name
+        words = count.split(" in ")
+        endings = (" in ".join(words[i:]) for i in range(1, len(words)))
+        place = next((ending for ending in endings if ending in things), None)
+        if place is not None:
+            averages = things[place].setdefault(count, {})
+            if is_average(name):
+                averages[name] = None
+    return things
+
+
+def _only_average(averages: Iterable[str], count: str) -> str:
+    found = list(averages)
+    if len(found) != 1:
+        several = " and ".join(map(in_words, found)) if found else "none"
+        raise UnsolvableError(f"one average for {in_words(count)} is needed, but the problem mentions {several}")
+    return found[0]
+
+
+class _Values:
+    """Values of quantities, computed when asked for and kept. No recursion: chains may be as long as the text."""
+
+    def __init__(self, definitions: _Definitions) -> None:
+        self._definitions = definitions
+        self._known: dict[str, Polynomial] = {}
+        self._failed: dict[str, str] = {}
+
+    def of(self, name: str) -> Polynomial:
+        if name not in self._known:
+            self._compute(name)
+        return self._known[name]
+
+    def _compute(self, name: str) -> None:
+        path: dict[str, Iterator[str]] = {}  # a stack with a fast `in`: quantities and their terms not yet looked at
+        try:
+            self._enter(name, path)
+            while path:
+                current = next(reversed(path))
+                missing = next((term for term in path[current] if term not in self._known), None)
+                if missing is not None:
+                    self._enter(missing, path)
+                else:
+                    self._known[current] = self._combine(current)
+                    path.popitem()
+        except UnsolvableError as error:
+            self._failed |= dict.fromkeys(path, str(error))
+            raise
+
+    def _enter(self, name: str, path: dict[str, Iterator[str]]) -> None:
+        if name in self._failed:
+            raise UnsolvableError(self._failed[name])
+        if name in path:
+            raise UnsolvableError(f"{in_words(name)} is needed, but depends on itself")
+        path[name] = iter(self._definitions.terms(name))
+
+    def _combine(self, name: str) -> Polynomial:
+        terms = [self._known[term] for term in self._definitions.terms(name)]
+        if not is_total(name):
+            value = _evaluate(self._definitions.fact(name), terms)
+        elif noun_and_place(name)[0] in WEIGHTED_NOUNS:
+            value = _sum(_product(count, average) for count, average in zip(terms[::2], terms[1::2], strict=True))
+        else:
+            value = _sum(terms)
+        if len(value) > _HIGHEST_DEGREE + 1 or any(c.bit_length() > _MOST_BITS for c in value):
+            raise UnsolvableError(f"{in_words(name)} is needed, but too large or too far from linear to compute")
+        return value
+
+
+def _evaluate(fact: Fact, operands: list[Polynomial]) -> Polynomial:
+    if fact.form == "unknown":
+        return (0, 1)
+    if fact.form == "difference":
+        operands = [operands[0], _product((-1,), operands[1])]
+    constant = () if fact.constant is None else (fact.constant,)
+    if fact.is_factor:
+        return _product(constant, _sum(operands))
+    return _sum([*operands, constant])
+
+
+def _sum(terms: Iterable[Polynomial]) -> Polynomial:
+    total: Polynomial = (0,)
+    for term in terms:
+        total = tuple(a + b for a, b in zip_longest(total, term, fillvalue=0))
+    return _trimmed(total)
+
+
+def _product(left: Polynomial, right: Polynomial) -> Polynomial:
+    product = [0] * (len(left) + len(right) - 1)
+    for i, a in enumerate(left):
+        for j, b in enumerate(right):
+            product[i + j] += a * b
+    return _trimmed(product)
+
+
+def _trimmed(coefficients: Sequence[int]) -> Polynomial:
+    length = len(coefficients)
+    while length > 1 and not coefficients[length - 1]:
+        length -= 1
+    return tuple(coefficients[:length])
+
+
+def _at(value: Polynomial, x: int) -> int:
+    result = 0
+    for coefficient in reversed(value):
+        result = result * x + coefficient
+    return result

@@ -1,0 +1,88 @@
+"""A core as English: fact sentences and questions, in the benchmark's forms.
+
+A sentence is a list of pieces, each beginning where a word begins, with its space (so that token counts of pieces add
+up to the token count of the text) and drawn from a finite stock (so that encoding them is a look-up).
+"""
+
+from __future__ import annotations
+
+from reverie.tasks.gsm_infinite.core import Core, Fact, Quantity
+from reverie.tasks.gsm_infinite.worlds import World
+
+Pieces = list[str]
+
+
+def name(quantity: Quantity, world: World) -> str:
+    """What a quantity is called, without article."""
+    match quantity.kind:
+        case "count":
+            return f"{quantity.type} in {quantity.place}"
+        case "average":
+            return f"average number of {world.attribute} per {quantity.type} in {quantity.place}"
+        case "total":
+            return f"total number of {world.plain_noun} in {quantity.place}"
+        case "weighted total":
+            return f"total number of {world.weighted_noun} in {quantity.place}"
+
+
+def phrase(quantity: Quantity, world: World) -> str:
+    """ " the number of … ", as it stands in running text."""
+    return f" the number of {name(quantity, world)}" if quantity.kind == "count" else f" the {name(quantity, world)}"
+
+
+def fact_sentence(subject: str, fact: Fact, operands: list[str]) -> Pieces:
+    """ "The … equals …."; subject and operands as `phrase` gives them."""
+    pieces = [_capital(subject), " equals"]
+    if fact.constant is not None:
+        pieces.append(f" {fact.constant}")
+        if operands:
+            pieces.append(" times" if fact.times else " plus")
+    match operands:
+        case []:
+            pass
+        case [only]:
+            pieces.append(only)
+        case [first, second]:
+            pieces += [" the difference between" if fact.difference else " the sum of", first, " and", second]
+        case [*rest, last]:
+            pieces.append(" the sum of")
+            for operand in rest:
+                pieces += [operand, ","]
+            pieces += [" and", last]
+    pieces.append(".")
+    return pieces
+
+
+def number_sentence(subject: str, value: int) -> Pieces:
+    return [_capital(subject), " equals", f" {value}", "."]
+
+
+def unknown_sentence(quantity: Quantity, world: World) -> Pieces:
+    known = " exists, and its number is greater than 0" if quantity.kind == "count" else " is greater than 0"
+    return [_capital(phrase(quantity, world)), known, "."]
+
+
+def core_sentences(core: Core) -> list[Pieces]:
+    """One for the fact about every instance, and in reverse mode the numbers that are given."""
+    phrases = [phrase(quantity, core.world) for quantity in core.quantities]
+    sentences = []
+    for q in core.instances:
+        if q == core.unknown:
+            sentences.append(unknown_sentence(core.quantities[q], core.world))
+        else:
+            fact = core.facts[q]
+            sentences.append(fact_sentence(phrases[q], fact, [phrases[p] for p in fact.operands]))
+    if core.unknown is not None:
+        given = [core.needed[-1]] if core.decoy is None else [core.needed[-1], core.decoy]
+        sentences += [number_sentence(phrases[q], core.values[q]) for q in given]
+    return sentences
+
+
+def question_text(quantity: Quantity, world: World) -> str:
+    if quantity.kind == "count":
+        return f"How many {quantity.type} does {quantity.place} have?"
+    return f"What is the {name(quantity, world)}?"
+
+
+def _capital(phrase: str) -> str:
+    return " T" + phrase[2:]
