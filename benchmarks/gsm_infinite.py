@@ -333,9 +333,8 @@ def markdown(card: dict[str, Any]) -> str:
         ["best constant answer, reverse, %", *(f"{s['constant']['reverse']['all']:.0f}" for s in (ours, BENCHMARK))],
         ["forward answers above 20, %", *(f"{s['above 20']:.1f}" for s in (ours, BENCHMARK))],
         ["reverse answers 1, 2, 3, 4, %", *(_shares(s["reverse answers"]) for s in (ours, BENCHMARK))],
-        ["unneeded facts, %", _shares(dict(zip(KINDS, ours["unneeded"], strict=True))), "see text"],
     ]
-    tables.append(_table(["", "ours", "benchmark"], body[:-1]))
+    tables.append(_table(["", "ours", "benchmark"], body))
     return "\n\n".join(tables)
 
 

@@ -54,10 +54,25 @@ def plan_runs(
         for n in dict.fromkeys(passes):
             runs.append(_run(changed(recipe, sleep={"num_sleep_passes": n}, train={"seed": seed}), out))
         if transformer:
-            layers = ["attn"] * len(recipe.model.layers)
-            baseline = changed(recipe, model={"layers": layers}, sleep={"num_sleep_passes": 1}, train={"seed": seed})
-            runs.append(_run(baseline, out))
+            runs.append(_run(changed(_baseline(recipe), train={"seed": seed}), out))
     return sorted(runs, key=lambda run: -run.recipe.sleep.num_sleep_passes)
+
+
+def _baseline(recipe: Recipe) -> Recipe:
+    """The transformer: attention in all layers, and every step trains everything, there being no fast weights.
+
+    Stages for fast weights alone are left out and the others take their steps: the eviction of such a stage is there to
+    teach fast weights, and a transformer would lose those steps. If it is the last one it stays, for its eviction is
+    the one the model is used with.
+    """
+    stages = recipe.train.stages
+    kept = [stage for stage in stages[:-1] if stage.parameters == "all"] + list(stages[-1:])
+    return changed(
+        recipe,
+        model={"layers": ["attn"] * len(recipe.model.layers)},
+        sleep={"num_sleep_passes": 1},
+        train={"stages": [{**stage.model_dump(), "parameters": "all"} for stage in kept]},
+    )
 
 
 def _run(recipe: Recipe, out: Path) -> Run:

@@ -10,18 +10,12 @@ import contextlib
 import importlib
 import json
 import os
-import signal
 import sys
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from itertools import islice
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Literal
 
@@ -34,6 +28,7 @@ from reverie.recipe import checked, load_recipe
 from reverie.tasks import AnyTask, Split
 from reverie.tasks.gsm_infinite import ProblemConfig, draw_problem
 from reverie.tasks.gsm_infinite.smollm2 import load_smollm2
+from reverie.workers import made_ahead
 
 UNSCORED = -100  # the label that PyTorch's cross entropy ignores
 
@@ -180,11 +175,11 @@ def write_data(
     with writing(out), _locked(part, out) as file:
         done = begun = _resume(file, rows, count, part, settings)
         report(done)
-        with contextlib.closing(_chunks(rows, range(begun, count), workers)) as chunks:
-            for number, lines in chunks:
+        with _chunks(rows, range(begun, count), workers) as chunks:
+            for lines in chunks:
                 file.write(lines)
                 file.flush()
-                done += number
+                done = min(done + rows.chunk, count)
                 report(done)
         _check_absent(out)  # it may have come meanwhile
         if out.suffix == ".parquet":
@@ -313,69 +308,20 @@ def _lines(rows: Rows, indices: range) -> bytes:
     return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows.make(indices))
 
 
-def _chunks(rows: Rows, indices: range, workers: int) -> Generator[tuple[int, bytes]]:
-    """Rows in order, some at a time: their number, and their lines."""
-    starts = range(0, len(indices), rows.chunk)
-    pieces = (indices[start : start + rows.chunk] for start in starts)
-    workers = min(workers, len(starts))
+@contextlib.contextmanager
+def _chunks(rows: Rows, indices: range, workers: int) -> Iterator[Iterator[bytes]]:
+    """The lines of `rows.chunk` rows at a time."""
+    pieces = [indices[start : start + rows.chunk] for start in range(0, len(indices), rows.chunk)]
+    workers = min(workers, len(pieces))
     if workers < 2:
-        yield from ((len(piece), _lines(rows, piece)) for piece in pieces)
+        yield (_lines(rows, piece) for piece in pieces)
         return
-    going: deque[tuple[int, Future[bytes]]] = deque()
-    with _pool(workers) as pool:
-        for piece in pieces:
-            if len(going) == 2 * workers:  # enough to keep them busy, and not so many that memory fills with lines
-                yield _done(*going.popleft())
-            with _interrupts_later():
-                going.append((len(piece), pool.submit(_lines, rows, piece)))
-        while going:
-            yield _done(*going.popleft())
-
-
-def _done(number: int, lines: Future[bytes]) -> tuple[int, bytes]:
-    try:
-        return number, lines.result()
-    except BrokenProcessPool:
-        raise UserError(
-            "a worker process ended before its rows were made, for want of memory perhaps: the same command goes on, "
-            "and needs less with fewer --workers"
-        ) from None
-
-
-@contextlib.contextmanager
-def _pool(workers: int) -> Iterator[ProcessPoolExecutor]:
-    pool = ProcessPoolExecutor(workers, mp_context=get_context("spawn"), initializer=_begin_worker)
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _begin_worker() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all; the parent deals with it
-    torch.set_num_threads(1)  # else threads of several workers would fight for the cores
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A parent that is killed cannot tell its workers to end."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-@contextlib.contextmanager
-def _interrupts_later() -> Iterator[None]:
-    """Ctrl-C waits; processes that are started meanwhile never hear of it, not even before `_begin_worker`."""
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    lost = (
+        "a worker process ended before its rows were made, for want of memory perhaps: the same command goes on, and "
+        "needs less with fewer --workers"
+    )
+    with made_ahead(partial(_lines, rows), pieces, workers, if_killed=lost) as made:
+        yield made
 
 
 @cache

@@ -27,7 +27,8 @@ def evaluate(
     """Score `num_examples` held-out examples: always the same ones, whatever the seed of training and the passes.
 
     With `generate`, where the task has one answer at the end of its text, the model writes it token by token from what
-    it wrote before. Else it is shown the right tokens so far, which is faster and has the same questions right.
+    it wrote before. Else it is shown the right tokens so far, which is faster and has the same questions right as long
+    as the answer does not begin in one window and end in the next: writing, the model would sleep between the two.
     """
     total = Score()
     size = min(max(BATCH_TOKENS // task.sequence_length, 1), LARGEST_BATCH)

@@ -82,16 +82,19 @@ class RowDisplay(_Display):
     def __init__(self, console: Console, name: str, count: int) -> None:
         super().__init__(console)
         self._name, self._count = name, count
-        self._first: tuple[int, float] | None = None
+        self._begun: list[tuple[int, float]] = []  # rows and times of the first two updates
 
     def update(self, rows: int) -> None:
-        """Of the rows that are there: at first those found, from which speed and time left are counted."""
+        """Of the rows that are there; at first, of those found.
+
+        The first ones made take the workers' start, so speed and time left of later ones are counted from there.
+        """
         now = time.monotonic()
-        self._first = self._first or (rows, now)
-        made, seconds = rows - self._first[0], now - self._first[1]
-        if made == 0:
-            if self._console.is_terminal:  # a bar while the workers start
-                self._show(self._name, "row", rows, self._count, "", 0.0)
-            return
-        rate = made / max(seconds, 1e-9)
-        self._show(self._name, "row", rows, self._count, f"{rate:,.1f} rows/s", (self._count - rows) / rate)
+        found, found_at = self._begun[-1] if self._begun else (rows, now)
+        if len(self._begun) < 2:
+            self._begun.append((rows, now))
+        if rows > found:
+            rate = (rows - found) / max(now - found_at, 1e-9)
+            self._show(self._name, "row", rows, self._count, f"{rate:,.1f} rows/s", (self._count - rows) / rate)
+        elif self._console.is_terminal:  # a bar while the workers start
+            self._show(self._name, "row", rows, self._count, "", 0.0)

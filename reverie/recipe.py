@@ -8,9 +8,12 @@ Every mistake is a `UserError` of one sentence.
 from __future__ import annotations
 
 import json
+import re
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
+from fractions import Fraction
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -18,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic_core import ErrorDetails
 
 from reverie.errors import UserError
+from reverie.model import Eviction
 from reverie.model.config import HybridConfig
 from reverie.sleep import SleepConfig
 from reverie.tasks import TASKS, AnyTask
@@ -37,11 +41,21 @@ class OptimConfig(BaseModel):
     muon_lr: float = Field(gt=0)
     adamw_lr: float = Field(gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
-    warmup_steps: int = Field(default=0, ge=0, description="steps of a linear rise from zero")
+    warmup_steps: int = Field(default=0, ge=0, description="steps of a linear rise from zero, in every stage anew")
     decay: Literal["constant", "linear", "cosine"] = "cosine"
-    decay_start: float = Field(default=0.0, ge=0, lt=1, description="share of the steps at which the decay begins")
+    decay_start: float = Field(default=0.0, ge=0, lt=1, description="share of a stage at which the decay begins")
     final_lr_fraction: float = Field(default=0.1, ge=0, le=1, description="end of the decay, as a share of the peak")
     grad_clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
+
+
+class StageConfig(BaseModel):
+    """A stretch of training: which parameters train in it, and under which eviction."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    share: float = Field(gt=0, description="length in proportion to the other stages")
+    parameters: Literal["all", "fast_weights"] = Field(description="fast_weights: the fast-weight layers' mixers alone")
+    eviction: Eviction
 
 
 class TrainConfig(BaseModel):
@@ -65,6 +79,28 @@ class TrainConfig(BaseModel):
         le=1,
         description="share of the steps over which the deepest question asked grows to its full depth",
     )
+    stages: tuple[StageConfig, ...] = Field(
+        default=(), description="one after the other; all parameters under sleep.eviction if absent"
+    )
+    data_workers: int = Field(
+        default=0, ge=0, description="processes that make the data ahead; 0: the training process makes them"
+    )
+
+    @property
+    def stage_ends(self) -> list[int]:
+        """The step before which each stage ends."""
+        shares = [Fraction(stage.share) for stage in self.stages]  # exact, so that the last one ends at `steps`
+        return [round(self.steps * part / sum(shares)) for part in accumulate(shares)] or [self.steps]
+
+    @model_validator(mode="after")
+    def _every_stage_has_a_step(self) -> TrainConfig:
+        for i, (start, end) in enumerate(pairwise([0, *self.stage_ends])):
+            if start == end:
+                raise ValueError(
+                    f"stages[{i}].share {self.stages[i].share:g} is too small for a single one of {self.steps} steps; "
+                    f"raise it, or train.steps"
+                )
+        return self
 
 
 class Recipe(BaseModel):
@@ -98,6 +134,21 @@ class Recipe(BaseModel):
         if looped and looped[1] > layers:
             raise ValueError(
                 f"sleep.looped_blocks {list(looped)} must end at or before {layers}, the number of model.layers"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _stages_fit_the_model(self) -> Recipe:
+        stages = self.train.stages
+        for i, stage in enumerate(stages):
+            if stage.parameters == "fast_weights" and set(self.model.layers) == {"attn"}:
+                raise ValueError(
+                    f'train.stages[{i}].parameters is "fast_weights", but model.layers has attention layers alone'
+                )
+        if stages and stages[-1].eviction != self.sleep.eviction:
+            raise ValueError(
+                f'train.stages[{len(stages) - 1}].eviction is "{stages[-1].eviction}", but sleep.eviction is '
+                f'"{self.sleep.eviction}"; the last stage must train what is used afterwards'
             )
         return self
 
@@ -264,16 +315,23 @@ def _sentence(error: ValidationError, data: Mapping[str, Any]) -> str:
     """The first mistake, unknown keys before all others, and how many others there are."""
     by_key: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
     for details in error.errors():
-        details["loc"] = loc = _without_tag(details["loc"])
+        details["loc"] = loc = _place(details["loc"])
         by_key.setdefault(loc[:2], []).append(details)
     mistakes = sorted(by_key.values(), key=lambda group: group[0]["type"] != "extra_forbidden")
     others = len(mistakes) - 1
     return _mistake(mistakes[0], data) + (f" (and {others} other error{'s' * (others > 1)})" if others else "")
 
 
-def _without_tag(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """pydantic puts the name of the task between "task" and the key."""
-    return loc[:1] + loc[2:] if loc[:1] == ("task",) and loc[1:2] and loc[1] in TASKS else loc
+def _place(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
+    """Section, key and what follows inside the value; a key of a stage is one key, "stages[0].share".
+
+    pydantic puts the name of the task between "task" and the key.
+    """
+    if loc[:1] == ("task",) and loc[1:2] and loc[1] in TASKS:
+        return loc[:1] + loc[2:]
+    if loc[:2] == ("train", "stages") and loc[3:]:
+        return ("train", f"stages[{loc[2]}].{loc[3]}", *loc[4:])
+    return loc
 
 
 def _mistake(errors: list[ErrorDetails], data: Mapping[str, Any]) -> str:
@@ -298,7 +356,8 @@ def _mistake(errors: list[ErrorDetails], data: Mapping[str, Any]) -> str:
             message = str(context["error"])
             if "." in key:  # of a validator over one key
                 return f"{key} {message}"
-            return f"{key}.{message}" if message.split()[0] in _keys(data).get(key, ()) else message
+            named = re.split(r"\W", message)[0]
+            return f"{key}.{message}" if named in _keys(data).get(key, ()) else message
     return _out_of_place(key, errors)
 
 
@@ -329,23 +388,25 @@ def _hint(key: str, data: Mapping[str, Any]) -> str:
     """The known key nearest to an unknown one: the same in another section, similar in its own, similar anywhere."""
     section, _, name = key.rpartition(".")
     keys = _keys(data)
+    own = keys.get(re.sub(r"\[\d+\]", "", section), _SECTIONS)
     dotted = {f"{owner}.{known}": known for owner in keys for known in keys[owner]}
 
     def similar(names: Iterable[str], cutoff: float = 0.6) -> list[str]:
         return get_close_matches(name, list(names), n=1, cutoff=cutoff)
 
     near = [place for place, known in dotted.items() if known == name]
-    near += [f"{section}.{known}" for known in similar(keys[section])] if section else similar(_SECTIONS)
+    near += [key.removesuffix(name) + known for known in similar(own)]
     near += [place for place, known in dotted.items() if [known] == similar(dotted.values(), cutoff=0.7)]
-    return f"did you mean {near[0]}?" if near else f"known are {', '.join(keys.get(section, _SECTIONS))}"
+    return f"did you mean {near[0]}?" if near else f"known are {', '.join(own)}"
 
 
 def _keys(data: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The keys that each section knows; those of the task depend on its name."""
+    """The keys that each section knows, and a stage; those of the task depend on its name."""
     task = data.get("task")
     chosen = TASKS.get(str(task.get("name"))) if isinstance(task, Mapping) else None
     configs: dict[str, Any] = {section: Recipe.model_fields[section].annotation for section in _SECTIONS} | {
-        "task": chosen
+        "task": chosen,
+        "train.stages": StageConfig,
     }
     return {section: list(config.model_fields) if config else [] for section, config in configs.items()}
 

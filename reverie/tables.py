@@ -95,7 +95,7 @@ def depth_table(card: RunCard) -> Table:
     table = _table(
         f"{card.name}: {card.label}",
         f"seed {card.seed}; questions all of whose tokens are right, in %, with a 95 % interval (Wilson); chance is "
-        "the best guesser that has not read the text",
+        "the accuracy of guessing without the text",
     )
     _columns(table, left=(), right=(card.depth_name, "accuracy", "interval", "chance", "questions"))
     for depth in card.depths:

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,33 @@ def test_runs_differ_from_the_recipe_in_nothing_else(tmp_path: Path):
         layers = ("attn", "attn") if transformer else recipe.model.layers
         assert run.recipe.model == recipe.model.model_copy(update={"layers": layers})
         assert Recipe.model_validate(json.loads(run.recipe.model_dump_json())) == run.recipe
+
+
+FAST_HARD, FAST_SLIDING, ALL_HARD, ALL_SLIDING = (
+    {"share": share, "parameters": parameters, "eviction": eviction}
+    for share, (parameters, eviction) in enumerate(product(("fast_weights", "all"), ("hard", "sliding")), start=1)
+)
+
+
+@pytest.mark.parametrize(
+    ("stages", "of_the_transformer"),
+    [
+        ([FAST_HARD, ALL_SLIDING], [ALL_SLIDING]),
+        ([FAST_HARD, ALL_HARD, FAST_SLIDING, ALL_SLIDING], [ALL_HARD, ALL_SLIDING]),
+        ([ALL_HARD, FAST_SLIDING], [ALL_HARD, {**FAST_SLIDING, "parameters": "all"}]),
+        ([FAST_HARD], [{**FAST_HARD, "parameters": "all"}]),
+    ],
+)
+def test_the_transformer_has_no_stage_for_fast_weights(
+    tmp_path: Path, stages: list[dict[str, Any]], of_the_transformer: list[dict[str, Any]]
+):
+    recipe = tiny_recipe(sleep={"eviction": stages[-1]["eviction"]}, train={"stages": stages, "steps": 10})
+    hybrid, transformer = plan_runs(recipe, [1], [0], tmp_path, transformer=True)
+    assert hybrid.recipe.train == recipe.train
+    assert transformer.recipe.model_dump()["train"] == {
+        **recipe.model_dump()["train"], "stages": tuple(of_the_transformer)
+    }  # fmt: skip
+    assert train(transformer.recipe, transformer.out).model == "transformer"
 
 
 def test_the_transformer_can_be_left_out_and_numbers_may_repeat(tmp_path: Path):

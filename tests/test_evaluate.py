@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 import torch
+import torch.nn.functional as F
 from tiny_recipe import tiny_recipe
 
 import reverie.evaluate
 from reverie.errors import UserError
-from reverie.evaluate import evaluate
+from reverie.evaluate import evaluate, score_batch
+from reverie.generate import greedy
 from reverie.model import HybridLM
 from reverie.recipe import Recipe, changed, load_recipe
-from reverie.sleep import rollout
+from reverie.sleep import SleepConfig, rollout
 from reverie.tasks import Batch, Split, Task
 from reverie.train.checkpoint import FILE_NAME, load_checkpoint
 from reverie.train.loop import evaluate_run, train
@@ -37,12 +40,25 @@ DEPO = changed(
 )
 
 
-@pytest.mark.parametrize("recipe", [RULE110, DEPO], ids=["rule110", "depo"])
+# One answer of one to three digits behind up to 40 words.
+GSM = Recipe.model_validate(
+    {
+        **RULE110.model_dump(exclude={"task": True, "model": {"vocab_size"}}),
+        "task": {
+            "name": "gsm_infinite", "length": (20, 40), "worlds": ("film",), "levels": ("medium",), "max_operations": 2,
+            "max_value": 99, "tokenizer": "words", "instruction": False,
+        },
+        "sleep": {"window_size": 30, "num_sleep_passes": 2},
+    }
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", [RULE110, DEPO, GSM], ids=["rule110", "depo", "gsm_infinite"])
 @pytest.mark.parametrize("batch_size", [1, 7, 40])
 def test_the_batch_size_changes_nothing(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, batch_size: int):
     model = unsure_model(recipe)
     whole = evaluate(model, recipe.task, recipe.sleep, 40).summary()
-    monkeypatch.setattr(reverie.evaluate, "BATCH_SIZE", batch_size)
+    monkeypatch.setattr(reverie.evaluate, "LARGEST_BATCH", batch_size)
     cut = evaluate(model, recipe.task, recipe.sleep, 40).summary()
     assert whole["examples"] == 40
     assert cut["by_depth"].keys() == whole["by_depth"].keys()
@@ -96,12 +112,22 @@ class Watched:
 @pytest.mark.parametrize("passes", [1, 3])
 @pytest.mark.parametrize("seed", [0, 7])
 def test_everybody_gets_the_same_held_out_examples(monkeypatch: pytest.MonkeyPatch, seed: int, passes: int):
-    monkeypatch.setattr(reverie.evaluate, "BATCH_SIZE", 16)
+    monkeypatch.setattr(reverie.evaluate, "LARGEST_BATCH", 16)
     recipe = changed(RULE110, train={"seed": seed}, sleep={"num_sleep_passes": passes})
     task = Watched(recipe.task)
     evaluate(unsure_model(recipe, seed), cast(Task, task), recipe.sleep, 40)
     assert [asked[:4] for asked in task.asked] == [("test", 0, 0, None)] * 3
     assert [i for asked in task.asked for i in asked[4]] == list(range(40))
+
+
+@pytest.mark.parametrize(("tokens", "sizes"), [(1, [1] * 5), (50, [3, 2]), (10**6, [4, 1])])
+def test_long_examples_come_in_smaller_batches(monkeypatch: pytest.MonkeyPatch, tokens: int, sizes: list[int]):
+    monkeypatch.setattr(reverie.evaluate, "BATCH_TOKENS", tokens)
+    monkeypatch.setattr(reverie.evaluate, "LARGEST_BATCH", 4)
+    task = Watched(RULE110.task)
+    assert task.sequence_length == 16
+    evaluate(unsure_model(RULE110), cast(Task, task), RULE110.sleep, 5)
+    assert [len(asked[4]) for asked in task.asked] == sizes
 
 
 def test_it_leaves_no_trace_in_the_model():
@@ -110,6 +136,73 @@ def test_it_leaves_no_trace_in_the_model():
     evaluate(model, RULE110.task, RULE110.sleep, 8)
     assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+# -- written by the model itself
+
+
+def own_answers(model: HybridLM, sleep: SleepConfig, spoilt: dict[int, int], length: int = 12) -> Batch:
+    """What the model writes after random prompts, two to four tokens, as the right answers; but in row r of `spoilt`
+    not the token at spoilt[r]. The depth of a row's question is r."""
+    prompt = torch.randint(11, (8, length), generator=torch.Generator().manual_seed(1))
+    written = greedy(model, prompt, sleep, 4)
+    for row, place in spoilt.items():
+        written[row, place] = (written[row, place] + 1) % 11
+    scored = torch.zeros(8, length + 3, dtype=torch.bool)
+    for row in range(8):
+        scored[row, length - 1 : length + 1 + row % 3] = True
+    targets = torch.cat([torch.zeros_like(prompt[:, 1:]), written], dim=1)
+    return Batch(
+        torch.cat([prompt, written[:, :3]], dim=1),
+        targets * scored,
+        scored,
+        scored * torch.arange(8)[:, None],
+        1 * scored - 1,
+    )
+
+
+@pytest.mark.parametrize("eviction", ["hard", "sliding"])
+@pytest.mark.parametrize(("N", "window_size"), [(1, 8), (3, 8), (1, 6)])  # with 6, answers go on in the next window
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_writing_and_being_shown_the_answer_have_the_same_questions_right(
+    tiny_model: Callable[..., HybridLM], seed: int, N: int, window_size: int, eviction: str
+):
+    model = tiny_model("attn", "gdn", "attn", seed=seed)
+    sleep = SleepConfig.model_validate({"window_size": window_size, "num_sleep_passes": N, "eviction": eviction})
+    batch = own_answers(model, sleep, {1: 0, 4: 1, 6: 1, 7: 2})
+    shown, written = (score_batch(model, batch, sleep, generate=generate) for generate in (False, True))
+    assert {row for row, found in written.by_depth.items() if found.questions_correct} == {0, 2, 3, 5}
+    assert shown.by_depth == written.by_depth  # the loss too
+
+
+def test_what_is_written_follows_from_what_was_written_before(tiny_model: Callable[..., HybridLM]):
+    """Where only the first of its tokens is not the answer's, the others are right again. The question stays wrong."""
+    model, sleep = tiny_model("attn", "gdn", "attn"), SleepConfig(window_size=8)
+    batch = own_answers(model, sleep, dict.fromkeys(range(8), 0))
+    shown, written = (score_batch(model, batch, sleep, generate=generate) for generate in (False, True))
+    assert shown.examples_correct == written.examples_correct == 0
+    assert written.tokens_correct == 3 * 1 + 3 * 2 + 2 * 3
+
+
+def test_the_same_for_a_model_that_has_learned_something():
+    """Some steps teach it to answer with one likely digit, and an end."""
+    model, task, sleep = unsure_model(GSM), GSM.task, GSM.sleep
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-2)
+    for step in range(15):
+        batch = task.batch("train", 0, step, range(8))
+        logits, _ = rollout(model, batch.tokens, batch.loss_mask, sleep)
+        optimizer.zero_grad()
+        F.cross_entropy(logits, batch.targets[batch.loss_mask]).backward()
+        optimizer.step()
+    shown, written = (evaluate(model, task, sleep, 32, generate=generate) for generate in (False, True))
+    assert shown.by_depth == written.by_depth
+    assert 3 < written.examples_correct < 25
+
+
+def test_only_a_task_with_one_answer_at_its_end_is_written():
+    model = unsure_model(RULE110)
+    shown, written = (evaluate(model, RULE110.task, RULE110.sleep, 8, generate=generate) for generate in (False, True))
+    assert shown == written
 
 
 # -- of a run on disk

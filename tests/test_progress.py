@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from reverie import progress
-from reverie.progress import LINE_INTERVAL_S, RunDisplay
+from reverie.progress import LINE_INTERVAL_S, RowDisplay, RunDisplay
 from reverie.train.worker import Event
 
 
@@ -23,9 +23,9 @@ class Screen:
     def __init__(self, monkeypatch: pytest.MonkeyPatch, *, terminal: bool = False, width: int = 80) -> None:
         self.now = 1000.0
         self._file = io.StringIO()
-        self._console = Console(file=self._file, force_terminal=terminal, width=width, color_system=None)
+        self.console = Console(file=self._file, force_terminal=terminal, width=width, color_system=None)
         monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: self.now))
-        self.display = RunDisplay(self._console)
+        self.display = RunDisplay(self.console)
 
     @property
     def text(self) -> str:
@@ -103,3 +103,26 @@ def test_a_terminal_shows_bars_instead_of_lines(monkeypatch: pytest.MonkeyPatch)
     assert last.count("100/100") == 2
     assert last.count("loss 1.250  acc 0.500  500 tok/s") == 2  # 80 columns are enough for all of it
     assert "…" not in last
+
+
+def test_rows_are_counted_from_those_found_and_later_from_the_first_made(monkeypatch: pytest.MonkeyPatch):
+    screen = Screen(monkeypatch)
+    with RowDisplay(screen.console, "rows.jsonl", 1000) as display:
+        for rows, seconds in ((100, 0), (120, 20), (200, LINE_INTERVAL_S), (201, 1), (1000, 90)):
+            screen.now += seconds
+            display.update(rows)
+    assert screen.lines == [
+        "rows.jsonl  row 120/1000  1.0 rows/s  ETA 14:40",
+        "rows.jsonl  row 200/1000  8.0 rows/s  ETA 1:40",
+        "rows.jsonl  row 1000/1000  8.7 rows/s  ETA 0:00",
+    ]
+
+
+def test_rows_have_a_bar_on_a_terminal_from_the_start(monkeypatch: pytest.MonkeyPatch):
+    screen = Screen(monkeypatch, terminal=True)
+    with RowDisplay(screen.console, "[rows].jsonl", 10) as display:
+        display.update(0)
+        assert "[rows].jsonl" in screen.text
+        screen.now += 2
+        display.update(10)
+    assert "10/10 5.0 rows/s" in screen.text

@@ -47,17 +47,25 @@ def test_commands_exist() -> None:
     text = "\n".join(blocks("sh")) + (ROOT / "docs" / "LOG.md").read_text(encoding="utf-8")
     for target in re.findall(r"^make (\w+)", text, flags=re.MULTILINE):
         assert target in targets
-    commands = get_command(app).commands  # pyright: ignore[reportAttributeAccessIssue]
     lines = [line.split("#")[0].split() for line in text.splitlines() if line.startswith("reverie ")]
     assert lines
-    for _, command, *arguments in lines:
-        assert command in commands
-        result = CliRunner().invoke(app, [command, "--help"])
+    for _, *words in lines:
+        command, arguments = split_command(words)
+        result = CliRunner().invoke(app, [*command, "--help"])
         options = set(re.findall(r"--[a-z-]+", result.output))
         assert {a for a in arguments if a.startswith("--")} <= options, arguments
-        if command in ("train", "compare"):
+        if command in (["train"], ["compare"]):
             overrides = [arguments[i + 1] for i, a in enumerate(arguments) if a == "--set"]
             load_recipe(arguments[0], overrides)
+
+
+def split_command(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words that name a command, be it of a sub-app, and its arguments."""
+    group, length = get_command(app), 0
+    while commands := getattr(group, "commands", None):
+        assert words[length] in commands, words
+        group, length = commands[words[length]], length + 1
+    return words[:length], words[length:]
 
 
 def test_every_recipe_that_documents_name_exists() -> None:

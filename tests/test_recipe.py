@@ -1,6 +1,7 @@
 """Recipes: bases and overrides merge as documented, and every mistake is one sentence that says what would be right."""
 
 import json
+import math
 import tomllib
 from contextlib import suppress
 from pathlib import Path
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from reverie.errors import UserError
-from reverie.recipe import Recipe, TrainConfig, list_recipes, load_recipe
+from reverie.recipe import Recipe, TrainConfig, changed, list_recipes, load_recipe
 
 FULL = """
 [task]
@@ -155,6 +156,13 @@ def test_later_wins(
     assert load_recipe(path, sets).train == TrainConfig.model_validate(expected)
 
 
+def stages(*changes: dict[str, object]) -> str:
+    """An override that gives as many stages, each with these keys changed."""
+    tables = [{"share": 1, "parameters": "all", "eviction": "hard", **change} for change in changes]
+    rows = [", ".join(f"{key}={json.dumps(value)}" for key, value in table.items()) for table in tables]
+    return f"train.stages=[{', '.join(f'{{{row}}}' for row in rows)}]".replace("Infinity", "inf")
+
+
 BAD_OVERRIDES = {
     # unknown names
     "sleep.num_pases=3": "sleep.num_pases is not a known key; did you mean sleep.num_sleep_passes?",
@@ -165,8 +173,8 @@ BAD_OVERRIDES = {
     "windwo_size=3": "windwo_size is not a known section; did you mean sleep.window_size?",
     "xyz.a=3": "xyz is not a known section; known are task, model, sleep, optim, train",
     "name=mine": "name is not a key of a recipe, which is named after its file; take it out",
-    "task.name=rul110": 'task.name must be rule110 or depo, got "rul110"; did you mean rule110?',
-    "task.name=[1]": "task.name must be rule110 or depo, got [1]",
+    "task.name=rul110": 'task.name must be rule110, depo or gsm_infinite, got "rul110"; did you mean rule110?',
+    "task.name=[1]": "task.name must be rule110, depo or gsm_infinite, got [1]",
     # out of range
     "sleep.window_size=0": "sleep.window_size must be at least 1, got 0",
     "task.width=100": "task.width must be at most 48, got 100",
@@ -198,6 +206,26 @@ BAD_OVERRIDES = {
     "sleep.looped_blocks=[3,1]": "sleep.looped_blocks must be [a, b] with 0 <= a < b, got [3, 1]",
     "model.width=250": "model.width 250 must be an even multiple of num_heads 4 (rotary needs pairs)",
     "model.vocab_size=9": "model.vocab_size is 9, but task rule110 has 3 tokens; leave it out, the task decides it",
+    # a stage is a table in a list, and its keys are named with its place
+    "train.stages=3": "train.stages must be a list, got 3",
+    "train.stages=[3]": "train.stages[0] must be a table, got 3",
+    "train.stages=[{}]": "train.stages[0].share is missing; it has no default, so the recipe must set it "
+    "(and 2 other errors)",
+    stages({"shar": 1}): "train.stages[0].shar is not a known key; did you mean train.stages[0].share?",
+    stages({}, {"xyz": 1}): "train.stages[1].xyz is not a known key; known are share, parameters, eviction",
+    stages({"steps": 1}): "train.stages[0].steps is not a known key; did you mean train.steps?",
+    "train.share=3": "train.share is not a known key; did you mean train.stages.share?",
+    stages({}, {"share": 0}): "train.stages[1].share must be above 0, got 0",
+    stages({"share": "1"}): 'train.stages[0].share must be a number, got "1"',
+    stages({"share": math.inf}): "train.stages[0].share must be a finite number, got Infinity",
+    stages({"parameters": "mlp"}): 'train.stages[0].parameters must be "all" or "fast_weights", got "mlp"',
+    stages({"eviction": "soft"}, {}): 'train.stages[0].eviction must be "hard" or "sliding", got "soft"',
+    stages({}, {"share": 0}, {"share": -1}): "train.stages[1].share must be above 0, got 0 (and 1 other error)",
+    stages({}, {"share": 1e-9}): "train.stages[1].share 1e-09 is too small for a single one of 781 steps; "
+    "raise it, or train.steps",
+    stages({}, {"eviction": "sliding"}): 'train.stages[1].eviction is "sliding", but sleep.eviction is "hard"; '
+    "the last stage must train what is used afterwards",
+    "train.data_workers=-1": "train.data_workers must be at least 0, got -1",
     # not of the form section.key=value
     "sleep.window_size": 'the override "sleep.window_size" is not of the form section.key=value, '
     "like sleep.window_size=24",
@@ -211,6 +239,43 @@ def test_a_bad_override_is_one_sentence(override: str) -> None:
     with pytest.raises(UserError) as caught:
         load_recipe("rule110/base", [override])
     assert str(caught.value) == BAD_OVERRIDES[override]
+
+
+STAGED = (
+    FULL.replace("[sleep]", '[sleep]\neviction = "sliding"').replace("steps = 10", "steps = 9")
+    + """
+[[train.stages]]
+share = 1
+parameters = "fast_weights"
+eviction = "hard"
+[[train.stages]]
+share = 2
+parameters = "all"
+eviction = "sliding"
+"""
+)
+
+
+def test_stages_divide_the_steps_and_survive_a_card(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, staged=STAGED))
+    assert [stage.parameters for stage in recipe.train.stages] == ["fast_weights", "all"]
+    assert recipe.train.stage_ends == [3, 9]
+    assert Recipe.model_validate(json.loads(recipe.model_dump_json())) == recipe
+    assert changed(recipe, train={"steps": 12}).train.stage_ends == [4, 12]
+    assert load_recipe("rule110/base").train.stage_ends == [load_recipe("rule110/base").train.steps]
+
+
+def test_stages_are_replaced_as_a_whole(tmp_path: Path) -> None:
+    base = write(tmp_path, top='base = "staged.toml"\n[train]\nstages = []', staged=STAGED)
+    assert load_recipe(base).train.stages == ()
+
+
+def test_a_model_without_fast_weights_has_none_to_train_alone(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe(write(tmp_path, staged=STAGED), ['model.layers=["attn", "attn"]'])
+    assert str(caught.value) == (
+        'train.stages[0].parameters is "fast_weights", but model.layers has attention layers alone'
+    )
 
 
 def test_a_contradiction_names_its_section() -> None:
@@ -232,7 +297,7 @@ BAD_FILES = {
     FULL.replace(
         "[sleep]\nwindow_size = 24\n", ""
     ): "section sleep is missing; a recipe needs task, model, sleep, optim, train",
-    FULL.replace('name = "rule110"\n', ""): "task.name is missing; it must be rule110 or depo",
+    FULL.replace('name = "rule110"\n', ""): "task.name is missing; it must be rule110, depo or gsm_infinite",
     FULL.replace(
         "rollout_steps = 4\n", ""
     ): "task.rollout_steps is missing; it has no default, so the recipe must set it",

@@ -238,6 +238,25 @@ def test_token_by_token_in_float32(tiny_model: MakeModel, layers: Sequence[str],
     assert (torch.cat(logits, 1) - wanted).norm() < 2e-3 * wanted.norm()
 
 
+@each_kind
+@each_eviction
+@pytest.mark.parametrize("loop", [None, (1, 3)], ids=["all", "middle"])
+@pytest.mark.parametrize("N", [1, 3])
+def test_the_newest_logits_are_those_of_the_full_read(
+    tiny_model: MakeModel, layers: Sequence[str], loop: tuple[int, int] | None, eviction: str, N: int
+) -> None:
+    """And so is the context, wherever in their windows the two pieces begin and end."""
+    model, tokens, config = tiny_model(*layers), text(), asleep(N, eviction, loop)
+    for cut in (3, 2 * L):
+        whole, fast = Context.empty(model), Context.empty(model)
+        for piece in tokens.split([cut, T - cut], 1):
+            logits, whole = read(model, piece, whole, config)
+            newest_logits, fast = read(model, piece, fast, config, newest_only=True)
+            assert_same(newest_logits, logits[:, -1:])
+        assert fast.length == whole.length
+        assert_same(tensors(fast), tensors(whole))
+
+
 def test_a_context_is_all_that_reading_goes_on_from(tiny_model: MakeModel) -> None:
     """Two continuations of one context do not disturb each other."""
     model, tokens, config = tiny_model(*LAYERS["gdn"]), text(), asleep(2, "sliding")
@@ -438,6 +457,20 @@ def test_a_window_with_labels_costs_one_pass(tiny_model: MakeModel, N: int) -> N
         rollout(model, text(2 * L), labels(0, 1, length=2 * L), asleep(N))
     assert per_block(calls, "mixer") == per_block(calls, "mlp") == [2] * 5
     assert calls["lm_head"] == 1
+
+
+@some_passes
+def test_reading_for_the_newest_logits_alone_costs_what_sleep_does(tiny_model: MakeModel, N: int) -> None:
+    """Three full windows cost as much as in a rollout that sleeps over them, and the head sees one token."""
+    model, seen = tiny_model(*LAYERS["gdn"]), list[int]()
+    handle = model.lm_head.register_forward_pre_hook(lambda _, h: seen.append(h[0].shape[1]))
+    with counted(model) as reading:
+        read(model, text(), Context.empty(model), asleep(N), newest_only=True)
+    handle.remove()
+    with counted(model) as rolling:
+        rollout(model, text(), labels(3), asleep(N))
+    assert reading == rolling
+    assert seen == [1]
 
 
 @some_passes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 
 import pytest
 from fake_cards import comparison, run_card, summary
@@ -10,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from reverie.card import ComparisonCard, RunCard, compare_runs
-from reverie.tables import comparison_table, result_verdict, run_table, verdict
+from reverie.tables import comparison_table, depth_table, result_verdict, run_table, verdict, wilson_interval
 
 
 def printed(table: Table, width: int = 80) -> list[str]:
@@ -58,11 +59,77 @@ def test_a_run_without_a_curve_still_has_its_score():
     assert any(line.split()[0] == "final" for line in lines if line)
 
 
+def test_a_run_at_every_depth():
+    score = summary({1: 1.0, 2: 0.8, 10: 0.25}, exact=0.3)
+    score["by_depth"]["2"]["questions"] = 10
+    lines = printed(depth_table(run_card("sleep", 4, 3, score)))
+    rows = [line.split() for line in lines]
+    assert ["hops", "k", "accuracy", "interval", "chance", "questions"] in rows
+    assert ["1", "100.0", "99.3", "to", "100.0", "25.0", "512"] in rows
+    assert ["2", "80.0", "49.0", "to", "94.3", "25.0", "10"] in rows
+    assert ["10", "25.0", "21.4", "to", "28.9", "25.0", "512"] in rows
+    said = " ".join(" ".join(lines).split())
+    assert "seed 3; questions all of whose tokens are right, in %, with a 95 % interval (Wilson)" in said
+
+
+def test_every_depth_has_its_row_and_colour():
+    table = depth_table(comparison(points=3, depths=tuple(range(1, 31))).runs[0])
+    assert table.row_count == 30
+    cells = depth_table(run_card("sleep", 4, 3, summary({1: 1.0, 2: 0.8, 10: 0.25}, exact=0.3))).columns[1].cells
+    assert [getattr(cell, "style", None) for cell in cells] == ["bold", "", "dim"]
+
+
+# Known values; none of n right ends at z² / (n + z²).
+@pytest.mark.parametrize(
+    ("right", "number", "low", "high"),
+    [
+        (8, 10, 0.4902, 0.9433),
+        (5, 10, 0.2366, 0.7634),
+        (1, 2, 0.0945, 0.9055),
+        (50, 100, 0.4038, 0.5962),
+        (0, 10, 0.0, 0.2775),
+        (10, 10, 0.7225, 1.0),
+        (0, 1, 0.0, 0.7935),
+        (1, 1, 0.2065, 1.0),
+        (1600, 1600, 0.9976, 1.0),
+    ],
+)
+def test_wilson_interval(right: int, number: int, low: float, high: float):
+    assert wilson_interval(right / number, number) == pytest.approx((low, high), abs=1e-4)
+
+
+def test_the_interval_holds_the_share_and_narrows():
+    for share in (0.0, 0.3, 0.999, 1.0):
+        bounds = [wilson_interval(share, number) for number in (1, 10, 1000, 10**9)]
+        assert all(0 <= low <= share <= high <= 1 for low, high in bounds)
+        widths = [high - low for low, high in bounds]
+        assert widths == sorted(widths, reverse=True)
+    assert wilson_interval(0.5, 100, z=0.0) == (0.5, 0.5)
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    """Over all outcomes of 40 questions, on average over how likely a right answer truly is."""
+    bounds = [wilson_interval(k / 40, 40) for k in range(41)]
+    truths = [i / 100 for i in range(5, 96)]
+    covered = [
+        sum(math.comb(40, k) * p**k * (1 - p) ** (40 - k) for k, (low, high) in enumerate(bounds) if low <= p <= high)
+        for p in truths
+    ]
+    assert sum(covered) / len(truths) == pytest.approx(0.95, abs=0.01)
+    for p in wilson_interval(0.3, 50):  # where the share lies 1.96 standard errors away
+        assert abs(p - 0.3) == pytest.approx(1.96 * (p * (1 - p) / 50) ** 0.5)
+
+
+def test_no_questions_have_no_interval():
+    with pytest.raises(ValueError, match="an interval needs one question or more, got 0"):
+        wilson_interval(0.5, 0)
+
+
 @pytest.mark.parametrize("width", [80, 120])
 @pytest.mark.parametrize("depths", [(32,), (1, 2, 4, 8, 16), tuple(range(1, 17))])
 def test_no_cell_is_cut_and_no_line_is_too_long(width: int, depths: tuple[int, ...]):
     card = comparison(points=3, depths=depths)
-    for table in (comparison_table(card), run_table(card.runs[0])):
+    for table in (comparison_table(card), run_table(card.runs[0]), depth_table(card.runs[0])):
         lines = printed(table, width)
         assert max(map(len, lines)) <= width
         assert "…" not in "".join(lines)

@@ -1,7 +1,7 @@
 """Hybrid language models: attention and fast-weight blocks, state in and state out."""
 
 from reverie.model.config import HybridConfig
-from reverie.model.hybrid import HybridLM, count_parameters, new_model
+from reverie.model.hybrid import HybridLM, count_parameters, fast_weight_parameters, new_model
 from reverie.model.state import ConvTail, Eviction, KVCache, State, evict
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "State",
     "count_parameters",
     "evict",
+    "fast_weight_parameters",
     "new_model",
 ]

@@ -104,6 +104,11 @@ class HybridLM(nn.Module):
         return self.head(h)
 
 
+def fast_weight_parameters(model: HybridLM) -> list[nn.Parameter]:
+    """What the layers with fast weights add to a transformer: the parameters of their mixers."""
+    return [p for i in model.fast_weight_blocks for p in model.get_submodule(f"layers.{i}.mixer").parameters()]
+
+
 def count_parameters(model: nn.Module) -> int:
     return sum(p.numel() for p in model.parameters())
 

@@ -22,8 +22,10 @@ from reverie.provenance import commit_id, hardware
 from reverie.recipe import Recipe, changed
 from reverie.sleep import rollout
 from reverie.tasks import Batch, Score
+from reverie.train.batches import batches
 from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint, save_checkpoint
 from reverie.train.optim import build_optimizers, set_lr
+from reverie.train.stages import freeze_others, stage_at
 
 CARD_NAME = "card.json"
 
@@ -77,12 +79,16 @@ def train(
 
     if progress.step == 0:
         save()
-    with SummaryWriter(str(out / "tensorboard"), purge_step=progress.step + 1) as writer:
+    with (
+        SummaryWriter(str(out / "tensorboard"), purge_step=progress.step + 1) as writer,
+        batches(recipe, progress.step) as made,
+    ):
         started = time.perf_counter() - progress.wall_time_s
-        while progress.step < recipe.train.steps:
+        for examples in made:
             progress.step += 1
+            batch = Batch(*(x.to(device) for x in examples))
             try:
-                loss = train_step(recipe, model, optimizers, progress.step - 1, device)
+                loss = train_step(recipe, model, optimizers, progress.step - 1, batch)
             except FloatingPointError as error:
                 raise diverged(str(error)) from error
             progress.tokens += recipe.train.batch_size * recipe.task.sequence_length
@@ -94,27 +100,26 @@ def train(
             if last or progress.step % recipe.train.checkpoint_every == 0:
                 save()
             report(progress, loss)
-    score = evaluate(model, recipe.task, recipe.sleep, recipe.train.eval_examples, device=device)
+    score = evaluate(model, recipe.task, recipe.sleep, recipe.train.eval_examples, generate=True, device=device)
     card = make_card(recipe, model, progress, score, commit)
     save_card(card, out / CARD_NAME)
     return card
 
 
 def train_step(
-    recipe: Recipe, model: HybridLM, optimizers: list[torch.optim.Optimizer], step: int, device: torch.device | str
+    recipe: Recipe, model: HybridLM, optimizers: list[torch.optim.Optimizer], step: int, batch: Batch
 ) -> float:
-    """One optimiser step on the data of that step (0 is the first); returns the loss in nats per labelled token.
+    """One optimiser step on the batch of that step (0 is the first), as its stage says.
+
+    The batch is where the model is. Returns the loss in nats per labelled token.
 
     Raises:
         FloatingPointError: the loss or a gradient is not finite; parameters and optimisers are as before the step.
     """
-    config = recipe.train
-    examples = recipe.task.batch(
-        "train", config.seed, step, range(config.batch_size), max_depth=max_depth(recipe, step)
-    )
-    batch = Batch(*(x.to(device) for x in examples))
-    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=config.dtype == "bfloat16"):
-        logits, _ = rollout(model, batch.tokens, batch.loss_mask, recipe.sleep)
+    stage = stage_at(recipe, step)
+    freeze_others(model, stage)
+    with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=recipe.train.dtype == "bfloat16"):
+        logits, _ = rollout(model, batch.tokens, batch.loss_mask, stage.sleep)
     loss = F.cross_entropy(logits.float(), batch.targets[batch.loss_mask])
     loss.backward()
     value, norm = loss.item(), nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
@@ -124,7 +129,7 @@ def train_step(
         where = _not_finite(tensors)
         raise FloatingPointError(f"the loss is {value}" + (f", and {where} is not finite" if where else ""))
     nn.utils.clip_grads_with_norm_(model.parameters(), recipe.optim.grad_clip, norm)
-    set_lr(optimizers, recipe.optim, step, config.steps)
+    set_lr(optimizers, recipe.optim, step - stage.first, stage.steps)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
@@ -136,23 +141,12 @@ def _not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     return next((name for name, tensor in tensors if not tensor.isfinite().all()), None)
 
 
-def max_depth(recipe: Recipe, step: int) -> int:
-    """The deepest question of a step: from the shallowest depth to the deepest in equal stretches of the curriculum.
-
-    It depends on the step alone, so every model and every number of passes sees the same data in the same order.
-    """
-    depths = recipe.task.depths()
-    share = recipe.train.depth_curriculum
-    if share == 0:
-        return depths[-1]
-    return depths[min(int(step / (share * recipe.train.steps) * len(depths)), len(depths) - 1)]
-
-
 def _measure(
     recipe: Recipe, model: HybridLM, progress: Progress, writer: SummaryWriter, device: torch.device | str
 ) -> None:
-    """Evaluate, and add a point to the curve."""
-    score = evaluate(model, recipe.task, recipe.sleep, recipe.train.eval_examples, device=device)
+    """Evaluate under the eviction that the newest step trained with, and add a point to the curve."""
+    sleep = stage_at(recipe, progress.step - 1).sleep
+    score = evaluate(model, recipe.task, sleep, recipe.train.eval_examples, device=device)
     train_loss = progress.loss_sum / progress.loss_count
     progress.curve.append(
         {
@@ -215,5 +209,5 @@ def evaluate_run(run: Path, *, num_sleep_passes: int | None = None, device: torc
         recipe = changed(recipe, sleep={"num_sleep_passes": num_sleep_passes})
     model = new_model(recipe.model, recipe.train.seed).to(device)
     checkpoint.restore_model(model)
-    score = evaluate(model, recipe.task, recipe.sleep, recipe.train.eval_examples, device=device)
+    score = evaluate(model, recipe.task, recipe.sleep, recipe.train.eval_examples, generate=True, device=device)
     return make_card(recipe, model, checkpoint.progress, score, commit_id())

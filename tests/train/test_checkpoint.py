@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from reverie.errors import UserError
 from reverie.model import HybridLM, new_model
 from reverie.recipe import Recipe
+from reverie.train.batches import make_batch
 from reverie.train.checkpoint import FILE_NAME, Progress, checkpoint_recipe, load_checkpoint, save_checkpoint
 from reverie.train.loop import train_step
 from reverie.train.optim import build_optimizers
@@ -38,7 +39,7 @@ def trained(recipe: Recipe = RECIPE, steps: int = 2) -> tuple[HybridLM, list[Opt
     model = new_model(recipe.model, recipe.train.seed)
     optimizers = build_optimizers(model, recipe.optim)
     for step in range(steps):
-        train_step(recipe, model, optimizers, step, "cpu")
+        train_step(recipe, model, optimizers, step, make_batch(recipe, step))
     return model, optimizers
 
 
@@ -82,7 +83,8 @@ def test_everything_comes_back(tmp_path: Path):
         assert held
         assert all(mine.state[parameter] for parameter in held)  # found by the parameters themselves
 
-    losses = [train_step(RECIPE, *run, 2, "cpu") for run in ((model, optimizers), (fresh, fresh_optimizers))]
+    batch = make_batch(RECIPE, 2)
+    losses = [train_step(RECIPE, *run, 2, batch) for run in ((model, optimizers), (fresh, fresh_optimizers))]
     assert losses[0] == losses[1]
     assert all(torch.equal(fresh.get_parameter(name), parameter) for name, parameter in model.named_parameters())
 

@@ -11,52 +11,22 @@ from typing import Any
 
 import pytest
 import torch
+from same_run import Killed, assert_same_run, kill_at, read_run_card
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_recipe import tiny_recipe
 from torch import Tensor
 
-from reverie.card import RunCard, load_card
 from reverie.errors import UserError
 from reverie.model import HybridLM
 from reverie.recipe import Recipe
 from reverie.tasks import Batch
 from reverie.train import loop
+from reverie.train.batches import max_depth
 from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint
-from reverie.train.loop import CARD_NAME, max_depth, train
+from reverie.train.loop import CARD_NAME, train
 from reverie.train.optim import lr_factor
 
 Undisturbed = Callable[[Recipe], Path]
-
-
-class Killed(Exception):
-    """The process ends here."""
-
-
-def kill_at(step: int) -> Callable[[Progress, float], None]:
-    def report(progress: Progress, loss: float) -> None:
-        if progress.step == step:
-            raise Killed
-
-    return report
-
-
-def without_times(point: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in point.items() if key != "wall_time_s"}
-
-
-def assert_same_run(out: Path, other: Path, *, but: str = "") -> None:
-    """Weights, optimiser states, random state, curve and card, to the last bit; wall times aside."""
-    ours, theirs = (load_checkpoint(folder / FILE_NAME) for folder in (out, other))
-    assert ours.recipe == theirs.recipe
-    assert ours.tensors.keys() == theirs.tensors.keys()
-    for name in ours.tensors.keys() - {but}:
-        assert torch.equal(ours.tensors[name], theirs.tensors[name]), name
-    ours, theirs = (without_times(vars(checkpoint.progress)) for checkpoint in (ours, theirs))
-    ours["curve"], theirs["curve"] = (list(map(without_times, part["curve"])) for part in (ours, theirs))
-    assert ours == theirs
-    volatile = {"wall_time_s": True, "date": True, "commit": True, "curve": {"__all__": {"wall_time_s"}}}
-    ours, theirs = (read_run_card(folder).model_dump(exclude=volatile) for folder in (out, other))
-    assert ours == theirs
 
 
 @pytest.fixture(scope="module")
@@ -266,8 +236,8 @@ def test_weights_that_are_not_finite_are_not_saved(
 ):
     take_step = loop.train_step
 
-    def overshoot(recipe: Recipe, model: HybridLM, optimizers: Any, step: int, device: Any) -> float:
-        loss = take_step(recipe, model, optimizers, step, device)
+    def overshoot(recipe: Recipe, model: HybridLM, optimizers: Any, step: int, batch: Batch) -> float:
+        loss = take_step(recipe, model, optimizers, step, batch)
         if step == 3:
             with torch.no_grad():
                 model.get_parameter("embedding.weight")[0, 0] = math.inf
@@ -354,12 +324,6 @@ def test_without_a_curriculum_all_depths_are_asked_from_the_start():
 
 
 # -- what a run leaves
-
-
-def read_run_card(out: Path) -> RunCard:
-    card = load_card(out / CARD_NAME)
-    assert isinstance(card, RunCard)
-    return card
 
 
 def test_a_run_leaves_a_card_that_describes_it(tmp_path: Path):

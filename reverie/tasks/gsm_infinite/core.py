@@ -44,7 +44,7 @@ class Fact(NamedTuple):
 
 
 class Linear(NamedTuple):
-    """slope · x + value_at_zero; slope 0 where a quantity does not depend on the unknown."""
+    """slope · x + constant; slope 0 where a quantity does not depend on the unknown."""
 
     slope: int
     constant: int
@@ -106,7 +106,8 @@ def evaluate(fact: Fact, operands: list[int]) -> int:
 def draw_core(rng: Random, world: World, level: Level, mode: Mode, operations: int, max_value: int) -> Core | None:
     """One try at a problem whose answer takes exactly `operations`; None where the draw led nowhere.
 
-    Every value is in 1..max_value, also of what is not needed, so nothing gives itself away as impossible.
+    Every value is in 1..max_value, also of what is not needed, so nothing gives itself away as impossible. Only a total
+    that the text does not name may be larger.
     """
     core = _structure(rng, world, level, mode, operations)
     if core is None or not _choose_needed(rng, core, operations) or not _needed_facts(rng, core, operations, max_value):
@@ -156,7 +157,7 @@ _CENTRES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 def _draw_links(rng: Random, hard: bool, mode: Mode, size: int) -> tuple[int, int, list[tuple[int, int]]]:
     """(places, types, links as (place, type) pairs); every place and every type has a link."""
-    # exp(-(r - c)^2) of the benchmark is within 2:1, and nearly linear there
+    # the benchmark's exp(-(r - c)²), where r goes from 0 to 1 with the size: never more than 2 : 1
     weights = [2.718281828 ** -(((size - 1) / 19 - centre) ** 2) for centre in _CENTRES]
     small, large = sorted(rng.choices((1, 2, 3, 4, 5), weights, k=2))
     if size <= 5 and mode == "reverse":

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import product
 from random import Random
 from typing import Literal
 
@@ -20,7 +22,8 @@ from reverie.tasks.gsm_infinite.worlds import WORLDS, WorldName
 
 QuestionPosition = Literal["first", "last"]
 
-_TRIES = 2000
+_TRIES = 50_000  # few fit where values must be small and operations are many
+_MISFITS = 1000  # cores too long for the prompt, or that no padding brings into a narrow range
 _HELD_OUT = 8  # one core in so many belongs to the test split, and training never sees it
 
 INSTRUCTION = (
@@ -110,13 +113,15 @@ def draw_problem(
     Args:
         operations: of its answer.
         measure: length of a piece of the prompt, in the unit of `config.length`.
-        reserved: how much of that length is kept for what the caller adds.
+        reserved: how much of that length is kept for what the caller adds; -1 if the unit is characters, as the prompt
+            does without the space of its first piece.
 
     Raises:
         UserError: no problem of this kind is as short as `config.length` wants it, or none can be filled up to it.
     """
     rng = Random(((seed * 2 + (split == "test")) << 128) | (step << 64) | index)
-    shortest = None
+    config = _of_one_kind(rng, config)
+    shortest, too_long, too_short = None, 0, 0
     for _ in range(_TRIES):
         core = _draw_core(rng, config, operations)
         if core is None:
@@ -125,20 +130,36 @@ def draw_problem(
         if _is_held_out(sentences) != (split == "test"):
             continue
         frame = _frame(core, config)
-        if config.length is not None:
-            whole = (frame.before, *sentences, frame.after)
-            filled = reserved + sum(measure(piece) for pieces in whole for piece in pieces)
-            shortest = filled if shortest is None else min(shortest, filled)
-            low, high = config.length
-            if filled > high:
-                continue
-            wanted = rng.randint(low, high)
-            padding = padding_sentences(rng, core, wanted - filled, high - filled, measure)
-            if filled + sum(measure(piece) for pieces in padding for piece in pieces) < low:
-                continue
-            sentences += padding
-        return _finish(rng, core, operations, sentences, frame)
+        if config.length is None:
+            return _finish(rng, core, operations, sentences, frame)
+        low, high = config.length
+        filled = reserved + _length((frame.before, *sentences, frame.after), measure)
+        shortest = filled if shortest is None else min(shortest, filled)
+        if filled <= high:
+            padding = padding_sentences(rng, core, rng.randint(low, high) - filled, high - filled, measure)
+            lengths = [_length([pieces], measure) for pieces in padding]
+            missing = low - filled - sum(lengths)
+            if missing <= 0:
+                return _finish(rng, core, operations, sentences + padding, frame)
+            if lengths and missing > 2 * max(lengths):
+                break  # the padding's vocabulary is used up
+        too_long, too_short = too_long + (filled > high), too_short + (filled <= high)
+        if max(too_long, too_short) == _MISFITS:
+            break
     raise UserError(_no_fit(config, operations, shortest))
+
+
+def _of_one_kind(rng: Random, config: ProblemConfig) -> ProblemConfig:
+    """With one level and one mode, drawn before any try: else those that fit more easily would come more often."""
+    kinds = list(product(config.levels, config.modes))
+    if len(kinds) == 1:
+        return config
+    level, mode = rng.choice(kinds)
+    return config.model_copy(update={"levels": (level,), "modes": (mode,)})
+
+
+def _length(sentences: Iterable[Iterable[str]], measure: Measure) -> int:
+    return sum(measure(piece) for pieces in sentences for piece in pieces)
 
 
 def _draw_core(rng: Random, config: ProblemConfig, operations: int) -> Core | None:
@@ -197,7 +218,8 @@ def _finish(rng: Random, core: Core, operations: int, sentences: list[Pieces], f
 
 
 def _no_fit(config: ProblemConfig, operations: int, shortest: int | None) -> str:
-    kind = f"a problem with {operations} operations (worlds {', '.join(config.worlds)}; {', '.join(config.modes)})"
+    sort = " or ".join(f"{level} {mode}" for level, mode in product(config.levels, config.modes))
+    kind = f"a {sort} problem with {operations} operations ({', '.join(config.worlds)})"
     if shortest is None or config.length is None:
         return f"{kind} cannot keep all its values at or below max_value {config.max_value}; allow larger ones"
     low, high = config.length

@@ -58,7 +58,8 @@ def _facts(rng: Random, core: Core) -> Iterator[Pieces]:
 def _operands(core: Core) -> list[int]:
     """Every instance, and the totals that the text names."""
     named = {q: None for fact in core.facts.values() for q in fact.operands if core.parts[q]}
-    named.update({q: None for q in core.needed if core.parts[q]})
+    decoy = [] if core.decoy is None else [core.decoy]  # as the given one, which is needed, so that neither stands out
+    named.update({q: None for q in (*core.needed, *decoy) if core.parts[q]})
     return [*core.instances, *named]
 
 

@@ -46,14 +46,10 @@ def solution(core: Core, rng: Random) -> str:
 
 
 def _letters(rng: Random, without: str) -> Iterator[str]:
-    """Distinct single letters, and when they are used up, letters with a number."""
+    """Distinct letters; there are more of them than a problem has operations, and so than steps."""
     letters = [letter for letter in ascii_letters if letter not in without]
     rng.shuffle(letters)
-    yield from letters
-    count = 1
-    while True:
-        yield from (f"{letter}{count}" for letter in letters)
-        count += 1
+    return iter(letters)
 
 
 def _values(core: Core) -> dict[int, Linear]:

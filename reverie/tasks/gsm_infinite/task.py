@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from functools import cache, cached_property, lru_cache
+from itertools import product
+from math import prod
 from random import Random
+from statistics import fmean
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -53,6 +56,7 @@ class GsmInfinite(ProblemConfig):
             'tokenizer = "words"': self.tokenizer == "words",
             'modes = ["forward"]': self.modes == ("forward",),
             "max_value = 9": self.max_value <= 9,
+            "min_operations = 1": self.min_operations == 1,  # a text has shallow questions whatever its own
         }
         missing = [need for need, met in needs.items() if not met]
         if missing:
@@ -92,12 +96,20 @@ class GsmInfinite(ProblemConfig):
         return range(self.min_operations, self.max_operations + 1)
 
     def chance(self) -> dict[int, float]:
-        """By operations: accuracy of the one answer that is right most often, measured on problems of training."""
-        return {depth: answers.most_common(1)[0][1] / answers.total() for depth, answers in self._answers.items()}
+        """By operations: accuracy of the one answer that is right most often, to a point or two.
+
+        Measured on a sample of training's problems, without padding, which changes no answer.
+        """
+        answers: dict[int, Counter[int]] = {depth: Counter() for depth in self.depths()}
+        for asked in self._sample:
+            for operations, answer in asked:
+                answers[operations][answer] += 1
+        return {depth: count.most_common(1)[0][1] / count.total() for depth, count in answers.items()}
 
     def chance_exact(self) -> float:
-        """The mean of `chance`; several questions are each guessed on their own."""
-        return float(np.mean([p**self.num_questions for p in self.chance().values()]))
+        """How often those answers are right for all questions about a text."""
+        chance = self.chance()
+        return fmean(prod(chance[operations] for operations, _ in asked) for asked in self._sample)
 
     def token_names(self) -> list[str]:
         return self.text.token_names()
@@ -160,8 +172,17 @@ class GsmInfinite(ProblemConfig):
         return {}
 
     @cached_property
-    def _answers(self) -> dict[int, Counter[int]]:
-        return _answers(self)
+    def _sample(self) -> list[list[tuple[int, int]]]:
+        """(operations, answer) of what is asked about each of some problems."""
+        plain = ProblemConfig.model_validate(self.model_dump(include={*ProblemConfig.model_fields} - {"length"}))
+        sample = []
+        for depth, index in product(self.depths(), range(_CHANCE_SAMPLE)):
+            core = draw_problem(plain, "train", 2**32 - 1, depth, index, depth).core
+            asked = [(core.asked, depth)]
+            if self.num_questions > 1:
+                asked = _asked(Random(index), core, self.num_questions, self.max_operations)
+            sample.append([(operations, core.values[quantity]) for quantity, operations in asked])
+        return sample
 
 
 class _Row(NamedTuple):
@@ -183,7 +204,8 @@ def _example(task: GsmInfinite, split: Split, seed: int, step: int, index: int, 
 
 def _blank(task: GsmInfinite) -> _Row:
     T = task.sequence_length
-    return _Row(np.full(T, task.pad_id), np.zeros(T, np.int64), np.zeros(T, np.int64), np.full(T, -1))
+    zeros = np.zeros(T, np.int32)
+    return _Row(np.full_like(zeros, task.pad_id), zeros.copy(), zeros.copy(), np.full_like(zeros, -1))
 
 
 def _one_question(task: GsmInfinite, problem: Problem, context: list[int]) -> _Row:
@@ -245,22 +267,6 @@ def _needs(core: Core, quantity: int, known: dict[int, set[int]]) -> set[int]:
     return known[quantity]
 
 
-def _answers(task: GsmInfinite) -> dict[int, Counter[int]]:
-    """How often each answer is right, by operations: text and padding change nothing, so there is none."""
-    found: dict[int, Counter[int]] = {depth: Counter() for depth in task.depths()}
-    plain = ProblemConfig.model_validate(task.model_dump(include=set(ProblemConfig.model_fields)) | {"length": None})
-    for depth in task.depths():
-        for index in range(_CHANCE_SAMPLE):
-            core = draw_problem(plain, "train", 2**32 - 1, depth, index, depth).core
-            asked = [(core.asked, depth)]
-            if task.num_questions > 1:
-                asked = _asked(Random(index), core, task.num_questions, task.max_operations)
-            for quantity, operations in asked:
-                if operations in found:
-                    found[operations][core.values[quantity]] += 1
-    return found
-
-
 def _special(task: GsmInfinite, word: str, smol: str) -> int:
     text = task.text
     return text.special_ids[smol] if isinstance(text, SmolLM2Tokenizer) else text.special_ids[word]
@@ -275,4 +281,4 @@ def _encode(text: SmolLM2Tokenizer | WordTokenizer):
 @cache
 def _measure(text: SmolLM2Tokenizer | WordTokenizer):
     encode = _encode(text)
-    return lru_cache(maxsize=2**16)(lambda piece: len(encode(piece)))
+    return lambda piece: len(encode(piece))

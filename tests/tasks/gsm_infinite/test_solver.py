@@ -290,7 +290,11 @@ UNSOLVABLE = {
     "two formulas": ([equals(A, q(B)), equals(A, q(C)), *KNOWN], HOW_MANY_A, "tin owl in Fen Hollow is given twice"),
     "two numbers": ([equals(A, 2), equals(A, 3)], HOW_MANY_A, "tin owl in Fen Hollow is given twice: as 2 and as 3"),
     "two numbers unneeded": ([equals(A, 2), equals(B, 2), equals(B, 3)], HOW_MANY_A, "moss fox in .* given twice"),
-    "number and formula": ([equals(A, 5), equals(A, f"1 plus {q(B)}"), equals(B, 3)], HOW_MANY_A, "is said to be 5, which contr"),
+    "number and formula": (
+        [equals(A, 5), equals(A, f"1 plus {q(B)}"), equals(B, 3)],
+        HOW_MANY_A,
+        "is said to be 5, which contr",
+    ),
     "untrue total": ([equals(A, 2), equals(PLAIN, 3)], HOW_MANY_A, "is said to be 3, which contradicts"),
     "no equation": (
         [unknown(A), equals(B, q(A))],

@@ -1,0 +1,69 @@
+"""The batches of training, step by step: made when they are asked for, or ahead of time by worker processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.context import BaseContext
+
+import numpy as np
+import torch
+
+from reverie.recipe import Recipe
+from reverie.tasks import Batch
+from reverie.workers import made_ahead
+
+_KILLED = (
+    "a process that makes the data has ended by itself, perhaps because memory ran out: the last checkpoint can be "
+    "resumed"
+)
+
+
+def make_batch(recipe: Recipe, step: int) -> Batch:
+    """The batch of a step (0 is the first); it depends on the recipe and the step alone."""
+    config = recipe.train
+    examples, depth = range(config.batch_size), max_depth(recipe, step)
+    return recipe.task.batch("train", config.seed, step, examples, max_depth=depth)
+
+
+def max_depth(recipe: Recipe, step: int) -> int:
+    """The deepest question of a step: from the shallowest depth to the deepest in equal stretches of the curriculum.
+
+    It depends on the step alone, so every model and every number of passes sees the same data in the same order.
+    """
+    depths = recipe.task.depths()
+    share = recipe.train.depth_curriculum
+    if share == 0:
+        return depths[-1]
+    return depths[min(int(step / (share * recipe.train.steps) * len(depths)), len(depths) - 1)]
+
+
+@contextmanager
+def batches(recipe: Recipe, first_step: int) -> Iterator[Iterator[Batch]]:
+    """The batches of all steps from `first_step` on, in order, whoever makes them.
+
+    With `train.data_workers` it is that many processes, which end with the context.
+
+    Raises:
+        UserError: such a process was killed.
+    """
+    steps, workers = range(first_step, recipe.train.steps), recipe.train.data_workers
+    if not workers:
+        yield (make_batch(recipe, step) for step in steps)
+        return
+    # Not PyTorch's DataLoader: a worker that dies makes it raise one of several errors, from a signal handler, wherever
+    # the main thread is just then.
+    with made_ahead(partial(_arrays, recipe), steps, workers, if_killed=_KILLED, context=_context()) as made:
+        yield (Batch(*map(torch.from_numpy, arrays)) for arrays in made)
+
+
+def _arrays(recipe: Recipe, step: int) -> list[np.ndarray]:
+    """The batch as it goes through a pipe: tensors would go by open files in shared memory, and both can run out."""
+    return [tensor.numpy() for tensor in make_batch(recipe, step)]
+
+
+def _context() -> BaseContext:
+    """Processes start as they do on this platform, but none is forked from one with CUDA's threads and memory."""
+    return get_context("spawn" if torch.cuda.is_initialized() else None)

@@ -1,0 +1,107 @@
+"""Work that other processes do ahead of time, its results in order."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing import get_context, parent_process, resource_tracker
+from multiprocessing.context import BaseContext
+from typing import Any, TypeVar
+
+import torch
+
+from reverie.errors import UserError
+
+AHEAD = 2  # results a worker
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+@contextmanager
+def made_ahead(
+    make: Callable[[_Item], _Result],
+    items: Sequence[_Item],
+    workers: int,
+    *,
+    if_killed: str,
+    context: BaseContext | None = None,
+) -> Iterator[Iterator[_Result]]:
+    """`make` of every item, in order, by that many processes, which end with the context.
+
+    Each has one thread, leaves Ctrl-C to this process, and ends when this one is gone, however that came about.
+
+    Args:
+        make: picklable; it goes to each process once.
+        if_killed: what to say if such a process is killed.
+        context: how processes start; spawned if absent, which is safe beside threads.
+
+    Raises:
+        UserError: such a process was killed. What `make` raises comes through as it is.
+    """
+    context = context or get_context("spawn")
+    if sys.platform != "win32" and context.get_start_method() != "fork":
+        resource_tracker.ensure_running()  # else the first process would start it, and let Ctrl-C through afterwards
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(make,))
+    try:
+        yield _in_order(pool, items, AHEAD * workers)
+    except BrokenProcessPool as error:
+        raise UserError(if_killed) from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _in_order(pool: Executor, items: Sequence[Any], ahead: int) -> Iterator[Any]:
+    with _interrupts_later():
+        waiting = deque(pool.submit(_make_one, item) for item in items[:ahead])
+    for i in range(len(items)):
+        result = waiting.popleft().result()
+        if i + ahead < len(items):
+            with _interrupts_later():
+                waiting.append(pool.submit(_make_one, items[i + ahead]))
+        yield result
+
+
+@contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """Ctrl-C waits; processes started meanwhile never hear of it, not even while they import what they need."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+# In a worker process.
+
+_make: Callable[[Any], Any]
+
+
+def _begin_worker(make: Callable[[Any], Any]) -> None:
+    global _make
+    _make = make
+    torch.set_num_threads(1)  # else threads of several workers would fight for the cores
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork has its parent's handler
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _make_one(item: Any) -> Any:
+    return _make(item)
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
