@@ -23,8 +23,8 @@ check: setup
 	.venv/bin/pyright --pythonpath .venv/bin/python
 	$(MAKE) test
 
-# make results    every card and figure in results/ anew: three hours on two cores, resumable
-RESULTS = rule110/nano rule110/nano-t6 depo/nano depo/nano-no-curriculum
+# make results    every card and figure in results/ anew: four hours on two cores, resumable
+RESULTS = rule110/nano rule110/nano-t6 depo/nano depo/nano-no-curriculum gsm_infinite/nano
 results: setup
 	for recipe in $(RESULTS); do \
 		case $$recipe in *no-curriculum) what="--passes 4 --no-transformer" ;; *) what="--passes 1,2,4" ;; esac; \
@@ -33,6 +33,7 @@ results: setup
 		cp runs/compare/$$recipe/card.json results/$$recipe.json && \
 		cp runs/compare/$$recipe/figure.png results/$$recipe.png || exit 1; \
 	done
+	.venv/bin/python benchmarks/gsm_infinite.py --out results/gsm_infinite/generator.json
 
 setup: $(READY)
 

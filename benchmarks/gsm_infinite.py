@@ -58,6 +58,17 @@ BENCHMARK: dict[str, Any] = {
         "reverse medium": (24.3, 41.2, 13.9, 14.0, 2.1, 0.6, 2.6, 1.2, 0.2),
         "reverse hard": (26.8, 33.3, 17.2, 18.5, 2.4, 1.1, 0.4, 0.2, 0.0),
     },
+    "unneeded": (
+        "38 to 46",
+        "19 to 21",
+        "6.5 to 8",
+        "6.5 to 7",
+        "4 to 5",
+        "3 to 5",
+        "2.5 to 3",
+        "2.5 to 3",
+        "8 to 13",
+    ),
     "asked": {
         "forward medium": {"total": 80, "count": 20},
         "forward hard": {"average": 54, "total": 32, "count": 8, "weighted total": 5},
@@ -298,8 +309,10 @@ def markdown(card: dict[str, Any]) -> str:
     rows = [("ours", name, ours["needed"][name]) for name in _GROUPS]
     rows += [("benchmark", name, BENCHMARK["needed"][name]) for name in _GROUPS]
     rows.sort(key=lambda row: _GROUPS.index(row[1]))
-    body = [[f"{name}, {who}", *(f"{share:.1f}" for share in shares)] for who, name, shares in rows]
-    tables.append(_table(["needed facts, %", *KINDS], body))
+    body = [[f"needed, {name}, {who}", *(f"{share:.1f}" for share in shares)] for who, name, shares in rows]
+    body.append(["unneeded, all, ours", *(f"{share:.1f}" for share in ours["unneeded"])])
+    body.append(["unneeded, all, benchmark", *BENCHMARK["unneeded"]])
+    tables.append(_table(["facts, %", *KINDS], body))
     body = [
         [name, _pairs(ours["asked"][name]), _pairs(BENCHMARK["asked"][name])]
         + [f"{source['links'][name]:.1f}" for source in (ours, BENCHMARK)]
@@ -333,6 +346,7 @@ def markdown(card: dict[str, Any]) -> str:
         ["best constant answer, reverse, %", *(f"{s['constant']['reverse']['all']:.0f}" for s in (ours, BENCHMARK))],
         ["forward answers above 20, %", *(f"{s['above 20']:.1f}" for s in (ours, BENCHMARK))],
         ["reverse answers 1, 2, 3, 4, %", *(_shares(s["reverse answers"]) for s in (ours, BENCHMARK))],
+        ["reverse problems with a second given number, %", str(ours["decoys"]), ""],
     ]
     tables.append(_table(["", "ours", "benchmark"], body))
     return "\n\n".join(tables)

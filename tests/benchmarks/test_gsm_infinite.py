@@ -152,3 +152,14 @@ def test_bad_arguments(
     with pytest.raises(SystemExit):
         run(monkeypatch, *arguments)
     assert message in capsys.readouterr().err
+
+
+def test_the_docs_show_the_card_in_results() -> None:
+    root = Path(__file__).parents[2]
+    card = json.loads((root / "results" / "gsm_infinite" / "generator.json").read_text(encoding="utf-8"))
+    assert card["problems"] == card["solved"] == card["operations_right"] >= 100_000
+    page = (root / "docs" / "GSM_INFINITE.md").read_text(encoding="utf-8")
+    assert benchmark.markdown(card) in page
+    assert f"{card['distributions']['decoys']} % of reverse problems" in page
+    for name, rate in card["problems_per_second"].items():
+        assert f"{rate:,.0f} {name}" in page

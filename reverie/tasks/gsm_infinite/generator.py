@@ -218,8 +218,10 @@ def _finish(rng: Random, core: Core, operations: int, sentences: list[Pieces], f
 
 
 def _no_fit(config: ProblemConfig, operations: int, shortest: int | None) -> str:
-    sort = " or ".join(f"{level} {mode}" for level, mode in product(config.levels, config.modes))
-    kind = f"a {sort} problem with {operations} operations ({', '.join(config.worlds)})"
+    modes = config.modes if operations > 1 else ("forward",)
+    sort = " or ".join(f"{level} {mode}" for level, mode in product(config.levels, modes))
+    count = f"{operations} operation{'s' * (operations > 1)}"
+    kind = f"a {sort} problem with {count} ({', '.join(config.worlds)})"
     if shortest is None or config.length is None:
         return f"{kind} cannot keep all its values at or below max_value {config.max_value}; allow larger ones"
     low, high = config.length
