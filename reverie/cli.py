@@ -16,6 +16,7 @@ import typer
 from rich.console import Console
 
 from reverie.card import ComparisonCard, RunCard
+from reverie.check import check_problems
 from reverie.compare import FIGURE_NAME, Run, compare, plan_runs
 from reverie.data import Rows, problem_rows, task_rows, write_data
 from reverie.errors import UserError
@@ -37,7 +38,7 @@ app = typer.Typer(
 )
 tasks_app = typer.Typer(help="Look at the tasks.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(tasks_app, name="tasks")
-data_app = typer.Typer(help="Write data sets to disk.", no_args_is_help=True, rich_markup_mode=None)
+data_app = typer.Typer(help="Write data sets to disk, and check them.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 
 out_console = Console()
@@ -258,6 +259,26 @@ def _compare(
         )
     _print_card(card, as_json)
     typer.echo(f"figure in {folder / FIGURE_NAME}", err=True)
+
+
+@data_app.command("check")
+def check_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="GSM-Infinite problems, .jsonl or .jsonl.gz.")],
+    as_json: AsJson = False,
+) -> None:
+    """Solve every GSM-Infinite problem of a file from its text, and compare; exit code 1 if something differs."""
+    check = check_problems(file)
+    if as_json:
+        typer.echo(json.dumps(asdict(check)))
+    else:
+        right = f"{check.answers_right} answers and {check.operations_right} operation counts right"
+        typer.echo(f"{check.problems} problems: {right}")
+        for complaint in check.complaints[:10]:
+            typer.echo(complaint)
+        if len(check.complaints) > 10:
+            typer.echo(f"and {len(check.complaints) - 10} more")
+    if check.complaints:
+        raise typer.Exit(1)
 
 
 def _write_rows(rows: Rows, count: int, out: Path, workers: int | None, as_json: bool) -> None:

@@ -23,6 +23,7 @@ ROOMS = {
     "sleep": "errors model",
     "tasks": "errors",
     "recipe": "errors model sleep tasks",
+    "check": "errors tasks",
     "data": "errors files recipe tasks workers",
     "generate": "sleep",
     "evaluate": "errors model sleep tasks generate",
@@ -34,7 +35,7 @@ ROOMS = {
     "train": "errors files model sleep tasks recipe evaluate provenance card workers",
     "progress": "train",
     "compare": "errors files recipe card plots tables train",
-    "cli": "errors recipe card plots tables tasks train show progress compare data evaluate",
+    "cli": "check errors recipe card plots tables tasks train show progress compare data evaluate",
     "__main__": "cli",
 }
 

@@ -44,7 +44,12 @@ def test_a_paper_recipe_of_word_problems_trains(name: str, window_size: int) -> 
     shipped = load_recipe(name)
     assert shipped.task.sequence_length == 3300 + 5  # a space and four digits
     assert (shipped.train.batch_size, shipped.train.eval_examples) == (256, 1600)
-    small = ["task.length=[300, 400]", f"sleep.window_size={window_size}", 'model.layers=["attn", "jet"]']
+    small = [
+        "task.length=[300, 400]",
+        f"sleep.window_size={window_size}",
+        'model.layers=["attn", "jet"]',
+        "model.width=144",
+    ]
     recipe = load_recipe(name, [*small, "train.batch_size=1", "sleep.num_sleep_passes=2", "train.steps=3"])
     model = new_model(recipe.model, recipe.train.seed)
     optimizers = build_optimizers(model, recipe.optim)
