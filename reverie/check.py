@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield number, _row(line, f"{path}, line {number},")
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
-    except (OSError, EOFError) as error:  # gzip has errors of its own for what is cut short
+    except (OSError, EOFError, zlib.error) as error:  # the last two of a compressed file that is cut short or damaged
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is no text in UTF-8; it must hold one JSON object a line") from None
@@ -79,7 +80,7 @@ def _open(path: Path) -> IO[str]:
 def _row(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):  # the latter of a line that is nested without end
         raise UserError(f"{where} is not JSON; a file of problems holds one JSON object a line") from None
     if not isinstance(row, dict):
         raise UserError(f"{where} is no JSON object; it must have problem, question, answer and operations")

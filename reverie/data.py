@@ -80,9 +80,12 @@ class ProblemRows(Rows):
     def _row(self, index: int, operations: int) -> dict[str, Any]:
         # A prompt does without the space before its first piece. That is a character less, but no token.
         measure, reserved = (_count_tokens(), 0) if self.unit == "tokens" else (len, -1)
-        problem = draw_problem(
-            self.problems, self.split, self.seed, 0, index, operations, measure=measure, reserved=reserved
-        )
+        try:
+            problem = draw_problem(
+                self.problems, self.split, self.seed, 0, index, operations, measure=measure, reserved=reserved
+            )
+        except UserError as error:
+            raise UserError(f"{error} (lengths in {self.unit})") from None
         return {
             "index": index,
             "split": self.split,

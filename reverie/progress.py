@@ -82,17 +82,14 @@ class RowDisplay(_Display):
     def __init__(self, console: Console, name: str, count: int) -> None:
         super().__init__(console)
         self._name, self._count = name, count
-        self._begun: list[tuple[int, float]] = []  # rows and times of the first two updates
+        self._begun: tuple[int, float] | None = None  # rows and time of the first update
 
     def update(self, rows: int) -> None:
-        """Of the rows that are there; at first, of those found.
-
-        The first ones made take the workers' start, so speed and time left of later ones are counted from there.
-        """
+        """Of the rows that are there; at first, of those found. Speed counts the workers' start too."""
         now = time.monotonic()
-        found, found_at = self._begun[-1] if self._begun else (rows, now)
-        if len(self._begun) < 2:
-            self._begun.append((rows, now))
+        if self._begun is None:
+            self._begun = rows, now
+        found, found_at = self._begun
         if rows > found:
             rate = (rows - found) / max(now - found_at, 1e-9)
             self._show(self._name, "row", rows, self._count, f"{rate:,.1f} rows/s", (self._count - rows) / rate)

@@ -94,8 +94,8 @@ def depth_table(card: RunCard) -> Table:
     """A run's final accuracy at every depth, with a 95 % interval for the questions asked, beside chance."""
     table = _table(
         f"{card.name}: {card.label}",
-        f"seed {card.seed}; questions all of whose tokens are right, in %, with a 95 % interval (Wilson); chance is "
-        "the accuracy of guessing without the text",
+        f"seed {card.seed}; questions all of whose tokens are right, in %, with a 95 % interval (Wilson, as if "
+        "each had a text of its own); chance is the accuracy of guessing without the text",
     )
     _columns(table, left=(), right=(card.depth_name, "accuracy", "interval", "chance", "questions"))
     for depth in card.depths:

@@ -41,9 +41,11 @@ def test_the_benchmark_s_word_and_compressed_files(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl.gz"
     path.write_bytes(gzip.compress(json.dumps(row).encode()))
     assert check_problems(path).operations_right == 1
-    path.write_bytes(path.read_bytes()[:-9])
-    with pytest.raises(UserError, match=r"^cannot read .*x\.jsonl\.gz"):
-        check_problems(path)
+    whole = path.read_bytes()
+    for damaged in (whole[:-9], whole[:40] + bytes(20) + whole[60:]):
+        path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"^cannot read .*x\.jsonl\.gz"):
+            check_problems(path)
 
 
 def test_what_differs_is_named_by_line(tmp_path: Path) -> None:
@@ -68,6 +70,7 @@ def test_what_differs_is_named_by_line(tmp_path: Path) -> None:
     [
         (b"", "holds no problem: it is empty"),
         (b"hello\n", "line 1, is not JSON"),
+        (b"[" * 100_000, "line 1, is not JSON"),
         (b"[1]\n", "line 1, is no JSON object"),
         (b"\xff\xfe", "is no text in UTF-8"),
         (json.dumps({**GOOD, "answer": "6"}).encode(), 'its answer must be a whole number, got "6"'),

@@ -69,7 +69,7 @@ def test_a_run_at_every_depth():
     assert ["2", "80.0", "49.0", "to", "94.3", "25.0", "10"] in rows
     assert ["10", "25.0", "21.4", "to", "28.9", "25.0", "512"] in rows
     said = " ".join(" ".join(lines).split())
-    assert "seed 3; questions all of whose tokens are right, in %, with a 95 % interval (Wilson)" in said
+    assert "seed 3; questions all of whose tokens are right, in %, with a 95 % interval (Wilson, as if each" in said
 
 
 def test_every_depth_has_its_row_and_colour():

@@ -77,6 +77,8 @@ def train(
             raise diverged(f"the parameter {where} is not finite")
         save_checkpoint(checkpoint_path, recipe, model, optimizers, progress)
 
+    # A task that cannot make its examples says so here, before anything is written; evaluation needs them anyway.
+    recipe.task.batch("test", 0, 0, range(len(recipe.task.depths())))
     if progress.step == 0:
         save()
     with (

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from reverie.errors import UserError
 from reverie.model import HybridLM
-from reverie.recipe import Recipe
+from reverie.recipe import Recipe, load_recipe
 from reverie.tasks import Batch
 from reverie.train import loop
 from reverie.train.batches import max_depth
@@ -419,3 +419,10 @@ def test_gradients_are_clipped_before_the_step(tmp_path: Path, monkeypatch: pyte
     train(tiny_recipe(optim={"grad_clip": 1e-3}), tmp_path)
     assert len(norms) == 6
     assert max(norms) <= 1e-3 * 1.001
+
+
+def test_a_task_that_cannot_make_its_examples_leaves_no_run_behind(tmp_path: Path) -> None:
+    short = ["task.length=[60, 70]", "task.num_questions=1", "task.max_operations=20", "train.steps=2"]
+    with pytest.raises(UserError, match="so length must allow that"):
+        train(load_recipe("gsm_infinite/nano", short), tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -36,7 +36,7 @@ class GsmInfinite(ProblemConfig):
 
     name: Literal["gsm_infinite"] = "gsm_infinite"
     tokenizer: Literal["smollm2", "words"] = "smollm2"
-    num_questions: int = Field(default=1, ge=1, description="asked about one text")
+    num_questions: int = Field(default=1, ge=1, description="about one text, at most")
 
     @model_validator(mode="after")
     def _fits(self) -> GsmInfinite:

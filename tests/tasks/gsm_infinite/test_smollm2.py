@@ -46,7 +46,7 @@ def has_tokens(text: str) -> bool:
 
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<reponame>", "<file_sep>", "<filename>"]
-NAMES = ["owl", "adult blue jay", "Beverly Forest", "Saint-Émilion Festival", "J. Paul's Zoo", "sci-fi (new)", "B2 12b"]
+NAMES = ["owl", "grown tin owl", "Fen Hollow", "Saint-Émilion Festival", "J. Paul's Zoo", "sci-fi (new)", "B2 12b"]
 ANY_TEXT = st.text(max_size=80).filter(has_tokens)
 # Texts in which what the pre-tokenizer looks at meets often.
 TRICKY = st.lists(
