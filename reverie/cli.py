@@ -236,6 +236,26 @@ def depo_command(
     _write_rows(task_rows("depo", recipe, overrides or [], split=split, seed=seed), count, out, workers, as_json)
 
 
+@data_app.command("check")
+def check_command(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="GSM-Infinite problems, .jsonl or .jsonl.gz.")],
+    as_json: AsJson = False,
+) -> None:
+    """Solve every GSM-Infinite problem of a file from its text, and compare; exit code 1 if something differs."""
+    check = check_problems(file)
+    if as_json:
+        typer.echo(json.dumps(asdict(check)))
+    else:
+        right = f"{check.answers_right} answers and {check.operations_right} operation counts right"
+        typer.echo(f"{check.problems} problems: {right}")
+        for complaint in check.complaints[:10]:
+            typer.echo(complaint)
+        if len(check.complaints) > 10:
+            typer.echo(f"and {len(check.complaints) - 10} more")
+    if check.complaints:
+        raise typer.Exit(1)
+
+
 @app.callback()
 def _options() -> None:
     """Nothing to set for all commands; makes typer show their list."""
@@ -259,26 +279,6 @@ def _compare(
         )
     _print_card(card, as_json)
     typer.echo(f"figure in {folder / FIGURE_NAME}", err=True)
-
-
-@data_app.command("check")
-def check_command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="GSM-Infinite problems, .jsonl or .jsonl.gz.")],
-    as_json: AsJson = False,
-) -> None:
-    """Solve every GSM-Infinite problem of a file from its text, and compare; exit code 1 if something differs."""
-    check = check_problems(file)
-    if as_json:
-        typer.echo(json.dumps(asdict(check)))
-    else:
-        right = f"{check.answers_right} answers and {check.operations_right} operation counts right"
-        typer.echo(f"{check.problems} problems: {right}")
-        for complaint in check.complaints[:10]:
-            typer.echo(complaint)
-        if len(check.complaints) > 10:
-            typer.echo(f"and {len(check.complaints) - 10} more")
-    if check.complaints:
-        raise typer.Exit(1)
 
 
 def _write_rows(rows: Rows, count: int, out: Path, workers: int | None, as_json: bool) -> None:

@@ -1,13 +1,14 @@
 """The numbers behind a problem: quantities, which of them the answer needs, and a fact for each. No text yet.
 
 The needed part is drawn from the question backwards, under a budget that is the wanted number of operations; so the
-operation count is exact by construction and hardly a draw is thrown away. What is not needed then gets facts of the
+operation count is exact by construction. What is not needed then gets facts of the
 same kinds. Every draw goes through one `random.Random`, and no set of strings is iterated, so a seed fixes a problem.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import exp
 from random import Random
 from typing import Literal, NamedTuple
 
@@ -110,7 +111,7 @@ def draw_core(rng: Random, world: World, level: Level, mode: Mode, operations: i
     that the text does not name may be larger.
     """
     core = _structure(rng, world, level, mode, operations)
-    if core is None or not _choose_needed(rng, core, operations) or not _needed_facts(rng, core, operations, max_value):
+    if not _choose_needed(rng, core, operations) or not _needed_facts(rng, core, operations, max_value):
         return None
     if mode == "reverse" and not _choose_unknown(core):
         return None
@@ -124,7 +125,7 @@ def draw_core(rng: Random, world: World, level: Level, mode: Mode, operations: i
 # Structure: which types are in which places.
 
 
-def _structure(rng: Random, world: World, level: Level, mode: Mode, operations: int) -> Core | None:
+def _structure(rng: Random, world: World, level: Level, mode: Mode, operations: int) -> Core:
     hard = level == "hard"
     places, types, links = _draw_links(rng, hard, mode, budget(operations))
     place_names = rng.sample(rng.choice(world.place_groups), places)
@@ -158,7 +159,7 @@ _CENTRES = (0.1, 0.3, 0.5, 0.7, 0.9)
 def _draw_links(rng: Random, hard: bool, mode: Mode, size: int) -> tuple[int, int, list[tuple[int, int]]]:
     """(places, types, links as (place, type) pairs); every place and every type has a link."""
     # the benchmark's exp(-(r - c)²), where r goes from 0 to 1 with the size: never more than 2 : 1
-    weights = [2.718281828 ** -(((size - 1) / 19 - centre) ** 2) for centre in _CENTRES]
+    weights = [exp(-(((size - 1) / 19 - centre) ** 2)) for centre in _CENTRES]
     small, large = sorted(rng.choices((1, 2, 3, 4, 5), weights, k=2))
     if size <= 5 and mode == "reverse":
         small, large = min(small, 3), min(large, 3)

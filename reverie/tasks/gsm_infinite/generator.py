@@ -121,7 +121,7 @@ def draw_problem(
     """
     rng = Random(((seed * 2 + (split == "test")) << 128) | (step << 64) | index)
     config = _of_one_kind(rng, config)
-    shortest, too_long, too_short = None, 0, 0
+    shortest, misfits = None, 0
     for _ in range(_TRIES):
         core = _draw_core(rng, config, operations)
         if core is None:
@@ -143,8 +143,8 @@ def draw_problem(
                 return _finish(rng, core, operations, sentences + padding, frame)
             if lengths and missing > 2 * max(lengths):
                 break  # the padding's vocabulary is used up
-        too_long, too_short = too_long + (filled > high), too_short + (filled <= high)
-        if max(too_long, too_short) == _MISFITS:
+        misfits += 1
+        if misfits == _MISFITS:
             break
     raise UserError(_no_fit(config, operations, shortest))
 
