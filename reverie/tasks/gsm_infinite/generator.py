@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from reverie.errors import UserError
 from reverie.tasks.base import Split
-from reverie.tasks.gsm_infinite.core import LARGEST_NUMBER, MAX_OPERATIONS, Core, Level, Mode, draw_core
+from reverie.tasks.gsm_infinite.core import Core, Level, Mode
+from reverie.tasks.gsm_infinite.draw import LARGEST_NUMBER, MAX_OPERATIONS, draw_core
 from reverie.tasks.gsm_infinite.padding import Measure, padding_sentences
 from reverie.tasks.gsm_infinite.solution import solution
 from reverie.tasks.gsm_infinite.text import Pieces, core_sentences, question_text

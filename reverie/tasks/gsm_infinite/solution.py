@@ -7,7 +7,8 @@ from random import Random
 from string import ascii_letters
 from typing import NamedTuple
 
-from reverie.tasks.gsm_infinite.core import Core, Linear, slopes
+from reverie.tasks.gsm_infinite.core import Core
+from reverie.tasks.gsm_infinite.reverse import Linear, slopes
 from reverie.tasks.gsm_infinite.text import name
 
 

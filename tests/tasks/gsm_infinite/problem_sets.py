@@ -7,7 +7,8 @@ from itertools import product
 from random import Random
 from typing import Any, get_args
 
-from reverie.tasks.gsm_infinite.core import Core, Level, Mode, draw_core
+from reverie.tasks.gsm_infinite.core import Core, Level, Mode
+from reverie.tasks.gsm_infinite.draw import draw_core
 from reverie.tasks.gsm_infinite.generator import Problem, ProblemConfig, draw_problem
 from reverie.tasks.gsm_infinite.parser import WEIGHTED_NOUNS, Fact, is_average, is_total, noun_and_place, parse
 from reverie.tasks.gsm_infinite.worlds import WORLDS, WorldName

@@ -9,7 +9,9 @@ from random import Random
 import pytest
 from problem_sets import LEVELS, MODES, core_of, cores
 
-from reverie.tasks.gsm_infinite.core import Core, Fact, Level, Linear, Mode, budget, draw_core, evaluate, slopes
+from reverie.tasks.gsm_infinite.core import Core, Fact, Level, Mode, evaluate
+from reverie.tasks.gsm_infinite.draw import budget, draw_core
+from reverie.tasks.gsm_infinite.reverse import Linear, slopes
 from reverie.tasks.gsm_infinite.worlds import WORLDS
 
 
