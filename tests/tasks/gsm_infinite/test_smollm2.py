@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import gzip
 import importlib.metadata
 import importlib.util
-import json
-import os
 import re
 import struct
 import subprocess
@@ -16,13 +13,11 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from reference_problems import reference_problems
 
 from reverie.errors import UserError
 from reverie.tasks.gsm_infinite import smollm2
 from reverie.tasks.gsm_infinite.smollm2 import VOCAB_SIZE, SmolLM2Tokenizer, gguf_metadata, load_smollm2
-
-CHECKOUT = Path(__file__).parents[3]
-REFERENCE = Path(os.environ.get("REVERIE_GSM_REFERENCE", CHECKOUT.parent / "shared/gsm_infinite/reference.jsonl.gz"))
 
 
 def is_installed() -> bool:
@@ -177,12 +172,7 @@ def test_text_and_ids_that_are_none(tokenizer: SmolLM2Tokenizer) -> None:
 
 @needs_smollm2
 def test_agrees_with_an_independent_reconstruction(tokenizer: SmolLM2Tokenizer) -> None:
-    if not REFERENCE.exists():
-        pytest.skip(f"needs {REFERENCE}, or another path in REVERIE_GSM_REFERENCE")
-    with gzip.open(REFERENCE, "rt", encoding="utf-8") as file:
-        lines = [json.loads(line) for line in file]
-    assert len(lines) == 588
-    for line in lines:
+    for line in reference_problems():
         for field in ("prompt", "problem"):
             ids = tokenizer.encode(line[field])
             assert len(ids) == tokenizer.count(line[field]) == line[f"{field}_tokens"]

@@ -6,27 +6,18 @@ REVERIE_GSM_REFERENCE says. Everything else here has names of its own.
 
 from __future__ import annotations
 
-import gzip
 import itertools
-import json
-import os
 import random
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_problems import reference_problems
 
 from reverie.tasks.gsm_infinite.parser import Fact, NotAProblemError, parse
 from reverie.tasks.gsm_infinite.solver import UnsolvableError, count_operations, needed, solve, work_out
-
-REFERENCE = Path(
-    os.environ.get(
-        "REVERIE_GSM_REFERENCE", Path(__file__).parents[4] / "shared" / "gsm_infinite" / "reference.jsonl.gz"
-    )
-)
 
 A, B, C = "tin owl in Fen Hollow", "moss fox in Fen Hollow", "tin owl in Quartz Pier"
 HOW_MANY_A = "How many tin owl does Fen Hollow have?"
@@ -594,12 +585,7 @@ def test_no_text_does_worse_than_an_error(words: list[str]) -> None:
 
 
 def test_every_reference_problem() -> None:
-    if not REFERENCE.exists():
-        pytest.skip(f"the benchmark's problems are not at {REFERENCE}; REVERIE_GSM_REFERENCE may say where they are")
-    with gzip.open(REFERENCE, "rt", encoding="utf-8") as lines:
-        cases = [json.loads(line) for line in lines]
-    assert len(cases) == 588
-    for case in cases:
+    for case in reference_problems():
         solution = work_out(parse(case["problem"], case["question"]))
         assert (solution.answer, solution.operations) == (case["answer"], case["op"]), case["seed"]
         assert solution.needed == set(re.findall("Define (.+?) as [A-Za-z];", case["solution"])), case["seed"]

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from itertools import combinations
 
 import pytest
-from test_solver import REFERENCE
+from reference_problems import reference_problems
 
 from reverie.tasks.gsm_infinite.parser import PLAIN_NOUNS, WEIGHTED_NOUNS
 from reverie.tasks.gsm_infinite.worlds import WORLDS, World
@@ -50,9 +48,7 @@ def test_worlds_share_no_core_names() -> None:
         assert not set(core_names(a)) & set(core_names(b))
 
 
-@pytest.mark.skipif(not REFERENCE.exists(), reason="the reference problems are not part of the repository")
 def test_core_names_are_our_own() -> None:
-    with gzip.open(REFERENCE, "rt", encoding="utf-8") as lines:
-        theirs = "".join(json.loads(line)["problem"] for line in lines)
+    theirs = "".join(problem["problem"] for problem in reference_problems())
     ours = (name for world in WORLDS.values() for name in (*core_names(world), world.plain_noun, world.weighted_noun))
     assert [name for name in ours if name in theirs] == []
