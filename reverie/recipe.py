@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_core import ErrorDetails
 
+from reverie.backward import Backward
 from reverie.errors import UserError
 from reverie.model import Eviction
 from reverie.model.config import HybridConfig
@@ -85,6 +86,20 @@ class TrainConfig(BaseModel):
     data_workers: int = Field(
         default=0, ge=0, description="processes that make the data ahead; 0: the training process makes them"
     )
+
+    activation_checkpoint: Literal["none", "pass", "window"] = Field(
+        default="none", description="what is computed again in the backward pass to save memory: passes, or windows too"
+    )
+    bptt_passes: int | None = Field(
+        default=None, ge=1, description="last passes over a window that gradients go back through; all if absent"
+    )
+    bptt_windows: int | None = Field(
+        default=None, ge=0, description="windows before its own that gradients of a label reach; all if absent"
+    )
+
+    @property
+    def backward(self) -> Backward:
+        return Backward(**{key: getattr(self, key) for key in Backward.model_fields})
 
     @property
     def stage_ends(self) -> list[int]:

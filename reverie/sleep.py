@@ -12,7 +12,8 @@ The model is known only through `SleepingModel`. Shapes: B batch, T tokens, D wi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -20,6 +21,7 @@ from jaxtyping import Bool, Float, Int
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from reverie.backward import EXACT, Backward, Observe, through
 from reverie.errors import UserError
 from reverie.model import Eviction, State, evict
 
@@ -91,7 +93,14 @@ def plan(model: SleepingModel, config: SleepConfig) -> Plan:
 
 
 def wake(
-    model: SleepingModel, tokens: Int[Tensor, "B T"], context: Context, config: SleepConfig, *, output: bool = True
+    model: SleepingModel,
+    tokens: Int[Tensor, "B T"],
+    context: Context,
+    config: SleepConfig,
+    *,
+    output: bool = True,
+    backward: Backward = EXACT,
+    observe: Observe | None = None,
 ) -> tuple[Float[Tensor, "B T D"], Context]:
     """One ordinary forward pass over tokens that fit into the window.
 
@@ -104,37 +113,46 @@ def wake(
             f"{tokens.shape[1]} tokens do not fit behind {context.length} in a window of {config.window_size}"
         )
     N, _, b, kept = plan(model, config)
-    span = config.window_size
+    run = backward.runner(model.blocks, config.window_size, 1 if output else backward.first_pass(N), observe)
     h, state, window = model.embed(tokens), context.state, context.window
     done = 0
     if N > 1:
-        h, state = model.blocks(h, state, 0, b, span=span)
+        h, state = run(1, h, state, 0, b)
         window, done = (*window, h), b
     if output:
-        h, state = model.blocks(h, state, done, model.num_blocks, span=span)
+        h, state = run(1, h, state, done, model.num_blocks)
     elif N == 1:
-        h, state = model.blocks(h, state, 0, kept, span=span, output=False)
+        h, state = run(1, h, state, 0, kept, output=False)
     return h, context._replace(state=state, window=window, length=context.length + tokens.shape[1])
 
 
-def sleep(model: SleepingModel, context: Context, config: SleepConfig) -> Context:
+def sleep(
+    model: SleepingModel,
+    context: Context,
+    config: SleepConfig,
+    *,
+    backward: Backward = EXACT,
+    observe: Observe | None = None,
+) -> Context:
     """Passes 2 … N over the window, from pass 1's h and fast weights, then eviction.
 
     Each pass has a cache of its own: it sees what eviction kept of earlier windows, and nothing of the pass before but
     h and the fast weights. The blocks behind the loop run once, on the last h, as if pass 1 had not touched them.
     """
     N, a, b, kept = plan(model, config)
-    span = config.window_size
+    first = backward.first_pass(N)
+    run = backward.runner(model.blocks, config.window_size, first, observe)
     state, before = context.state, context.window_start
     if N > 1 and context.length:
         h = torch.cat(context.window, dim=1)
         for n in range(2, N + 1):
             read = n < N or b < kept  # who reads this pass's h: the next pass, or the blocks behind the loop
             begin = State(state.fast_weights, before.cache)
-            h, passed = model.blocks(h, begin, a, b if read else min(b, kept), span=span, output=read)
+            begin = through(begin, before) if n == first else begin  # where truncated gradients end
+            h, passed = run(n, h, begin, a, b if read else min(b, kept), output=read)
             state = state.splice(passed, a, b)
         state = state.splice(before, b, model.num_blocks)
-        _, state = model.blocks(h, state, b, kept, span=span, output=False)
+        _, state = run(N, h, state, b, kept, output=False)
     state = evict(state, config.eviction, config.window_size)
     return Context(state, state)
 
@@ -172,29 +190,60 @@ def read(
     return torch.cat(logits, dim=1), context
 
 
+def labelled_windows(loss_mask: Bool[Tensor, "B T"], window_size: int) -> list[bool]:
+    """Which windows hold a label of any row."""
+    return [bool(mask.any()) for mask in loss_mask.split(window_size, dim=1)]
+
+
 def rollout(
-    model: SleepingModel, tokens: Int[Tensor, "B T"], loss_mask: Bool[Tensor, "B T"], config: SleepConfig
+    model: SleepingModel,
+    tokens: Int[Tensor, "B T"],
+    loss_mask: Bool[Tensor, "B T"],
+    config: SleepConfig,
+    *,
+    labelled: Sequence[bool] | None = None,
+    backward: Backward = EXACT,
+    observe: Callable[[int, int, Tensor, State, State], None] | None = None,
 ) -> tuple[Float[Tensor, "scored vocab"], Context]:
     """Algorithm 1: sleep over windows without labels, predict in windows with labels.
 
     A window counts as labelled if any row of the batch has a label in it. A last, shorter one without is slept over.
 
+    Args:
+        labelled: for each window whether it counts as labelled, where rows beyond these decide it.
+        observe: called behind every pass with the window's index and what `Observe` says; under
+            `activation_checkpoint = "window"` again in the backward pass.
+
     Returns the logits of the labelled positions, in the order of `tokens[loss_mask]`, and the context at the end.
     """
-    if not loss_mask.any():
+    labelled = labelled_windows(loss_mask, config.window_size) if labelled is None else labelled
+    if not any(labelled):
         raise UserError("no position is labelled: loss_mask must be true somewhere")
     context, scored, places = Context.empty(model), [], []
-    for start in range(0, tokens.shape[1], config.window_size):
-        window = slice(start, start + config.window_size)
-        mask = loss_mask[:, window]
-        labelled = bool(mask.any())
-        h, context = wake(model, tokens[:, window], context, config, output=labelled)
-        if labelled:
-            rows, columns = mask.nonzero(as_tuple=True)
+    for i, window in enumerate(tokens.split(config.window_size, dim=1)):
+        passes = partial(observe, i) if observe is not None else None
+        with torch.set_grad_enabled(torch.is_grad_enabled() and backward.reaches(i, labelled)):
+            through_window = backward.keep("window", _through_window)
+            h, context = through_window(model, window, context, config, labelled[i], backward, passes)
+        if labelled[i]:
+            rows, columns = loss_mask[:, i * config.window_size :][:, : window.shape[1]].nonzero(as_tuple=True)
             scored.append(h[rows, columns])
-            places.append(rows * tokens.shape[1] + columns + start)
-            context = forget(context, config)
-        else:
-            context = sleep(model, context, config)
+            places.append(rows * tokens.shape[1] + columns + i * config.window_size)
     order = torch.cat(places).argsort()
     return model.head(torch.cat(scored)[order]), context
+
+
+def _through_window(
+    model: SleepingModel,
+    tokens: Tensor,
+    context: Context,
+    config: SleepConfig,
+    labelled: bool,
+    backward: Backward,
+    observe: Observe | None,
+) -> tuple[Tensor, Context]:
+    """One window of a training text: predicted in and forgotten, or slept over."""
+    h, context = wake(model, tokens, context, config, output=labelled, backward=backward, observe=observe)
+    if labelled:
+        return h, forget(context, config)
+    return h, sleep(model, context, config, backward=backward, observe=observe)

@@ -14,7 +14,7 @@ from reverie.model.fused import rms_norm
 from reverie.model.gated_deltanet import GatedDeltaNet
 from reverie.model.jet import JetLayer
 from reverie.model.mlp import SwiGLU
-from reverie.model.state import State
+from reverie.model.state import Cache, State
 
 MIXERS = {"attn": Attention, "gdn": GatedDeltaNet, "jet": JetLayer}
 
@@ -24,8 +24,19 @@ class Block(nn.Module):
 
     def __init__(self, config: HybridConfig, kind: str) -> None:
         super().__init__()
+        self.norm_eps = config.norm_eps
         self.mixer = MIXERS[kind](config)
         self.mlp = SwiGLU(config)
+
+    def forward(
+        self, h: Float[Tensor, "B T D"], fast_weights: Tensor | None, cache: Cache, *, span: int, output: bool = True
+    ) -> tuple[Float[Tensor, "B T D"], Tensor | None, Cache]:
+        """h behind the block (as it came without `output`), and its part of the state behind these tokens."""
+        y, fast_weights, cache = self.mixer(rms_norm(h, self.norm_eps), fast_weights, cache, span=span, output=output)
+        if output:
+            h = h + y
+            h = h + self.mlp(rms_norm(h, self.norm_eps))
+        return h, fast_weights, cache
 
 
 class HybridLM(nn.Module):
@@ -84,15 +95,9 @@ class HybridLM(nn.Module):
         """
         fast_weights, cache = list(state.fast_weights), list(state.cache)
         for i in range(start, stop):
-            block = self.layers[i]
-            assert isinstance(block, Block)
-            read = output or i < stop - 1
-            y, fast_weights[i], cache[i] = block.mixer(
-                rms_norm(h, self.config.norm_eps), fast_weights[i], cache[i], span=span, output=read
+            h, fast_weights[i], cache[i] = self.layers[i](
+                h, fast_weights[i], cache[i], span=span, output=output or i < stop - 1
             )
-            if read:
-                h = h + y
-                h = h + block.mlp(rms_norm(h, self.config.norm_eps))
         return h, State(tuple(fast_weights), tuple(cache))
 
     def head(self, h: Float[Tensor, "... D"]) -> Float[Tensor, "... vocab"]:

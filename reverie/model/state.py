@@ -29,6 +29,10 @@ class ConvTail(NamedTuple):
     x: Float[Tensor, "B conv_size-1 C"]
 
 
+Cache = KVCache | ConvTail | None
+"""Of one block."""
+
+
 class State(NamedTuple):
     """One entry a block. None stands for empty: no memory written yet (zero), no token cached.
 
@@ -36,7 +40,7 @@ class State(NamedTuple):
     """
 
     fast_weights: tuple[Tensor | None, ...]  # [B, H, K, V] float32 in fast-weight blocks
-    cache: tuple[KVCache | ConvTail | None, ...]
+    cache: tuple[Cache, ...]
 
     @classmethod
     def empty(cls, num_blocks: int) -> State:
@@ -62,7 +66,7 @@ def evict(state: State, eviction: Eviction, window_size: int) -> State:
     return state._replace(cache=tuple(_newest(entry, window_size - 1) for entry in state.cache))
 
 
-def _newest(entry: KVCache | ConvTail | None, keep: int) -> KVCache | ConvTail | None:
+def _newest(entry: Cache, keep: int) -> Cache:
     # Copies, not views: a view would hold the whole window in memory.
     if isinstance(entry, ConvTail):
         return ConvTail(entry.x.clone())

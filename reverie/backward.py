@@ -1,0 +1,91 @@
+"""How gradients go back through windows and passes: what is kept for them, and where they stop.
+
+Training through W windows of N passes keeps the activations of W · N passes, unless they are made again when the
+backward pass comes by (activation checkpointing), or the gradient is not taken that far (truncation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Literal, ParamSpec, TypeVar
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from reverie.model import State
+
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+Observe = Callable[[int, Tensor, State, State], None]
+"""Called behind blocks that ran in pass n over a window: n, the h they made, the state before, the state after."""
+
+Run = Callable[..., tuple[Tensor, State]]
+"""`SleepingModel.blocks` with the number of the pass in front and without the span."""
+
+
+class Backward(BaseModel):
+    """The exact gradient with all activations kept, unless it says otherwise.
+
+    `activation_checkpoint` changes memory and time, not the gradient:
+        "none"    everything is kept
+        "pass"    of each pass over a window, its input h and fast weights; the pass runs again in the backward
+        "window"  of each window, the fast weights it found; its passes run again as under "pass"
+
+    `bptt_passes` = k: gradients go back through the last k passes over a window. For what earlier passes made of the
+    fast weights, the gradient takes the identity: it reaches the windows before as if those passes had left the memory
+    alone.
+
+    `bptt_windows` = m: gradients of a label reach the m windows before its own.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    activation_checkpoint: Literal["none", "pass", "window"] = "none"
+    bptt_passes: int | None = Field(default=None, ge=1)
+    bptt_windows: int | None = Field(default=None, ge=0)
+
+    def first_pass(self, passes: int) -> int:
+        """The first of N passes that gradients go back through."""
+        return 1 if self.bptt_passes is None else max(passes - self.bptt_passes, 0) + 1
+
+    def reaches(self, window: int, labelled: Sequence[bool]) -> bool:
+        """Whether gradients of a label go back into a window."""
+        last = len(labelled) if self.bptt_windows is None else window + self.bptt_windows + 1
+        return any(labelled[window:last])
+
+    def keep(self, unit: Literal["pass", "window"], run: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
+        """`run`, which is a pass or a window, such that of its activations only those asked for are kept."""
+        wanted = self.activation_checkpoint in (unit, "window") and torch.is_grad_enabled()
+        return partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False) if wanted else run
+
+    def runner(
+        self, blocks: Callable[..., tuple[Tensor, State]], span: int, first: int, observe: Observe | None
+    ) -> Run:
+        """`blocks` in pass n of a window, with gradients from pass `first` on."""
+
+        def run(n: int, h: Tensor, state: State, start: int, stop: int, *, output: bool = True) -> tuple[Tensor, State]:
+            if start >= stop:
+                return h, state
+            with torch.set_grad_enabled(torch.is_grad_enabled() and n >= first):
+                new_h, new_state = self.keep("pass", blocks)(h, state, start, stop, span=span, output=output)
+            if observe is not None:
+                observe(n, new_h, state, new_state)
+            return new_h, new_state
+
+        return run
+
+
+EXACT = Backward()
+
+
+def through(state: State, start: State) -> State:
+    """`state`, computed without gradients, as if its fast weights were those of `start` plus a constant."""
+    fast_weights = tuple(
+        now if now is None or before is None or not before.requires_grad else now + (before - before.detach())
+        for now, before in zip(state.fast_weights, start.fast_weights, strict=True)
+    )
+    return state._replace(fast_weights=fast_weights)
