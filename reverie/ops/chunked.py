@@ -3,37 +3,294 @@
 Inside a chunk every write is w_i = β_i (v_i − α_i k_i S), where S is the memory as token i finds it. Written with the
 memory S₀ at the chunk's start and G_i = Σ_{j≤i} g_j, this is a triangular system (the WY form, arXiv 2406.06484):
 
-    (I + A) w = β v − (β e^G k) S₀ ,    A_ij = β_i e^{G_i − G_j} k_i·k_j  for j < i
-    o = scale · ( e^G q S₀ + M w ) ,    M_ij = e^{G_i − G_j} q_i·k_j      for j ≤ i
+    z = v − (e^G k) S₀
+    (I + A) w = β z ,                   A_ij = β_i P_ij ,  P_ij = e^{G_i − G_j} k_i·k_j  for j < i
+    o = (scale e^G q) S₀ + M w ,        M_ij = scale e^{G_i − G_j} q_i·k_j               for j ≤ i
     S₁ = e^{G_C} S₀ + Σ_j e^{G_C − G_j} k_j w_jᵀ
 
-The hebbian rule has A = 0. The system is solved for all chunks together; only S passes from chunk to chunk.
-All decays enter as e^{G_i − G_j} with j ≤ i, which is at most 1, so strong decay cannot overflow.
+The hebbian rule has z = v and A = 0. I + A is inverted for all chunks together; only S passes from chunk to chunk. All
+decays enter as e^{G_i − G_j} with j ≤ i, which is at most 1, so strong decay cannot overflow.
+
+The backward pass is written out: autograd would launch several times as many kernels, and most of them wait for memory.
+It takes the lines from the last to the first, again with only the gradient of S going from chunk to chunk.
+
+Shapes inside: N chunks, X = B · H heads of the batch, C tokens a chunk: [N, X, C, K] for q and k, [N, X, C, V] for v.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CHUNK_SIZE = 64
 
 
-def _decays(
-    g: Float[Tensor, "B H N C"],
-) -> tuple[Float[Tensor, "B H N C C"], Float[Tensor, "B H N C 1"], Float[Tensor, "B H N C 1"]]:
-    """e^{G_i − G_j} for j ≤ i (0 above the diagonal), e^{G_i}, and e^{G_C − G_j}.
+class _Decays(NamedTuple):
+    """What the gates come to inside each chunk."""
 
-    Sums in float64: after one g = −20 the difference of two float32 sums would have lost the small decays behind it.
-    """
-    G = g.double().cumsum(-1)
-    C = g.shape[-1]
+    between: Tensor  # e^{G_i − G_j} for j ≤ i, 0 above the diagonal  [N, X, C, C]
+    since_start: Tensor  # e^{G_i}  [N, X, C, 1]
+    to_end: Tensor  # e^{G_C − G_i}  [N, X, C, 1]
+    whole: Tensor  # e^{G_C}  [N, X, 1, 1]
+
+
+def _decays(g: Float[Tensor, "N X C 1"]) -> _Decays:
+    """Sums in float64: after one g = −20 the difference of two float32 sums would have lost the small decays behind."""
+    G = g.double().cumsum(-2)
+    C = g.shape[-2]
     above = torch.ones(C, C, dtype=torch.bool, device=g.device).triu(1)
-    # Masked before exp: above the diagonal it would overflow, and inf · 0 poisons the gradient.
-    between = (G[..., :, None] - G[..., None, :]).to(g.dtype).masked_fill(above, -torch.inf).exp()
-    return between, G.to(g.dtype).exp()[..., None], (G[..., -1:] - G).to(g.dtype).exp()[..., None]
+    # Masked before exp: above the diagonal it would overflow.
+    between = (G - G.transpose(-1, -2)).to(g.dtype).masked_fill_(above, -torch.inf).exp_()
+    end = G[..., -1:, :]
+    return _Decays(between, G.exp().to(g.dtype), (end - G).to(g.dtype).exp_(), end.exp().to(g.dtype))
+
+
+class _Saved(NamedTuple):
+    """What the backward pass reads, in the names of the equations; None where a rule or a call does without it."""
+
+    k: Tensor
+    beta: Tensor  # [N, X, C, 1]
+    k_start: Tensor  # e^G k
+    k_end: Tensor  # e^{G_C − G} k
+    z: Tensor
+    w: Tensor
+    P: Tensor | None
+    inverse: Tensor | None  # (I + A)⁻¹
+    starts: Tensor | None  # S₀ of every chunk  [N, X, K, V]; None if all there is is one chunk that starts from zero
+    q: Tensor | None
+    q_start: Tensor | None  # scale e^G q
+    M: Tensor | None
+
+
+def _forward(
+    q: Tensor | None, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor, S: Tensor | None, scale: float, erase: bool
+) -> tuple[Tensor | None, Tensor, _Saved, _Decays | None]:
+    """o, the final S, and what the backward pass needs; the shapes are those inside, g and β [N, X, C, 1]."""
+    decays = None if g is None else _decays(g)
+    k_start, k_end, P, inverse, writes = k, k, None, None, None
+    if decays is not None:
+        k_start, k_end = k * decays.since_start, k * decays.to_end
+    if erase:
+        P = k @ k.mT if decays is None else (k @ k.mT).mul_(decays.between)
+        eye = torch.eye(k.shape[-2], dtype=k.dtype, device=k.device).expand_as(P)
+        # unitriangular: the diagonal is not read, nor what is above
+        inverse = torch.linalg.solve_triangular(beta * P, eye, upper=False, unitriangular=True)
+        writes = inverse * beta.mT
+    starts, z, w, S = _pass_on(k_start, k_end, v, beta, writes, decays, S)
+    q_start, M, o = None, None, None
+    if q is not None:
+        M = (q @ k.mT).mul_(scale)
+        M = M.tril_() if decays is None else M.mul_(decays.between)
+        o = M @ w
+        if starts is not None:
+            q_start = q * scale if decays is None else q * (scale * decays.since_start)
+            _add_product(o, q_start, starts)
+    return o, S, _Saved(k, beta, k_start, k_end, z, w, P, inverse, starts, q, q_start, M), decays
+
+
+def _pass_on(
+    k_start: Tensor,
+    k_end: Tensor,
+    v: Tensor,
+    beta: Tensor,
+    writes: Tensor | None,
+    decays: _Decays | None,
+    S: Tensor | None,
+) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
+    """Carry S through the chunks: S at the start of each (None if the only one starts from zero), z, w, the final S.
+
+    `writes` is (I + A)⁻¹ diag(β); None for the hebbian rule, which takes nothing away.
+    """
+    if writes is None or (S is None and len(v) == 1):
+        z, w = v, beta * v if writes is None else writes @ v
+    else:
+        z, w = torch.empty_like(v), torch.empty_like(v)
+    if S is None and len(v) == 1:
+        return None, z, w, torch.bmm(k_end[0].mT, w[0])
+    starts = v.new_empty(*v.shape[:2], k_end.shape[-1], v.shape[-1])
+    S = torch.zeros_like(starts[0]) if S is None else S
+    for n in range(len(v)):
+        starts[n] = S
+        if writes is not None:
+            torch.baddbmm(v[n], k_start[n], S, alpha=-1, out=z[n])
+            torch.bmm(writes[n], z[n], out=w[n])
+        S = torch.baddbmm(S if decays is None else S * decays.whole[n], k_end[n].mT, w[n])
+    return starts, z, w, S
+
+
+def _backward(
+    saved: _Saved, decays: _Decays | None, do: Tensor | None, dS: Tensor | None, scale: float
+) -> tuple[Tensor | None, ...]:
+    """The gradients of q, k, v, g, β and the first S; None where there is none."""
+    writes = None if saved.inverse is None else saved.inverse * saved.beta.mT
+    dw, dz, ends, dS = _pass_back(saved, writes, decays, do, dS)
+    dk, dG = _through_memory(saved, decays, ends)
+    dq, between = None, None  # `between`: the gradient of G_i − G_j
+    if do is not None:
+        dq, between = _through_output(saved, decays, do, scale, dk, dG)
+    if saved.inverse is None:
+        dbeta = (dw * saved.z).sum(-1, keepdim=True)
+    else:
+        dbeta, between = _through_writes(saved, decays, dw, dz, between, dk, dG)
+    dg = None if dG is None else _through_gates(dG, between)
+    return dq, dk, dz, dg, dbeta, dS
+
+
+def _pass_back(
+    saved: _Saved, writes: Tensor | None, decays: _Decays | None, do: Tensor | None, dS: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Carry the gradient of S back: gradients of w, of z, of S at the end of each chunk, and of the first S.
+
+    The last two are None where nothing is carried.
+    """
+    starts = saved.starts
+    dw = torch.zeros_like(saved.w) if do is None or saved.M is None else saved.M.mT @ do
+    if starts is None:
+        if dS is not None:
+            _add_product(dw, saved.k_end, dS[None])
+        return dw, saved.beta * dw if writes is None else writes.mT @ dw, None if dS is None else dS[None], None
+    read = None if do is None or saved.q_start is None else saved.q_start.mT @ do
+    ends, dz = torch.empty_like(starts), torch.empty_like(dw)
+    dS = torch.zeros_like(starts[0]) if dS is None else dS
+    for n in reversed(range(len(starts))):
+        ends[n] = dS
+        dw[n].baddbmm_(saved.k_end[n], dS)
+        dS = dS if decays is None else dS * decays.whole[n]
+        dS = dS if read is None else dS + read[n]
+        if writes is not None:
+            torch.bmm(writes[n].mT, dw[n], out=dz[n])
+            dS = torch.baddbmm(dS, saved.k_start[n].mT, dz[n], alpha=-1)
+    return dw, saved.beta * dw if writes is None else dz, ends, dS
+
+
+def _through_memory(saved: _Saved, decays: _Decays | None, ends: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """S₁ = e^{G_C} S₀ + k_endᵀ w: the first parts of the gradients of k and G (None without decays)."""
+    if ends is None:
+        return torch.zeros_like(saved.k), None if decays is None else torch.zeros_like(saved.beta)
+    dk_end = saved.w @ ends.mT
+    if decays is None:
+        return dk_end, None
+    along = (dk_end * saved.k_end).sum(-1, keepdim=True)
+    whole = along.sum(-2, keepdim=True)
+    if saved.starts is not None:
+        whole += decays.whole * (saved.starts * ends).sum((-1, -2), keepdim=True)
+    dG = along.neg_()
+    dG[..., -1:, :] += whole
+    return dk_end.mul_(decays.to_end), dG
+
+
+def _through_output(
+    saved: _Saved, decays: _Decays | None, do: Tensor, scale: float, dk: Tensor, dG: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """o = q_start S₀ + M w: the gradients of q and of G_i − G_j; adds its part to those of k and G."""
+    q, M = saved.q, saved.M
+    assert q is not None
+    assert M is not None
+    dM = do @ saved.w.mT
+    between = None if decays is None else dM * M
+    dM = dM.tril_().mul_(scale) if decays is None else dM.mul_(decays.between).mul_(scale)
+    dq = dM @ saved.k
+    _add_product(dk, dM.mT, q)
+    if saved.starts is not None:
+        dq_start = do @ saved.starts.mT
+        if decays is None or dG is None:
+            return dq.add_(dq_start, alpha=scale), between
+        dG += (dq_start * saved.q_start).sum(-1, keepdim=True)
+        dq.addcmul_(dq_start, decays.since_start, value=scale)
+    return dq, between
+
+
+def _through_writes(
+    saved: _Saved, decays: _Decays | None, dw: Tensor, dz: Tensor, between: Tensor | None, dk: Tensor, dG: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """w = (I + A)⁻¹ β z, z = v − k_start S₀: the gradients of β and G_i − G_j; adds its part to those of k and G."""
+    P, inverse = saved.P, saved.inverse
+    assert P is not None
+    assert inverse is not None
+    dwrites = dw @ saved.z.mT
+    dbeta = (dwrites * inverse).sum(-2)[..., None]
+    dA = (inverse.mT @ dwrites.mul_(saved.beta.mT) @ inverse.mT).tril_(-1).neg_()
+    dP = dA * saved.beta
+    inside = dA.mul_(P)
+    dbeta += inside.sum(-1, keepdim=True)
+    if decays is not None:
+        inside.mul_(saved.beta)
+        between = inside if between is None else between.add_(inside)
+        dP.mul_(decays.between)
+    _add_product(dk, dP + dP.mT, saved.k)
+    if saved.starts is not None:
+        dk_start = (dz @ saved.starts.mT).neg_()
+        if decays is None or dG is None:
+            dk += dk_start
+        else:
+            dG += (dk_start * saved.k_start).sum(-1, keepdim=True)
+            dk.addcmul_(dk_start, decays.since_start)
+    return dbeta, between
+
+
+def _through_gates(dG: Tensor, between: Tensor | None) -> Tensor:
+    """The gradient of g from those of its sums G_i and of their differences G_i − G_j."""
+    if between is not None:
+        dG = dG + (between.sum(-1) - between.sum(-2))[..., None]
+    return dG.flip(-2).cumsum(-2).flip(-2)
+
+
+def _add_product(x: Tensor, a: Tensor, b: Tensor) -> None:
+    """x += a b, for [N, X, …] batches of matrices."""
+    x.flatten(0, 1).baddbmm_(a.flatten(0, 1), b.flatten(0, 1))
+
+
+class _Layout(NamedTuple):
+    """[B, T, H, X] outside, [N, B · H, C, X] inside."""
+
+    T: int
+    H: int
+    C: int
+
+    def chunks(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        """Padding writes nothing and decays nothing."""
+        pad = -self.T % self.C
+        x = F.pad(x.to(dtype), (0, 0, 0, 0, 0, pad)) if pad else x.to(dtype)
+        return x.unflatten(1, (-1, self.C)).permute(1, 0, 3, 2, 4).reshape(-1, len(x) * self.H, self.C, x.shape[-1])
+
+    def whole(self, x: Tensor, dtype: torch.dtype) -> Tensor:
+        x = x.unflatten(1, (-1, self.H)).permute(1, 0, 3, 2, 4).reshape(len(x[0]) // self.H, -1, self.H, x.shape[-1])
+        return x[:, : self.T].to(dtype)
+
+
+class _Chunked(torch.autograd.Function):
+    """(q or None, k, v, g [B, T, H, 1] or None, β [B, T, H, 1], S₀ [B, H, K, V] or None, scale, erase, C) -> o, S."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor | None, Tensor]:
+        *sequences, S, scale, erase, C = inputs
+        _, T, H, _ = sequences[1].shape
+        dtype = torch.promote_types(sequences[2].dtype, torch.float32)
+        layout = _Layout(T, H, C)
+        chunks = [None if x is None else layout.chunks(x, dtype) for x in sequences]
+        o, S_end, saved, decays = _forward(*chunks, None if S is None else S.to(dtype).flatten(0, 1), scale, erase)
+        ctx.save_for_backward(*saved, *(decays or ()))
+        ctx.scale, ctx.layout, ctx.dtypes = scale, layout, [None if x is None else x.dtype for x in (*sequences, S)]
+        ctx.set_materialize_grads(False)
+        o = None if o is None else layout.whole(o, sequences[2].dtype)
+        return o, S_end.unflatten(0, (-1, H))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, do: Tensor | None, dS: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        fields, layout = len(_Saved._fields), ctx.layout
+        saved, rest = _Saved(*ctx.saved_tensors[:fields]), ctx.saved_tensors[fields:]
+        decays = _Decays(*rest) if rest else None
+        do = None if do is None else layout.chunks(do, saved.k.dtype)
+        *sequences, dS0 = _backward(saved, decays, do, None if dS is None else dS.flatten(0, 1), ctx.scale)
+        back = [None if x is None else layout.whole(x, t) for x, t in zip(sequences, ctx.dtypes, strict=False)]
+        back.append(None if dS0 is None else dS0.unflatten(0, (-1, layout.H)).to(ctx.dtypes[-1]))
+        return *(x if needed else None for x, needed in zip(back, ctx.needs_input_grad, strict=False)), None, None, None
 
 
 def recurrence(
@@ -49,48 +306,15 @@ def recurrence(
     chunk_size: int | None = None,
 ) -> tuple[Float[Tensor, "B T H V"] | None, Float[Tensor, "B H K V"]]:
     """As `reference.recurrence`; `chunk_size` (64 if None) trades parallel work against passes over S."""
-    out_dtype, dtype = v.dtype, torch.promote_types(v.dtype, torch.float32)
-    T = k.shape[1]
-    C = min(chunk_size or 64, T)
-    pad = -T % C
-
-    def chunks(x: Tensor) -> Tensor:  # [B, T, H, X] -> [B, H, N, C, X]; padding writes nothing and decays nothing
-        x = F.pad(x.to(dtype), (0, 0, 0, 0, 0, pad)) if pad else x.to(dtype)
-        return x.unflatten(1, (-1, C)).permute(0, 3, 1, 2, 4)
-
-    k, v, beta = chunks(k), chunks(v), chunks(beta[..., None])
-    B, H, N, _, K = k.shape
-    S = k.new_zeros(B, H, K, v.shape[-1]) if initial_state is None else initial_state.to(dtype)
-    between, from_start, to_end = (None,) * 3 if g is None else _decays(chunks(g[..., None]).squeeze(-1))
-    w, w_S = beta * v, None  # the writes are w − w_S S₀
-    if erase:
-        w_S = beta * k if from_start is None else beta * from_start * k
-        A = (beta * k) @ k.transpose(-1, -2)
-        A = A if between is None else A * between
-        # unitriangular: the diagonal of A is not read, nor what is above
-        w, w_S = torch.linalg.solve_triangular(A, torch.cat([w, w_S], -1), upper=False, unitriangular=True).split(
-            [v.shape[-1], K], dim=-1
-        )
-    q_S, M = None, None  # o = q_S S₀ + M w
-    if q is not None:
-        q_S = chunks(q) * scale
-        M = q_S @ k.transpose(-1, -2)
-        M = M.tril() if between is None else M * between
-        q_S = q_S if from_start is None else q_S * from_start
-    k_end = (k if to_end is None else k * to_end).transpose(-1, -2)
-
-    # unbind, not indexing: its backward stacks once, an index writes a whole zero tensor per chunk
-    def per_chunk(x: Tensor | None) -> Sequence[Tensor | None]:
-        return [None] * N if x is None else x.unbind(2)
-
-    decay = None if from_start is None else from_start[..., -1:, :]
-    outputs = []
-    for k_c, w_c, w_S_c, q_S_c, M_c, decay_c in zip(*map(per_chunk, (k_end, w, w_S, q_S, M, decay)), strict=True):
-        w_c = w_c if w_S_c is None else w_c - w_S_c @ S
-        if q_S_c is not None:
-            outputs.append(q_S_c @ S + M_c @ w_c)
-        S = (S if decay_c is None else decay_c * S) + k_c @ w_c
-    if q is None:
-        return None, S
-    o = torch.stack(outputs, dim=2).permute(0, 2, 3, 1, 4).flatten(1, 2)
-    return (o[:, :T] if pad else o).to(out_dtype), S
+    o, S = _Chunked.apply(  # pyright: ignore[reportGeneralTypeIssues]
+        q,
+        k,
+        v,
+        None if g is None else g[..., None],
+        beta[..., None],
+        initial_state,
+        scale,
+        erase,
+        min(chunk_size or CHUNK_SIZE, k.shape[1]),
+    )
+    return o, S
