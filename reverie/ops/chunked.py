@@ -14,7 +14,7 @@ decays enter as e^{G_i − G_j} with j ≤ i, which is at most 1, so strong deca
 The backward pass is written out: autograd would launch several times as many kernels, and most of them wait for memory.
 It takes the lines from the last to the first, again with only the gradient of S going from chunk to chunk.
 
-Shapes inside: N chunks, X = B · H heads of the batch, C tokens a chunk: [N, X, C, K] for q and k, [N, X, C, V] for v.
+Shapes inside: X = B · H heads of the batch, N chunks, C tokens a chunk: [X, N, C, K] for q and k, [X, N, C, V] for v.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ CHUNK_SIZE = 64
 class _Decays(NamedTuple):
     """What the gates come to inside each chunk."""
 
-    between: Tensor  # e^{G_i − G_j} for j ≤ i, 0 above the diagonal  [N, X, C, C]
-    since_start: Tensor  # e^{G_i}  [N, X, C, 1]
-    to_end: Tensor  # e^{G_C − G_i}  [N, X, C, 1]
-    whole: Tensor  # e^{G_C}  [N, X, 1, 1]
+    between: Tensor  # e^{G_i − G_j} for j ≤ i, 0 above the diagonal  [X, N, C, C]
+    since_start: Tensor  # e^{G_i}  [X, N, C, 1]
+    to_end: Tensor  # e^{G_C − G_i}  [X, N, C, 1]
+    whole: Tensor  # e^{G_C}  [X, N, 1, 1]
 
 
-def _decays(g: Float[Tensor, "N X C 1"]) -> _Decays:
+def _decays(g: Float[Tensor, "X N C 1"]) -> _Decays:
     """Sums in float64: after one g = −20 the difference of two float32 sums would have lost the small decays behind."""
     G = g.double().cumsum(-2)
     C = g.shape[-2]
@@ -54,14 +54,14 @@ class _Saved(NamedTuple):
     """What the backward pass reads, in the names of the equations; None where a rule or a call does without it."""
 
     k: Tensor
-    beta: Tensor  # [N, X, C, 1]
+    beta: Tensor  # [X, N, C, 1]
     k_start: Tensor  # e^G k
     k_end: Tensor  # e^{G_C − G} k
     z: Tensor
     w: Tensor
     P: Tensor | None
     inverse: Tensor | None  # (I + A)⁻¹
-    starts: Tensor | None  # S₀ of every chunk  [N, X, K, V]; None if all there is is one chunk that starts from zero
+    starts: Tensor | None  # S₀ of every chunk  [X, N, K, V]; None if all there is is one chunk that starts from zero
     q: Tensor | None
     q_start: Tensor | None  # scale e^G q
     M: Tensor | None
@@ -70,7 +70,7 @@ class _Saved(NamedTuple):
 def _forward(
     q: Tensor | None, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor, S: Tensor | None, scale: float, erase: bool
 ) -> tuple[Tensor | None, Tensor, _Saved, _Decays | None]:
-    """o, the final S, and what the backward pass needs; the shapes are those inside, g and β [N, X, C, 1]."""
+    """o, the final S, and what the backward pass needs; the shapes are those inside, g and β [X, N, C, 1]."""
     decays = None if g is None else _decays(g)
     k_start, k_end, P, inverse, writes = k, k, None, None, None
     if decays is not None:
@@ -84,7 +84,7 @@ def _forward(
     starts, z, w, S = _pass_on(k_start, k_end, v, beta, writes, decays, S)
     q_start, M, o = None, None, None
     if q is not None:
-        M = (q @ k.mT).mul_(scale)
+        M = _product(q, k.mT, scale)
         M = M.tril_() if decays is None else M.mul_(decays.between)
         o = M @ w
         if starts is not None:
@@ -106,66 +106,69 @@ def _pass_on(
 
     `writes` is (I + A)⁻¹ diag(β); None for the hebbian rule, which takes nothing away.
     """
-    if writes is None or (S is None and len(v) == 1):
+    if writes is None or (S is None and v.shape[1] == 1):
         z, w = v, beta * v if writes is None else writes @ v
     else:
         z, w = torch.empty_like(v), torch.empty_like(v)
-    if S is None and len(v) == 1:
-        return None, z, w, torch.bmm(k_end[0].mT, w[0])
-    starts = v.new_empty(*v.shape[:2], k_end.shape[-1], v.shape[-1])
-    S = torch.zeros_like(starts[0]) if S is None else S
-    for n in range(len(v)):
-        starts[n] = S
+    if S is None and v.shape[1] == 1:
+        return None, z, w, torch.bmm(k_end[:, 0].mT, w[:, 0])
+    X, N, _, V = v.shape
+    starts, end = v.new_empty(X, N, k_end.shape[-1], V), v.new_empty(X, k_end.shape[-1], V)
+    starts[:, 0] = 0.0 if S is None else S
+    for n in range(N):
+        S, after = starts[:, n], starts[:, n + 1] if n + 1 < N else end
         if writes is not None:
-            torch.baddbmm(v[n], k_start[n], S, alpha=-1, out=z[n])
-            torch.bmm(writes[n], z[n], out=w[n])
-        S = torch.baddbmm(S if decays is None else S * decays.whole[n], k_end[n].mT, w[n])
-    return starts, z, w, S
+            z[:, n].copy_(v[:, n]).baddbmm_(k_start[:, n], S, alpha=-1)
+            w[:, n].baddbmm_(writes[:, n], z[:, n], beta=0)
+        _decayed(S, decays, n, out=after).baddbmm_(k_end[:, n].mT, w[:, n])
+    return starts, z, w, end
+
+
+def _decayed(S: Tensor, decays: _Decays | None, n: int, out: Tensor) -> Tensor:
+    return out.copy_(S) if decays is None else torch.mul(S, decays.whole[:, n], out=out)
 
 
 def _backward(
     saved: _Saved, decays: _Decays | None, do: Tensor | None, dS: Tensor | None, scale: float
 ) -> tuple[Tensor | None, ...]:
     """The gradients of q, k, v, g, β and the first S; None where there is none."""
-    writes = None if saved.inverse is None else saved.inverse * saved.beta.mT
-    dw, dz, ends, dS = _pass_back(saved, writes, decays, do, dS)
+    dy, ends, dS = _pass_back(saved, decays, do, dS)
+    dz, dbeta = saved.beta * dy, (dy * saved.z).sum(-1, keepdim=True)
     dk, dG = _through_memory(saved, decays, ends)
     dq, between = None, None  # `between`: the gradient of G_i − G_j
     if do is not None:
         dq, between = _through_output(saved, decays, do, scale, dk, dG)
-    if saved.inverse is None:
-        dbeta = (dw * saved.z).sum(-1, keepdim=True)
-    else:
-        dbeta, between = _through_writes(saved, decays, dw, dz, between, dk, dG)
-    dg = None if dG is None else _through_gates(dG, between)
-    return dq, dk, dz, dg, dbeta, dS
+    if saved.P is not None:
+        between = _through_writes(saved, decays, dy, dz, between, dk, dG, dbeta)
+    return dq, dk, dz, None if dG is None else _through_gates(dG, between), dbeta, dS
 
 
 def _pass_back(
-    saved: _Saved, writes: Tensor | None, decays: _Decays | None, do: Tensor | None, dS: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Carry the gradient of S back: gradients of w, of z, of S at the end of each chunk, and of the first S.
+    saved: _Saved, decays: _Decays | None, do: Tensor | None, dS: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Carry the gradient of S back: gradients of y = β z, of S at the end of each chunk, and of the first S.
 
     The last two are None where nothing is carried.
     """
-    starts = saved.starts
+    starts, inverse, k_start = saved.starts, saved.inverse, saved.k_start
     dw = torch.zeros_like(saved.w) if do is None or saved.M is None else saved.M.mT @ do
     if starts is None:
         if dS is not None:
-            _add_product(dw, saved.k_end, dS[None])
-        return dw, saved.beta * dw if writes is None else writes.mT @ dw, None if dS is None else dS[None], None
+            _add_product(dw, saved.k_end, dS[:, None])
+        return dw if inverse is None else inverse.mT @ dw, None if dS is None else dS[:, None], None
     read = None if do is None or saved.q_start is None else saved.q_start.mT @ do
-    ends, dz = torch.empty_like(starts), torch.empty_like(dw)
-    dS = torch.zeros_like(starts[0]) if dS is None else dS
-    for n in reversed(range(len(starts))):
-        ends[n] = dS
-        dw[n].baddbmm_(saved.k_end[n], dS)
-        dS = dS if decays is None else dS * decays.whole[n]
-        dS = dS if read is None else dS + read[n]
-        if writes is not None:
-            torch.bmm(writes[n].mT, dw[n], out=dz[n])
-            dS = torch.baddbmm(dS, saved.k_start[n].mT, dz[n], alpha=-1)
-    return dw, saved.beta * dw if writes is None else dz, ends, dS
+    ends, first = torch.empty_like(starts), torch.empty_like(starts[:, 0])
+    ends[:, -1] = 0.0 if dS is None else dS
+    dy = dw if inverse is None else torch.empty_like(dw)
+    for n in reversed(range(starts.shape[1])):
+        dw[:, n].baddbmm_(saved.k_end[:, n], ends[:, n])
+        dS = _decayed(ends[:, n], decays, n, out=ends[:, n - 1] if n else first)
+        if read is not None:
+            dS += read[:, n]
+        if inverse is not None:
+            dy[:, n].baddbmm_(inverse[:, n].mT, dw[:, n], beta=0)
+            dS.baddbmm_(k_start[:, n].mT, saved.beta[:, n] * dy[:, n], alpha=-1)
+    return dy, ends, first
 
 
 def _through_memory(saved: _Saved, decays: _Decays | None, ends: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -178,7 +181,8 @@ def _through_memory(saved: _Saved, decays: _Decays | None, ends: Tensor | None) 
     along = (dk_end * saved.k_end).sum(-1, keepdim=True)
     whole = along.sum(-2, keepdim=True)
     if saved.starts is not None:
-        whole += decays.whole * (saved.starts * ends).sum((-1, -2), keepdim=True)
+        product = saved.starts.flatten(0, 1).flatten(1)[:, None] @ ends.flatten(0, 1).flatten(1)[..., None]
+        whole += decays.whole * product.view(decays.whole.shape)
     dG = along.neg_()
     dG[..., -1:, :] += whole
     return dk_end.mul_(decays.to_end), dG
@@ -193,9 +197,9 @@ def _through_output(
     assert M is not None
     dM = do @ saved.w.mT
     between = None if decays is None else dM * M
-    dM = dM.tril_().mul_(scale) if decays is None else dM.mul_(decays.between).mul_(scale)
-    dq = dM @ saved.k
-    _add_product(dk, dM.mT, q)
+    dM = dM.tril_() if decays is None else dM.mul_(decays.between)
+    dq = _product(dM, saved.k, scale)
+    _add_product(dk, dM.mT, q, scale)
     if saved.starts is not None:
         dq_start = do @ saved.starts.mT
         if decays is None or dG is None:
@@ -206,17 +210,20 @@ def _through_output(
 
 
 def _through_writes(
-    saved: _Saved, decays: _Decays | None, dw: Tensor, dz: Tensor, between: Tensor | None, dk: Tensor, dG: Tensor | None
-) -> tuple[Tensor, Tensor | None]:
-    """w = (I + A)⁻¹ β z, z = v − k_start S₀: the gradients of β and G_i − G_j; adds its part to those of k and G."""
-    P, inverse = saved.P, saved.inverse
-    assert P is not None
-    assert inverse is not None
-    dwrites = dw @ saved.z.mT
-    dbeta = (dwrites * inverse).sum(-2)[..., None]
-    dA = (inverse.mT @ dwrites.mul_(saved.beta.mT) @ inverse.mT).tril_(-1).neg_()
+    saved: _Saved,
+    decays: _Decays | None,
+    dy: Tensor,
+    dz: Tensor,
+    between: Tensor | None,
+    dk: Tensor,
+    dG: Tensor | None,
+    dbeta: Tensor,
+) -> Tensor | None:
+    """(I + A) w = y, z = v − k_start S₀: the gradient of G_i − G_j; adds its part to those of k, G and β."""
+    assert saved.P is not None
+    dA = _product(dy, saved.w.mT, -1.0).tril_(-1)
     dP = dA * saved.beta
-    inside = dA.mul_(P)
+    inside = dA.mul_(saved.P)
     dbeta += inside.sum(-1, keepdim=True)
     if decays is not None:
         inside.mul_(saved.beta)
@@ -224,13 +231,13 @@ def _through_writes(
         dP.mul_(decays.between)
     _add_product(dk, dP + dP.mT, saved.k)
     if saved.starts is not None:
-        dk_start = (dz @ saved.starts.mT).neg_()
+        dk_start = _product(dz, saved.starts.mT, -1.0)
         if decays is None or dG is None:
             dk += dk_start
         else:
             dG += (dk_start * saved.k_start).sum(-1, keepdim=True)
             dk.addcmul_(dk_start, decays.since_start)
-    return dbeta, between
+    return between
 
 
 def _through_gates(dG: Tensor, between: Tensor | None) -> Tensor:
@@ -240,13 +247,20 @@ def _through_gates(dG: Tensor, between: Tensor | None) -> Tensor:
     return dG.flip(-2).cumsum(-2).flip(-2)
 
 
-def _add_product(x: Tensor, a: Tensor, b: Tensor) -> None:
-    """x += a b, for [N, X, …] batches of matrices."""
-    x.flatten(0, 1).baddbmm_(a.flatten(0, 1), b.flatten(0, 1))
+def _product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """scale · a b, for [X, N, …] batches of matrices."""
+    x = a.new_empty(*a.shape[:-1], b.shape[-1])
+    x.flatten(0, 1).baddbmm_(a.flatten(0, 1), b.flatten(0, 1), beta=0, alpha=scale)
+    return x
+
+
+def _add_product(x: Tensor, a: Tensor, b: Tensor, scale: float = 1.0) -> None:
+    """x += scale · a b."""
+    x.flatten(0, 1).baddbmm_(a.flatten(0, 1), b.flatten(0, 1), alpha=scale)
 
 
 class _Layout(NamedTuple):
-    """[B, T, H, X] outside, [N, B · H, C, X] inside."""
+    """[B, T, H, X] outside, [B · H, N, C, X] inside."""
 
     T: int
     H: int
@@ -254,13 +268,13 @@ class _Layout(NamedTuple):
 
     def chunks(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Padding writes nothing and decays nothing."""
-        pad = -self.T % self.C
-        x = F.pad(x.to(dtype), (0, 0, 0, 0, 0, pad)) if pad else x.to(dtype)
-        return x.unflatten(1, (-1, self.C)).permute(1, 0, 3, 2, 4).reshape(-1, len(x) * self.H, self.C, x.shape[-1])
+        x = x.to(dtype).transpose(1, 2)
+        x = F.pad(x, (0, 0, 0, -self.T % self.C)) if self.T % self.C else x
+        return x.reshape(len(x) * self.H, -1, self.C, x.shape[-1])
 
     def whole(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        x = x.unflatten(1, (-1, self.H)).permute(1, 0, 3, 2, 4).reshape(len(x[0]) // self.H, -1, self.H, x.shape[-1])
-        return x[:, : self.T].to(dtype)
+        """A view, if the type is the same."""
+        return x.flatten(1, 2).unflatten(0, (-1, self.H))[:, :, : self.T].transpose(1, 2).to(dtype)
 
 
 class _Chunked(torch.autograd.Function):
