@@ -7,9 +7,9 @@ import math
 import os
 import statistics
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, ValidationError
 from typing_extensions import TypedDict
@@ -60,13 +60,32 @@ class Chance(_Part):
     exact: float
 
 
+class PassStatistics(_Part):
+    """What each of N passes did in one training step, over the windows that were slept over; a value a pass.
+
+    Norms of a head's fast weights, mean over heads, blocks, windows and examples; the relative change by this pass (the
+    first one comes upon what the window found); norms of the loss's gradient with respect to all fast weights behind
+    the pass, and to all h behind it (0 for the last, which nobody reads).
+    """
+
+    fast_weight_norm: list[float]
+    fast_weight_change: list[float]
+    fast_weight_gradient: list[float]
+    hidden_gradient: list[float]
+
+
 class CurvePoint(_Part):
-    """One evaluation during training; `train_loss` is the mean since the point before."""
+    """One evaluation during training; `train_loss` is the mean since the point before.
+
+    `gradient_norm` (before clipping) and `passes` are those of the newest step; cards of older versions lack them.
+    """
 
     step: int
     tokens: int
     wall_time_s: float
     train_loss: float
+    gradient_norm: float | None = None
+    passes: PassStatistics | None = None
     score: ScoreSummary
 
 
@@ -82,6 +101,8 @@ class RunCard(_Part):
     commit: str
     date: str
     hardware: Hardware
+    processes: int = 1  # that trained together
+    parallel: Literal["ddp", "fsdp"] | None = None
     wall_time_s: float
     tokens: int
     steps: int
@@ -169,6 +190,7 @@ class ComparisonCard(_Part):
 
 
 Card = RunCard | ComparisonCard
+AnyCard = TypeVar("AnyCard", bound=BaseModel)
 
 
 def compare_runs(name: str, metric: Metric, runs: Sequence[RunCard]) -> ComparisonCard:
@@ -197,13 +219,18 @@ def compare_runs(name: str, metric: Metric, runs: Sequence[RunCard]) -> Comparis
     )
 
 
-def save_card(card: Card, path: str | os.PathLike[str]) -> None:
+def save_card(card: BaseModel, path: str | os.PathLike[str]) -> None:
     """Write a card in one move; measured floats are rounded to 5 significant digits, the recipe is kept as it is."""
     write_atomic(path, (_layout(_rounded(card.model_dump(mode="python"))) + "\n").encode())
 
 
 def load_card(path: str | os.PathLike[str]) -> Card:
-    """Read a card that `save_card` wrote."""
+    """Read the card of a run or of a comparison that `save_card` wrote."""
+    return read_card(path, {"run": RunCard, "comparison": ComparisonCard})
+
+
+def read_card(path: str | os.PathLike[str], kinds: Mapping[str, type[AnyCard]]) -> AnyCard:
+    """Read a card of one of these kinds."""
     try:
         content = json.loads(Path(path).read_bytes())
     except FileNotFoundError:
@@ -214,11 +241,10 @@ def load_card(path: str | os.PathLike[str]) -> Card:
         raise UserError(f"{path} is not a result card: it is not JSON ({error})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a result card: it holds no JSON object")
-    kinds: dict[Any, type[Card]] = {"run": RunCard, "comparison": ComparisonCard}
     kind = content.get("kind")
     if not isinstance(kind, str) or kind not in kinds:
         found = f"its kind is {kind!r}" if "kind" in content else "it lacks kind"
-        raise UserError(f"{path} is not a result card: {found}, which must be 'run' or 'comparison'")
+        raise UserError(f"{path} is not a result card: {found}, which must be {' or '.join(map(repr, kinds))}")
     try:
         return kinds[kind].model_validate(content)
     except ValidationError as error:

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from reverie.card import ComparisonCard, RunCard
 from reverie.check import check_problems
+from reverie.cli_bench import app as bench_app
 from reverie.compare import FIGURE_NAME, Run, compare, plan_runs
 from reverie.data import Rows, problem_rows, task_rows, write_data
 from reverie.errors import UserError
@@ -26,7 +27,11 @@ from reverie.recipe import Recipe, load_recipe
 from reverie.show import show_example
 from reverie.tables import comparison_table, depth_table, run_table
 from reverie.tasks import TASKS
+from reverie.train.distributed import Parallel, is_first, joined, restarted
+from reverie.train.launch import ProcessDied, launch
 from reverie.train.loop import evaluate_run, train
+from reverie.train.sharded import find_checkpoint
+from reverie.train.stop import exit_code, sigterm_interrupts
 from reverie.train.worker import Event
 
 app = typer.Typer(
@@ -40,9 +45,10 @@ tasks_app = typer.Typer(help="Look at the tasks.", no_args_is_help=True, rich_ma
 app.add_typer(tasks_app, name="tasks")
 data_app = typer.Typer(help="Write data sets to disk, and check them.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
+app.add_typer(bench_app, name="bench")
 
-out_console = Console()
-err_console = Console(stderr=True)  # progress, so that --json leaves stdout to the result
+out_console = Console(quiet=not is_first())
+err_console = Console(quiet=not is_first(), stderr=True)  # progress, so that --json leaves stdout to the result
 
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A shipped recipe such as depo/nano, or a .toml file.")
@@ -68,22 +74,32 @@ def train_command(
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/RECIPE if absent.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the folder.")] = False,
     device: Device = "auto",
+    nproc: Annotated[int, typer.Option(min=1, help="Processes that train it together, on GPUs one each.")] = 1,
+    parallel: Annotated[str, typer.Option(help="ddp, or fsdp: parameters shared out among the processes.")] = "ddp",
+    max_restarts: Annotated[int, typer.Option(min=0, help="How often all start again if a process dies.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Train one model by a recipe; leaves checkpoint, TensorBoard curves and a result card."""
     resolved = load_recipe(recipe, overrides or [])
-    folder = out or Path("runs") / resolved.name
-    resumable = _interruptible(f"--resume goes on from the last checkpoint in {folder}")
-    with resumable, RunDisplay(err_console) as display:
+    folder, where, how = out or Path("runs") / resolved.name, _device(device), _parallel(parallel)
+    if nproc > 1:
+        options = [f"--set={override}" for override in overrides or []] + ["--resume"] * resume + ["--json"] * as_json
+        options += [f"--out={folder}", f"--device={where.type}", f"--parallel={how}"]
+        return launch(resolved, [recipe, *options], nproc, folder, where, max_restarts=max_restarts)
+    resume = resume or (restarted() and find_checkpoint(folder) is not None)
+    resumable = _interruptible(f"the same command with --resume goes on from the last checkpoint in {folder}")
+    with resumable, joined(how, where) as (processes, own_device), RunDisplay(err_console) as display:
         card = train(
             resolved,
             folder,
             resume=resume,
-            device=_device(device),
+            device=own_device,
             report=lambda progress, loss: display.update(resolved.name, Event.of(resolved, progress, loss)),
+            processes=processes,
         )
-    _print_card(card, as_json)
-    typer.echo(f"run in {folder}", err=True)
+    if is_first():
+        _print_card(card, as_json)
+        typer.echo(f"run in {folder}", err=True)
 
 
 @app.command("eval")
@@ -329,20 +345,28 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def _parallel(name: str) -> Parallel:
+    if name == "ddp" or name == "fsdp":
+        return name
+    raise UserError(f"--parallel must be ddp or fsdp, got {name!r}")
+
+
 @contextlib.contextmanager
 def _interruptible(advice: str) -> Iterator[None]:
-    """Ctrl-C ends with advice and exit code 130."""
+    """Ctrl-C and SIGTERM end with advice, and with exit code 130 or 143."""
     try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo(f"interrupted; {advice}", err=True)
-        raise typer.Exit(130) from None
+        with sigterm_interrupts():
+            yield
+    except KeyboardInterrupt as interruption:
+        if is_first():
+            typer.echo(f"{str(interruption) or 'interrupted'}; {advice}", err=True)
+        raise typer.Exit(exit_code(interruption)) from None
 
 
 def main() -> None:
-    """Every UserError is one sentence on stderr and exit code 2."""
+    """Every UserError is one sentence on stderr and exit code 2; the death of a process of several exit code 1."""
     try:
         app()
-    except UserError as error:
+    except (UserError, ProcessDied) as error:
         typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
+        sys.exit(2 if isinstance(error, UserError) else 1)

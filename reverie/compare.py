@@ -100,12 +100,17 @@ def compare(
         UserError: a run failed; the others that were going are stopped, and can be taken up again.
     """
     waiting = [run for run in runs if finished(run.recipe, run.out) is None]
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as children:
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.ExitStack() as children,
+        contextlib.ExitStack() as stops,  # all at once, before any is waited for: each still finishes its step
+    ):
         events: queue.Queue[tuple[Run, dict[str, Any] | None]] = queue.Queue()
         going = 0
         while waiting or going:
             while waiting and going < jobs:
-                children.enter_context(_child(waiting.pop(0), device, Path(folder), events))
+                process = children.enter_context(_child(waiting.pop(0), device, Path(folder), events))
+                stops.callback(process.terminate)
                 going += 1
             run, event = events.get()
             if event is None:
@@ -124,7 +129,7 @@ def compare(
 @contextlib.contextmanager
 def _child(
     run: Run, device: str, folder: Path, events: queue.Queue[tuple[Run, dict[str, Any] | None]]
-) -> Iterator[None]:
+) -> Iterator[subprocess.Popen[str]]:
     """A process for the run, with one thread; its events arrive in the queue, None last."""
     job = folder / f"{run.name}.json"
     content = {"recipe": run.recipe.model_dump(mode="json"), "out": str(run.out), "device": device}
@@ -163,9 +168,7 @@ def _child(
     errors.start()
     listener.start()
     try:
-        yield
+        yield process
     finally:
-        if process.poll() is None:
-            process.terminate()
         process.wait()
         listener.join()

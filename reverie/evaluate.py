@@ -23,16 +23,20 @@ def evaluate(
     *,
     generate: bool = False,
     device: torch.device | str = "cpu",
+    share: tuple[int, int] = (0, 1),
 ) -> Score:
     """Score `num_examples` held-out examples: always the same ones, whatever the seed of training and the passes.
 
     With `generate`, where the task has one answer at the end of its text, the model writes it token by token from what
     it wrote before. Else it is shown the right tokens so far, which is faster and has the same questions right as long
     as the answer does not begin in one window and end in the next: writing, the model would sleep between the two.
+
+    Args:
+        share: (i, n) scores the i-th of every n batches alone; n such scores add up to that of all.
     """
     total = Score()
     size = min(max(BATCH_TOKENS // task.sequence_length, 1), LARGEST_BATCH)
-    for first in range(0, num_examples, size):
+    for first in range(size * share[0], num_examples, size * share[1]):
         examples = range(first, min(first + size, num_examples))
         batch = Batch(*(x.to(device) for x in task.batch("test", seed=0, step=0, examples=examples)))
         total = total + score_batch(model, batch, sleep, generate=generate and task.answer_is_last)

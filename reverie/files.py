@@ -11,6 +11,8 @@ from pathlib import Path
 
 from reverie.errors import UserError
 
+_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.tmp(\.[^.]*)?")  # as write_atomic names them
+
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | Callable[[Path], object]) -> None:
     """Put `data` at `path` in one move: a reader, a crash or a full disk never meets an unfinished file.
@@ -31,6 +33,13 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | Callable[[Path], ob
             move_into_place(temporary, path)
         finally:
             _remove(temporary)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what `write_atomic` left in a folder when its process was killed; nobody may be writing there now."""
+    for path in folder.glob(".*"):
+        if _TEMPORARY.fullmatch(path.name):
+            _remove(path)
 
 
 def move_into_place(finished: Path, path: Path) -> None:

@@ -15,6 +15,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter
 
+from reverie.bench.card import BenchmarkCard
+from reverie.bench.figure import draw
 from reverie.card import (
     METRIC_NAMES,
     Card,
@@ -24,11 +26,16 @@ from reverie.card import (
     RunCard,
     compare_runs,
     headline,
-    load_card,
+    read_card,
 )
 from reverie.errors import UserError
 from reverie.files import write_atomic
 
+_KINDS: dict[str, type[RunCard | ComparisonCard | BenchmarkCard]] = {
+    "run": RunCard,
+    "comparison": ComparisonCard,
+    "benchmark": BenchmarkCard,
+}
 _INK = "#333333"
 _GREY = "#8c8c8c"
 _MARKERS = ("o", "s", "^", "D")
@@ -58,8 +65,11 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def figure(card: Card) -> Figure:
-    """Both panels side by side: what was reached at each depth, and how it was learned."""
+def figure(card: Card | BenchmarkCard) -> Figure:
+    """Both panels side by side: what was reached at each depth, and how it was learned. Of a benchmark, its own."""
+    if isinstance(card, BenchmarkCard):
+        with matplotlib.rc_context(_STYLE):
+            return draw(card)
     return _draw(card, [_over_depth, _over_tokens])
 
 
@@ -95,7 +105,7 @@ def plot_cards(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[s
         if images.count(image) > 1:
             raise UserError(f"two cards would be drawn to {image}; plot them into different folders")
     for card, image in zip(cards, images, strict=True):
-        save_figure(figure(load_card(card)), image)
+        save_figure(figure(read_card(card, _KINDS)), image)
     return images
 
 

@@ -76,6 +76,19 @@ class RunDisplay(_Display):
         self._show(name, "step", event.step, event.steps, numbers, left_s)
 
 
+class PartDisplay(_Display):
+    """Shows which part of a benchmark is being measured."""
+
+    def __init__(self, console: Console, name: str) -> None:
+        super().__init__(console)
+        self._name, self._begun = name, time.monotonic()
+
+    def update(self, done: int, total: int, what: str) -> None:
+        """Before every part: those done, all of them, and what this one measures."""
+        left_s = (time.monotonic() - self._begun) / max(done, 1) * (total - done)
+        self._show(self._name, "part", done, total, what, left_s)
+
+
 class RowDisplay(_Display):
     """Shows rows/s and the time left of a file that is written row by row."""
 

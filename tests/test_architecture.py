@@ -30,18 +30,23 @@ ROOMS = {
     "evaluate": "errors model sleep tasks generate",
     "provenance": "",
     "card": "errors files provenance",
-    "plots": "errors files card",
     "tables": "card",
     "show": "recipe tasks",
     "train": "errors files model sleep tasks recipe evaluate provenance card workers",
     "progress": "train",
+    "bench": "errors ops model backward sleep tasks recipe provenance train",
+    "plots": "errors files card bench",
     "compare": "errors files recipe card plots tables train",
-    "cli": "check errors recipe card plots tables tasks train show progress compare data evaluate",
+    "cli_bench": "card progress bench plots",
+    "cli": "check errors recipe card plots tables tasks train show progress compare data evaluate cli_bench",
     "__main__": "cli",
+    "train.__main__": "errors cli train",  # a process of `reverie train --nproc`: the same command
 }
 
 
 def room(path: Path) -> str:
+    if path.name == "__main__.py":
+        return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from reverie.compare import Run
 from reverie.recipe import load_recipe
 from reverie.train.checkpoint import FILE_NAME
 from reverie.train.loop import CARD_NAME, train
+from reverie.train.stop import Stopped, Terminated
 
 
 class Done(NamedTuple):
@@ -366,19 +368,35 @@ def test_a_wrong_option_or_command_shows_the_usage(reverie: Reverie, tmp_path: P
 @pytest.mark.parametrize(
     ("command", "advice"),
     [
-        ("train", "interrupted; --resume goes on from the last checkpoint in here"),
-        ("compare", "interrupted; the same command goes on from the last checkpoints"),
+        ("train", "the same command with --resume goes on from the last checkpoint in here"),
+        ("compare", "the same command goes on from the last checkpoints"),
     ],
 )
-def test_control_c_says_how_to_go_on(
-    reverie: Reverie, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str, advice: str
+@pytest.mark.parametrize(
+    ("interruption", "code", "what"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (Terminated("terminated"), 143, "terminated"),
+        (Stopped(signal.SIGINT, 3, 9), 130, "stopped after step 3 of 9 (Ctrl-C), saved"),
+        (Stopped(signal.SIGTERM, 3, 9), 143, "stopped after step 3 of 9 (SIGTERM), saved"),
+    ],
+)
+def test_a_signal_ends_with_how_to_go_on(
+    reverie: Reverie,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    command: str,
+    advice: str,
+    interruption: KeyboardInterrupt,
+    code: int,
+    what: str,
 ):
     def interrupted(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
+        raise interruption
 
     monkeypatch.setattr(cli, command, interrupted)
     done = reverie(command, write_tiny(tmp_path), "--out", "here")
-    assert done == (130, "", f"{advice}\n")
+    assert done == (code, "", f"{what}; {advice}\n")
 
 
 def test_control_c_while_data_is_written(reverie: Reverie, monkeypatch: pytest.MonkeyPatch):

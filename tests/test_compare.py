@@ -262,6 +262,33 @@ def test_no_child_outlives_an_interruption(
     assert [child.poll() is None for child in children.started] == [False, False]
 
 
+def test_all_children_are_asked_to_stop_before_one_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Each needs the time of a step and of a checkpoint, and they need it side by side."""
+    script = """
+def stop(*_):
+    told = time.time()
+    time.sleep(0.3)
+    pathlib.Path(name).write_text(json.dumps([told, time.time()]))
+    sys.exit(143)
+signal.signal(signal.SIGTERM, stop)
+tell()
+time.sleep(600)
+"""
+    monkeypatch.chdir(tmp_path)
+    children_that(monkeypatch, script)
+    runs, ready = some_runs(tmp_path / "out", *"abc"), set[str]()
+
+    def report(run: Run, event: Event) -> None:
+        ready.add(run.name)
+        if len(ready) == len(runs):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        compare("tiny", "question", runs, tmp_path / "out", jobs=3, report=report)
+    told, ended = zip(*(json.loads((tmp_path / run.name).read_text()) for run in runs), strict=True)
+    assert max(told) < min(ended)
+
+
 def test_a_folder_with_other_runs_is_refused_before_anything_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from reverie.errors import UserError
-from reverie.files import write_atomic
+from reverie.files import remove_unfinished, write_atomic
 
 
 @pytest.mark.parametrize("content", [b"new", lambda path: path.write_bytes(b"new")])
@@ -103,6 +103,20 @@ def test_an_interruption_leaves_nothing_behind(tmp_path: Path):
     with pytest.raises(KeyboardInterrupt):
         write_atomic(tmp_path / "model.pt", write)
     assert os.listdir(tmp_path) == []
+
+
+def test_what_a_killed_process_leaves_can_be_removed(tmp_path: Path):
+    (tmp_path / ".hidden.json").write_bytes(b"")
+    for name in ("model.pt", "card.json", "no suffix", ".hidden.json", "model.tmp.pt"):
+        child = os.fork()
+        if child == 0:
+            write_atomic(
+                tmp_path / name, lambda path: (path.write_bytes(b"half"), os.kill(os.getpid(), signal.SIGKILL))
+            )
+        os.waitpid(child, 0)
+    assert len(os.listdir(tmp_path)) == 6
+    remove_unfinished(tmp_path)
+    assert os.listdir(tmp_path) == [".hidden.json"]
 
 
 def test_a_folder_in_the_way_is_one_sentence(tmp_path: Path):

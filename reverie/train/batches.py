@@ -10,6 +10,7 @@ from multiprocessing.context import BaseContext
 
 import numpy as np
 import torch
+import torch.distributed as dist
 
 from reverie.recipe import Recipe
 from reverie.tasks import Batch
@@ -21,11 +22,11 @@ _KILLED = (
 )
 
 
-def make_batch(recipe: Recipe, step: int) -> Batch:
-    """The batch of a step (0 is the first); it depends on the recipe and the step alone."""
+def make_batch(recipe: Recipe, step: int, examples: range | None = None) -> Batch:
+    """The batch of a step (0 is the first), or some of its examples; it depends on the recipe and the step alone."""
     config = recipe.train
-    examples, depth = range(config.batch_size), max_depth(recipe, step)
-    return recipe.task.batch("train", config.seed, step, examples, max_depth=depth)
+    examples = range(config.batch_size) if examples is None else examples
+    return recipe.task.batch("train", config.seed, step, examples, max_depth=max_depth(recipe, step))
 
 
 def max_depth(recipe: Recipe, step: int) -> int:
@@ -41,8 +42,8 @@ def max_depth(recipe: Recipe, step: int) -> int:
 
 
 @contextmanager
-def batches(recipe: Recipe, first_step: int) -> Iterator[Iterator[Batch]]:
-    """The batches of all steps from `first_step` on, in order, whoever makes them.
+def batches(recipe: Recipe, first_step: int, examples: range | None = None) -> Iterator[Iterator[Batch]]:
+    """The batches of all steps from `first_step` on, or these examples of each, in order, whoever makes them.
 
     With `train.data_workers` it is that many processes, which end with the context.
 
@@ -51,19 +52,20 @@ def batches(recipe: Recipe, first_step: int) -> Iterator[Iterator[Batch]]:
     """
     steps, workers = range(first_step, recipe.train.steps), recipe.train.data_workers
     if not workers:
-        yield (make_batch(recipe, step) for step in steps)
+        yield (make_batch(recipe, step, examples) for step in steps)
         return
     # Not PyTorch's DataLoader: a worker that dies makes it raise one of several errors, from a signal handler, wherever
     # the main thread is just then.
-    with made_ahead(partial(_arrays, recipe), steps, workers, if_killed=_KILLED, context=_context()) as made:
+    with made_ahead(partial(_arrays, recipe, examples), steps, workers, if_killed=_KILLED, context=_context()) as made:
         yield (Batch(*map(torch.from_numpy, arrays)) for arrays in made)
 
 
-def _arrays(recipe: Recipe, step: int) -> list[np.ndarray]:
+def _arrays(recipe: Recipe, examples: range | None, step: int) -> list[np.ndarray]:
     """The batch as it goes through a pipe: tensors would go by open files in shared memory, and both can run out."""
-    return [tensor.numpy() for tensor in make_batch(recipe, step)]
+    return [tensor.numpy() for tensor in make_batch(recipe, step, examples)]
 
 
 def _context() -> BaseContext:
-    """Processes start as they do on this platform, but none is forked from one with CUDA's threads and memory."""
-    return get_context("spawn" if torch.cuda.is_initialized() else None)
+    """Processes start as they do on this platform, but none is forked from one with CUDA's threads and memory, or with
+    those by which it talks to other processes."""
+    return get_context("spawn" if torch.cuda.is_initialized() or dist.is_initialized() else None)

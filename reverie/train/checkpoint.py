@@ -22,6 +22,7 @@ from torch.optim import Optimizer
 from reverie.errors import UserError
 from reverie.files import write_atomic
 from reverie.recipe import Recipe
+from reverie.train.distributed import as_kept
 
 FILE_NAME = "checkpoint.safetensors"
 
@@ -46,16 +47,25 @@ def save_checkpoint(
     path: Path, recipe: Recipe, model: nn.Module, optimizers: list[Optimizer], progress: Progress
 ) -> None:
     """Raises UserError (disk full, no permission); the file that was there before is then untouched."""
+    tensors = {**checkpoint_tensors(model, optimizers), "rng": torch.get_rng_state()}
+    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = checkpoint_metadata(recipe, progress)
+    write_atomic(path, lambda temporary: save_file(contiguous, temporary, metadata=metadata))
+
+
+def checkpoint_tensors(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Tensor]:
+    """Weights and optimiser states by the names they have in a checkpoint."""
     tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
     for i, optimizer in enumerate(optimizers):
         names = _names(optimizer)
         for index, entries in optimizer.state_dict()["state"].items():
             for entry, tensor in entries.items():
                 tensors[f"optimizer.{i}.{names[index]}.{entry}"] = tensor
-    tensors["rng"] = torch.get_rng_state()
-    metadata = {"recipe": recipe.model_dump_json(), "progress": json.dumps(vars(progress))}
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write_atomic(path, lambda temporary: save_file(contiguous, temporary, metadata=metadata))
+    return tensors
+
+
+def checkpoint_metadata(recipe: Recipe, progress: Progress) -> dict[str, str]:
+    return {"recipe": recipe.model_dump_json(), "progress": json.dumps(vars(progress))}
 
 
 @dataclass(frozen=True)
@@ -68,25 +78,41 @@ class Checkpoint:
     tensors: dict[str, Tensor]
 
     def restore_model(self, model: nn.Module) -> None:
-        prefix = "model."
-        weights = {name.removeprefix(prefix): x for name, x in self.tensors.items() if name.startswith(prefix)}
-        try:
-            model.load_state_dict(weights)
-        except RuntimeError as error:
-            raise UserError(f"{self.path} holds the weights of another model than its recipe describes") from error
+        """Put the weights back, also into a model whose parameters are shared out among processes."""
+        weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        saved = {name: tensor.shape for name, tensor in self.tensors.items() if name.startswith("model.")}
+        if saved != {name: tensor.shape for name, tensor in weights.items()}:
+            raise UserError(f"{self.path} holds the weights of another model than its recipe describes")
+        self._copy_into(weights)
 
     def restore(self, model: nn.Module, optimizers: list[Optimizer]) -> None:
         """Put weights, optimiser states and the random state back."""
         self.restore_model(model)
+        states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+        targets = {}
         for i, optimizer in enumerate(optimizers):
-            state: dict[int, dict[str, Tensor]] = {}
-            for index, name in enumerate(_names(optimizer)):
+            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+            for index, (name, parameter) in enumerate(zip(_names(optimizer), parameters, strict=True)):
                 prefix = f"optimizer.{i}.{name}."
-                entries = {k.removeprefix(prefix): x for k, x in self.tensors.items() if k.startswith(prefix)}
-                if entries:
-                    state[index] = entries
+                saved = {k.removeprefix(prefix): x for k, x in self.tensors.items() if k.startswith(prefix)}
+                if saved:
+                    states[i][index] = {entry: _room_for(x, parameter) for entry, x in saved.items()}
+                    targets |= {f"{prefix}{entry}": x for entry, x in states[i][index].items()}
+        self._copy_into(targets)
+        for optimizer, state in zip(optimizers, states, strict=True):
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         torch.set_rng_state(self.tensors["rng"])
+
+    def _copy_into(self, targets: dict[str, Tensor]) -> None:
+        """Fill tensors with those of the same names."""
+        for name, target in targets.items():
+            target.copy_(as_kept(self.tensors[name], target))
+
+
+def _room_for(entry: Tensor, parameter: Tensor) -> Tensor:
+    """For an entry of an optimiser's state: kept as the parameter is, if it has one number for each of its numbers."""
+    alike = entry.shape == parameter.shape
+    return torch.zeros_like(parameter, dtype=entry.dtype) if alike else torch.zeros(entry.shape, dtype=entry.dtype)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:
@@ -97,6 +123,11 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def checkpoint_recipe(path: Path) -> Recipe:
     """The recipe alone, without reading the tensors; raises as `load_checkpoint` does."""
     return _read(path, lambda name: False).recipe
+
+
+def checkpoint_progress(path: Path) -> Progress:
+    """How far the run is, likewise."""
+    return _read(path, lambda name: False).progress
 
 
 def _read(path: Path, wanted: Callable[[str], bool]) -> Checkpoint:

@@ -2,30 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures.process import BrokenProcessPool
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from reverie.card import Chance, CurvePoint, RunCard, save_card
+from reverie.card import Chance, CurvePoint, PassStatistics, RunCard, save_card
 from reverie.errors import UserError
 from reverie.evaluate import evaluate
+from reverie.files import writing
 from reverie.model import HybridLM, count_parameters, new_model
 from reverie.provenance import commit_id, hardware
 from reverie.recipe import Recipe, changed
-from reverie.sleep import rollout
+from reverie.sleep import SleepConfig, rollout
 from reverie.tasks import Batch, Score
 from reverie.train.batches import batches
-from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint, save_checkpoint
+from reverie.train.checkpoint import Progress
+from reverie.train.distributed import ALONE, ParallelModel, Processes, check_batch, whole
+from reverie.train.lock import run_lock
 from reverie.train.optim import build_optimizers, set_lr
+from reverie.train.sharded import find_checkpoint, load_run, save_run
+from reverie.train.stability import PassObserver
 from reverie.train.stages import freeze_others, stage_at
+from reverie.train.stop import Stopped, StopRequest, stop_requests
 
 CARD_NAME = "card.json"
 
@@ -40,92 +48,165 @@ def train(
     resume: bool = False,
     device: torch.device | str = "cpu",
     report: Report = lambda progress, loss: None,
+    processes: Processes = ALONE,
 ) -> RunCard:
     """Train by a recipe; leave checkpoint, TensorBoard curves and card in `out`.
 
-    Same recipe, same machine, same curve; and with `resume` the same curve as without the break.
+    Same recipe, same machine, same curve; and with `resume` the same curve as without the break. Several processes
+    share out the examples of each step: the same curve to rounding, however many they are. One of them reports.
+
+    SIGTERM and Ctrl-C finish the step that is going, and save.
 
     Raises:
-        UserError: `out` holds another run, the checkpoint cannot be read or written, or training diverges.
+        UserError: `out` holds another run, another process trains there, the checkpoint cannot be read or written, or
+            training diverges.
+        Stopped: such a signal came; with `resume` the run goes on.
     """
     commit = commit_id()  # of the code that runs: the checkout may move on meanwhile
-    checkpoint_path = out / FILE_NAME
-    model = new_model(recipe.model, recipe.train.seed).to(device)
-    optimizers = build_optimizers(model, recipe.optim)
-    progress = Progress()
-    if resume and not checkpoint_path.exists():
+    check_batch(recipe, processes.world_size)
+    if resume and find_checkpoint(out) is None:
         raise UserError(f"{out} holds no run to go on with: leave out --resume to start one")
-    if resume:
-        checkpoint = load_checkpoint(checkpoint_path)
+    # A task that cannot make its examples says so here, before anything is written; evaluation needs them anyway.
+    recipe.task.batch("test", 0, 0, range(len(recipe.task.depths())))
+    with run_lock(out) if processes.is_first else contextlib.nullcontext():
+        return _train(recipe, out, resume, device, report, commit, processes)
+
+
+def _train(
+    recipe: Recipe,
+    out: Path,
+    resume: bool,
+    device: torch.device | str,
+    report: Report,
+    commit: str,
+    processes: Processes,
+) -> RunCard:
+    model = new_model(recipe.model, recipe.train.seed)
+    parallel = ParallelModel(model, device, processes)
+    optimizers = build_optimizers(model, recipe.optim)
+    progress, place = Progress(), find_checkpoint(out)
+    if resume and place is not None:
+        checkpoint = load_run(place)
         if checkpoint.recipe != recipe:
-            raise UserError(
-                f"{checkpoint_path} was made by another recipe; resume with the settings it was started with"
-            )
+            raise UserError(f"{place} was made by another recipe; resume with the settings it was started with")
         checkpoint.restore(model, optimizers)
         progress = checkpoint.progress
-    elif checkpoint_path.exists():
+    elif place is not None:
         raise UserError(f"{out} already holds a run: add --resume to go on with it, or choose another --out")
+    processes.wait()  # until all have seen what is there
 
     def diverged(where: str) -> UserError:
         return UserError(
-            f"training diverged at step {progress.step} ({where}): {checkpoint_path} keeps the last good state, "
+            f"training diverged at step {progress.step} ({where}): {find_checkpoint(out)} keeps the last good state, "
             f"try a lower optim.muon_lr than {recipe.optim.muon_lr:g} and another --out"
         )
 
     def save() -> None:
         if where := _not_finite(model.named_parameters()):
             raise diverged(f"the parameter {where} is not finite")
-        save_checkpoint(checkpoint_path, recipe, model, optimizers, progress)
+        save_run(out, recipe, model, optimizers, progress, processes)
 
-    # A task that cannot make its examples says so here, before anything is written; evaluation needs them anyway.
-    recipe.task.batch("test", 0, 0, range(len(recipe.task.depths())))
     if progress.step == 0:
         save()
     with (
-        SummaryWriter(str(out / "tensorboard"), purge_step=progress.step + 1) as writer,
-        batches(recipe, progress.step) as made,
+        stop_requests() as stop,
+        _board(out, progress.step + 1) if processes.is_first else contextlib.nullcontext() as writer,
+        batches(recipe, progress.step, processes.share(recipe.train.batch_size)) as made,
     ):
         started = time.perf_counter() - progress.wall_time_s
-        for examples in made:
+        for examples in _until_stopped(made, stop):
             progress.step += 1
+            last = progress.step == recipe.train.steps
+            measured = last or progress.step % recipe.train.eval_every == 0
             batch = Batch(*(x.to(device) for x in examples))
             try:
-                loss = train_step(recipe, model, optimizers, progress.step - 1, batch)
+                step = train_step(recipe, model, optimizers, progress.step - 1, batch, parallel, watch=measured)
             except FloatingPointError as error:
                 raise diverged(str(error)) from error
             progress.tokens += recipe.train.batch_size * recipe.task.sequence_length
             progress.wall_time_s = time.perf_counter() - started
-            progress.loss_sum, progress.loss_count = progress.loss_sum + loss, progress.loss_count + 1
-            last = progress.step == recipe.train.steps
-            if last or progress.step % recipe.train.eval_every == 0:
-                _measure(recipe, model, progress, writer, device)
+            progress.loss_sum, progress.loss_count = progress.loss_sum + step.loss, progress.loss_count + 1
+            if measured:
+                _measure(recipe, parallel, progress, step, writer, device)
             if last or progress.step % recipe.train.checkpoint_every == 0:
                 save()
-            report(progress, loss)
-    score = evaluate(model, recipe.task, recipe.sleep, recipe.train.eval_examples, generate=True, device=device)
-    card = make_card(recipe, model, progress, score, commit)
-    save_card(card, out / CARD_NAME)
+            if processes.is_first:
+                report(progress, step.loss)
+            if processes.agree(stop.requested):
+                break
+        request = processes.agree(stop.requested)
+        if request and progress.step < recipe.train.steps:
+            save()
+            raise Stopped(request, progress.step, recipe.train.steps)
+    score = _evaluate(recipe, parallel, recipe.sleep, device, generate=True)
+    card = make_card(recipe, model, progress, score, commit, processes)
+    if processes.is_first:
+        save_card(card, out / CARD_NAME)
     return card
 
 
+def _until_stopped(made: Iterator[Batch], stop: StopRequest) -> Iterator[Batch]:
+    """The batches. A SIGTERM may go to the processes that make them as well: that is no failure then."""
+    try:
+        yield from made
+    except BrokenProcessPool:
+        if not stop.requested:
+            raise
+
+
+class Step(NamedTuple):
+    """What one optimiser step found."""
+
+    loss: float  # nats per labelled token, of the whole batch
+    gradient_norm: float  # before clipping
+    passes: PassStatistics | None  # if asked for
+
+
 def train_step(
-    recipe: Recipe, model: HybridLM, optimizers: list[torch.optim.Optimizer], step: int, batch: Batch
-) -> float:
+    recipe: Recipe,
+    model: HybridLM,
+    optimizers: list[torch.optim.Optimizer],
+    step: int,
+    batch: Batch,
+    parallel: ParallelModel | None = None,
+    *,
+    watch: bool = False,
+) -> Step:
     """One optimiser step on the batch of that step (0 is the first), as its stage says.
 
-    The batch is where the model is. Returns the loss in nats per labelled token.
+    The batch is where the model is; of several processes, which `parallel` knows, each has its share of it. With
+    `watch`, the passes asleep are measured.
 
     Raises:
         FloatingPointError: the loss or a gradient is not finite; parameters and optimisers are as before the step.
     """
     stage = stage_at(recipe, step)
     freeze_others(model, stage)
-    with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=recipe.train.dtype == "bfloat16"):
-        logits, _ = rollout(model, batch.tokens, batch.loss_mask, stage.sleep)
-    loss = F.cross_entropy(logits.float(), batch.targets[batch.loss_mask])
-    loss.backward()
-    value, norm = loss.item(), nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    if not math.isfinite(value) or not norm.isfinite():
+    parallel = parallel or ParallelModel(model, batch.tokens.device)
+    processes = parallel.processes
+    # Of each window, in all shares of the batch: all processes go the same way, whatever is in their own.
+    labels = processes.sum([int(mask.sum()) for mask in batch.loss_mask.split(recipe.sleep.window_size, dim=1)])
+
+    labelled = [number > 0 for number in labels]
+    observer = PassObserver(labelled) if watch else None
+
+    def own_loss(model: HybridLM) -> Tensor:
+        with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=recipe.train.dtype == "bfloat16"):
+            logits, _ = rollout(
+                model,
+                batch.tokens,
+                batch.loss_mask,
+                stage.sleep,
+                labelled=labelled,
+                backward=recipe.train.backward,
+                observe=observer,
+            )
+        loss = F.cross_entropy(logits.float(), batch.targets[batch.loss_mask], reduction="sum")
+        return loss / (sum(labels) / processes.world_size)  # its average over processes is that over labels
+
+    value = processes.sum([parallel.backward(own_loss)])[0] / processes.world_size
+    norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    if not math.isfinite(value) or not whole(norm).isfinite():
         tensors = [(f"the parameter {name}", p) for name, p in model.named_parameters()]
         tensors += [(f"the gradient of {name}", p.grad) for name, p in model.named_parameters() if p.grad is not None]
         where = _not_finite(tensors)
@@ -135,20 +216,51 @@ def train_step(
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
-    return value
+    return Step(value, float(whole(norm)), observer.statistics() if observer else None)
 
 
 def _not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
     """The name of the first tensor that holds NaN or infinity."""
-    return next((name for name, tensor in tensors if not tensor.isfinite().all()), None)
+    return next((name for name, tensor in tensors if not whole(tensor.isfinite().all())), None)
+
+
+@contextlib.contextmanager
+def _board(out: Path, first_step: int) -> Iterator[SummaryWriter]:
+    """TensorBoard's writer, from that step on; a full disk is a UserError."""
+    folder = out / "tensorboard"
+    with writing(folder):
+        # It writes when we flush: by itself it would do so in a thread of its own, with errors that nobody can catch.
+        writer = SummaryWriter(str(folder), purge_step=first_step, flush_secs=10**6)
+    try:
+        yield writer
+    finally:
+        with writing(folder):
+            writer.close()
+
+
+def _evaluate(
+    recipe: Recipe, parallel: ParallelModel, sleep: SleepConfig, device: torch.device | str, *, generate: bool = False
+) -> Score:
+    """The score on held-out examples, whose batches the processes share out."""
+    processes = parallel.processes
+
+    def own_score(model: HybridLM) -> Score:
+        share, examples = (processes.rank, processes.world_size), recipe.train.eval_examples
+        return evaluate(model, recipe.task, sleep, examples, generate=generate, device=device, share=share)
+
+    return sum(processes.gather(parallel.run(own_score)), Score())
 
 
 def _measure(
-    recipe: Recipe, model: HybridLM, progress: Progress, writer: SummaryWriter, device: torch.device | str
+    recipe: Recipe,
+    parallel: ParallelModel,
+    progress: Progress,
+    step: Step,
+    writer: SummaryWriter | None,
+    device: torch.device | str,
 ) -> None:
     """Evaluate under the eviction that the newest step trained with, and add a point to the curve."""
-    sleep = stage_at(recipe, progress.step - 1).sleep
-    score = evaluate(model, recipe.task, sleep, recipe.train.eval_examples, device=device)
+    score = _evaluate(recipe, parallel, stage_at(recipe, progress.step - 1).sleep, device)
     train_loss = progress.loss_sum / progress.loss_count
     progress.curve.append(
         {
@@ -156,15 +268,25 @@ def _measure(
             "tokens": progress.tokens,
             "wall_time_s": progress.wall_time_s,
             "train_loss": train_loss,
+            "gradient_norm": step.gradient_norm,
+            "passes": step.passes.model_dump() if step.passes else None,
             "score": score.summary(),
         }
     )
     progress.loss_sum, progress.loss_count = 0.0, 0
-    writer.add_scalar("loss/train", train_loss, progress.step)
-    writer.add_scalar("loss/held-out", score.loss, progress.step)
-    writer.add_scalar("accuracy/exact", score.exact_accuracy, progress.step)
-    for depth, part in score.summary()["by_depth"].items():
-        writer.add_scalar(f"accuracy/depth {depth}", part["accuracy"], progress.step)
+    if writer is None:
+        return
+    with writing(Path(writer.log_dir)):
+        writer.add_scalar("loss/train", train_loss, progress.step)
+        writer.add_scalar("loss/held-out", score.loss, progress.step)
+        writer.add_scalar("accuracy/exact", score.exact_accuracy, progress.step)
+        for depth, part in score.summary()["by_depth"].items():
+            writer.add_scalar(f"accuracy/depth {depth}", part["accuracy"], progress.step)
+        writer.add_scalar("gradient/norm", step.gradient_norm, progress.step)
+        for name, values in (step.passes.model_dump() if step.passes else {}).items():
+            for n, value in enumerate(values, start=1):
+                writer.add_scalar(f"sleep/{name}, pass {n}", value, progress.step)
+        writer.flush()  # before the checkpoint, for a resumed run does not measure this point again
 
 
 def model_kind(recipe: Recipe) -> str:
@@ -174,7 +296,9 @@ def model_kind(recipe: Recipe) -> str:
     return "hybrid" if recipe.sleep.num_sleep_passes == 1 else "sleep"
 
 
-def make_card(recipe: Recipe, model: HybridLM, progress: Progress, score: Score, commit: str) -> RunCard:
+def make_card(
+    recipe: Recipe, model: HybridLM, progress: Progress, score: Score, commit: str, processes: Processes = ALONE
+) -> RunCard:
     """The result card of a run."""
     by_depth = {str(depth): p for depth, p in recipe.task.chance().items()}
     content: dict[str, Any] = {
@@ -186,6 +310,8 @@ def make_card(recipe: Recipe, model: HybridLM, progress: Progress, score: Score,
         "commit": commit,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "hardware": hardware(),
+        "processes": processes.world_size,
+        "parallel": processes.parallel,
         "wall_time_s": progress.wall_time_s,
         "tokens": progress.tokens,
         "steps": progress.step,
@@ -203,9 +329,10 @@ def evaluate_run(run: Path, *, num_sleep_passes: int | None = None, device: torc
     Raises:
         UserError: there is no run, or its checkpoint cannot be read.
     """
-    if not (run / FILE_NAME).is_file():
+    place = find_checkpoint(run)
+    if place is None:
         raise UserError(f"there is no run at {run}: give the folder that reverie train wrote, such as runs/depo/nano")
-    checkpoint = load_checkpoint(run / FILE_NAME)
+    checkpoint = load_run(place)
     recipe = checkpoint.recipe
     if num_sleep_passes is not None:
         recipe = changed(recipe, sleep={"num_sleep_passes": num_sleep_passes})

@@ -6,7 +6,6 @@ A process a run, with one thread each, is the fastest way to train several small
 from __future__ import annotations
 
 import json
-import signal
 import sys
 import time
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from reverie.errors import UserError
 from reverie.recipe import Recipe
 from reverie.train.checkpoint import FILE_NAME, Progress, checkpoint_recipe
 from reverie.train.loop import CARD_NAME, train
+from reverie.train.stop import exit_code, sigterm_interrupts
 
 EVENT_INTERVAL_S = 0.3
 
@@ -77,12 +77,15 @@ def run_job(path: Path) -> None:
 
 
 def main() -> None:
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # leave as after an error: no half-written file stays
     try:
-        run_job(Path(sys.argv[1]))
+        with sigterm_interrupts():
+            run_job(Path(sys.argv[1]))
     except UserError as error:
         print(json.dumps({"error": str(error)}), flush=True)
         sys.exit(2)
+    except KeyboardInterrupt as interruption:
+        print(str(interruption) or "interrupted", file=sys.stderr)
+        sys.exit(exit_code(interruption))
 
 
 if __name__ == "__main__":

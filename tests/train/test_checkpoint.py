@@ -84,7 +84,7 @@ def test_everything_comes_back(tmp_path: Path):
         assert all(mine.state[parameter] for parameter in held)  # found by the parameters themselves
 
     batch = make_batch(RECIPE, 2)
-    losses = [train_step(RECIPE, *run, 2, batch) for run in ((model, optimizers), (fresh, fresh_optimizers))]
+    losses = [train_step(RECIPE, *run, 2, batch).loss for run in ((model, optimizers), (fresh, fresh_optimizers))]
     assert losses[0] == losses[1]
     assert all(torch.equal(fresh.get_parameter(name), parameter) for name, parameter in model.named_parameters())
 

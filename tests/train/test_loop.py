@@ -236,12 +236,12 @@ def test_weights_that_are_not_finite_are_not_saved(
 ):
     take_step = loop.train_step
 
-    def overshoot(recipe: Recipe, model: HybridLM, optimizers: Any, step: int, batch: Batch) -> float:
-        loss = take_step(recipe, model, optimizers, step, batch)
+    def overshoot(recipe: Recipe, model: HybridLM, optimizers: Any, step: int, *others: Any, **options: Any) -> loop.Step:
+        taken = take_step(recipe, model, optimizers, step, *others, **options)
         if step == 3:
             with torch.no_grad():
                 model.get_parameter("embedding.weight")[0, 0] = math.inf
-        return loss
+        return taken
 
     with monkeypatch.context() as patch:
         patch.setattr(loop, "train_step", overshoot)
@@ -267,10 +267,10 @@ def batches(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, out: Path) -> list[
     with monkeypatch.context() as patch:
         roll = loop.rollout
 
-        def watch(model: HybridLM, tokens: Tensor, loss_mask: Tensor, sleep: Any) -> Any:
+        def watch(model: HybridLM, tokens: Tensor, loss_mask: Tensor, sleep: Any, **options: Any) -> Any:
             assert sleep == recipe.sleep
             seen.append(torch.stack([tokens, loss_mask.long()]))
-            return roll(model, tokens, loss_mask, sleep)
+            return roll(model, tokens, loss_mask, sleep, **options)
 
         patch.setattr(loop, "rollout", watch)
         train(recipe, out)
@@ -379,8 +379,8 @@ def test_bfloat16_is_for_the_rollout_and_leaves_the_parameters_in_float32(
     roll = loop.rollout
     for dtype, seen in dtypes.items():
 
-        def watch(*arguments: Any, seen: set[torch.dtype] = seen) -> Any:
-            logits, context = roll(*arguments)
+        def watch(*arguments: Any, seen: set[torch.dtype] = seen, **options: Any) -> Any:
+            logits, context = roll(*arguments, **options)
             seen.add(logits.dtype)
             return logits, context
 

@@ -104,21 +104,54 @@ def test_an_error_is_an_event_and_exit_code_2(
     assert events(capsys)[-1]["error"].startswith("training diverged at step ")
 
 
-def test_stopped_while_it_writes_it_leaves_the_checkpoint_before(job: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (signal.SIGTERM, "stopped after step 4 of 6 (SIGTERM), saved"),
+        (signal.SIGINT, "stopped after step 4 of 6 (Ctrl-C), saved"),
+    ],
+)
+def test_stopped_it_finishes_its_step_and_goes_on_when_it_is_called_again(
+    job: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    sentence: str,
+):
+    """Here in the middle of writing a checkpoint."""
     save, calls = checkpoint.save_file, []
 
     def stopped_halfway(tensors: Any, path: Path, **arguments: Any) -> None:
         calls.append(path)
-        save(tensors, path, **arguments)
         if len(calls) == 3:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
+        save(tensors, path, **arguments)
 
     monkeypatch.setattr(checkpoint, "save_file", stopped_halfway)
     with pytest.raises(SystemExit) as caught:
         worker.main()
-    assert caught.value.code == 143
+    assert caught.value.code == 128 + number
+    assert capsys.readouterr().err == sentence + "\n"
     assert sorted(os.listdir(job)) == [FILE_NAME, "tensorboard"]
-    assert load_checkpoint(job / FILE_NAME).progress.step == 2
+    assert load_checkpoint(job / FILE_NAME).progress.step == 4
+    worker.main()
+    assert events(capsys)[0]["step"] == 5
+    assert finished(tiny_recipe(), job) is not None
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_before_its_first_step_it_leaves_nothing(
+    job: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+):
+    def stopped_halfway(tensors: Any, path: Path, **arguments: Any) -> None:
+        path.write_bytes(b"half")
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(checkpoint, "save_file", stopped_halfway)
+    with pytest.raises(SystemExit) as caught:
+        worker.main()
+    assert caught.value.code == 128 + number
+    assert os.listdir(job) == []
 
 
 # -- what counts as finished

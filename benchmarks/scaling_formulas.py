@@ -1,0 +1,299 @@
+"""What training with sleep costs: parameters, operations, bytes kept for the backward pass. Traffic has its own file.
+
+Shapes: B batch, T tokens of a window, D width, H heads, K key size, V value size, M inner width of the MLP.
+A matrix product [m, k] × [k, n] is 2 m k n operations; elementwise steps count nothing. Bytes are those of float32.
+
+For hard eviction, the gated delta rule on the "chunked" backend, and windows of one chunk or of whole ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from math import ceil, prod
+from typing import NamedTuple
+
+from reverie.backward import Backward
+from reverie.model import HybridConfig
+from reverie.sleep import SleepConfig
+
+Shapes = dict[str, tuple[int, ...]]
+
+CHUNK = 64  # tokens that the update rule takes at once
+NEWTON_SCHULZ_STEPS = 5  # of torch.optim.Muon
+FLOAT32, INDEX = 4, 8  # bytes
+
+
+class Work(NamedTuple):
+    """One training step: B texts of windows of L tokens."""
+
+    model: HybridConfig
+    sleep: SleepConfig
+    backward: Backward
+    batch: int
+    labelled: tuple[bool, ...]  # a window each
+    scored: int  # labelled positions in the batch
+    element: float = FLOAT32  # bytes of an element that a run keeps
+    tensor: int = 1  # processes that share heads and MLP
+
+    @property
+    def window_tokens(self) -> int:
+        """B · L."""
+        return self.batch * self.sleep.window_size
+
+
+class Run(NamedTuple):
+    """Blocks start … stop − 1 over one window, in one go: what "pass" checkpoints."""
+
+    window: int
+    start: int
+    stop: int
+    output: bool  # without it the last block writes its fast weights and stops
+    trained: bool  # gradients go back through it
+
+    def blocks(self) -> Iterator[tuple[int, bool]]:
+        """Each block, and whether it computes more than its fast weights."""
+        return ((i, self.output or i < self.stop - 1) for i in range(self.start, self.stop))
+
+
+def runs(work: Work) -> list[Run]:
+    """All runs of a step, in order, as `rollout` makes them."""
+    blocks, fast = len(work.model.layers), [i for i, kind in enumerate(work.model.layers) if kind != "attn"]
+    a, b = work.sleep.looped_blocks or (0, blocks)
+    kept = max(fast, default=-1) + 1  # nothing behind the last fast weights outlives the window
+    N = work.sleep.num_sleep_passes if kept > a else 1
+    awake = [(1, 0, b, True), (1, b, blocks, True)] if N > 1 else [(1, 0, blocks, True)]
+    if N == 1:
+        asleep = [(1, 0, kept, False)]
+    else:
+        last = [(N, a, b, True), (N, b, kept, False)] if b < kept else [(N, a, kept, False)]
+        asleep = [(1, 0, b, True), *((n, a, b, True) for n in range(2, N)), *last]
+    return [
+        Run(c, start, stop, output, work.backward.reaches(c, work.labelled) and n >= first)
+        for c, labelled in enumerate(work.labelled)
+        for first in (1 if labelled else work.backward.first_pass(N),)
+        for n, start, stop, output in (awake if labelled else asleep)
+        if start < stop
+    ]
+
+
+# Parameters
+
+
+def block_shapes(model: HybridConfig, kind: str) -> Shapes:
+    """Every parameter of a block."""
+    D, M, H, K, V = model.width, model.mlp_width, model.fast_heads, model.key_size, model.value_size
+    mlp: Shapes = {"mlp.in_proj.weight": (2 * M, D), "mlp.out_proj.weight": (D, M)}
+    if kind == "attn":
+        return {
+            "mixer.q_gain": (model.num_heads, 1),
+            "mixer.qkv_proj.weight": ((model.num_heads + 2 * model.kv_heads) * model.head_size, D),
+            "mixer.out_proj.weight": (D, D),
+            **mlp,
+        }
+    mixer: Shapes = {
+        "mixer.A_log": (H,),
+        "mixer.dt_bias": (H,),
+        "mixer.qkv_proj.weight": (H * (2 * K + V), D),
+        "mixer.gate_proj.weight": (H * V, D),
+        "mixer.ab_proj.weight": (2 * H, D),
+        "mixer.out_proj.weight": (D, H * V),
+    }
+    if kind == "gdn":
+        return {**mixer, "mixer.conv_weight": (model.conv_size, H * (2 * K + V)), **mlp}
+    hidden, taps = _kernel_hidden(model), model.conv_size * H * V
+    kernels: Shapes = {
+        "mixer.kernel_in.weight": (hidden, D),
+        "mixer.kernel_out.weight": (taps, hidden),
+        "mixer.kernel_out.bias": (taps,),
+    }
+    return {**mixer, **kernels, **mlp}
+
+
+def root_shapes(model: HybridConfig) -> Shapes:
+    """The parameters outside the blocks."""
+    return {"embedding.weight": (model.vocab_size, model.width), "lm_head.weight": (model.vocab_size, model.width)}
+
+
+def all_shapes(model: HybridConfig) -> Shapes:
+    """Every parameter by its name in `HybridLM`."""
+    blocks = {
+        f"layers.{i}.{name}": shape
+        for i, kind in enumerate(model.layers)
+        for name, shape in block_shapes(model, kind).items()
+    }
+    return root_shapes(model) | blocks
+
+
+def count(shapes: Shapes) -> int:
+    return sum(prod(shape) for shape in shapes.values())
+
+
+def hidden_matrices(shapes: Shapes) -> Shapes:
+    """What Muon trains; AdamW has the rest."""
+    return {name: s for name, s in shapes.items() if name.endswith(("_proj.weight", "_in.weight", "_out.weight"))}
+
+
+def optimizer_bytes(shapes: Shapes) -> int:
+    """One momentum of Muon's, two of AdamW's and its step counts."""
+    muon = hidden_matrices(shapes)
+    rest = len(shapes) - len(muon)
+    return FLOAT32 * (count(muon) + 2 * (count(shapes) - count(muon)) + rest)
+
+
+def _kernel_hidden(model: HybridConfig) -> int:
+    return max(model.fast_heads * model.value_size // 8, 1)
+
+
+# Operations
+
+
+class Operations(NamedTuple):
+    """Of one training step."""
+
+    forward: int
+    backward: int
+    recompute: int  # forward again, for what was not kept
+
+    @property
+    def total(self) -> int:
+        return sum(self)
+
+
+def block_operations(model: HybridConfig, kind: str, batch: int, T: int, output: bool) -> tuple[int, int]:
+    """Forward and backward of a block over T tokens of B texts. Causal attention counts in full."""
+    unread = () if output else ("mixer.gate_proj", "mixer.out_proj", "mlp.")
+    matrices = hidden_matrices({n: s for n, s in block_shapes(model, kind).items() if not n.startswith(unread or "-")})
+    linear = 2 * batch * T * count(matrices)
+    if kind == "attn":
+        attention = 4 * batch * model.width * T * T if output else 0
+        return linear + attention, 2 * linear + attention * 5 // 2  # the backward makes the scores again
+    C, K, V = min(CHUNK, T), model.key_size, model.value_size
+    product, inverse, memory = 2 * C * C * K, C**3, 2 * C * K * V
+    write = product + inverse + 2 * C * C * V + 2 * memory  # k kᵀ; (I + A)⁻¹, and with it w; z; the new S
+    read = product + 2 * C * C * V + memory if output else 0  # q kᵀ, M w, q S
+    chunks = batch * model.fast_heads * ceil(T / C)
+    back = 2 * (write + read) - product - 2 * inverse
+    return linear + chunks * (write + read), 2 * linear + chunks * back
+
+
+def head_operations(work: Work) -> int:
+    """Forward, over labelled positions alone."""
+    return 2 * work.scored * work.model.width * work.model.vocab_size
+
+
+def operations(work: Work) -> Operations:
+    """Matrix products of one step on all ranks together, without the optimiser's."""
+    T, mode = work.sleep.window_size, work.backward.activation_checkpoint
+    head = head_operations(work)
+    forward, backward, recompute = head, 2 * head, 0
+    all_runs = runs(work)
+    trained = {run.window for run in all_runs if run.trained}
+    layers = work.model.layers
+    known = {
+        (kind, output): block_operations(work.model, kind, work.batch, T, output)
+        for kind in set(layers)
+        for output in (True, False)
+    }
+    for run, following in zip(all_runs, [*all_runs[1:], None], strict=True):
+        costs = [known[layers[i], output] for i, output in run.blocks()]
+        again = sum(cost for cost, _ in costs)
+        forward += again
+        if run.trained:
+            backward += sum(cost for _, cost in costs)
+        if run.trained and mode != "none":  # all but its last product, whose inputs are the last that is kept
+            recompute += again - (2 * work.window_tokens * work.model.width * work.model.mlp_width if run.output else 0)
+        if run.window in trained and mode == "window" and following is not None and following.window == run.window:
+            recompute += again  # from the start of the window to the input of its last run
+    return Operations(forward, backward, recompute)
+
+
+def muon_operations(shapes: Shapes) -> int:
+    """Newton–Schulz over every hidden matrix [m, n], m ≤ n: X Xᵀ, its square, and their product with X, five times."""
+    sizes = [(min(shape), max(shape)) for shape in hidden_matrices(shapes).values()]
+    return NEWTON_SCHULZ_STEPS * sum(4 * m * m * n + 2 * m**3 for m, n in sizes)
+
+
+# Bytes kept for the backward pass
+
+
+def block_elements(model: HybridConfig, kind: str, T: int, output: bool, tensor: int = 1) -> float:
+    """Elements that autograd keeps of one block's run over T tokens of one text, parameters left out.
+
+    `tensor` processes share heads and MLP; norms stay whole.
+    """
+    D, M = model.width, model.mlp_width / tensor
+    rest = D + 1 + 4 * M if output else 0  # MLP: its normed input, gate and up, silu(gate), their product
+    if kind == "attn":
+        q, kv, heads = D, model.kv_heads * model.head_size, 2 * model.num_heads + model.kv_heads
+        # q k v, q k normed, q k turned, q scaled, o; what the norms and the softmax divide by
+        return T * (D + 1 + (5 * q + 4 * kv + heads) / tensor + rest)
+    return T * (D + 1 + _fast_weight_elements(model, kind, T, output) / tensor + rest)
+
+
+def _fast_weight_elements(model: HybridConfig, kind: str, T: int, output: bool) -> float:
+    """A token's share of what a fast-weight mixer keeps, its normed input apart."""
+    H, C = model.fast_heads, min(CHUNK, T)
+    HK, HV, HC = H * model.key_size, H * model.value_size, H * C
+    qkv, edge = 2 * HK + HV, 1 + (model.conv_size - 1) / T  # zeros before the window, for the convolution
+    conv = qkv * (edge + 2)  # the convolution's inputs, sigmoid and silu
+    if kind == "jet":  # q k v; v's inputs, kernels and sum; the network that makes the kernels
+        conv = qkv + HV * (edge + model.conv_size + 1) + 2 * _kernel_hidden(model)
+    gates = 2 * HK + 5 * H  # normed q and k; what α and β are made of
+    write = 3 * HK + 2 * HV + HK * model.value_size / C + 3 * HC + 3 * H  # k thrice, z, w, S; P, inverse, decays; β
+    read = 2 * HK + HC + 5 * HV + H if output else 0  # q twice, M; the output normed, as it is and in order, gated
+    return conv + gates + write + read
+
+
+def fast_weight_bytes(work: Work, blocks: int | None = None) -> int:
+    """The fast weights of some blocks, of all if None: what crosses a window."""
+    if blocks is None:
+        blocks = sum(kind != "attn" for kind in work.model.layers)
+    heads = work.batch * work.model.fast_heads // work.tensor
+    return FLOAT32 * blocks * heads * work.model.key_size * work.model.value_size
+
+
+def run_bytes(work: Work, run: Run) -> float:
+    """What the backward pass needs of one run."""
+    T, layers = work.sleep.window_size, work.model.layers
+    elements = sum(block_elements(work.model, layers[i], T, output, work.tensor) for i, output in run.blocks())
+    return work.element * work.batch * elements
+
+
+def head_bytes(work: Work) -> int:
+    """Labelled positions: where they are, their normed h, and the probabilities that the loss keeps."""
+    return work.scored * (FLOAT32 * (work.model.width + 1 + work.model.vocab_size) + 3 * INDEX)
+
+
+def kept_bytes(work: Work) -> float:
+    """Alive between forward and backward, parameters left out."""
+    mode, trained = work.backward.activation_checkpoint, [run for run in runs(work) if run.trained]
+    always = INDEX * work.window_tokens * len(work.labelled) + head_bytes(work)
+    if mode == "none":
+        return always + sum(run_bytes(work, run) for run in trained)
+    if mode == "pass":
+        return always + sum(_input_bytes(work, run) for run in trained)
+    return always + (len({run.window for run in trained}) - 1) * fast_weight_bytes(work)  # the first finds none
+
+
+def peak_bytes(work: Work) -> float:
+    """The most alive in the backward, with the gradients: sums over all runs, they are there from its first run on."""
+    mode, trained = work.backward.activation_checkpoint, [run for run in runs(work) if run.trained]
+    gradients = FLOAT32 * count(all_shapes(work.model))
+    if mode == "none":  # what the last run kept is gone when its gradients are there
+        return kept_bytes(work) + max(gradients - run_bytes(work, trained[-1]), 0)
+    return kept_bytes(work) + gradients + again_bytes(work)
+
+
+def again_bytes(work: Work) -> float:
+    """What the backward makes again at a time: a run, under "window" from inputs made again too."""
+    mode, trained = work.backward.activation_checkpoint, [run for run in runs(work) if run.trained]
+    windows = {run.window for run in trained} if mode == "window" else set()
+    inputs = [sum(_input_bytes(work, run) for run in trained if run.window == c) for c in windows]
+    return max(inputs, default=0) + max(run_bytes(work, run) for run in trained)
+
+
+def _input_bytes(work: Work, run: Run) -> int:
+    """The h that a run starts from and the fast weights that it leaves to the next one."""
+    fast = sum(work.model.layers[i] != "attn" for i, _ in run.blocks())
+    last = run.window == len(work.labelled) - 1
+    return FLOAT32 * work.window_tokens * work.model.width + (0 if last else fast_weight_bytes(work, fast))

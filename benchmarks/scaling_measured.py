@@ -1,0 +1,239 @@
+"""The quantities of scaling_formulas.py and scaling_traffic.py, counted while small models really train."""
+
+from __future__ import annotations
+
+import gc
+import json
+import tempfile
+import weakref
+from collections import Counter
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from scaling_formulas import Work
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode, bmm_flop, sdpa_flop_count
+
+from reverie.model import HybridConfig, HybridLM, new_model
+from reverie.recipe import OptimConfig
+from reverie.sleep import rollout
+from reverie.train.distributed import Parallel, ParallelModel, Processes
+from reverie.train.optim import build_optimizers
+
+aten = torch.ops.aten
+OPTIM = OptimConfig(muon_lr=1e-3, adamw_lr=1e-3)
+
+
+def batch_of(work: Work) -> tuple[Tensor, Tensor]:
+    """Tokens and loss mask: the labels stand at the end of labelled windows, the same number in each."""
+    random, L = torch.Generator().manual_seed(0), work.sleep.window_size
+    tokens = torch.randint(work.model.vocab_size, (work.batch, L * len(work.labelled)), generator=random)
+    mask = torch.zeros_like(tokens, dtype=torch.bool)
+    each = work.scored // (work.batch * sum(work.labelled))
+    for window, labelled in enumerate(work.labelled):
+        mask[:, (window + 1) * L - each : (window + 1) * L] = labelled
+    return tokens, mask
+
+
+def loss_of(work: Work, model: HybridLM) -> Tensor:
+    tokens, mask = batch_of(work)
+    logits, _ = rollout(model, tokens, mask, work.sleep, backward=work.backward)
+    return F.cross_entropy(logits.float(), tokens[mask])
+
+
+def trained(model: HybridLM, work: Work) -> list[torch.optim.Optimizer]:
+    """The optimisers behind one step."""
+    optimizers = build_optimizers(model, OPTIM)
+    loss_of(work, model).backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    return optimizers
+
+
+# Parameters and optimisers
+
+
+def shapes_of(config: HybridConfig) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(p.shape) for name, p in new_model(config, 0).named_parameters()}
+
+
+def optimizer_bytes(work: Work) -> int:
+    states = [optimizer.state_dict()["state"] for optimizer in trained(new_model(work.model, 0), work)]
+    return sum(x.numel() * x.element_size() for x in tree_leaves(states) if isinstance(x, Tensor))
+
+
+# Operations
+
+
+def _sdpa(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(q, k, v)
+
+
+def _sdpa_backward(dy: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(q, k, v) * 5 // 2
+
+
+def _triangular(A: Any, B: Any, *_: Any, **__: Any) -> int:
+    return A[-1] * prod(B)
+
+
+def _add_product(_: Any, a: Any, b: Any, *__: Any, **___: Any) -> int:
+    return bmm_flop(a, b)
+
+
+# What torch's counter does not know, by its own rules: attention in full, its scores twice in the backward.
+ALSO_COUNTED: dict[Any, Callable[..., int]] = {
+    aten._scaled_dot_product_flash_attention_for_cpu: _sdpa,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _sdpa_backward,
+    aten.linalg_solve_triangular: _triangular,
+    aten.baddbmm_: _add_product,
+}
+
+
+def operations(work: Work) -> tuple[int, int]:
+    """Forward; backward with what it makes again."""
+    model, counter = new_model(work.model, 0), _counter()
+    with counter:
+        loss = loss_of(work, model)
+        forward = counter.get_total_flops()
+        loss.backward()
+    return forward, counter.get_total_flops() - forward
+
+
+def muon_operations(work: Work) -> int:
+    model, counter = new_model(work.model, 0), _counter()
+    muon, _ = build_optimizers(model, OPTIM)
+    loss_of(work, model).backward()
+    with counter:
+        muon.step()
+    return counter.get_total_flops()
+
+
+def _counter() -> FlopCounterMode:
+    return FlopCounterMode(display=False, custom_mapping=ALSO_COUNTED)
+
+
+# Bytes
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Bytes of the tensors made under it that are alive; a storage counts once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = self.peak = 0
+        self._live: dict[int, int] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        known = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)} | {
+            *self._live
+        }
+        for x in tree_leaves(out):
+            if isinstance(x, Tensor) and x.untyped_storage()._cdata not in known:
+                self._add(x.untyped_storage())
+                known.add(x.untyped_storage()._cdata)
+        self.peak = max(self.peak, self.bytes)
+        return out
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        self._live[storage._cdata] = storage.nbytes()
+        self.bytes += storage.nbytes()
+        weakref.finalize(storage, self._remove, storage._cdata)
+
+    def _remove(self, key: int) -> None:
+        self.bytes -= self._live.pop(key)
+
+
+def live_bytes(work: Work, dtype: torch.dtype | None = None) -> tuple[int, int]:
+    """Alive between forward and backward, and the most alive in the backward, gradients with it.
+
+    With a `dtype` under autocast to it, the casts of parameters left out.
+    """
+    model = new_model(work.model, 0)
+    loss_of(work, model)  # rotary tables are made once
+    with _LiveBytes() as live:
+        with nullcontext() if dtype is None else torch.autocast("cpu", dtype):
+            loss = loss_of(work, model)
+        gc.collect()
+        kept = live.bytes
+        live.peak = 0
+        loss.backward()
+    casts = 0 if dtype is None else sum(p.numel() * dtype.itemsize for p in model.parameters() if p.ndim == 2)
+    return kept - casts, live.peak
+
+
+# Traffic
+
+
+WHOLE = {  # of collectives: where their full tensor stands among the arguments
+    "_allgather_base_": ("gathered", 0),
+    "_reduce_scatter_base_": ("scattered", 1),
+    "allreduce_": ("reduced", 0),
+    "alltoall_base_": ("exchanged", 1),
+}
+
+
+class _Payload(TorchDispatchMode):
+    """Bytes that go through collectives."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = Counter[str]()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace == "c10d" and func._opname in WHOLE:
+            name, place = WHOLE[func._opname]
+            self.bytes[name] += sum(x.numel() * x.element_size() for x in tree_leaves(args[place]))
+        return func(*args, **(kwargs or {}))
+
+
+def traffic(cases: Sequence[tuple[Work, Parallel, bool]]) -> list[dict[str, int]]:
+    """Two processes train one step of each: (work, how, whether every run gathers its blocks anew).
+
+    Returns payloads in bytes: "gathered", "scattered" and "reduced" of one process, "exchanged" of both together.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        spawn(_train_two, args=(folder, cases), nprocs=2)
+        first, second = (json.loads((Path(folder) / f"{rank}.json").read_text()) for rank in range(2))
+    return [
+        mine | {"exchanged": mine["exchanged"] + other["exchanged"]} for mine, other in zip(first, second, strict=True)
+    ]
+
+
+def _train_two(rank: int, folder: str, cases: Sequence[tuple[Work, Parallel, bool]]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    found = [_payload(Processes(rank, 2, parallel), work, every_run) for work, parallel, every_run in cases]
+    (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def _payload(processes: Processes, work: Work, every_run: bool) -> dict[str, int]:
+    model = new_model(work.model, 0)
+    parallel = ParallelModel(model, processes=processes)
+    if every_run:
+        for block in model.layers:
+            block.set_reshard_after_forward(True)  # type: ignore[operator]
+            block.set_reshard_after_backward(True)  # type: ignore[operator]
+    muon, _ = build_optimizers(model, OPTIM)
+    _train(parallel, muon, work)  # the first step of DDP arranges what later ones do
+    payload = _Payload()
+    with payload:
+        _train(parallel, muon, work)
+    return {name: payload.bytes[name] for name, _ in WHOLE.values()}
+
+
+def _train(parallel: ParallelModel, muon: torch.optim.Optimizer, work: Work) -> None:
+    parallel.backward(lambda model: loss_of(work, model))
+    muon.step()
+    muon.zero_grad()

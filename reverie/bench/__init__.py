@@ -1,0 +1,1 @@
+"""Benchmarks: how fast and how frugal, beside what others ship and beside what the machine can do."""

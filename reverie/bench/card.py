@@ -1,0 +1,96 @@
+"""What a benchmark found, as JSON: the ratio that counts, its target, and the tables behind it."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, model_validator
+
+from reverie.bench.machine import Peak
+from reverie.provenance import Hardware
+
+Cell = str | int | float | bool | None
+Row = dict[str, Cell]
+"""One row of a table, by column; the name of a column ends in its unit, as in "ours_ms"."""
+
+
+def number(row: Row, column: str) -> float:
+    """A cell that holds one."""
+    cell = row[column]
+    assert isinstance(cell, int | float)
+    return float(cell)
+
+
+Report = Callable[[int, int, str], None]
+"""Called before every part of a benchmark: parts done, parts in all, and what this one measures."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Panel(_Part):
+    """A panel of the figure: columns `y` of a table or of curves over its column `x`, a line each.
+
+    With `by` the rows are split by that column, and each part is a line of its own; `where` picks rows. Bars where x is
+    no number.
+    """
+
+    title: str
+    table: str
+    x: str
+    y: tuple[str, ...]
+    by: str | None = None
+    where: Row = {}
+    y_label: str
+    log: bool = False  # both axes
+
+
+class Details(_Part):
+    """Tables by title, curves (tables too long to print), and what else must be said."""
+
+    tables: dict[str, list[Row]]
+    curves: dict[str, list[Row]] = {}
+    panels: list[Panel] = []
+    notes: list[str] = []
+
+
+class Findings(_Part):
+    """What a benchmark measures: the worst ratio over its sizes, and where it must lie."""
+
+    name: str
+    ratio: float
+    target: float
+    better: Literal["higher", "lower"]
+    details: Details
+
+    @property
+    def reached(self) -> bool:
+        return (operator.ge if self.better == "higher" else operator.le)(self.ratio, self.target)
+
+
+class BenchmarkCard(Findings):
+    """Findings, and where they come from. `peak` was measured in the same run."""
+
+    kind: Literal["benchmark"] = "benchmark"
+    met: bool
+    peak: Peak
+    versions: dict[str, str]
+    hardware: Hardware
+    commit: str
+    date: str
+    wall_time_s: float
+
+    @model_validator(mode="after")
+    def _verdict(self) -> BenchmarkCard:
+        if self.met != self.reached:
+            raise ValueError(f"met is {self.met}, but ratio {self.ratio:g} and target {self.target:g} say otherwise")
+        return self
+
+    def result(self) -> dict[str, Any]:
+        """What `--json` prints: name, ratio, target, met, and everything else as details."""
+        content = self.model_dump(mode="json")
+        head = {key: content.pop(key) for key in ("name", "ratio", "target", "met")}
+        return head | {"details": content.pop("details") | content}

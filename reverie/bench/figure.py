@@ -1,0 +1,67 @@
+"""The figure of a benchmark card, from the card alone."""
+
+from __future__ import annotations
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator, ScalarFormatter
+
+from reverie.bench.card import BenchmarkCard, Panel, Row
+from reverie.bench.tables import verdict
+
+_COLOURS = ("#c2410c", "#1d4e89", "#7aa6c2", "#8c8c8c", "#5b8c5a")  # ours, or what counts, comes first
+_MARKERS = ("o", "s", "^", "D", "v")
+
+
+def draw(card: BenchmarkCard) -> Figure:
+    """The card's panels side by side; the verdict above."""
+    panels = card.details.panels
+    drawing = Figure(figsize=(4.2 * len(panels), 3.5), layout="constrained")
+    for axes, panel in zip(drawing.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        _draw_panel(axes, panel, lines_of(card, panel))
+    drawing.suptitle(verdict(card), x=0.01, ha="left", fontsize=10)
+    return drawing
+
+
+def lines_of(card: BenchmarkCard, panel: Panel) -> dict[str, tuple[list[str | float], list[float]]]:
+    """By name, x and y of each line of a panel."""
+    table = (card.details.tables | card.details.curves)[panel.table]
+    rows = [row for row in table if all(row[key] == value for key, value in panel.where.items())]
+    parts: dict[str, list[Row]] = {}
+    for row in rows:
+        parts.setdefault("" if panel.by is None else str(row[panel.by]), []).append(row)
+    lines = {}
+    for part, its_rows in parts.items():
+        for column in panel.y:
+            points = [(row[panel.x], row[column]) for row in its_rows if row.get(column) is not None]
+            name = part or column.removesuffix(f"_{panel.y_label}").replace("_", " ")
+            lines[name] = ([x for x, _ in points], [float(y or 0) for _, y in points])
+    return lines
+
+
+def _draw_panel(axes: Axes, panel: Panel, lines: dict[str, tuple[list[str | float], list[float]]]) -> None:
+    axes.set_title(panel.title)
+    axes.set_ylabel(panel.y_label)
+    words = any(isinstance(x, str) for xs, _ in lines.values() for x in xs)
+    for i, (name, (xs, ys)) in enumerate(lines.items()):
+        colour = _COLOURS[i % len(_COLOURS)]
+        if words:
+            width = 0.8 / len(lines)
+            places = [j + (i - (len(lines) - 1) / 2) * width for j in range(len(xs))]
+            axes.bar(places, ys, width, color=colour, label=name)
+            axes.set_xticks(range(len(xs)), [str(x).replace(", ", "\n") for x in xs])
+        else:
+            marker = _MARKERS[i % len(_MARKERS)] if len(xs) < 20 else None
+            axes.plot([float(x) for x in xs], ys, color=colour, marker=marker, label=name)
+    if not words:
+        axes.set_xlabel(panel.x)
+    if panel.log:
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        ticks = sorted({float(x) for xs, _ in lines.values() for x in xs})
+        axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+    else:
+        axes.set_ylim(bottom=0)
+    axes.legend(fontsize=7)

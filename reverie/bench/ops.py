@@ -1,0 +1,149 @@
+"""`reverie bench ops`: the gated delta rule in parallel form, beside transformers' and fla's plain torch functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reverie.bench.card import Details, Findings, Panel, Report, Row, number
+from reverie.bench.machine import Peak, count_flops
+from reverie.bench.rivals import Rule, fla_rules, transformers_rule
+from reverie.bench.timing import alternate
+from reverie.errors import UserError
+from reverie.ops import gated_delta_rule
+
+B, H, K, V = 4, 4, 64, 128
+TARGETS = {64: 2.0, 256: 2.0, 1024: 2.0, 4096: 5.0}  # by T: how much faster than the fastest other
+LONGEST_REFERENCE = 256  # tokens; the specification goes token by token
+LONGEST_RECURRENT = 256
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # of the largest entry
+
+
+class Case(NamedTuple):
+    """Inputs of one length with gradients on, and random cotangents: a sum's would be a single number, expanded."""
+
+    inputs: tuple[Tensor, ...]  # q, k, v, g, beta
+    cotangents: tuple[Tensor, Tensor]  # of o and of the final state
+
+    def to(self, dtype: torch.dtype) -> Case:
+        inputs = tuple(x.detach().to(dtype).requires_grad_() for x in self.inputs)
+        return Case(inputs, (self.cotangents[0].to(dtype), self.cotangents[1].to(dtype)))
+
+    def forward(self, rule: Rule) -> None:
+        with torch.no_grad():
+            rule(*self.inputs)
+
+    def backward(self, rule: Rule) -> tuple[Tensor, ...]:
+        """o, the final state and the five gradients."""
+        o, state = rule(*self.inputs)
+        return o, state, *torch.autograd.grad((o, state), self.inputs, self.cotangents)
+
+
+def make_case(T: int) -> Case:
+    """As a trained layer sees them: keys and queries of norm 1, decays between about 0.8 and 0.99."""
+    random = torch.Generator().manual_seed(T)
+    normal = partial(torch.randn, generator=random)
+    q, k = (F.normalize(normal(B, T, H, K), dim=-1) for _ in range(2))
+    v, g, beta = normal(B, T, H, V), -F.softplus(normal(B, T, H) - 3), normal(B, T, H).sigmoid()
+    inputs = tuple(x.requires_grad_() for x in (q, k, v, g, beta))
+    return Case(inputs, (normal(B, T, H, V), normal(B, H, K, V)))
+
+
+def ours(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    o, state = gated_delta_rule(q, k, v, g, beta, backend="chunked")
+    assert o is not None
+    return o, state
+
+
+def _specification(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    o, state = gated_delta_rule(q, k, v, g, beta, backend="reference")
+    assert o is not None
+    return o, state
+
+
+def measure(peak: Peak, report: Report, lengths: Sequence[int] = tuple(TARGETS), seconds: float = 15.0) -> Findings:
+    """Times over `lengths` T, float32; the fastest other function counts.
+
+    Raises UserError where o, the final state or a gradient differs; then nothing is timed.
+    """
+    rivals = {"transformers": transformers_rule()} | {f"fla {name}": rule for name, rule in fla_rules().items()}
+    checks = []
+    for i, T in enumerate(lengths):
+        report(i, 3 * len(lengths), f"T {T}: check")
+        checks.append(_check(T, rivals["transformers"]))
+    rows: dict[str, list[Row]] = {"forward": [], "forward and backward": []}
+    for i, T in enumerate(lengths):
+        case = make_case(T)
+        rules = {name: rule for name, rule in rivals.items() if name != "fla recurrent" or T <= LONGEST_RECURRENT}
+        calls: dict[str, Callable[[Rule], object]] = {"forward": case.forward, "forward and backward": case.backward}
+        for j, (kind, call) in enumerate(calls.items()):
+            report(len(lengths) + 2 * i + j, 3 * len(lengths), f"T {T}: {kind}")
+            rows[kind].append(_row(T, call, rules, peak, seconds / 2))
+    counted = rows["forward and backward"]
+    for row in counted:
+        row["target"] = TARGETS[int(number(row, "T"))]
+    notes = [
+        f"B {B}, H {H}, K {K}, V {V}, float32; cotangents of o and of the final state are random.",
+        "ratio: time of the fastest other function over ours, medians; best: our fastest round.",
+    ]
+    if len(rivals) == 1:
+        notes.append("fla-core is not installed: its plain torch functions are not among the others.")
+    return Findings(
+        name="ops",
+        ratio=min(number(row, "ratio") / number(row, "target") for row in counted),
+        target=1.0,
+        better="higher",
+        details=Details(
+            tables={**rows, "largest difference, as a share of the largest entry": checks},
+            panels=[_panel(kind, table) for kind, table in rows.items()],
+            notes=[*notes, "The headline is the worst ratio of forward and backward over its own target."],
+        ),
+    )
+
+
+def _check(T: int, rival: Rule) -> Row:
+    case = make_case(T)
+    row: Row = {"T": T, "specification_float64": None}
+    if T <= LONGEST_REFERENCE:
+        row["specification_float64"] = _difference(T, "the specification", case.to(torch.float64), _specification)
+    row["transformers_float32"] = _difference(T, "transformers", case, rival)
+    return row
+
+
+def _difference(T: int, name: str, case: Case, rule: Rule) -> float:
+    """The largest over o, the final state and the gradients; a UserError where it is too large."""
+    what = ("o", "the final state", *(f"the gradient of {x}" for x in ("q", "k", "v", "g", "beta")))
+    worst = 0.0
+    for part, got, wanted in zip(what, case.backward(ours), case.backward(rule), strict=True):
+        got, wanted = got.detach(), wanted.detach()
+        difference = ((got - wanted).abs().max() / wanted.abs().max()).item()
+        if not difference <= TOLERANCE[wanted.dtype]:
+            raise UserError(
+                f"nothing is timed: at T = {T} {part} differs from that of {name} by {difference:.1e} of its largest "
+                f"entry, where {TOLERANCE[wanted.dtype]:.0e} is allowed"
+            )
+        worst = max(worst, difference)
+    return worst
+
+
+def _row(T: int, call: Callable[[Rule], object], rivals: dict[str, Rule], peak: Peak, seconds: float) -> Row:
+    times = alternate({name: partial(call, rule) for name, rule in {"ours": ours, **rivals}.items()}, seconds=seconds)
+    gflops = count_flops(partial(call, ours)) / times["ours"].median / 1e9
+    return {
+        "T": T,
+        **{f"{name.replace(' ', '_')}_ms": 1e3 * timing.median for name, timing in times.items()},
+        "best_ms": 1e3 * times["ours"].best,
+        "ratio": min(times[name].median for name in rivals) / times["ours"].median,
+        "GFLOPS": gflops,
+        "%_of_matmul_peak": peak.share(gflops),
+    }
+
+
+def _panel(kind: str, table: list[Row]) -> Panel:
+    columns = tuple(dict.fromkeys(key for row in table for key in row if key.endswith("_ms") and key != "best_ms"))
+    return Panel(title=kind, table=kind, x="T", y=columns, y_label="ms", log=True)

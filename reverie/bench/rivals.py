@@ -1,0 +1,138 @@
+"""What is measured against: the gated delta rule and hybrid models of transformers, and fla's plain torch functions."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from reverie.errors import UserError
+from reverie.model import HybridConfig
+
+Rule = Callable[..., tuple[Tensor, Tensor]]
+"""(q, k, v, g, beta), each [B, T, H, ...], to o and the final state."""
+
+
+def transformers_module(name: str = "") -> ModuleType:
+    """transformers, or a module of it, such as "models.qwen3_next.modeling_qwen3_next"."""
+    try:
+        library: Any = importlib.import_module("transformers")
+        library.logging.set_verbosity_error()  # it warns that it falls back to plain torch: that is what is wanted
+        return importlib.import_module(f"transformers.{name}") if name else library
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"this benchmark measures against transformers, and there is no {error.name}: pip install 'reverie[bench]'"
+        ) from None
+
+
+def transformers_rule() -> Rule:
+    """The chunked gated delta rule of its hybrids on CPU, whatever kernels are installed."""
+    wrapped = transformers_module("models.qwen3_next.modeling_qwen3_next").torch_chunk_gated_delta_rule
+    rule = inspect.unwrap(wrapped)
+    return lambda q, k, v, g, beta: rule(q, k, v, g=g, beta=beta, output_final_state=True)
+
+
+def fla_rules() -> dict[str, Rule]:
+    """fla's plain torch functions, "chunk" and "recurrent"; nothing where fla-core is not installed.
+
+    Their file is loaded by its path: to import the package needs triton.
+    """
+    package = importlib.util.find_spec("fla")
+    if package is None or not package.submodule_search_locations:
+        return {}
+    file = Path(package.submodule_search_locations[0], "ops", "gated_delta_rule", "naive.py")
+    try:
+        spec = importlib.util.spec_from_file_location("fla_naive", file)
+        assert spec is not None
+        assert spec.loader is not None
+        naive: Any = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(naive)
+        functions = {"chunk": naive.naive_chunk_gated_delta_rule, "recurrent": naive.naive_recurrent_gated_delta_rule}
+    except (ImportError, OSError, AttributeError):  # another version of it
+        return {}
+    return {name: _from_fla(function) for name, function in functions.items()}
+
+
+def _from_fla(function: Callable[..., tuple[Tensor, Tensor]]) -> Rule:
+    # by name: the two differ in the order of beta and g
+    return lambda q, k, v, g, beta: function(q=q, k=k, v=v, g=g, beta=beta, output_final_state=True)
+
+
+def transformers_hybrids(config: HybridConfig, seed: int) -> dict[str, nn.Module]:
+    """Models of transformers with the depth, layer pattern and sizes of `config`, freshly initialised, by name.
+
+    Qwen3-Next with dense MLPs. `config` has attention and Gated DeltaNet layers.
+    """
+    shared = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "intermediate_size": config.mlp_width,
+        "num_hidden_layers": len(config.layers),
+        "layer_types": [{"attn": "full_attention", "gdn": "linear_attention"}[kind] for kind in config.layers],
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.kv_heads,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
+        "linear_num_key_heads": config.fast_heads,
+        "linear_num_value_heads": config.fast_heads,
+        "linear_key_head_dim": config.key_size,
+        "linear_value_head_dim": config.value_size,
+        "linear_conv_kernel_dim": config.conv_size,
+        "rms_norm_eps": config.norm_eps,
+        "pad_token_id": None,
+        "eos_token_id": None,
+        "use_cache": False,
+    }
+    dense = {"head_dim": config.head_size, "mlp_only_layers": list(range(len(config.layers)))}
+    kinds = {"OlmoHybrid": {"linear_allow_neg_eigval": False}, "Qwen3Next": dense}
+    transformers, models = transformers_module(), {}
+    with torch.random.fork_rng(devices=[]):
+        for name, own in kinds.items():
+            torch.manual_seed(seed)
+            model_config = getattr(transformers, f"{name}Config")(**shared, **own)
+            models[name] = getattr(transformers, f"{name}ForCausalLM")(model_config)
+    return models
+
+
+def transformers_logits(model: Any, tokens: Tensor, loss_mask: Tensor, window_size: int) -> Tensor:
+    """Logits of the labelled positions; from window to window only the recurrent state goes on, as in `rollout`.
+
+    Every label must be in the last window. The head runs on labelled positions alone.
+
+    Args:
+        tokens, loss_mask: [B, T].
+    """
+    windows = tokens.split(window_size, dim=1)
+    if len(windows) == 1:
+        return model(input_ids=tokens, use_cache=False).logits[loss_mask]
+    cache, h = None, None
+    for window in windows:
+        cache = _window_cache(model.config, {} if cache is None else cache.states)
+        h = model.model(input_ids=window, past_key_values=cache, use_cache=True).last_hidden_state
+    assert h is not None
+    return model.lm_head(h[loss_mask[:, -h.shape[1] :]])
+
+
+def _window_cache(config: Any, states: dict[int, Tensor]) -> Any:
+    """An empty cache but for the recurrent states, which it assigns where transformers' own copies in place: gradients
+    go through any number of windows then."""
+
+    class WindowCache(transformers_module("cache_utils").DynamicCache):
+        def __init__(self) -> None:
+            super().__init__(config=config)
+            self.states = dict(states)
+
+        def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+            return self.states.get(layer_idx)
+
+        def update_recurrent_state(self, recurrent_states: Tensor, layer_idx: int, **_: Any) -> Tensor:
+            self.states[layer_idx] = recurrent_states
+            return recurrent_states
+
+    return WindowCache()

@@ -1,0 +1,140 @@
+"""`reverie bench sleep`: what N passes cost a training step, in units of one ordinary pass over the same text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reverie.bench.card import Details, Findings, Panel, Report, Row, number
+from reverie.bench.machine import Peak, count_flops
+from reverie.bench.timing import alternate
+from reverie.model import HybridLM, new_model
+from reverie.recipe import Recipe, load_recipe
+from reverie.sleep import rollout
+from reverie.tasks import Batch
+
+PASSES = (1, 2, 4, 8)
+HEADLINE = 4  # N
+TARGET = 0.9 * HEADLINE  # what is not read is not computed: N passes cost less than N ordinary ones
+SEED = 0
+
+
+class Shape(NamedTuple):
+    recipe: str
+    batch_size: int
+
+
+SHAPES = (Shape("rule110/base", 64), Shape("depo/nano", 64))
+
+
+class Runs(NamedTuple):
+    """One model and one batch: forward and backward."""
+
+    model: HybridLM
+    recipe: Recipe
+    batch: Batch
+
+    def asleep(self, passes: int) -> None:
+        """What training does: windows without labels are slept over, labels alone are predicted."""
+        sleep = self.recipe.sleep.model_copy(update={"num_sleep_passes": passes, "looped_blocks": None})
+        logits, _ = rollout(self.model, self.batch.tokens, self.batch.loss_mask, sleep)
+        self._backward(logits, self.batch.targets[self.batch.loss_mask])
+
+    def plain(self) -> None:
+        """The same windows, each in one pass through all blocks and the head, with a loss at every position."""
+        everywhere = torch.ones_like(self.batch.loss_mask)
+        logits, _ = rollout(self.model, self.batch.tokens, everywhere, self.recipe.sleep)
+        self._backward(logits, self._next_tokens())
+
+    def plain_in_one(self) -> None:
+        """The whole text as a single window."""
+        self._backward(self.model(self.batch.tokens).flatten(0, 1), self._next_tokens())
+
+    def _next_tokens(self) -> Tensor:
+        return self.batch.tokens.roll(-1, dims=1).flatten()
+
+    def _backward(self, logits: Tensor, targets: Tensor) -> None:
+        F.cross_entropy(logits, targets).backward()
+        self.model.zero_grad()
+
+
+def make_runs(shape: Shape) -> Runs:
+    recipe = load_recipe(shape.recipe)
+    batch = recipe.task.batch("train", SEED, 0, range(shape.batch_size))
+    return Runs(new_model(recipe.model, SEED), recipe, batch)
+
+
+def measure(
+    peak: Peak,
+    report: Report,
+    shapes: Sequence[Shape] = SHAPES,
+    passes: Sequence[int] = PASSES,
+    seconds: float = 60.0,
+) -> Findings:
+    """Times of N passes over all blocks, without optimiser; `HEADLINE` must be among `passes`."""
+    rows: list[Row] = []
+    for i, shape in enumerate(shapes):
+        report(i, len(shapes), f"{shape.recipe}: N = {', '.join(map(str, passes))}")
+        rows += _measure_shape(shape, passes, peak, seconds)
+    return Findings(
+        name="sleep",
+        ratio=max(number(row, "plain_passes") for row in rows if row["N"] == HEADLINE),
+        target=TARGET,
+        better="lower",
+        details=Details(
+            tables={"forward and backward": rows},
+            panels=[
+                Panel(
+                    title=shape.recipe,
+                    table="forward and backward",
+                    x="N",
+                    y=("plain_passes", "plain_passes_counted", "N"),
+                    where={"recipe": shape.recipe},
+                    y_label="plain passes",
+                )
+                for shape in shapes
+            ],
+            notes=[
+                "plain_passes: the time in units of one plain pass: the same windows, all blocks once, the head and a "
+                "loss at every position; plain_passes_counted: the same ratio of the multiplications and additions in "
+                "matrix products. Lower is better.",
+                "over_N_1: over our own N = 1, which computes less than a plain pass: nobody reads its last block's "
+                "output where there is no label. over_one_window: over a plain pass with the whole text in one window.",
+                f"The headline is plain_passes at N = {HEADLINE}, its target 0.9 N.",
+            ],
+        ),
+    )
+
+
+def _measure_shape(shape: Shape, passes: Sequence[int], peak: Peak, seconds: float) -> list[Row]:
+    runs = make_runs(shape)
+    calls: dict[str, Callable[[], object]] = {"plain": runs.plain, "plain in one": runs.plain_in_one}
+    calls |= {f"N {n}": partial(runs.asleep, n) for n in passes}
+    times = {name: timing.median for name, timing in alternate(calls, seconds=seconds).items()}
+    flops = {name: count_flops(call) for name, call in calls.items()}
+    tokens = runs.batch.tokens.numel()
+    rows: list[Row] = []
+    for n in passes:
+        name = f"N {n}"
+        gflops = flops[name] / times[name] / 1e9
+        rows.append(
+            {
+                "recipe": shape.recipe,
+                "batch": shape.batch_size,
+                "N": n,
+                "ms": 1e3 * times[name],
+                "tokens_per_s": tokens / times[name],
+                "plain_passes": times[name] / times["plain"],
+                "plain_passes_counted": flops[name] / flops["plain"],
+                "over_one_window": times[name] / times["plain in one"],
+                "over_N_1": times[name] / times[f"N {passes[0]}"],
+                "GFLOPS": gflops,
+                "%_of_matmul_peak": peak.share(gflops),
+            }
+        )
+    return rows

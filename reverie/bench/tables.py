@@ -1,0 +1,78 @@
+"""Benchmark cards as tables: for the terminal, and in Markdown for docs/PERFORMANCE.md."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich import box
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from reverie.bench.card import BenchmarkCard, Cell, Row
+
+
+def rich_tables(card: BenchmarkCard) -> Group:
+    """The verdict, the tables, and the notes below them."""
+    parts: list[Table | Text] = [Text(verdict(card), "bold"), Text(machine(card), "dim")]
+    for title, rows in card.details.tables.items():
+        table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, title_justify="left")
+        for column, left in _columns(rows).items():
+            table.add_column(column.replace("_", " "), justify="left" if left else "right")
+        for row in rows:
+            table.add_row(*(_shown(row.get(column)) for column in _columns(rows)))
+        parts += [Text(), table]
+    return Group(*parts, Text(), Text("\n".join(card.details.notes), "dim"))
+
+
+def markdown(card: BenchmarkCard) -> str:
+    """The same for a document."""
+    parts = [f"**{verdict(card)}** {machine(card)}"]
+    for title, rows in card.details.tables.items():
+        columns = _columns(rows)
+        lines = [
+            [column.replace("_", " ") for column in columns],
+            ["---" if left else "---:" for left in columns.values()],
+            *([_shown(row.get(column)) for column in columns] for row in rows),
+        ]
+        parts += [f"{title[:1].upper()}{title[1:]}:", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+    return "\n\n".join([*parts, "\n".join(f"* {note}" for note in card.details.notes)])
+
+
+def verdict(card: BenchmarkCard) -> str:
+    wanted = "at least" if card.better == "higher" else "at most"
+    return (
+        f"{card.name}: ratio {_shown(card.ratio)}, target {wanted} {_shown(card.target)}: "
+        f"{'met' if card.met else 'not met'}."
+    )
+
+
+def machine(card: BenchmarkCard) -> str:
+    """The machine, the versions, and the physical limit."""
+    hardware, peak = card.hardware, card.peak
+    versions = ", ".join(f"{name} {version}" for name, version in card.versions.items())
+    return (
+        f"{hardware.cpu}, threads: {hardware.threads}; matmul peak {peak.float32_gflops:.0f} GFLOPS in float32, "
+        f"{peak.bfloat16_gflops:.0f} in bfloat16, copy {peak.copy_gb_per_s:.1f} GB/s; {versions}."
+    )
+
+
+def _columns(rows: Iterable[Row]) -> dict[str, bool]:
+    """Every column of the table, and whether it holds words."""
+    columns: dict[str, bool] = {}
+    for row in rows:
+        for column, cell in row.items():
+            columns[column] = columns.get(column, False) or isinstance(cell, str)
+    return columns
+
+
+def _shown(cell: Cell) -> str:
+    """Three digits of a measurement, all of a count."""
+    if cell is None:
+        return ""
+    if not isinstance(cell, float):
+        return str(cell)
+    if cell and not 1e-3 <= abs(cell) < 1e9:
+        return f"{cell:.1e}"
+    digits = max(0, 2 - len(str(int(abs(cell)))) + 1)
+    return f"{cell:,.{digits}f}"

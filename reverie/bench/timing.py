@@ -1,0 +1,54 @@
+"""Times of several callables, measured in turn in one process."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Timing(BaseModel):
+    """Seconds a call, one entry a round."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rounds: list[float]
+
+    @property
+    def median(self) -> float:
+        return statistics.median(self.rounds)
+
+    @property
+    def best(self) -> float:
+        return min(self.rounds)
+
+
+def alternate(
+    calls: Mapping[str, Callable[[], object]], *, seconds: float = 10.0, slice_s: float = 0.1, least: int = 5
+) -> dict[str, Timing]:
+    """Time all calls in rounds of short slices, A B C, C B A, …: another job or a drifting clock hits all alike.
+
+    Args:
+        seconds: when to stop, all together; but not before `least` rounds.
+        slice_s: a shorter call is repeated to fill a slice that long.
+    """
+    for call in calls.values():
+        call()  # warm-up
+    repeats = {name: max(1, round(slice_s / max(_seconds(call, 1), 1e-9))) for name, call in calls.items()}
+    rounds: dict[str, list[float]] = {name: [] for name in calls}
+    order, begun, done = list(calls), time.perf_counter(), 0
+    while done < least or time.perf_counter() - begun < seconds:
+        for name in order:
+            rounds[name].append(_seconds(calls[name], repeats[name]))
+        order.reverse()
+        done += 1
+    return {name: Timing(rounds=values) for name, values in rounds.items()}
+
+
+def _seconds(call: Callable[[], object], repeats: int) -> float:
+    begun = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - begun) / repeats

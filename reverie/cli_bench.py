@@ -1,0 +1,61 @@
+"""`reverie bench`: parses and calls; no logic."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from reverie.bench.card import BenchmarkCard
+from reverie.bench.run import run_benchmark
+from reverie.bench.tables import rich_tables
+from reverie.card import save_card
+from reverie.plots import plot_cards
+from reverie.progress import PartDisplay
+
+app = typer.Typer(
+    help="Measure speed and memory beside what others ship and beside the machine's limits.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+Out = Annotated[Path | None, typer.Option(metavar="CARD", help="Card (JSON) to write, with a figure beside it.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+
+
+@app.command("ops")
+def ops_command(out: Out = None, as_json: AsJson = False) -> None:
+    """The gated delta rule beside transformers' and fla's plain torch functions, T 64 to 4096."""
+    _bench("ops", out, as_json)
+
+
+@app.command("train")
+def train_command(out: Out = None, as_json: AsJson = False) -> None:
+    """Tokens/s of a training step beside transformers' hybrids of the same sizes."""
+    _bench("train", out, as_json)
+
+
+@app.command("sleep")
+def sleep_command(out: Out = None, as_json: AsJson = False) -> None:
+    """What N passes cost a training step, in units of one ordinary pass over the same text."""
+    _bench("sleep", out, as_json)
+
+
+@app.command("memory")
+def memory_command(out: Out = None, as_json: AsJson = False) -> None:
+    """Peak memory of a training step over windows and passes, with and without activation checkpointing."""
+    _bench("memory", out, as_json)
+
+
+def _bench(name: str, out: Path | None, as_json: bool) -> None:
+    with PartDisplay(Console(stderr=True), name) as display:
+        card: BenchmarkCard = run_benchmark(name, display.update)
+    if out is not None:
+        save_card(card, out)
+        plot_cards([out])
+    if as_json:
+        typer.echo(json.dumps(card.result()))
+    else:
+        Console().print(rich_tables(card))

@@ -1,0 +1,33 @@
+"""One of the processes that train together: `torchrun --nproc-per-node N -m reverie.train RECIPE`.
+
+The options are those of `reverie train`.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from reverie.cli import app
+from reverie.errors import UserError
+from reverie.train.distributed import started_by_torchrun
+from reverie.train.launch import USER_ERROR, leave_word, let_the_first_be_found
+
+
+def main() -> None:
+    """Every UserError is one sentence, for the launcher or on stderr, and exit code 2."""
+    try:
+        app(["train", *sys.argv[1:]])
+    except UserError as error:
+        if not leave_word(str(error)):
+            typer.echo(f"error: {error}", err=True)
+        sys.exit(USER_ERROR)
+    except Exception:
+        if started_by_torchrun():
+            let_the_first_be_found()
+        raise
+
+
+if __name__ == "__main__":
+    main()
