@@ -129,7 +129,7 @@ def _parameter_checks(case: str, work: Work) -> Iterator[Check]:
 def _traffic_checks() -> Iterator[Check]:
     cases: list[tuple[str, Parallel, bool]] = [(case, "ddp", False) for case in ("N = 1", "N = 3")]
     for case in TRAFFIC_CASES:
-        cases += [(case, "fsdp", False), (case, "fsdp", True)]
+        cases.extend([(case, "fsdp", False), (case, "fsdp", True)])
     found = measured.traffic([(CASES[case], how, every_run) for case, how, every_run in cases])
     for (case, how, every_run), payload in zip(cases, found, strict=True):
         work = CASES[case]
@@ -142,6 +142,7 @@ def _traffic_checks() -> Iterator[Check]:
         yield Check("bytes, FSDP scatters", name, expected.scattered, payload["scattered"])
         if not every_run:
             yield Check("bytes, Muon exchanges", case, traffic.muon_exchange(work), payload["exchanged"])
+            yield Check("bytes, most in the backward, FSDP", case, formulas.peak_bytes(work), payload["peak"])
 
 
 def autocast_check() -> Check:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import tempfile
 import weakref
 from collections import Counter
@@ -200,7 +201,8 @@ class _Payload(TorchDispatchMode):
 def traffic(cases: Sequence[tuple[Work, Parallel, bool]]) -> list[dict[str, int]]:
     """Two processes train one step of each: (work, how, whether every run gathers its blocks anew).
 
-    Returns payloads in bytes: "gathered", "scattered" and "reduced" of one process, "exchanged" of both together.
+    Returns payloads in bytes, "gathered", "scattered" and "reduced" of one process, "exchanged" of both together; and
+    the most alive in one of them as "peak", gathered parameters left out.
     """
     with tempfile.TemporaryDirectory() as folder:
         spawn(_train_two, args=(folder, cases), nprocs=2)
@@ -215,7 +217,8 @@ def _train_two(rank: int, folder: str, cases: Sequence[tuple[Work, Parallel, boo
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     found = [_payload(Processes(rank, 2, parallel), work, every_run) for work, parallel, every_run in cases]
     (Path(folder) / f"{rank}.json").write_text(json.dumps(found))
-    dist.destroy_process_group()
+    dist.barrier()
+    os._exit(0)  # all is written: taking down gloo's threads at exit now and then aborts the process
 
 
 def _payload(processes: Processes, work: Work, every_run: bool) -> dict[str, int]:
@@ -226,14 +229,16 @@ def _payload(processes: Processes, work: Work, every_run: bool) -> dict[str, int
             block.set_reshard_after_forward(True)  # type: ignore[operator]
             block.set_reshard_after_backward(True)  # type: ignore[operator]
     muon, _ = build_optimizers(model, OPTIM)
-    _train(parallel, muon, work)  # the first step of DDP arranges what later ones do
-    payload = _Payload()
+    _counted_step(parallel, muon, work)  # the first step of DDP arranges what later ones do
+    payload, live = _counted_step(parallel, muon, work)
+    return {name: payload.bytes[name] for name, _ in WHOLE.values()} | {"peak": live.peak}
+
+
+def _counted_step(parallel: ParallelModel, muon: torch.optim.Optimizer, work: Work) -> tuple[_Payload, _LiveBytes]:
+    payload, live = _Payload(), _LiveBytes()
     with payload:
-        _train(parallel, muon, work)
-    return {name: payload.bytes[name] for name, _ in WHOLE.values()}
-
-
-def _train(parallel: ParallelModel, muon: torch.optim.Optimizer, work: Work) -> None:
-    parallel.backward(lambda model: loss_of(work, model))
-    muon.step()
+        with live:
+            parallel.backward(lambda model: loss_of(work, model))
+        muon.step()
     muon.zero_grad()
+    return payload, live

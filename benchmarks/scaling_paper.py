@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from scaling_formulas import (
     FLOAT32,
+    Run,
     Work,
     again_bytes,
     all_shapes,
@@ -22,6 +23,7 @@ from scaling_formulas import (
     operations,
     optimizer_bytes,
     root_shapes,
+    run_bytes,
     runs,
 )
 from scaling_traffic import Traffic, context_parallel, ddp, fsdp, pipeline_slots, tensor_parallel
@@ -139,6 +141,7 @@ def _text(name: str) -> dict[str, float]:
         "bytes kept, pass": kept_bytes(works["pass"]),
         "bytes kept, window": kept_bytes(works["window"]),
         "bytes of one pass": again_bytes(works["pass"]),
+        "bytes of one block in one pass": max(run_bytes(work, Run(0, i, i + 1, True, True)) for i in range(4)),
         "bytes of fast weights": fast_weight_bytes(work),
         "bytes, DDP reduces": ddp(work).reduced,
         "bytes, FSDP gathers, once": fsdp(work, NODE, once=True).gathered,

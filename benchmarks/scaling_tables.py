@@ -119,7 +119,8 @@ def figure(card: dict[str, Any]) -> Figure:
     both.set_title("operations and bytes of a training step", fontsize=9, loc="left")
     off.set_yticks([-i for i in range(len(quantities))], quantities, fontsize=8)
     off.set_xlabel("formula off, %")
-    off.set_xlim(-12, 12)
+    reach = max(6.0, *(abs(x) for line in off.lines for x in line.get_xdata()))
+    off.set_xlim(-1.1 * reach, 1.1 * reach)
     off.axvline(0, color="#8c8c8c", linewidth=0.8, zorder=0)
     for panel in (both, off):
         panel.spines[["top", "right"]].set_visible(False)

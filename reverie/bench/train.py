@@ -97,7 +97,7 @@ def sides(shape: Shape, dtype: Dtype) -> dict[str, Side]:
     optimizers = build_optimizers(our_model, recipe.optim)
 
     def train_ours(batch: Batch, step: int) -> float:
-        return train_step(recipe, our_model, optimizers, step, batch)
+        return train_step(recipe, our_model, optimizers, step, batch).loss
 
     def our_logits(batch: Batch) -> Tensor:
         return rollout(our_model, batch.tokens, batch.loss_mask, recipe.sleep)[0]

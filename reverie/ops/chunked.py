@@ -298,7 +298,8 @@ class _Chunked(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, do: Tensor | None, dS: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         fields, layout = len(_Saved._fields), ctx.layout
-        saved, rest = _Saved(*ctx.saved_tensors[:fields]), ctx.saved_tensors[fields:]
+        tensors = ctx.saved_tensors  # once: under activation checkpointing a second look is an error
+        saved, rest = _Saved(*tensors[:fields]), tensors[fields:]
         decays = _Decays(*rest) if rest else None
         do = None if do is None else layout.chunks(do, saved.k.dtype)
         *sequences, dS0 = _backward(saved, decays, do, None if dS is None else dS.flatten(0, 1), ctx.scale)

@@ -18,6 +18,8 @@ from typing import Any, Literal, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from reverie.errors import UserError
@@ -111,7 +113,13 @@ def joined(parallel: Parallel, device: torch.device) -> Iterator[tuple[Processes
         check_gpus(int(os.environ["LOCAL_WORLD_SIZE"]))
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    store, rank, world_size = next(rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+        # The store may be the one from before a restart, with the addresses of dead processes (PyTorch issue 135712).
+        # On several nodes the number of restarts is no way to tell, since each node counts its own.
+        store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), parallel), device
     except Stopped:
@@ -144,8 +152,9 @@ class ParallelModel:
 
     Under FSDP each block, and what is outside the blocks, is gathered when a step first needs it and stays until the
     gradients are there, which are then reduced once. To let go of a block after use, as is usual, would gather it anew
-    for every pass over every window, and again for their backward: 2 · W · N times a step, not once. So parameters are
-    whole on each device during a step; their gradients and optimiser states, three quarters of the memory, never are.
+    for every pass over every window, and again for their backward: about 2 · W · N times a step, not once. It would not
+    help with the gradients either, which autograd sums over all passes before anyone sees them. So parameters and
+    gradients are whole on each device during a step; optimiser states never are, nor anything between steps.
     """
 
     def __init__(self, model: HybridLM, device: torch.device | str = "cpu", processes: Processes = ALONE) -> None:

@@ -10,6 +10,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -59,7 +60,7 @@ def launch(
     check_batch(recipe, processes)
     if device.type == "cuda":
         check_gpus(processes)
-    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -67,18 +68,20 @@ def launch(
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_STOPPING_S))
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id="reverie",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="localhost",
-        max_restarts=max_restarts,
-    )
     try:
-        elastic_launch(config, sys.executable)("-m", "reverie.train", *arguments)
+        with tempfile.TemporaryDirectory() as words:
+            config = LaunchConfig(
+                min_nodes=1,
+                max_nodes=1,
+                nproc_per_node=processes,
+                logs_specs=DefaultLogsSpecs(log_dir=words),
+                run_id="reverie",
+                rdzv_backend="c10d",
+                rdzv_endpoint="localhost:0",
+                local_addr="localhost",
+                max_restarts=max_restarts,
+            )
+            elastic_launch(config, sys.executable)("-m", "reverie.train", *arguments)
     except SignalException as interruption:
         sys.exit(128 + interruption.sigval)
     except ChildFailedError as error:

@@ -186,9 +186,8 @@ def train_step(
     processes = parallel.processes
     # Of each window, in all shares of the batch: all processes go the same way, whatever is in their own.
     labels = processes.sum([int(mask.sum()) for mask in batch.loss_mask.split(recipe.sleep.window_size, dim=1)])
-
     labelled = [number > 0 for number in labels]
-    observer = PassObserver(labelled) if watch else None
+    observer = PassObserver(labelled, processes) if watch else None
 
     def own_loss(model: HybridLM) -> Tensor:
         with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=recipe.train.dtype == "bfloat16"):
@@ -283,7 +282,8 @@ def _measure(
         for depth, part in score.summary()["by_depth"].items():
             writer.add_scalar(f"accuracy/depth {depth}", part["accuracy"], progress.step)
         writer.add_scalar("gradient/norm", step.gradient_norm, progress.step)
-        for name, values in (step.passes.model_dump() if step.passes else {}).items():
+        statistics = step.passes.model_dump() if step.passes else {}
+        for name, values in statistics.items():
             for n, value in enumerate(values, start=1):
                 writer.add_scalar(f"sleep/{name}, pass {n}", value, progress.step)
         writer.flush()  # before the checkpoint, for a resumed run does not measure this point again

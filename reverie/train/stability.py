@@ -14,16 +14,18 @@ from torch import Tensor
 
 from reverie.card import PassStatistics
 from reverie.model import State
+from reverie.train.distributed import ALONE, Processes
 
 
 class PassObserver:
     """To be given to `rollout` as `observe`; knows all once the backward pass has run.
 
-    Under several processes it sees this one's share of the batch.
+    Several processes see a share of the batch each; what they know together is that of the whole.
     """
 
-    def __init__(self, labelled: Sequence[bool]) -> None:
-        self._labelled = labelled
+    def __init__(self, labelled: Sequence[bool], processes: Processes = ALONE) -> None:
+        self._labelled, self._processes = labelled, processes
+        self._rows = 0
         # By pass, then by window and block, so that a window that is run again in the backward pass counts once.
         self._norms: dict[int, dict[tuple[int, int], float]] = defaultdict(dict)
         self._changes: dict[int, dict[tuple[int, int], float]] = defaultdict(dict)
@@ -36,6 +38,7 @@ class PassObserver:
         for block, (old, new) in enumerate(zip(before.fast_weights, after.fast_weights, strict=True)):
             if new is None or new is old:
                 continue
+            self._rows = len(new)
             with torch.no_grad():
                 norms = torch.linalg.matrix_norm(new)
                 change = norms if old is None else torch.linalg.matrix_norm(new - old)
@@ -47,15 +50,21 @@ class PassObserver:
             h.register_hook(partial(_add_square, self._hidden_squares, n))
 
     def statistics(self) -> PassStatistics | None:
-        """None if nothing was slept over."""
-        passes = sorted(self._norms)
+        """None if nothing was slept over. Of several processes, all call it."""
+        passes, world_size = sorted(self._norms), self._processes.world_size
         if not passes:
             return None
+        [rows] = self._processes.sum([self._rows])
+        norms = self._processes.sum([_mean(self._norms[n]) * self._rows for n in passes])
+        changes = self._processes.sum([_mean(self._changes[n]) * self._rows for n in passes])
+        fast_weight_squares = self._processes.sum([self._fast_weight_squares[n] for n in passes])
+        hidden_squares = self._processes.sum([self._hidden_squares[n] for n in passes])
         return PassStatistics(
-            fast_weight_norm=[_mean(self._norms[n]) for n in passes],
-            fast_weight_change=[_mean(self._changes[n]) for n in passes],
-            fast_weight_gradient=[self._fast_weight_squares[n] ** 0.5 for n in passes],
-            hidden_gradient=[self._hidden_squares[n] ** 0.5 for n in passes],
+            fast_weight_norm=[norm / rows for norm in norms],
+            fast_weight_change=[change / rows for change in changes],
+            # The loss of each is weighted for an average over processes.
+            fast_weight_gradient=[square**0.5 / world_size for square in fast_weight_squares],
+            hidden_gradient=[square**0.5 / world_size for square in hidden_squares],
         )
 
 

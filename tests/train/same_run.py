@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from reverie.card import RunCard, load_card
@@ -48,3 +49,16 @@ def read_run_card(out: Path) -> RunCard:
     card = load_card(out / CARD_NAME)
     assert isinstance(card, RunCard)
     return card
+
+
+def assert_close(ours: Any, theirs: Any, *, rough: bool = False) -> None:
+    """Numbers in dicts and lists, to the rounding of float32, or of bfloat16."""
+    if isinstance(ours, dict):
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert_close(ours[key], theirs[key], rough=rough)
+    elif isinstance(ours, list):
+        for our, their in zip(ours, theirs, strict=True):
+            assert_close(our, their, rough=rough)
+    else:
+        assert ours == (theirs and pytest.approx(theirs, rel=0.1 if rough else 2e-3, abs=1e-6))

@@ -1,67 +1,240 @@
-"""Several processes train as one does: same losses, same weights, to rounding; and each goes on from the other's state."""
+"""Several processes train as one does, to rounding: same losses, gradients and weights, whoever has which examples."""
 
 from __future__ import annotations
 
-import signal
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
+from same_run import assert_close
 from tiny_recipe import tiny_recipe
 from together import together
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from reverie import evaluate
+from reverie.errors import UserError
+from reverie.model import HybridLM, new_model
 from reverie.recipe import Recipe
-from reverie.train.distributed import ALONE, Parallel, Processes
-from reverie.train.loop import train
-from reverie.train.stop import Stopped
+from reverie.sleep import rollout
+from reverie.tasks import Batch
+from reverie.train.batches import batches, make_batch
+from reverie.train.distributed import ALONE, Parallel, ParallelModel, Processes, joined, whole
+from reverie.train.loop import train, train_step
+from reverie.train.optim import ShardedMuon
+
+BOTH: tuple[Parallel, ...] = ("ddp", "fsdp")
 
 
-class Job(NamedTuple):
-    recipe: Recipe
-    out: Path
-    parallel: Parallel | None
-    stop_at: int | None = None
-    resume: bool = False
+# -- one step, with weights of any size and labels in any place
 
 
-def run(processes: Processes, job: Job) -> list[float]:
-    """The losses of the steps, where they are reported."""
-    losses: list[float] = []
+class Kept(torch.optim.SGD):
+    """Leaves the gradients where they are."""
 
-    def report(progress: Any, loss: float) -> None:
-        losses.append(loss)
-        if progress.step == job.stop_at:
-            signal.raise_signal(signal.SIGTERM)
+    def step(self, closure: None = None) -> None:
+        pass
 
-    try:
-        train(job.recipe, job.out, resume=job.resume, report=report, processes=replace(processes, parallel=job.parallel))
-    except Stopped as stopped:
-        assert stopped.step == job.stop_at
-    return losses
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        pass
 
 
-def run_all(processes: Processes, jobs: list[Job]) -> list[list[float]]:
-    return [run(processes, job) for job in jobs]
+class Collectives(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        if function.namespace == "c10d":
+            self.counts[function.__name__.removeprefix("_").split("_")[0]] += 1
+        return function(*arguments, **(options or {}))
 
 
-def test_spike(tmp_path: Path):
+def awake(recipe: Recipe) -> HybridLM:
+    """A model of random parameters: a new one is the identity with a head of zeros."""
+    model = new_model(recipe.model, 0)
+    random = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn(parameter.shape, generator=random))
+    return model
+
+
+def scattered_labels(recipe: Recipe, rows: range) -> Batch:
+    """Labels in window 0 of row 7 alone, in window 1 of rows 4 to 7, in none of rows 0 to 3."""
+    batch = make_batch(recipe, 0)
+    mask = batch.loss_mask.clone()
+    mask[:4] = False
+    mask[7, 3:6] = True
+    batch = batch._replace(loss_mask=mask, targets=batch.tokens.roll(-1, dims=1))
+    return Batch(*(x[rows.start : rows.stop] for x in batch))
+
+
+def gradients(recipe: Recipe, processes: Processes, batch: Callable[[Recipe, range], Batch]) -> dict[str, Tensor]:
+    """Of one step, and its loss."""
+    model = awake(recipe)
+    parallel = ParallelModel(model, "cpu", processes)
+    optimizers: list[torch.optim.Optimizer] = [Kept(model.parameters(), lr=0.0) for _ in range(2)]
+    own = batch(recipe, processes.share(recipe.train.batch_size))
+    loss = train_step(recipe, model, optimizers, 0, own, parallel).loss
+    found = {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
+    return {**found, "loss": torch.tensor(loss)}
+
+
+def as_made(recipe: Recipe, rows: range) -> Batch:
+    return make_batch(recipe, 0, rows)
+
+
+def one_step(activation_checkpoint: str, **sleep: Any) -> Recipe:
+    return tiny_recipe(
+        model={"layers": ["gdn", "attn", "jet"]},
+        sleep={"num_sleep_passes": 3, **sleep},
+        optim={"grad_clip": 1e9},
+        train={"activation_checkpoint": activation_checkpoint},
+    )
+
+
+STEPS = {
+    "as made": (one_step("none"), as_made),
+    "passes again": (one_step("pass", looped_blocks=(0, 2)), as_made),
+    "windows again": (one_step("window", eviction="sliding"), as_made),
+    "labels here and there": (one_step("none"), scattered_labels),
+    "small windows": (one_step("window", window_size=5), scattered_labels),
+}
+
+
+def all_steps(processes: Processes) -> dict[str, dict[str, Tensor]]:
+    found = {}
+    for name, (recipe, batch) in STEPS.items():
+        found[name] = gradients(recipe, ALONE, batch)
+        for how in BOTH:
+            found[f"{name} {how}"] = gradients(recipe, replace(processes, parallel=how), batch)
+    return {name: {key: x.numpy() for key, x in tensors.items()} for name, tensors in found.items()}  # type: ignore[misc]
+
+
+@pytest.fixture(scope="module")
+def steps() -> list[dict[str, dict[str, Any]]]:
+    return together(4, all_steps)
+
+
+@pytest.mark.parametrize("how", BOTH)
+@pytest.mark.parametrize("name", STEPS)
+def test_gradients_are_those_of_one_process(steps: list[dict[str, Any]], name: str, how: str):
+    for rank in steps:
+        assert rank[f"{name} {how}"].keys() == rank[name].keys()
+        for key, expected in rank[name].items():
+            difference = abs(rank[f"{name} {how}"][key] - expected)
+            assert difference.max() <= 5e-4 * abs(expected).max(), key
+
+
+def collectives_of_a_step(processes: Processes, passes: int) -> Counter[str]:
+    recipe = tiny_recipe(model={"layers": ["gdn", "attn", "jet"]}, sleep={"num_sleep_passes": passes, "window_size": 7})
+    parallel = ParallelModel(awake(recipe), "cpu", replace(processes, parallel="fsdp"))
+    batch = make_batch(recipe, 0, processes.share(8))
+    with Collectives() as seen:
+        parallel.backward(lambda model: model_loss(recipe, model, batch))
+    return seen.counts
+
+
+def model_loss(recipe: Recipe, model: HybridLM, batch: Batch) -> Tensor:
+    return rollout(model, batch.tokens, batch.loss_mask, recipe.sleep)[0].square().mean()
+
+
+def collectives(processes: Processes) -> list[Counter[str]]:
+    return [collectives_of_a_step(processes, passes) for passes in (1, 4)]
+
+
+def test_parameters_are_gathered_once_a_step_however_many_passes_and_windows():
+    for counts in together(2, collectives)[0]:
+        assert counts["allgather"] == 4  # three blocks, and the rest
+        assert counts["reduce"] <= 8  # what a window without labels leaves out has its gradient before the others
+
+
+# -- Muon
+
+
+SHAPES = [(5, 3), (3, 5), (16, 16), (1, 4), (9, 2), (2, 9), (7, 7)]  # more than processes, rows for some of them
+
+
+def muon_steps(processes: Processes) -> float:
+    """How far whole and sharded matrices are apart, after steps with the same gradients."""
+    mesh, random = init_device_mesh("cpu", (processes.world_size,)), torch.Generator().manual_seed(0)
+    matrices = [nn.Parameter(torch.randn(shape, generator=random)) for shape in SHAPES]
+    sharded = [nn.Parameter(distribute_tensor(m.detach().clone(), mesh, [Shard(0)])) for m in matrices]
+    options: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.2}
+    theirs, ours = torch.optim.Muon(matrices, **options), ShardedMuon(sharded, **options)
+    for step in range(3):
+        for i, (m, s) in enumerate(zip(matrices, sharded, strict=True)):
+            gradient = torch.randn(m.shape, generator=random)
+            m.grad = None if (i + step) % 4 == 0 else gradient  # frozen in that step
+            s.grad = None if m.grad is None else distribute_tensor(gradient, mesh, [Shard(0)])
+        theirs.step()
+        ours.step()
+    found = [torch.cat([whole(s) - m, whole(ours.state[s]["momentum_buffer"]) - theirs.state[m]["momentum_buffer"]])
+             for m, s in zip(matrices, sharded, strict=True)]  # fmt: skip
+    return max(float(x.detach().abs().max()) for x in found)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_sharded_muon_takes_the_steps_of_muon(world_size: int):
+    assert max(together(world_size, muon_steps)) < 1e-6
+
+
+# -- what needs no group
+
+
+def test_shares_are_the_whole_batch_in_order_and_even():
+    for count, world_size in [(8, 3), (7, 4), (4, 4), (129, 8)]:
+        shares = [Processes(rank, world_size, "ddp").share(count) for rank in range(world_size)]
+        assert [i for share in shares for i in share] == list(range(count))
+        assert max(map(len, shares)) - min(map(len, shares)) <= 1 <= min(map(len, shares))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_share_of_the_batches(workers: int):
+    recipe = tiny_recipe(train={"data_workers": workers})
+    with batches(recipe, 3, range(2, 5)) as made:
+        for step, batch in zip(range(3, 6), made, strict=True):
+            expected = make_batch(recipe, step)
+            assert all(torch.equal(ours, theirs[2:5]) for ours, theirs in zip(batch, expected, strict=True))
+
+
+def test_scores_of_shares_add_up(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(evaluate, "LARGEST_BATCH", 5)
     recipe = tiny_recipe()
-    alone = run(ALONE, Job(recipe, tmp_path/"alone", None))
-    jobs = [Job(recipe, tmp_path/"ddp", "ddp"), Job(recipe, tmp_path/"fsdp", "fsdp"), Job(recipe, tmp_path/"half", "fsdp", 3)]
-    import time
-    t=time.time()
-    first, *others = together(2, run_all, jobs)
-    print(time.time()-t)
-    print(alone); print(first); print(others)
-    print([sorted(p.name for p in (tmp_path/n).iterdir()) for n in ("ddp","fsdp","half")])
-    t=time.time()
-    import shutil
-    shutil.copytree(tmp_path/"half", tmp_path/"half2")
-    shutil.copytree(tmp_path/"half", tmp_path/"half1")
-    jobs = [Job(recipe, tmp_path/"half2", "ddp", None, True), Job(recipe, tmp_path/"half", "fsdp", None, True)]
-    print(together(4, run_all, jobs)[0])
-    print(time.time()-t)
-    print(run(ALONE, Job(recipe, tmp_path/"half1", None, None, True)))
-    assert 0
+    model = awake(recipe)
+    parts = [evaluate.evaluate(model, recipe.task, recipe.sleep, 24, share=(i, 3)) for i in range(3)]
+    assert [part.examples for part in parts] == [10, 9, 5]
+    total = evaluate.evaluate(model, recipe.task, recipe.sleep, 24)
+    assert_close(sum(parts, evaluate.Score()).summary(), total.summary())
+
+
+def test_alone_there_is_no_group():
+    with joined("fsdp", torch.device("cpu")) as (processes, device):
+        assert (processes, device) == (ALONE, torch.device("cpu"))
+    assert not torch.distributed.is_initialized()
+
+
+def test_too_few_examples(tmp_path: Path):
+    with pytest.raises(
+        UserError, match=r"^train\.batch_size is 8, but it must be at least 9, the number of processes,"
+    ):
+        train(tiny_recipe(), tmp_path / "out", processes=Processes(3, 9, "ddp"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_too_few_gpus(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, "2")
+    with (
+        pytest.raises(UserError, match=r"^2 processes need a GPU each, and there are 1: "),
+        joined("ddp", torch.device("cuda")),
+    ):
+        pass

@@ -1,4 +1,4 @@
-"""A function in several processes that form a group, as under torchrun, at the price of importing everything once."""
+"""A function in several processes that form a group, as under torchrun; forked, so that they import nothing."""
 
 from __future__ import annotations
 
@@ -11,30 +11,29 @@ from multiprocessing.connection import Connection, wait
 from typing import Any
 
 import pytest
-import torch
+import torch.distributed.checkpoint
+import torch.distributed.fsdp
+import torch.distributed.tensor  # what the processes would import, each
 
 from reverie.train.distributed import Processes, joined
 
-_forked = multiprocessing.get_context("forkserver")
-_forked.set_forkserver_preload(
-    ["pytest", "reverie.train.loop", "torch.distributed.checkpoint", "torch.distributed.fsdp", "torch.distributed.tensor"]
-)
+_fork = multiprocessing.get_context("fork")
 _LIMIT_S = 100
 
 
 def together(world_size: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
-    """function(processes, *arguments) of every process, in order of ranks. The function is one of a module."""
+    """What function(processes, *arguments) returns in every process, in order of ranks."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
     children: dict[Any, Any] = {}
-    for rank in range(world_size):
-        ours, theirs = _forked.Pipe(duplex=False)
-        child = _forked.Process(target=_join, args=(theirs, rank, world_size, port, function, arguments))
-        child.start()
-        theirs.close()
-        children[ours] = child
     try:
+        for rank in range(world_size):
+            ours, theirs = _fork.Pipe(duplex=False)
+            child = _fork.Process(target=_join, args=(theirs, rank, world_size, port, function, arguments))
+            child.start()
+            theirs.close()
+            children[ours] = child
         return _results(list(children))
     finally:
         for child in children.values():
@@ -60,12 +59,18 @@ def _results(pipes: list[Connection]) -> list[Any]:
 def _join(
     pipe: Connection, rank: int, world_size: int, port: int, function: Callable[..., Any], arguments: tuple[Any, ...]
 ) -> None:
-    torch.set_num_threads(1)
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world_size, "MASTER_ADDR": "localhost", "MASTER_PORT": port}
+    place = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": world_size,
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": port,
+    }
     os.environ.update({name: str(value) for name, value in place.items()})
     try:
         with joined("ddp", torch.device("cpu")) as (processes, _):
             assert processes == Processes(rank, world_size, "ddp")
-            pipe.send((function(processes, *arguments), None))
+            result = function(processes, *arguments)
+        pipe.send((result, None))
     except BaseException:
         pipe.send((None, traceback.format_exc()))

@@ -1,0 +1,211 @@
+"""Formulas of scaling against counts on small models, the paper part's promises, and what docs/SCALING.md shows."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributed.run import get_args_parser
+
+from reverie.model import HybridConfig, HybridLM, State, new_model
+from reverie.sleep import rollout
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+benchmark: Any = importlib.import_module("scaling")
+formulas: Any = importlib.import_module("scaling_formulas")
+measured: Any = importlib.import_module("scaling_measured")
+paper: Any = importlib.import_module("scaling_paper")
+traffic: Any = importlib.import_module("scaling_traffic")
+tables: Any = importlib.import_module("scaling_tables")
+
+PAGE = (ROOT / "docs" / "SCALING.md").read_text(encoding="utf-8")
+CARD = json.loads((ROOT / "results" / "scaling.json").read_text(encoding="utf-8"))
+SAMPLE = ("N = 3", "jet", "pass, blocks 1 and 2 looped", "window, N = 4, blocks 0 and 1 looped")
+
+
+class Recorder(HybridLM):
+    """Notes which blocks are run, and does nothing."""
+
+    def __init__(self, config: HybridConfig) -> None:
+        super().__init__(config)
+        self.made: list[tuple[int, int, bool]] = []
+
+    def blocks(
+        self, h: Tensor, state: State, start: int, stop: int, *, span: int, output: bool = True
+    ) -> tuple[Tensor, State]:
+        self.made.append((start, stop, output))
+        return h, state
+
+
+@pytest.mark.parametrize("layers", [("attn", "gdn", "attn", "gdn"), ("gdn", "attn", "attn"), ("attn", "attn")])
+@pytest.mark.parametrize("passes", [1, 2, 4])
+@pytest.mark.parametrize("looped", [None, (0, 1), (1, 2)])
+def test_runs_are_those_of_rollout(layers: tuple[str, ...], passes: int, looped: tuple[int, int] | None) -> None:
+    work = benchmark.small(layers, "-x--x", window=4, passes=passes, looped=looped)._replace(scored=4)
+    model = Recorder(work.model)
+    tokens, mask = measured.batch_of(work)
+    rollout(model, tokens, mask, work.sleep)
+    made = [run for run in model.made if run[0] < run[1]]
+    assert [(run.start, run.stop, run.output) for run in formulas.runs(work)] == made
+
+
+@pytest.mark.parametrize("kind", ["attn", "gdn", "jet"])
+def test_every_parameter_and_what_muon_trains(kind: str) -> None:
+    work = benchmark.small((kind, "attn"))
+    shapes = formulas.all_shapes(work.model)
+    assert shapes == measured.shapes_of(work.model)
+    muon, _ = measured.build_optimizers(new_model(work.model, 0), measured.OPTIM)
+    assert set(formulas.hidden_matrices(shapes)) == set(muon.param_groups[0]["param_names"])
+    assert formulas.optimizer_bytes(shapes) == measured.optimizer_bytes(work)
+    assert formulas.muon_operations(shapes) == measured.muon_operations(work)
+
+
+@pytest.mark.parametrize("case", [*SAMPLE, "last 2 of 4 passes"])
+def test_operations(case: str) -> None:
+    work = benchmark.CASES[case]
+    forward, backward = measured.operations(work)
+    expected = formulas.operations(work)
+    assert expected.forward == pytest.approx(forward, rel=0.02)
+    assert expected.backward + expected.recompute == pytest.approx(backward, rel=0.02)
+
+
+@pytest.mark.parametrize("case", SAMPLE)
+def test_bytes(case: str) -> None:
+    work = benchmark.CASES[case]
+    kept, peak = measured.live_bytes(work)
+    assert formulas.kept_bytes(work) == pytest.approx(kept, rel=0.02)
+    assert formulas.peak_bytes(work) == pytest.approx(peak, rel=0.05)
+
+
+def test_bytes_of_autocast() -> None:
+    assert abs(benchmark.autocast_check().deviation) < 0.05
+
+
+def test_traffic_of_two_processes() -> None:
+    works = [benchmark.small(labelled="-x", window=16, passes=2, looped=(1, 3))] * 2
+    once, every_run = measured.traffic(
+        [(work, "fsdp", every) for work, every in zip(works, (False, True), strict=True)]
+    )
+    for payload, expected in ((once, traffic.fsdp(works[0], 2, once=True)), (every_run, traffic.fsdp(works[0], 2))):
+        assert (payload["gathered"], payload["scattered"]) == (expected.gathered, expected.scattered)
+        assert payload["exchanged"] == traffic.muon_exchange(works[0])
+
+
+@pytest.mark.parametrize("stages", [1, 2, 5])
+@pytest.mark.parametrize("microbatches", [1, 4, 5, 9])
+@pytest.mark.parametrize("trips", [1, 3, 8])
+def test_a_pipeline_takes_as_long_as_one_played_through(stages: int, microbatches: int, trips: int) -> None:
+    free, ready, end = [0] * stages, [0] * microbatches, 0
+    for _ in range(trips):
+        for text in range(microbatches):
+            for stage in range(stages):
+                ready[text] = free[stage] = max(free[stage], ready[text]) + 1
+                end = ready[text]
+    assert traffic.pipeline_slots(stages, microbatches, trips) == end
+
+
+def test_plans_on_paper() -> None:
+    """A text costs the same however it is shared out, but for stages that wait; more GPUs never hold more each."""
+    for name in paper.MODELS:
+        data, *split = (paper.plan(name, 1024, 1024, strategy, "pass") for strategy in paper.STRATEGIES[3:])
+        for row in split:
+            waits = "pipeline" in row["strategy"]
+            ratio = row["seconds"]["computing"] / data["seconds"]["computing"]
+            assert 1.0 < ratio < 1.02 if waits else ratio == pytest.approx(1.0)
+        for strategy in paper.STRATEGIES[:3]:
+            few, many = (paper.plan(name, gpus, gpus, strategy, "window") for gpus in (8, 1024))
+            assert few["states"] >= many["states"]
+        kept = [paper.plan(name, 8, 8, paper.STRATEGIES[1], mode) for mode in paper.MODES]
+        assert kept[0]["activations"] > kept[1]["activations"] > kept[2]["activations"]
+        assert kept[0]["step"] < kept[1]["step"] < kept[2]["step"]
+
+
+def test_the_choice_is_the_fastest_that_fits() -> None:
+    rows = [{"bytes": 70e9, "step": 3.0}, {"bytes": 60e9, "step": 2.0}, {"bytes": 100e9, "step": 1.0}]
+    assert paper.choice(rows) is rows[1]
+    assert paper.choice(rows[2:]) is rows[2]
+    assert paper.choice([{"bytes": 200e9, "step": 1.0}]) is None
+
+
+@pytest.mark.parametrize("name", ["1.4B", "8B", "70B"])
+def test_the_large_models_have_the_size_of_their_names(name: str) -> None:
+    model, _ = paper.MODELS[name]
+    assert formulas.count(formulas.all_shapes(model)) == pytest.approx(float(name[:-1]) * 1e9, rel=0.1)
+    with torch.device("meta"):
+        assert {n: tuple(p.shape) for n, p in HybridLM(model).named_parameters()} == formulas.all_shapes(model)
+
+
+def test_the_result_is_the_worst_deviation() -> None:
+    checks = [benchmark.Check("a", "x", 102.0, 100.0), benchmark.Check("a", "y", 100.0, 100.0)]
+    card = {"name": "scaling", "checks": [check._asdict() for check in checks]}
+    assert benchmark.result(card) == {
+        "name": "scaling",
+        "ratio": 0.02,
+        "target": 0.05,
+        "met": True,
+        "details": {"a": 0.02},
+    }
+    card["checks"].append(benchmark.Check("b", "x", 90.0, 100.0)._asdict())
+    assert not benchmark.result(card)["met"]
+
+
+def test_the_docs_show_the_card_in_results() -> None:
+    assert benchmark.result(CARD)["met"]
+    for name, table in tables.tables(CARD).items():
+        assert table in PAGE, name
+    assert CARD["paper"] == json.loads(json.dumps(paper.everything()))
+
+
+def test_the_docs_launch_with_options_that_there_are() -> None:
+    text = re.sub(r"\\\n *", "", PAGE)
+    lines = [line[line.index("torchrun --") :] for line in text.splitlines() if "torchrun --" in line]
+    assert len(lines) == 3
+    for line in lines:
+        words = line.replace('"$SLURM_NNODES"', "4").split()
+        options = get_args_parser().parse_args(words[1:])
+        assert (options.module, options.training_script) == (True, "reverie.train")
+
+
+STAND_IN = """#!/bin/bash
+echo "$(basename "$0") $*" >> calls
+case "$(basename "$0")" in
+scontrol) [ "$1" != show ] || echo node1 ;;
+srun) trap 'sleep 0.2; touch runs/saved; exit 143' TERM; echo > started; while :; do sleep 0.05; done ;;
+esac
+"""
+
+
+@pytest.mark.parametrize("checkpoint", [False, True])
+def test_the_slurm_script_saves_and_queues_itself_again(tmp_path: Path, checkpoint: bool) -> None:
+    [script] = re.findall(r"```bash\n(.*?)```", PAGE, flags=re.DOTALL)
+    for name in ("srun", "scontrol"):
+        (tmp_path / name).write_text(STAND_IN)
+        (tmp_path / name).chmod(0o755)
+    out = tmp_path / "runs" / "gsm_infinite" / "paper"
+    out.mkdir(parents=True)
+    if checkpoint:
+        (out / "checkpoint-000000100").mkdir()
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7", "SLURM_NNODES": "4"}
+    job = subprocess.Popen(["bash", "-c", script], cwd=tmp_path, env=environment | {"SLURM_JOB_NODELIST": "node[1-4]"})
+    deadline = time.monotonic() + 10
+    while not (tmp_path / "started").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    job.send_signal(signal.SIGTERM)
+    job.wait(timeout=10)
+    assert (tmp_path / "runs" / "saved").exists()  # it waited for training to save
+    shown, started, requeued = (tmp_path / "calls").read_text().splitlines()
+    assert shown == "scontrol show hostnames node[1-4]"
+    assert "--rdzv-endpoint node1:29500" in started
+    assert started.endswith("--resume") == checkpoint
+    assert requeued == "scontrol requeue 7"
