@@ -36,7 +36,8 @@ from reverie.plots import save_figure
 from reverie.provenance import commit_id, hardware
 from reverie.recipe import Recipe, load_recipe
 from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint
-from reverie.train.loop import CARD_NAME, train
+from reverie.train.loop import train
+from reverie.train.result import CARD_NAME
 
 SEED = 0  # of the moments
 CONTEXT: Any = multiprocessing.get_context("spawn")  # a fresh interpreter each time, as a user starts it

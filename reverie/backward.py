@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from reverie.model import State
@@ -60,7 +61,7 @@ class Backward(BaseModel):
     def keep(self, unit: Literal["pass", "window"], run: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
         """`run`, which is a pass or a window, such that of its activations only those asked for are kept."""
         wanted = self.activation_checkpoint in (unit, "window") and torch.is_grad_enabled()
-        return partial(checkpoint, run, use_reentrant=False, preserve_rng_state=False) if wanted else run
+        return partial(_checkpointed, run) if wanted else run
 
     def runner(
         self, blocks: Callable[..., tuple[Tensor, State]], span: int, first: int, observe: Observe | None
@@ -80,6 +81,20 @@ class Backward(BaseModel):
 
 
 EXACT = Backward()
+
+
+def _checkpointed(run: Callable[..., Result], *arguments: Any, **named: Any) -> Result:
+    """`checkpoint`, with the tensors inside a State or a Context handed over one by one.
+
+    It keeps alive what it is given inside of other things: a window would keep the states of all its passes.
+    """
+    leaves, spec = tree_flatten((arguments, named))
+
+    def run_leaves(*leaves: Any) -> Result:
+        arguments, named = tree_unflatten(leaves, spec)
+        return run(*arguments, **named)
+
+    return checkpoint(run_leaves, *leaves, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore[reportReturnType]
 
 
 def through(state: State, start: State) -> State:

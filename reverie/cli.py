@@ -29,7 +29,8 @@ from reverie.tables import comparison_table, depth_table, run_table
 from reverie.tasks import TASKS
 from reverie.train.distributed import Parallel, is_first, joined, restarted
 from reverie.train.launch import ProcessDied, launch
-from reverie.train.loop import evaluate_run, train
+from reverie.train.loop import train
+from reverie.train.result import evaluate_run
 from reverie.train.sharded import find_checkpoint
 from reverie.train.stop import exit_code, sigterm_interrupts
 from reverie.train.worker import Event

@@ -19,7 +19,7 @@ from reverie.card import ComparisonCard, Metric, RunCard, compare_runs, load_car
 from reverie.errors import UserError
 from reverie.plots import figure, save_figure
 from reverie.recipe import Recipe, changed
-from reverie.train.loop import CARD_NAME, model_kind
+from reverie.train.result import CARD_NAME, model_kind
 from reverie.train.worker import Event, finished
 
 FIGURE_NAME = "figure.png"

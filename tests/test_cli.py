@@ -20,7 +20,8 @@ from reverie.card import RunCard, load_card, save_card
 from reverie.compare import Run
 from reverie.recipe import load_recipe
 from reverie.train.checkpoint import FILE_NAME
-from reverie.train.loop import CARD_NAME, train
+from reverie.train.loop import train
+from reverie.train.result import CARD_NAME
 from reverie.train.stop import Stopped, Terminated
 
 

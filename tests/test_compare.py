@@ -20,7 +20,8 @@ from reverie.compare import FIGURE_NAME, Run, compare, plan_runs
 from reverie.errors import UserError
 from reverie.recipe import Recipe
 from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint
-from reverie.train.loop import CARD_NAME, train
+from reverie.train.loop import train
+from reverie.train.result import CARD_NAME
 from reverie.train.worker import Event
 
 Popen = subprocess.Popen

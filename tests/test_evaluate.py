@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -14,15 +13,12 @@ import torch.nn.functional as F
 from tiny_recipe import tiny_recipe
 
 import reverie.evaluate
-from reverie.errors import UserError
 from reverie.evaluate import evaluate, score_batch
 from reverie.generate import greedy
 from reverie.model import HybridLM
 from reverie.recipe import Recipe, changed, load_recipe
 from reverie.sleep import SleepConfig, rollout
 from reverie.tasks import Batch, Split, Task
-from reverie.train.checkpoint import FILE_NAME, load_checkpoint
-from reverie.train.loop import evaluate_run, train
 
 
 def unsure_model(recipe: Recipe, seed: int = 0) -> HybridLM:
@@ -203,46 +199,3 @@ def test_only_a_task_with_one_answer_at_its_end_is_written():
     model = unsure_model(RULE110)
     shown, written = (evaluate(model, RULE110.task, RULE110.sleep, 8, generate=generate) for generate in (False, True))
     assert shown == written
-
-
-# -- of a run on disk
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("run")
-    train(RULE110, folder)
-    return folder
-
-
-def test_a_run_scores_as_it_did_when_it_was_trained(run: Path):
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    card = evaluate_run(run)
-    assert card.score == card.curve[-1].score
-    assert card.steps == 6
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
-
-
-@pytest.mark.parametrize(("passes", "kind"), [(1, "hybrid"), (2, "sleep"), (4, "sleep")])
-def test_a_run_can_sleep_more_or_less_than_it_was_trained_to(run: Path, passes: int, kind: str):
-    card = evaluate_run(run, num_sleep_passes=passes)
-    assert (card.num_sleep_passes, card.model) == (passes, kind)
-    model = HybridLM(RULE110.model)
-    load_checkpoint(run / FILE_NAME).restore_model(model)
-    sleep = RULE110.sleep.model_copy(update={"num_sleep_passes": passes})
-    assert card.score == evaluate(model, RULE110.task, sleep, RULE110.train.eval_examples).summary()
-    if passes != 2:
-        assert card.score["loss"] != card.curve[-1].score["loss"]
-
-
-@pytest.mark.parametrize("passes", [0, -3])
-def test_less_than_one_pass_is_refused(run: Path, passes: int):
-    with pytest.raises(UserError, match=rf"num_sleep_passes must be at least 1, got {passes}$"):
-        evaluate_run(run, num_sleep_passes=passes)
-
-
-def test_a_folder_without_a_run_is_refused(tmp_path: Path):
-    for folder in (tmp_path, tmp_path / "none"):
-        with pytest.raises(UserError, match=r"^there is no run at .*: give the folder that reverie train wrote"):
-            evaluate_run(folder)
-    assert list(tmp_path.iterdir()) == []

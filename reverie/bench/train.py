@@ -21,8 +21,8 @@ from reverie.model import new_model
 from reverie.recipe import Recipe, load_recipe
 from reverie.sleep import rollout
 from reverie.tasks import Batch
-from reverie.train.loop import train_step
 from reverie.train.optim import build_optimizers, set_lr
+from reverie.train.step import train_step
 
 TARGET = 3.0
 OURS = "reverie"

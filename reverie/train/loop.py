@@ -3,39 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
-from reverie.card import Chance, CurvePoint, PassStatistics, RunCard, save_card
+from reverie.card import RunCard, save_card
 from reverie.errors import UserError
 from reverie.evaluate import evaluate
 from reverie.files import writing
-from reverie.model import HybridLM, count_parameters, new_model
-from reverie.provenance import commit_id, hardware
-from reverie.recipe import Recipe, changed
-from reverie.sleep import SleepConfig, rollout
+from reverie.model import HybridLM, new_model
+from reverie.provenance import commit_id
+from reverie.recipe import Recipe
+from reverie.sleep import SleepConfig
 from reverie.tasks import Batch, Score
 from reverie.train.batches import batches
 from reverie.train.checkpoint import Progress
-from reverie.train.distributed import ALONE, ParallelModel, Processes, check_batch, whole
+from reverie.train.distributed import ALONE, ParallelModel, Processes, check_batch
 from reverie.train.lock import run_lock
-from reverie.train.optim import build_optimizers, set_lr
+from reverie.train.optim import build_optimizers
+from reverie.train.result import CARD_NAME, make_card
 from reverie.train.sharded import find_checkpoint, load_run, save_run
-from reverie.train.stability import PassObserver
-from reverie.train.stages import freeze_others, stage_at
+from reverie.train.stages import stage_at
+from reverie.train.step import Step, not_finite, train_step
 from reverie.train.stop import Stopped, StopRequest, stop_requests
-
-CARD_NAME = "card.json"
 
 Report = Callable[[Progress, float], None]
 """Called after every step with the progress so far and the step's loss."""
@@ -102,7 +96,7 @@ def _train(
         )
 
     def save() -> None:
-        if where := _not_finite(model.named_parameters()):
+        if where := not_finite(model.named_parameters()):
             raise diverged(f"the parameter {where} is not finite")
         save_run(out, recipe, model, optimizers, progress, processes)
 
@@ -152,75 +146,6 @@ def _until_stopped(made: Iterator[Batch], stop: StopRequest) -> Iterator[Batch]:
     except BrokenProcessPool:
         if not stop.requested:
             raise
-
-
-class Step(NamedTuple):
-    """What one optimiser step found."""
-
-    loss: float  # nats per labelled token, of the whole batch
-    gradient_norm: float  # before clipping
-    passes: PassStatistics | None  # if asked for
-
-
-def train_step(
-    recipe: Recipe,
-    model: HybridLM,
-    optimizers: list[torch.optim.Optimizer],
-    step: int,
-    batch: Batch,
-    parallel: ParallelModel | None = None,
-    *,
-    watch: bool = False,
-) -> Step:
-    """One optimiser step on the batch of that step (0 is the first), as its stage says.
-
-    The batch is where the model is; of several processes, which `parallel` knows, each has its share of it. With
-    `watch`, the passes asleep are measured.
-
-    Raises:
-        FloatingPointError: the loss or a gradient is not finite; parameters and optimisers are as before the step.
-    """
-    stage = stage_at(recipe, step)
-    freeze_others(model, stage)
-    parallel = parallel or ParallelModel(model, batch.tokens.device)
-    processes = parallel.processes
-    # Of each window, in all shares of the batch: all processes go the same way, whatever is in their own.
-    labels = processes.sum([int(mask.sum()) for mask in batch.loss_mask.split(recipe.sleep.window_size, dim=1)])
-    labelled = [number > 0 for number in labels]
-    observer = PassObserver(labelled, processes) if watch else None
-
-    def own_loss(model: HybridLM) -> Tensor:
-        with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=recipe.train.dtype == "bfloat16"):
-            logits, _ = rollout(
-                model,
-                batch.tokens,
-                batch.loss_mask,
-                stage.sleep,
-                labelled=labelled,
-                backward=recipe.train.backward,
-                observe=observer,
-            )
-        loss = F.cross_entropy(logits.float(), batch.targets[batch.loss_mask], reduction="sum")
-        return loss / (sum(labels) / processes.world_size)  # its average over processes is that over labels
-
-    value = processes.sum([parallel.backward(own_loss)])[0] / processes.world_size
-    norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-    if not math.isfinite(value) or not whole(norm).isfinite():
-        tensors = [(f"the parameter {name}", p) for name, p in model.named_parameters()]
-        tensors += [(f"the gradient of {name}", p.grad) for name, p in model.named_parameters() if p.grad is not None]
-        where = _not_finite(tensors)
-        raise FloatingPointError(f"the loss is {value}" + (f", and {where} is not finite" if where else ""))
-    nn.utils.clip_grads_with_norm_(model.parameters(), recipe.optim.grad_clip, norm)
-    set_lr(optimizers, recipe.optim, step - stage.first, stage.steps)
-    for optimizer in optimizers:
-        optimizer.step()
-        optimizer.zero_grad()
-    return Step(value, float(whole(norm)), observer.statistics() if observer else None)
-
-
-def _not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:
-    """The name of the first tensor that holds NaN or infinity."""
-    return next((name for name, tensor in tensors if not whole(tensor.isfinite().all())), None)
 
 
 @contextlib.contextmanager
@@ -287,56 +212,3 @@ def _measure(
             for n, value in enumerate(values, start=1):
                 writer.add_scalar(f"sleep/{name}, pass {n}", value, progress.step)
         writer.flush()  # before the checkpoint, for a resumed run does not measure this point again
-
-
-def model_kind(recipe: Recipe) -> str:
-    """ "transformer", "hybrid" or "sleep": what the field calls a model of this recipe."""
-    if set(recipe.model.layers) == {"attn"}:
-        return "transformer"
-    return "hybrid" if recipe.sleep.num_sleep_passes == 1 else "sleep"
-
-
-def make_card(
-    recipe: Recipe, model: HybridLM, progress: Progress, score: Score, commit: str, processes: Processes = ALONE
-) -> RunCard:
-    """The result card of a run."""
-    by_depth = {str(depth): p for depth, p in recipe.task.chance().items()}
-    content: dict[str, Any] = {
-        "name": recipe.name,
-        "model": model_kind(recipe),
-        "num_sleep_passes": recipe.sleep.num_sleep_passes,
-        "seed": recipe.train.seed,
-        "recipe": recipe.model_dump(mode="json"),
-        "commit": commit,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": hardware(),
-        "processes": processes.world_size,
-        "parallel": processes.parallel,
-        "wall_time_s": progress.wall_time_s,
-        "tokens": progress.tokens,
-        "steps": progress.step,
-        "parameters": count_parameters(model),
-        "score": score.summary(),
-        "chance": Chance(by_depth=by_depth, exact=recipe.task.chance_exact()),
-        "curve": [CurvePoint.model_validate(point) for point in progress.curve],
-    }
-    return RunCard(**content)
-
-
-def evaluate_run(run: Path, *, num_sleep_passes: int | None = None, device: torch.device | str = "cpu") -> RunCard:
-    """Evaluate the checkpoint of a run, if asked with another number of sleep passes than it was trained with.
-
-    Raises:
-        UserError: there is no run, or its checkpoint cannot be read.
-    """
-    place = find_checkpoint(run)
-    if place is None:
-        raise UserError(f"there is no run at {run}: give the folder that reverie train wrote, such as runs/depo/nano")
-    checkpoint = load_run(place)
-    recipe = checkpoint.recipe
-    if num_sleep_passes is not None:
-        recipe = changed(recipe, sleep={"num_sleep_passes": num_sleep_passes})
-    model = new_model(recipe.model, recipe.train.seed).to(device)
-    checkpoint.restore_model(model)
-    score = evaluate(model, recipe.task, recipe.sleep, recipe.train.eval_examples, generate=True, device=device)
-    return make_card(recipe, model, checkpoint.progress, score, commit_id())

@@ -17,7 +17,8 @@ from reverie.card import RunCard, load_card
 from reverie.errors import UserError
 from reverie.recipe import Recipe
 from reverie.train.checkpoint import FILE_NAME, Progress, checkpoint_recipe
-from reverie.train.loop import CARD_NAME, train
+from reverie.train.loop import train
+from reverie.train.result import CARD_NAME
 from reverie.train.stop import exit_code, sigterm_interrupts
 
 EVENT_INTERVAL_S = 0.3

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from tiny_recipe import tiny_recipe, write_tiny
 
 from reverie.train.checkpoint import FILE_NAME
-from reverie.train.loop import CARD_NAME, train
+from reverie.train.loop import train
+from reverie.train.result import CARD_NAME
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 benchmark: Any = importlib.import_module("kills")

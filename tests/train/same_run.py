@@ -11,7 +11,7 @@ import torch
 
 from reverie.card import RunCard, load_card
 from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint
-from reverie.train.loop import CARD_NAME
+from reverie.train.result import CARD_NAME
 
 
 class Killed(Exception):

@@ -21,8 +21,8 @@ from reverie.model import HybridLM, new_model
 from reverie.recipe import Recipe
 from reverie.train.batches import make_batch
 from reverie.train.checkpoint import FILE_NAME, Progress, checkpoint_recipe, load_checkpoint, save_checkpoint
-from reverie.train.loop import train_step
 from reverie.train.optim import build_optimizers
+from reverie.train.step import train_step
 
 RECIPE = tiny_recipe(model={"layers": ["attn", "gdn", "jet"]})
 PROGRESS = Progress(

@@ -26,8 +26,9 @@ from reverie.sleep import rollout
 from reverie.tasks import Batch
 from reverie.train.batches import batches, make_batch
 from reverie.train.distributed import ALONE, Parallel, ParallelModel, Processes, joined, whole
-from reverie.train.loop import train, train_step
+from reverie.train.loop import train
 from reverie.train.optim import ShardedMuon
+from reverie.train.step import train_step
 
 BOTH: tuple[Parallel, ...] = ("ddp", "fsdp")
 

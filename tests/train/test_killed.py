@@ -23,7 +23,8 @@ from reverie.recipe import Recipe
 from reverie.train import checkpoint
 from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint
 from reverie.train.lock import LOCK_NAME
-from reverie.train.loop import CARD_NAME, train
+from reverie.train.loop import train
+from reverie.train.result import CARD_NAME
 
 # Forked processes import nothing: this one has already trained, for everything is compared to an undisturbed run.
 fork = multiprocessing.get_context("fork")

@@ -21,7 +21,8 @@ from reverie.cli import app
 from reverie.errors import UserError
 from reverie.train import launch as module
 from reverie.train.launch import launch, leave_word
-from reverie.train.loop import CARD_NAME, train
+from reverie.train.loop import train
+from reverie.train.result import CARD_NAME
 from reverie.train.sharded import checkpoint_step, find_checkpoint
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")

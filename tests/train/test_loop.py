@@ -16,6 +16,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_recipe import tiny_recipe
 from torch import Tensor
 
+import reverie.train.step
 from reverie.errors import UserError
 from reverie.model import HybridLM
 from reverie.recipe import Recipe, load_recipe
@@ -23,8 +24,9 @@ from reverie.tasks import Batch
 from reverie.train import loop
 from reverie.train.batches import max_depth
 from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint
-from reverie.train.loop import CARD_NAME, train
-from reverie.train.optim import lr_factor
+from reverie.train.loop import train
+from reverie.train.result import CARD_NAME
+from reverie.train.step import Step
 
 Undisturbed = Callable[[Recipe], Path]
 
@@ -236,7 +238,7 @@ def test_weights_that_are_not_finite_are_not_saved(
 ):
     take_step = loop.train_step
 
-    def overshoot(recipe: Recipe, model: HybridLM, optimizers: Any, step: int, *others: Any, **options: Any) -> loop.Step:
+    def overshoot(recipe: Recipe, model: HybridLM, optimizers: Any, step: int, *others: Any, **options: Any) -> Step:
         taken = take_step(recipe, model, optimizers, step, *others, **options)
         if step == 3:
             with torch.no_grad():
@@ -265,14 +267,14 @@ def batches(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, out: Path) -> list[
     """The tokens and labels that training puts through the model, step by step."""
     seen: list[Tensor] = []
     with monkeypatch.context() as patch:
-        roll = loop.rollout
+        roll = reverie.train.step.rollout
 
         def watch(model: HybridLM, tokens: Tensor, loss_mask: Tensor, sleep: Any, **options: Any) -> Any:
             assert sleep == recipe.sleep
             seen.append(torch.stack([tokens, loss_mask.long()]))
             return roll(model, tokens, loss_mask, sleep, **options)
 
-        patch.setattr(loop, "rollout", watch)
+        patch.setattr(reverie.train.step, "rollout", watch)
         train(recipe, out)
     return seen
 
@@ -326,32 +328,6 @@ def test_without_a_curriculum_all_depths_are_asked_from_the_start():
 # -- what a run leaves
 
 
-def test_a_run_leaves_a_card_that_describes_it(tmp_path: Path):
-    recipe = tiny_recipe()
-    losses = losses_of(recipe, tmp_path)
-    card = read_run_card(tmp_path)
-    assert (card.name, card.model, card.num_sleep_passes, card.seed) == ("tiny", "sleep", 2, 0)
-    assert Recipe.model_validate(card.recipe) == recipe
-    assert (card.steps, card.tokens) == (6, 6 * 8 * 16)
-    assert len(losses) == 6
-    assert card.score == card.curve[-1].score
-    assert card.score["examples"] == 24
-    assert card.depths == ["1", "2", "3", "4"]
-    assert set(card.depths) <= card.chance.by_depth.keys()
-    assert sorted(path.name for path in tmp_path.iterdir()) == [CARD_NAME, FILE_NAME, "tensorboard"]
-    model = HybridLM(recipe.model)
-    load_checkpoint(tmp_path / FILE_NAME).restore_model(model)
-    assert card.parameters == sum(parameter.numel() for parameter in model.parameters())
-
-
-@pytest.mark.parametrize(
-    ("layers", "passes", "kind"), [(["attn"], 1, "transformer"), (["attn", "gdn"], 1, "hybrid"), (["jet"], 2, "sleep")]
-)
-def test_models_are_called_what_the_field_calls_them(layers: list[str], passes: int, kind: str):
-    recipe = tiny_recipe(model={"layers": layers}, sleep={"num_sleep_passes": passes})
-    assert loop.model_kind(recipe) == kind
-
-
 def test_the_report_comes_after_every_step(tmp_path: Path):
     seen = []
     train(tiny_recipe(), tmp_path, report=lambda progress, loss: seen.append((progress.step, progress.tokens)))
@@ -370,55 +346,6 @@ def test_it_learns(tmp_path: Path):
     assert losses[0] == pytest.approx(math.log(3), rel=1e-4)  # an untrained model knows nothing
     assert sum(losses[-10:]) / 10 < 0.2
     assert read_run_card(tmp_path).score["exact_accuracy"] == 1.0
-
-
-def test_bfloat16_is_for_the_rollout_and_leaves_the_parameters_in_float32(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
-    dtypes: dict[str, set[torch.dtype]] = {"float32": set(), "bfloat16": set()}
-    roll = loop.rollout
-    for dtype, seen in dtypes.items():
-
-        def watch(*arguments: Any, seen: set[torch.dtype] = seen, **options: Any) -> Any:
-            logits, context = roll(*arguments, **options)
-            seen.add(logits.dtype)
-            return logits, context
-
-        monkeypatch.setattr(loop, "rollout", watch)
-        losses = losses_of(tiny_recipe(train={"dtype": dtype}), tmp_path / dtype)
-        assert all(math.isfinite(loss) for loss in losses)
-    assert dtypes == {"float32": {torch.float32}, "bfloat16": {torch.bfloat16}}
-    tensors = load_checkpoint(tmp_path / "bfloat16" / FILE_NAME).tensors
-    assert {tensor.dtype for name, tensor in tensors.items() if name != "rng"} == {torch.float32}
-
-
-def test_every_step_has_its_own_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    rates: list[float] = []
-    step = torch.optim.Muon.step
-
-    def watch(self: torch.optim.Muon, *arguments: Any) -> Any:
-        rates.extend(group["lr"] for group in self.param_groups)
-        return step(self, *arguments)
-
-    monkeypatch.setattr(torch.optim.Muon, "step", watch)
-    recipe = tiny_recipe()
-    train(recipe, tmp_path)
-    assert rates == [1e-2 * lr_factor(recipe.optim, step, 6) for step in range(6)]
-
-
-def test_gradients_are_clipped_before_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    norms: list[float] = []
-    step = torch.optim.AdamW.step
-
-    def watch(self: torch.optim.AdamW, *arguments: Any) -> Any:
-        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
-        norms.append(float(torch.nn.utils.get_total_norm(gradients)))
-        return step(self, *arguments)
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", watch)
-    train(tiny_recipe(optim={"grad_clip": 1e-3}), tmp_path)
-    assert len(norms) == 6
-    assert max(norms) <= 1e-3 * 1.001
 
 
 def test_a_task_that_cannot_make_its_examples_leaves_no_run_behind(tmp_path: Path) -> None:

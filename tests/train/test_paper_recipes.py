@@ -15,8 +15,8 @@ from reverie.model import new_model
 from reverie.recipe import load_recipe
 from reverie.tasks.gsm_infinite.smollm2 import load_smollm2
 from reverie.train.batches import make_batch
-from reverie.train.loop import train_step
 from reverie.train.optim import build_optimizers
+from reverie.train.step import train_step
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,8 @@ from reverie.model import new_model
 from reverie.recipe import Recipe
 from reverie.train.checkpoint import FILE_NAME
 from reverie.train.distributed import ALONE, Parallel, Processes
-from reverie.train.loop import evaluate_run, train
+from reverie.train.loop import train
+from reverie.train.result import evaluate_run
 from reverie.train.sharded import checkpoint_step, find_checkpoint, load_run
 from reverie.train.stop import Stopped
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -15,16 +16,18 @@ from same_run import Killed, assert_same_run, kill_at, read_run_card
 from tiny_recipe import tiny_recipe
 from torch import Tensor
 
+import reverie.train.loop
+import reverie.train.step
 from reverie.errors import UserError
 from reverie.model import Eviction, HybridLM, fast_weight_parameters, new_model
 from reverie.recipe import Recipe
 from reverie.sleep import SleepConfig
-from reverie.train import loop
 from reverie.train.batches import make_batch
 from reverie.train.checkpoint import FILE_NAME, load_checkpoint
-from reverie.train.loop import train, train_step
+from reverie.train.loop import train
 from reverie.train.optim import build_optimizers, lr_factor
 from reverie.train.stages import Stage, freeze_others, stage_at
+from reverie.train.step import train_step
 
 # The first stage trains all, since behind a head of zeros nothing else gets a gradient.
 STAGES = [
@@ -163,22 +166,25 @@ def test_every_stage_has_its_own_course_of_the_learning_rate(tmp_path: Path, mon
 
 
 @contextmanager
-def watched(function: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Eviction]]:
-    """The evictions that a function of the training loop is called with."""
-    called, seen = getattr(loop, function), []
+def watched(module: ModuleType, function: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Eviction]]:
+    """The evictions that a function is called with from a module."""
+    called, seen = getattr(module, function), []
 
     def watch(*arguments: Any, **options: Any) -> Any:
         seen.extend(argument.eviction for argument in arguments if isinstance(argument, SleepConfig))
         return called(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, function, watch)
+        patch.setattr(module, function, watch)
         yield seen
 
 
 def test_training_and_curve_have_the_eviction_of_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     recipe = staged(eval_every=1)
-    with watched("rollout", monkeypatch) as rollouts, watched("evaluate", monkeypatch) as evaluations:
+    with (
+        watched(reverie.train.step, "rollout", monkeypatch) as rollouts,
+        watched(reverie.train.loop, "evaluate", monkeypatch) as evaluations,
+    ):
         card = train(recipe, tmp_path)
     assert rollouts == EVICTIONS
     assert evaluations == [*EVICTIONS, "sliding"]  # the last is the final score

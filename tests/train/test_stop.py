@@ -23,7 +23,8 @@ from reverie.train import checkpoint, loop
 from reverie.train.batches import make_batch
 from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint
 from reverie.train.lock import LOCK_NAME
-from reverie.train.loop import CARD_NAME, train
+from reverie.train.loop import train
+from reverie.train.result import CARD_NAME
 from reverie.train.stop import Stopped, Terminated, exit_code, sigterm_interrupts, stop_requests
 
 TERM, INT = signal.SIGTERM, signal.SIGINT

@@ -19,7 +19,8 @@ from reverie.errors import UserError
 from reverie.recipe import Recipe, changed
 from reverie.train import checkpoint, worker
 from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint
-from reverie.train.loop import CARD_NAME, train
+from reverie.train.loop import train
+from reverie.train.result import CARD_NAME
 from reverie.train.worker import Event, finished
 
 
