@@ -2,37 +2,32 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.console import Console
 
 from reverie.card import ComparisonCard, RunCard
-from reverie.check import check_problems
 from reverie.cli_bench import app as bench_app
+from reverie.cli_data import app as data_app
 from reverie.compare import FIGURE_NAME, Run, compare, plan_runs
-from reverie.data import Rows, problem_rows, task_rows, write_data
 from reverie.errors import UserError
 from reverie.plots import plot_cards
-from reverie.progress import RowDisplay, RunDisplay
+from reverie.progress import RunDisplay
 from reverie.recipe import Recipe, load_recipe
 from reverie.show import show_example
 from reverie.tables import comparison_table, depth_table, run_table
 from reverie.tasks import TASKS
+from reverie.terminal import AsJson, Overrides, err_console, interruptible, out_console
 from reverie.train.distributed import Parallel, is_first, joined, restarted
 from reverie.train.launch import ProcessDied, launch
 from reverie.train.loop import train
 from reverie.train.result import evaluate_run
 from reverie.train.sharded import find_checkpoint
-from reverie.train.stop import exit_code, sigterm_interrupts
 from reverie.train.worker import Event
 
 app = typer.Typer(
@@ -44,28 +39,13 @@ app = typer.Typer(
 )
 tasks_app = typer.Typer(help="Look at the tasks.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(tasks_app, name="tasks")
-data_app = typer.Typer(help="Write data sets to disk, and check them.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
-
-out_console = Console(quiet=not is_first())
-err_console = Console(quiet=not is_first(), stderr=True)  # progress, so that --json leaves stdout to the result
 
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A shipped recipe such as depo/nano, or a .toml file.")
 ]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. sleep.num_sleep_passes=4.")
-]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")]
-Count = Annotated[int, typer.Option(help="Rows to write.")]
-DataFile = Annotated[Path, typer.Option(metavar="FILE", help="A new file that ends in .jsonl or .parquet.")]
-TaskRecipe = Annotated[str, typer.Option(metavar="RECIPE", help="The recipe whose task section holds the settings.")]
-DataSplit = Annotated[str, typer.Option(help="train, or test: what training never sees.")]
-Seed = Annotated[int, typer.Option(help="Of the data.")]
-Workers = Annotated[int | None, typer.Option(help="Processes that make rows; one a core if absent.")]
-Names = list[str] | None
 
 
 @app.command("train")
@@ -88,7 +68,7 @@ def train_command(
         options += [f"--out={folder}", f"--device={where.type}", f"--parallel={how}"]
         return launch(resolved, [recipe, *options], nproc, folder, where, max_restarts=max_restarts)
     resume = resume or (restarted() and find_checkpoint(folder) is not None)
-    resumable = _interruptible(f"the same command with --resume goes on from the last checkpoint in {folder}")
+    resumable = interruptible(f"the same command with --resume goes on from the last checkpoint in {folder}")
     with resumable, joined(how, where) as (processes, own_device), RunDisplay(err_console) as display:
         card = train(
             resolved,
@@ -174,105 +154,6 @@ def show_command(
     out_console.print(show_example(resolved, example), soft_wrap=False)
 
 
-@data_app.command("gsm-infinite")
-def gsm_infinite_command(
-    count: Count,
-    out: DataFile,
-    ops: Annotated[str, typer.Option(help="Operations of the answers, which take turns: 1-8, or 4.")] = "1-8",
-    length: Annotated[
-        str | None, typer.Option(help="Length of the prompts, such as 2000-3300; unpadded if absent.")
-    ] = None,
-    unit: Annotated[
-        str | None,
-        typer.Option(
-            help="Of lengths: SmolLM2's tokens, or characters; if absent tokens, without --length characters."
-        ),
-    ] = None,
-    world: Annotated[Names, typer.Option(help="wildlife, education, film; comma-separated, all if absent.")] = None,
-    level: Annotated[Names, typer.Option(help="medium, hard; comma-separated, all if absent.")] = None,
-    mode: Annotated[Names, typer.Option(help="forward, reverse; comma-separated, all if absent.")] = None,
-    question: Annotated[str, typer.Option(help="Where it stands in the prompt: first, or last.")] = "first",
-    instruction: Annotated[bool, typer.Option(help="Begin prompts by saying what totals mean.")] = True,
-    split: DataSplit = "train",
-    seed: Seed = 0,
-    workers: Workers = None,
-    as_json: AsJson = False,
-) -> None:
-    """Write GSM-Infinite problems: text, solution and answer.
-
-    The same command goes on with a file that was broken off, to the same bytes.
-    """
-    low, high = _range(ops, "--ops")
-    config = {
-        "worlds": _names(world),
-        "levels": _names(level),
-        "modes": _names(mode),
-        "min_operations": low,
-        "max_operations": high,
-        "length": None if length is None else _range(length, "--length"),
-        "question_position": question,
-        "instruction": instruction,
-    }
-    given = {key: value for key, value in config.items() if value is not None}
-    _write_rows(problem_rows(given, unit=unit, split=split, seed=seed), count, out, workers, as_json)
-
-
-@data_app.command("rule110")
-def rule110_command(
-    count: Count,
-    out: DataFile,
-    recipe: TaskRecipe = "rule110/paper-depth",
-    overrides: Overrides = None,
-    split: DataSplit = "train",
-    seed: Seed = 0,
-    workers: Workers = None,
-    as_json: AsJson = False,
-) -> None:
-    """Write Rule 110 examples: token ids, labels and text.
-
-    Labels are -100 where there is none. The same command goes on with a file that was broken off, to the same bytes.
-    """
-    _write_rows(task_rows("rule110", recipe, overrides or [], split=split, seed=seed), count, out, workers, as_json)
-
-
-@data_app.command("depo")
-def depo_command(
-    count: Count,
-    out: DataFile,
-    recipe: TaskRecipe = "depo/paper",
-    overrides: Overrides = None,
-    split: DataSplit = "train",
-    seed: Seed = 0,
-    workers: Workers = None,
-    as_json: AsJson = False,
-) -> None:
-    """Write Depo examples: token ids, labels and text.
-
-    Labels are -100 where there is none. The same command goes on with a file that was broken off, to the same bytes.
-    """
-    _write_rows(task_rows("depo", recipe, overrides or [], split=split, seed=seed), count, out, workers, as_json)
-
-
-@data_app.command("check")
-def check_command(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="GSM-Infinite problems, .jsonl or .jsonl.gz.")],
-    as_json: AsJson = False,
-) -> None:
-    """Solve every GSM-Infinite problem of a file from its text, and compare; exit code 1 if something differs."""
-    check = check_problems(file)
-    if as_json:
-        typer.echo(json.dumps(asdict(check)))
-    else:
-        right = f"{check.answers_right} answers and {check.operations_right} operation counts right"
-        typer.echo(f"{check.problems} problems: {right}")
-        for complaint in check.complaints[:10]:
-            typer.echo(complaint)
-        if len(check.complaints) > 10:
-            typer.echo(f"and {len(check.complaints) - 10} more")
-    if check.complaints:
-        raise typer.Exit(1)
-
-
 @app.callback()
 def _options() -> None:
     """Nothing to set for all commands; makes typer show their list."""
@@ -283,7 +164,7 @@ def _compare(
 ) -> None:
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {jobs}")
-    resumable = _interruptible("the same command goes on from the last checkpoints")
+    resumable = interruptible("the same command goes on from the last checkpoints")
     with resumable, RunDisplay(err_console) as display:
         card = compare(
             recipe.name,
@@ -296,14 +177,6 @@ def _compare(
         )
     _print_card(card, as_json)
     typer.echo(f"figure in {folder / FIGURE_NAME}", err=True)
-
-
-def _write_rows(rows: Rows, count: int, out: Path, workers: int | None, as_json: bool) -> None:
-    workers = (os.cpu_count() or 1) if workers is None else workers
-    resumable = _interruptible("the same command goes on where it stopped")
-    with resumable, RowDisplay(err_console, out.name, count) as display:
-        summary = write_data(rows, count, out, workers=workers, report=display.update)
-    typer.echo(json.dumps(asdict(summary)) if as_json else f"{summary.rows} rows in {summary.path}")
 
 
 def _print_card(card: RunCard | ComparisonCard, as_json: bool) -> None:
@@ -320,22 +193,6 @@ def _numbers(text: str, option: str) -> list[int]:
         raise UserError(f"{option} must be whole numbers separated by commas, such as 1,2,4, got {text!r}") from None
 
 
-def _range(text: str, option: str) -> tuple[int, int]:
-    low, dash, high = text.partition("-")
-    try:
-        first, last = int(low), int(high if dash else low)
-    except ValueError:
-        first, last = 1, 0
-    if first > last:
-        raise UserError(f"{option} must be a range such as 4-8, smaller number first, or one number, got {text!r}")
-    return first, last
-
-
-def _names(values: list[str] | None) -> tuple[str, ...] | None:
-    """Of an option that may be repeated and may hold several names."""
-    return tuple(name.strip() for value in values for name in value.split(",")) if values else None
-
-
 def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -350,18 +207,6 @@ def _parallel(name: str) -> Parallel:
     if name == "ddp" or name == "fsdp":
         return name
     raise UserError(f"--parallel must be ddp or fsdp, got {name!r}")
-
-
-@contextlib.contextmanager
-def _interruptible(advice: str) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end with advice, and with exit code 130 or 143."""
-    try:
-        with sigterm_interrupts():
-            yield
-    except KeyboardInterrupt as interruption:
-        if is_first():
-            typer.echo(f"{str(interruption) or 'interrupted'}; {advice}", err=True)
-        raise typer.Exit(exit_code(interruption)) from None
 
 
 def main() -> None:

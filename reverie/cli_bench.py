@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from reverie.bench.card import BenchmarkCard
 from reverie.bench.run import run_benchmark
@@ -15,6 +14,7 @@ from reverie.bench.tables import rich_tables
 from reverie.card import save_card
 from reverie.plots import plot_cards
 from reverie.progress import PartDisplay
+from reverie.terminal import AsJson, err_console, out_console
 
 app = typer.Typer(
     help="Measure speed and memory beside what others ship and beside the machine's limits.",
@@ -22,7 +22,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 Out = Annotated[Path | None, typer.Option(metavar="CARD", help="Card (JSON) to write, with a figure beside it.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 
 
 @app.command("ops")
@@ -50,12 +49,12 @@ def memory_command(out: Out = None, as_json: AsJson = False) -> None:
 
 
 def _bench(name: str, out: Path | None, as_json: bool) -> None:
-    with PartDisplay(Console(stderr=True), name) as display:
+    with PartDisplay(err_console, name) as display:
         card: BenchmarkCard = run_benchmark(name, display.update)
-    if out is not None:
-        save_card(card, out)
-        plot_cards([out])
     if as_json:
         typer.echo(json.dumps(card.result()))
     else:
-        Console().print(rich_tables(card))
+        out_console.print(rich_tables(card))
+    if out is not None:  # last: what took minutes is shown even where it cannot be written
+        save_card(card, out)
+        plot_cards([out])

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 import torch
+from command_line import Done, Reverie, assert_one_line, assert_usage, in_empty_folder, the_json
 from fake_cards import comparison
 from tiny_recipe import tiny_recipe, write_tiny
 
@@ -25,30 +25,9 @@ from reverie.train.result import CARD_NAME
 from reverie.train.stop import Stopped, Terminated
 
 
-class Done(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Reverie = Callable[..., Done]
-
-
 @pytest.fixture
 def reverie(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Reverie:
-    """Calls the command line in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: object) -> Done:
-        monkeypatch.setattr(sys, "argv", ["reverie", *map(str, arguments)])
-        with pytest.raises(SystemExit) as caught:
-            cli.main()
-        code = caught.value.code
-        assert code is None or isinstance(code, int)
-        captured = capsys.readouterr()
-        return Done(code or 0, captured.out, captured.err)
-
-    return call
+    return in_empty_folder(monkeypatch, capsys, tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -59,24 +38,16 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def the_json(done: Done) -> dict[str, Any]:
-    """The one JSON object on stdout."""
-    assert done.code == 0
-    content = json.loads(done.out)
-    assert isinstance(content, dict)
-    return content
-
-
 # -- what works
 
 
-@pytest.mark.parametrize("command", ["", "train", "eval", "plot", "compare", "demo", "tasks", "data", "data depo"])
+@pytest.mark.parametrize("command", ["", "train", "eval", "plot", "compare", "demo", "tasks"])
 def test_help(reverie: Reverie, command: str):
     done = reverie(*command.split(), "--help")
     assert done.code == 0
     assert done.out.startswith("Usage: ")
     assert done.err == ""
-    if command not in ("", "tasks", "data"):
+    if command not in ("", "tasks"):
         assert "--json" in done.out
 
 
@@ -206,37 +177,6 @@ def test_tasks_show(reverie: Reverie, name: str):
     assert "sleep, 3 passes" in headings[0]
 
 
-def test_data_writes_problems(reverie: Reverie):
-    done = reverie(
-        "data", "gsm-infinite", "--ops", "2-3", "--world", "film,wildlife", "--world", "education", "--mode", "forward",
-        "--length", "900-990", "--unit", "characters", "--no-instruction", "--count", "4", "--out", "new/rows.jsonl",
-        "--json",
-    )  # fmt: skip
-    summary = the_json(done)
-    assert (summary["rows"], summary["path"]) == (4, "new/rows.jsonl")
-    assert set(summary) == {"rows", "path", "seconds", "rows_per_second"}
-    assert done.err.startswith("rows.jsonl  row 4/4  ")
-    rows = [json.loads(line) for line in Path("new/rows.jsonl").read_text().splitlines()]
-    assert [row["operations"] for row in rows] == [2, 3, 2, 3]
-    assert {row["mode"] for row in rows} == {"forward"}
-    assert all(900 <= len(row["prompt"]) <= 990 for row in rows)
-    assert all(row["prompt"].startswith("Question: ") for row in rows)
-
-
-@pytest.mark.parametrize("task", ["depo", "rule110"])
-def test_data_writes_examples_of_a_task(reverie: Reverie, task: str):
-    default = reverie("data", task, "--count", "2", "--out", "paper.jsonl")
-    assert (default.code, default.out) == (0, "2 rows in paper.jsonl\n")
-    override = {"depo": "task.num_queries=2", "rule110": "task.num_states=1"}[task]
-    done = reverie(
-        "data", task, "--recipe", f"{task}/nano", "--set", override, "--count", "2", "--out", "nano.jsonl", "--json"
-    )
-    assert the_json(done)["rows"] == 2
-    recipe = load_recipe(f"{task}/nano", [override])
-    row = json.loads(Path("nano.jsonl").read_text().splitlines()[1])
-    assert row["tokens"] == recipe.task.batch("train", 0, 0, range(1, 2)).tokens[0].tolist()
-
-
 def test_python_dash_m_reverie(tmp_path: Path):
     command = [sys.executable, "-m", "reverie", "eval", "nowhere"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
@@ -244,15 +184,6 @@ def test_python_dash_m_reverie(tmp_path: Path):
 
 
 # -- what does not
-
-
-def assert_one_line(done: Done, *parts: str) -> None:
-    assert done.code == 2
-    assert done.out == ""
-    assert done.err.startswith("error: ")
-    assert done.err.count("\n") == 1
-    assert done.err.endswith("\n")
-    assert all(part in done.err for part in parts), done.err
 
 
 @pytest.mark.parametrize(
@@ -280,30 +211,6 @@ def assert_one_line(done: Done, *parts: str) -> None:
         ("compare rule110/nano --seeds=", "--seeds must be whole numbers"),
         ("compare rule110/nano --jobs 0", "--jobs must be at least 1, got 0"),
         ("compare rule110/nano --set model.layers=['attn']", "attention layers alone"),
-        ("data gsm-infinite --count 0 --out a.jsonl", "--count must be at least 1, got 0"),
-        ("data gsm-infinite --count 1 --out a.json", "--out must end in .jsonl or .parquet, got a.json"),
-        ("data gsm-infinite --count 1 --out .", "--out must end in .jsonl or .parquet, got ."),
-        ("data gsm-infinite --count 1 --out a.jsonl --workers 0", "--workers must be at least 1, got 0"),
-        ("data gsm-infinite --count 1 --out a.jsonl --ops 0", "--ops must be at least 1, got 0"),
-        ("data gsm-infinite --count 1 --out a.jsonl --ops 31", "--ops must be at most 30, got 31"),
-        ("data gsm-infinite --count 1 --out a.jsonl --ops 8-1", "--ops must be a range such as 4-8, smaller number"),
-        ("data gsm-infinite --count 1 --out a.jsonl --ops x", "--ops must be a range such as 4-8, "),
-        ("data gsm-infinite --count 1 --out a.jsonl --length 0-9", "length [0, 9] must be [shortest, longest] with"),
-        ("data gsm-infinite --count 1 --out a.jsonl --length 50-60", "takes 1"),
-        (
-            "data gsm-infinite --count 1 --out a.jsonl --world film,mars",
-            'must be "wildlife", "education" or "film", got',
-        ),
-        ("data gsm-infinite --count 1 --out a.jsonl --world film,film", "--world names film twice"),
-        ("data gsm-infinite --count 1 --out a.jsonl --level easy", '--level must be "medium" or "hard", got "easy"'),
-        ("data gsm-infinite --count 1 --out a.jsonl --mode up", '--mode must be "forward" or "reverse", got "up"'),
-        ("data gsm-infinite --count 1 --out a.jsonl --unit words", '--unit must be "tokens" or "characters", got'),
-        ("data gsm-infinite --count 1 --out a.jsonl --question mid", '--question must be "first" or "last", got "mid"'),
-        ("data gsm-infinite --count 1 --out a.jsonl --split val", '--split must be "train" or "test", got "val"'),
-        ("data gsm-infinite --count 1 --out a.jsonl --seed -1", "--seed must be at least 0, got -1"),
-        ("data depo --count 1 --out a.jsonl --recipe rule110/nano", "rule110/nano is of task rule110; --recipe must"),
-        ("data depo --count 1 --out a.jsonl --set task.max_nodes=1", "task.max_nodes must be at least 2, got 1"),
-        ("data rule110 --count 1 --out a.jsonl --split val", '--split must be "train" or "test", got "val"'),
         ("tasks show rule111", "there is no recipe rule111"),
         ("tasks show depo --set sleep.window_size=0", "sleep.window_size must be at least 1"),
     ],
@@ -353,16 +260,10 @@ def test_a_folder_that_cannot_be_made(reverie: Reverie, tmp_path: Path):
         ("tasks show rule110 --example -1", "--example"),
         ("tasks show rule110 --example x", "--example"),
         ("tasks shwo", "No such command 'shwo'"),
-        ("data gsm-infinite --out a.jsonl", "Missing option '--count'"),
-        ("data depo --count 1", "Missing option '--out'"),
     ],
 )
 def test_a_wrong_option_or_command_shows_the_usage(reverie: Reverie, tmp_path: Path, arguments: str, sentence: str):
-    done = reverie(*arguments.split())
-    assert (done.code, done.out) == (2, "")
-    assert done.err.startswith("Usage: ")
-    assert sentence in done.err.splitlines()[-1]
-    assert "Traceback" not in done.err
+    assert_usage(reverie(*arguments.split()), sentence)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -398,12 +299,3 @@ def test_a_signal_ends_with_how_to_go_on(
     monkeypatch.setattr(cli, command, interrupted)
     done = reverie(command, write_tiny(tmp_path), "--out", "here")
     assert done == (code, "", f"{what}; {advice}\n")
-
-
-def test_control_c_while_data_is_written(reverie: Reverie, monkeypatch: pytest.MonkeyPatch):
-    def interrupted(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli, "write_data", interrupted)
-    done = reverie("data", "depo", "--count", "3", "--out", "rows.jsonl")
-    assert done == (130, "", "interrupted; the same command goes on where it stopped\n")

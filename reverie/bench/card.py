@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 from reverie.bench.machine import Peak
 from reverie.provenance import Hardware
@@ -21,6 +21,10 @@ def number(row: Row, column: str) -> float:
     cell = row[column]
     assert isinstance(cell, int | float)
     return float(cell)
+
+
+def _five_digits(ratio: float) -> float:
+    return float(f"{ratio:.5g}")
 
 
 Report = Callable[[int, int, str], None]
@@ -61,7 +65,7 @@ class Findings(_Part):
     """What a benchmark measures: the worst ratio over its sizes, and where it must lie."""
 
     name: str
-    ratio: float
+    ratio: Annotated[float, AfterValidator(_five_digits)]  # as a file holds it: the verdict must not turn on reading
     target: float
     better: Literal["higher", "lower"]
     details: Details

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from reverie.errors import UserError
 from reverie.model import HybridConfig
 
+OLDEST = 5, 23  # version of transformers; what is taken from it here is not its public interface
+
 Rule = Callable[..., tuple[Tensor, Tensor]]
 """(q, k, v, g, beta), each [B, T, H, ...], to o and the final state."""
 
@@ -24,12 +26,19 @@ def transformers_module(name: str = "") -> ModuleType:
     """transformers, or a module of it, such as "models.qwen3_next.modeling_qwen3_next"."""
     try:
         library: Any = importlib.import_module("transformers")
-        library.logging.set_verbosity_error()  # it warns that it falls back to plain torch: that is what is wanted
-        return importlib.import_module(f"transformers.{name}") if name else library
     except ModuleNotFoundError as error:
-        raise UserError(
-            f"this benchmark measures against transformers, and there is no {error.name}: pip install 'reverie[bench]'"
-        ) from None
+        raise _no_transformers(f"there is no {error.name}") from None
+    if tuple(map(int, library.__version__.split(".")[:2])) < OLDEST:
+        raise _no_transformers(f"version {library.__version__} is installed")
+    library.logging.set_verbosity_error()  # it warns that it falls back to plain torch: that is what is wanted
+    return importlib.import_module(f"transformers.{name}") if name else library
+
+
+def _no_transformers(found: str) -> UserError:
+    oldest = ".".join(map(str, OLDEST))
+    return UserError(
+        f"this benchmark measures against transformers {oldest} or newer, and {found}: pip install 'reverie[bench]'"
+    )
 
 
 def transformers_rule() -> Rule:

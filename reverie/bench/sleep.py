@@ -1,4 +1,4 @@
-"""`reverie bench sleep`: what N passes cost a training step, in units of one ordinary pass over the same text."""
+"""`reverie bench sleep`: what N passes cost forward and backward, in units of one ordinary pass over the same text."""
 
 from __future__ import annotations
 
@@ -11,16 +11,19 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reverie.bench.card import Details, Findings, Panel, Report, Row, number
+from reverie.bench.check import random_model, require_equal, require_equal_gradients
 from reverie.bench.machine import Peak, count_flops
 from reverie.bench.timing import alternate
 from reverie.model import HybridLM, new_model
 from reverie.recipe import Recipe, load_recipe
-from reverie.sleep import rollout
+from reverie.sleep import Context, SleepConfig, forget, labelled_windows, rollout, sleep, wake
 from reverie.tasks import Batch
 
 PASSES = (1, 2, 4, 8)
 HEADLINE = 4  # N
 TARGET = 0.9 * HEADLINE  # what is not read is not computed: N passes cost less than N ordinary ones
+CHECKED_EXAMPLES = 2
+TOLERANCE = 1e-9  # of the largest entry, in float64
 SEED = 0
 
 
@@ -41,8 +44,7 @@ class Runs(NamedTuple):
 
     def asleep(self, passes: int) -> None:
         """What training does: windows without labels are slept over, labels alone are predicted."""
-        sleep = self.recipe.sleep.model_copy(update={"num_sleep_passes": passes, "looped_blocks": None})
-        logits, _ = rollout(self.model, self.batch.tokens, self.batch.loss_mask, sleep)
+        logits, _ = rollout(self.model, self.batch.tokens, self.batch.loss_mask, _all_blocks(self.recipe, passes))
         self._backward(logits, self.batch.targets[self.batch.loss_mask])
 
     def plain(self) -> None:
@@ -63,6 +65,37 @@ class Runs(NamedTuple):
         self.model.zero_grad()
 
 
+def _all_blocks(recipe: Recipe, passes: int) -> SleepConfig:
+    return recipe.sleep.model_copy(update={"num_sleep_passes": passes, "looped_blocks": None})
+
+
+def check_shape(shape: Shape) -> None:
+    """Raises UserError where N passes give other logits or gradients than the same windows one after the other, every
+    waking pass computed whole, on the specification's update rule."""
+    recipe = load_recipe(shape.recipe)
+    batch = recipe.task.batch("train", SEED, 0, range(CHECKED_EXAMPLES))
+    passes, what = _all_blocks(recipe, HEADLINE), f"{shape.recipe}, N = {HEADLINE}"
+    specification = recipe.model.model_copy(update={"backend": "reference"})
+    model, other = (random_model(config, SEED).double() for config in (recipe.model, specification))
+    got, _ = rollout(model, batch.tokens, batch.loss_mask, passes)
+    wanted = _window_by_window(other, batch, passes)
+    require_equal(got, wanted, TOLERANCE, f"{what}, of the logits the worst")
+    for logits in (got, wanted):
+        F.cross_entropy(logits, batch.targets[batch.loss_mask]).backward()
+    require_equal_gradients(model, other, TOLERANCE, what)
+
+
+def _window_by_window(model: HybridLM, batch: Batch, config: SleepConfig) -> Tensor:
+    """Logits of the labelled positions."""
+    context, logits = Context.empty(model), []
+    labelled = labelled_windows(batch.loss_mask, config.window_size)
+    for tokens, predicted in zip(batch.tokens.split(config.window_size, dim=1), labelled, strict=True):
+        h, context = wake(model, tokens, context, config)
+        logits.append(model.head(h))
+        context = forget(context, config) if predicted else sleep(model, context, config)
+    return torch.cat(logits, dim=1)[batch.loss_mask]
+
+
 def make_runs(shape: Shape) -> Runs:
     recipe = load_recipe(shape.recipe)
     batch = recipe.task.batch("train", SEED, 0, range(shape.batch_size))
@@ -76,10 +109,16 @@ def measure(
     passes: Sequence[int] = PASSES,
     seconds: float = 60.0,
 ) -> Findings:
-    """Times of N passes over all blocks, without optimiser; `HEADLINE` must be among `passes`."""
+    """Times of N passes over all blocks, without optimiser; `HEADLINE` must be among `passes`.
+
+    Raises UserError where a result is wrong; then nothing is timed.
+    """
     rows: list[Row] = []
     for i, shape in enumerate(shapes):
-        report(i, len(shapes), f"{shape.recipe}: N = {', '.join(map(str, passes))}")
+        report(i, 2 * len(shapes), f"{shape.recipe}: check")
+        check_shape(shape)
+    for i, shape in enumerate(shapes):
+        report(len(shapes) + i, 2 * len(shapes), f"{shape.recipe}: N = {', '.join(map(str, passes))}")
         rows += _measure_shape(shape, passes, peak, seconds)
     return Findings(
         name="sleep",

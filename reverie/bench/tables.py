@@ -42,8 +42,7 @@ def markdown(card: BenchmarkCard) -> str:
 def verdict(card: BenchmarkCard) -> str:
     wanted = "at least" if card.better == "higher" else "at most"
     return (
-        f"{card.name}: ratio {_shown(card.ratio)}, target {wanted} {_shown(card.target)}: "
-        f"{'met' if card.met else 'not met'}."
+        f"{card.name}: ratio {card.ratio:.4g}, target {wanted} {card.target:.4g}: {'met' if card.met else 'not met'}."
     )
 
 

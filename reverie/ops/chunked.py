@@ -14,7 +14,7 @@ decays enter as e^{G_i − G_j} with j ≤ i, which is at most 1, so strong deca
 The backward pass is written out: autograd would launch several times as many kernels, and most of them wait for memory.
 It takes the lines from the last to the first, again with only the gradient of S going from chunk to chunk.
 
-Shapes inside: X = B · H heads of the batch, N chunks, C tokens a chunk: [X, N, C, K] for q and k, [X, N, C, V] for v.
+Shapes inside: X = B · H heads of the batch, N chunks, C tokens a chunk: [N, X, C, K] for q and k, [N, X, C, V] for v.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ CHUNK_SIZE = 64
 class _Decays(NamedTuple):
     """What the gates come to inside each chunk."""
 
-    between: Tensor  # e^{G_i − G_j} for j ≤ i, 0 above the diagonal  [X, N, C, C]
-    since_start: Tensor  # e^{G_i}  [X, N, C, 1]
-    to_end: Tensor  # e^{G_C − G_i}  [X, N, C, 1]
-    whole: Tensor  # e^{G_C}  [X, N, 1, 1]
+    between: Tensor  # e^{G_i − G_j} for j ≤ i, 0 above the diagonal  [N, X, C, C]
+    since_start: Tensor  # e^{G_i}  [N, X, C, 1]
+    to_end: Tensor  # e^{G_C − G_i}  [N, X, C, 1]
+    whole: Tensor  # e^{G_C}  [N, X, 1, 1]
 
 
 def _decays(g: Float[Tensor, "X N C 1"]) -> _Decays:
@@ -54,14 +54,14 @@ class _Saved(NamedTuple):
     """What the backward pass reads, in the names of the equations; None where a rule or a call does without it."""
 
     k: Tensor
-    beta: Tensor  # [X, N, C, 1]
+    beta: Tensor  # [N, X, C, 1]
     k_start: Tensor  # e^G k
     k_end: Tensor  # e^{G_C − G} k
     z: Tensor
     w: Tensor
     P: Tensor | None
     inverse: Tensor | None  # (I + A)⁻¹
-    starts: Tensor | None  # S₀ of every chunk  [X, N, K, V]; None if all there is is one chunk that starts from zero
+    starts: Tensor | None  # S₀ of every chunk  [N, X, K, V]; None if all there is is one chunk that starts from zero
     q: Tensor | None
     q_start: Tensor | None  # scale e^G q
     M: Tensor | None
@@ -70,7 +70,7 @@ class _Saved(NamedTuple):
 def _forward(
     q: Tensor | None, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor, S: Tensor | None, scale: float, erase: bool
 ) -> tuple[Tensor | None, Tensor, _Saved, _Decays | None]:
-    """o, the final S, and what the backward pass needs; the shapes are those inside, g and β [X, N, C, 1]."""
+    """o, the final S, and what the backward pass needs; the shapes are those inside, g and β [N, X, C, 1]."""
     decays = None if g is None else _decays(g)
     k_start, k_end, P, inverse, writes = k, k, None, None, None
     if decays is not None:
@@ -106,26 +106,26 @@ def _pass_on(
 
     `writes` is (I + A)⁻¹ diag(β); None for the hebbian rule, which takes nothing away.
     """
-    if writes is None or (S is None and v.shape[1] == 1):
+    if writes is None or (S is None and len(v) == 1):
         z, w = v, beta * v if writes is None else writes @ v
     else:
         z, w = torch.empty_like(v), torch.empty_like(v)
-    if S is None and v.shape[1] == 1:
-        return None, z, w, torch.bmm(k_end[:, 0].mT, w[:, 0])
-    X, N, _, V = v.shape
-    starts, end = v.new_empty(X, N, k_end.shape[-1], V), v.new_empty(X, k_end.shape[-1], V)
-    starts[:, 0] = 0.0 if S is None else S
+    if S is None and len(v) == 1:
+        return None, z, w, torch.bmm(k_end[0].mT, w[0])
+    N, X, _, V = v.shape
+    starts, end = v.new_empty(N, X, k_end.shape[-1], V), v.new_empty(X, k_end.shape[-1], V)
+    starts[0] = 0.0 if S is None else S
     for n in range(N):
-        S, after = starts[:, n], starts[:, n + 1] if n + 1 < N else end
+        S, after = starts[n], starts[n + 1] if n + 1 < N else end
         if writes is not None:
-            z[:, n].copy_(v[:, n]).baddbmm_(k_start[:, n], S, alpha=-1)
-            w[:, n].baddbmm_(writes[:, n], z[:, n], beta=0)
-        _decayed(S, decays, n, out=after).baddbmm_(k_end[:, n].mT, w[:, n])
+            z[n].copy_(v[n]).baddbmm_(k_start[n], S, alpha=-1)
+            w[n].baddbmm_(writes[n], z[n], beta=0)
+        _decayed(S, decays, n, out=after).baddbmm_(k_end[n].mT, w[n])
     return starts, z, w, end
 
 
 def _decayed(S: Tensor, decays: _Decays | None, n: int, out: Tensor) -> Tensor:
-    return out.copy_(S) if decays is None else torch.mul(S, decays.whole[:, n], out=out)
+    return out.copy_(S) if decays is None else torch.mul(S, decays.whole[n], out=out)
 
 
 def _backward(
@@ -154,20 +154,20 @@ def _pass_back(
     dw = torch.zeros_like(saved.w) if do is None or saved.M is None else saved.M.mT @ do
     if starts is None:
         if dS is not None:
-            _add_product(dw, saved.k_end, dS[:, None])
-        return dw if inverse is None else inverse.mT @ dw, None if dS is None else dS[:, None], None
+            _add_product(dw, saved.k_end, dS[None])
+        return dw if inverse is None else inverse.mT @ dw, None if dS is None else dS[None], None
     read = None if do is None or saved.q_start is None else saved.q_start.mT @ do
-    ends, first = torch.empty_like(starts), torch.empty_like(starts[:, 0])
-    ends[:, -1] = 0.0 if dS is None else dS
+    ends, first = torch.empty_like(starts), torch.empty_like(starts[0])
+    ends[-1] = 0.0 if dS is None else dS
     dy = dw if inverse is None else torch.empty_like(dw)
-    for n in reversed(range(starts.shape[1])):
-        dw[:, n].baddbmm_(saved.k_end[:, n], ends[:, n])
-        dS = _decayed(ends[:, n], decays, n, out=ends[:, n - 1] if n else first)
+    for n in reversed(range(len(starts))):
+        dw[n].baddbmm_(saved.k_end[n], ends[n])
+        dS = _decayed(ends[n], decays, n, out=ends[n - 1] if n else first)
         if read is not None:
-            dS += read[:, n]
+            dS += read[n]
         if inverse is not None:
-            dy[:, n].baddbmm_(inverse[:, n].mT, dw[:, n], beta=0)
-            dS.baddbmm_(k_start[:, n].mT, saved.beta[:, n] * dy[:, n], alpha=-1)
+            dy[n].baddbmm_(inverse[n].mT, dw[n], beta=0)
+            dS.baddbmm_(k_start[n].mT, saved.beta[n] * dy[n], alpha=-1)
     return dy, ends, first
 
 
@@ -248,7 +248,7 @@ def _through_gates(dG: Tensor, between: Tensor | None) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """scale · a b, for [X, N, …] batches of matrices."""
+    """scale · a b, for [N, X, …] batches of matrices."""
     x = a.new_empty(*a.shape[:-1], b.shape[-1])
     x.flatten(0, 1).baddbmm_(a.flatten(0, 1), b.flatten(0, 1), beta=0, alpha=scale)
     return x
@@ -268,13 +268,13 @@ class _Layout(NamedTuple):
 
     def chunks(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """Padding writes nothing and decays nothing."""
-        x = x.to(dtype).transpose(1, 2)
-        x = F.pad(x, (0, 0, 0, -self.T % self.C)) if self.T % self.C else x
-        return x.reshape(len(x) * self.H, -1, self.C, x.shape[-1])
+        x = x.to(dtype)
+        x = F.pad(x, (0, 0, 0, 0, 0, -self.T % self.C)) if self.T % self.C else x
+        return x.unflatten(1, (-1, self.C)).permute(1, 0, 3, 2, 4).reshape(-1, len(x) * self.H, self.C, x.shape[-1])
 
     def whole(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """A view, if the type is the same."""
-        return x.flatten(1, 2).unflatten(0, (-1, self.H))[:, :, : self.T].transpose(1, 2).to(dtype)
+        return x.unflatten(1, (-1, self.H)).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, : self.T].to(dtype)
 
 
 class _Chunked(torch.autograd.Function):
