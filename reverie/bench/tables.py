@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 
 from rich import box
@@ -73,5 +74,5 @@ def _shown(cell: Cell) -> str:
         return str(cell)
     if cell and not 1e-3 <= abs(cell) < 1e9:
         return f"{cell:.1e}"
-    digits = max(0, 2 - len(str(int(abs(cell)))) + 1)
+    digits = max(0, 2 - math.floor(math.log10(abs(cell)))) if cell else 0
     return f"{cell:,.{digits}f}"

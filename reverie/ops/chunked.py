@@ -61,10 +61,15 @@ class _Saved(NamedTuple):
     w: Tensor
     P: Tensor | None
     inverse: Tensor | None  # (I + A)⁻¹
-    starts: Tensor | None  # S₀ of every chunk  [N, X, K, V]; None if all there is is one chunk that starts from zero
+    starts: Tensor | None  # S₀ of every chunk that does not start from zero  [N or N − 1, X, K, V]; None if none does
     q: Tensor | None
-    q_start: Tensor | None  # scale e^G q
+    q_start: Tensor | None  # scale e^G q of these chunks
     M: Tensor | None
+
+    @property
+    def zero(self) -> int:
+        """How many chunks start from zero: the first, or none."""
+        return 0 if self.starts is None else len(self.k) - len(self.starts)
 
 
 def _forward(
@@ -88,8 +93,9 @@ def _forward(
         M = M.tril_() if decays is None else M.mul_(decays.between)
         o = M @ w
         if starts is not None:
-            q_start = q * scale if decays is None else q * (scale * decays.since_start)
-            _add_product(o, q_start, starts)
+            zero = len(k) - len(starts)
+            q_start = q[zero:] * scale if decays is None else q[zero:] * (scale * decays.since_start[zero:])
+            _add_product(o[zero:], q_start, starts)
     return o, S, _Saved(k, beta, k_start, k_end, z, w, P, inverse, starts, q, q_start, M), decays
 
 
@@ -102,25 +108,32 @@ def _pass_on(
     decays: _Decays | None,
     S: Tensor | None,
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-    """Carry S through the chunks: S at the start of each (None if the only one starts from zero), z, w, the final S.
+    """Carry S through the chunks: S at the start of each but one that starts from zero, z, w, the final S.
 
     `writes` is (I + A)⁻¹ diag(β); None for the hebbian rule, which takes nothing away.
     """
-    if writes is None or (S is None and len(v) == 1):
+    N, X, _, V = v.shape
+    K, zero = k_end.shape[-1], 1 if S is None else 0
+    if writes is None or N <= zero:
         z, w = v, beta * v if writes is None else writes @ v
     else:
         z, w = torch.empty_like(v), torch.empty_like(v)
-    if S is None and len(v) == 1:
+    if N <= zero:
         return None, z, w, torch.bmm(k_end[0].mT, w[0])
-    N, X, _, V = v.shape
-    starts, end = v.new_empty(N, X, k_end.shape[-1], V), v.new_empty(X, k_end.shape[-1], V)
-    starts[0] = 0.0 if S is None else S
+    starts, end = v.new_empty(N - zero, X, K, V), v.new_empty(X, K, V)
+    if S is not None:
+        starts[0] = S
     for n in range(N):
-        S, after = starts[n], starts[n + 1] if n + 1 < N else end
+        before, after = starts[n - zero] if n >= zero else None, starts[n + 1 - zero] if n + 1 < N else end
         if writes is not None:
-            z[n].copy_(v[n]).baddbmm_(k_start[n], S, alpha=-1)
+            z[n].copy_(v[n])
+            if before is not None:
+                z[n].baddbmm_(k_start[n], before, alpha=-1)
             w[n].baddbmm_(writes[n], z[n], beta=0)
-        _decayed(S, decays, n, out=after).baddbmm_(k_end[n].mT, w[n])
+        if before is None:
+            torch.bmm(k_end[n].mT, w[n], out=after)
+        else:
+            _decayed(before, decays, n, out=after).baddbmm_(k_end[n].mT, w[n])
     return starts, z, w, end
 
 
@@ -132,8 +145,8 @@ def _backward(
     saved: _Saved, decays: _Decays | None, do: Tensor | None, dS: Tensor | None, scale: float
 ) -> tuple[Tensor | None, ...]:
     """The gradients of q, k, v, g, β and the first S; None where there is none."""
-    dy, ends, dS = _pass_back(saved, decays, do, dS)
-    dz, dbeta = saved.beta * dy, (dy * saved.z).sum(-1, keepdim=True)
+    dy, dz, ends, dS = _pass_back(saved, decays, do, dS)
+    dbeta = (dy * saved.z).sum(-1, keepdim=True)
     dk, dG = _through_memory(saved, decays, ends)
     dq, between = None, None  # `between`: the gradient of G_i − G_j
     if do is not None:
@@ -145,30 +158,35 @@ def _backward(
 
 def _pass_back(
     saved: _Saved, decays: _Decays | None, do: Tensor | None, dS: Tensor | None
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Carry the gradient of S back: gradients of y = β z, of S at the end of each chunk, and of the first S.
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Carry the gradient of S back: gradients of y = β z, of z, of S at the end of each chunk, and of the first S.
 
-    The last two are None where nothing is carried.
+    The last two are None where nothing is carried, and the last where the first chunk starts from zero.
     """
-    starts, inverse, k_start = saved.starts, saved.inverse, saved.k_start
+    starts, inverse, zero = saved.starts, saved.inverse, saved.zero
     dw = torch.zeros_like(saved.w) if do is None or saved.M is None else saved.M.mT @ do
     if starts is None:
         if dS is not None:
             _add_product(dw, saved.k_end, dS[None])
-        return dw if inverse is None else inverse.mT @ dw, None if dS is None else dS[None], None
-    read = None if do is None or saved.q_start is None else saved.q_start.mT @ do
-    ends, first = torch.empty_like(starts), torch.empty_like(starts[0])
+        dy = dw if inverse is None else inverse.mT @ dw
+        return dy, saved.beta * dy, None if dS is None else dS[None], None
+    read = None if do is None or saved.q_start is None else saved.q_start.mT @ do[zero:]
+    ends, first = starts.new_empty(len(dw), *starts.shape[1:]), None if zero else torch.empty_like(starts[0])
     ends[-1] = 0.0 if dS is None else dS
-    dy = dw if inverse is None else torch.empty_like(dw)
-    for n in reversed(range(len(starts))):
+    dy, dz = dw if inverse is None else torch.empty_like(dw), torch.empty_like(dw)
+    for n in reversed(range(len(dw))):
         dw[n].baddbmm_(saved.k_end[n], ends[n])
-        dS = _decayed(ends[n], decays, n, out=ends[n - 1] if n else first)
-        if read is not None:
-            dS += read[n]
         if inverse is not None:
             dy[n].baddbmm_(inverse[n].mT, dw[n], beta=0)
-            dS.baddbmm_(k_start[n].mT, saved.beta[n] * dy[n], alpha=-1)
-    return dy, ends, first
+        torch.mul(dy[n], saved.beta[n], out=dz[n])
+        if (dS := ends[n - 1] if n else first) is None:
+            break
+        _decayed(ends[n], decays, n, out=dS)
+        if read is not None and n >= zero:
+            dS += read[n - zero]
+        if inverse is not None:
+            dS.baddbmm_(saved.k_start[n].mT, dz[n], alpha=-1)
+    return dy, dz, ends, first
 
 
 def _through_memory(saved: _Saved, decays: _Decays | None, ends: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -181,8 +199,8 @@ def _through_memory(saved: _Saved, decays: _Decays | None, ends: Tensor | None) 
     along = (dk_end * saved.k_end).sum(-1, keepdim=True)
     whole = along.sum(-2, keepdim=True)
     if saved.starts is not None:
-        product = saved.starts.flatten(0, 1).flatten(1)[:, None] @ ends.flatten(0, 1).flatten(1)[..., None]
-        whole += decays.whole * product.view(decays.whole.shape)
+        zero = saved.zero
+        whole[zero:] += decays.whole[zero:] * (saved.starts * ends[zero:]).sum((-2, -1), keepdim=True)
     dG = along.neg_()
     dG[..., -1:, :] += whole
     return dk_end.mul_(decays.to_end), dG
@@ -201,11 +219,13 @@ def _through_output(
     dq = _product(dM, saved.k, scale)
     _add_product(dk, dM.mT, q, scale)
     if saved.starts is not None:
-        dq_start = do @ saved.starts.mT
+        zero = saved.zero
+        dq_start = do[zero:] @ saved.starts.mT
         if decays is None or dG is None:
-            return dq.add_(dq_start, alpha=scale), between
-        dG += (dq_start * saved.q_start).sum(-1, keepdim=True)
-        dq.addcmul_(dq_start, decays.since_start, value=scale)
+            dq[zero:].add_(dq_start, alpha=scale)
+        else:
+            dG[zero:] += (dq_start * saved.q_start).sum(-1, keepdim=True)
+            dq[zero:].addcmul_(dq_start, decays.since_start[zero:], value=scale)
     return dq, between
 
 
@@ -231,12 +251,13 @@ def _through_writes(
         dP.mul_(decays.between)
     _add_product(dk, dP + dP.mT, saved.k)
     if saved.starts is not None:
-        dk_start = _product(dz, saved.starts.mT, -1.0)
+        zero = saved.zero
+        dk_start = _product(dz[zero:], saved.starts.mT, -1.0)
         if decays is None or dG is None:
-            dk += dk_start
+            dk[zero:] += dk_start
         else:
-            dG += (dk_start * saved.k_start).sum(-1, keepdim=True)
-            dk.addcmul_(dk_start, decays.since_start)
+            dG[zero:] += (dk_start * saved.k_start[zero:]).sum(-1, keepdim=True)
+            dk[zero:].addcmul_(dk_start, decays.since_start[zero:])
     return between
 
 
