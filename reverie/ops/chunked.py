@@ -114,11 +114,11 @@ def _pass_on(
     """
     N, X, _, V = v.shape
     K, zero = k_end.shape[-1], 1 if S is None else 0
-    if writes is None or N <= zero:
+    if writes is None or len(v) == zero:
         z, w = v, beta * v if writes is None else writes @ v
     else:
         z, w = torch.empty_like(v), torch.empty_like(v)
-    if N <= zero:
+    if len(v) == zero:
         return None, z, w, torch.bmm(k_end[0].mT, w[0])
     starts, end = v.new_empty(N - zero, X, K, V), v.new_empty(X, K, V)
     if S is not None:
