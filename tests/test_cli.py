@@ -199,6 +199,8 @@ def test_python_dash_m_reverie(tmp_path: Path):
         ("train rule110/nano --set nonsense", "is not of the form section.key=value"),
         ("train rule110/nano --device foo", "--device must be cpu, cuda or auto, got 'foo'"),
         ("train rule110/nano --resume", "holds no run to go on with"),
+        ("train rule110/nano --parallel fsdp", "--parallel fsdp is for several processes: add --nproc, or start it"),
+        ("train rule110/nano --max-restarts 2", "--max-restarts is for the processes of --nproc: add that, or give it"),
         ("eval nowhere", "there is no run at nowhere"),
         ("eval .", "there is no run at ."),
         ("plot absent.json", "there is no result card at absent.json"),

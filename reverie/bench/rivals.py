@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -31,7 +33,25 @@ def transformers_module(name: str = "") -> ModuleType:
     if tuple(map(int, library.__version__.split(".")[:2])) < OLDEST:
         raise _no_transformers(f"version {library.__version__} is installed")
     library.logging.set_verbosity_error()  # it warns that it falls back to plain torch: that is what is wanted
-    return importlib.import_module(f"transformers.{name}") if name else library
+    if not name:
+        return library
+    with _plain_torch():
+        return importlib.import_module(f"transformers.{name}")
+
+
+@contextlib.contextmanager
+def _plain_torch() -> Iterator[None]:
+    """transformers chooses kernels when a model's file is imported: fla's, on a CPU too, where they cannot run."""
+    others = {name: sys.modules.get(name) for name in ("fla", "causal_conv1d")}
+    sys.modules.update(dict.fromkeys(others))  # type: ignore[arg-type]  # None: not to be imported
+    try:
+        yield
+    finally:
+        for name, module in others.items():
+            if module is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = module
 
 
 def _no_transformers(found: str) -> UserError:
@@ -101,7 +121,7 @@ def transformers_hybrids(config: HybridConfig, seed: int) -> dict[str, nn.Module
     dense = {"head_dim": config.head_size, "mlp_only_layers": list(range(len(config.layers)))}
     kinds = {"OlmoHybrid": {"linear_allow_neg_eigval": False}, "Qwen3Next": dense}
     transformers, models = transformers_module(), {}
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _plain_torch():
         for name, own in kinds.items():
             torch.manual_seed(seed)
             model_config = getattr(transformers, f"{name}Config")(**shared, **own)

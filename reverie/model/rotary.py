@@ -10,28 +10,42 @@ from torch import Tensor
 
 
 @functools.lru_cache(maxsize=16)
-def _table(heads: int, head_size: int, base: float, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """e^{i·position·frequency} for positions 0 … length − 1, [length, heads · d/2].
-
-    Repeated for every head: broadcasting over them would leave the CPU inner loops of d/2 steps.
-    """
+def _cached_table(
+    heads: int, head_size: int, base: float, length: int, dtype: torch.dtype, device: torch.device
+) -> Tensor:
     with torch.inference_mode(False):  # what is kept from an inference call must serve training too
         frequency = base ** -(torch.arange(0, head_size, 2, device=device, dtype=torch.float64) / head_size)
         angle = torch.arange(length, device=device, dtype=torch.float64)[:, None] * frequency
-        return torch.polar(torch.ones_like(angle), angle).repeat(1, heads).to(dtype)
+        return torch.stack((angle.cos(), angle.sin()), dim=-1).repeat(1, heads, 1).to(dtype)
+
+
+@torch.compiler.assume_constant_result
+def _table(heads: int, head_size: int, base: float, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Real and imaginary part of e^{i·position·frequency}, positions 0 … length − 1, [length, heads · d/2, 2].
+
+    Repeated for every head: broadcasting over them would leave the CPU inner loops of d/2 steps.
+    """
+    return _cached_table(heads, head_size, base, length, dtype, device)
 
 
 def _turns(x: Tensor, start: int, stop: int, base: float) -> Tensor:
-    """The turns of positions start … stop − 1 for x's heads, [stop − start, H · d/2]."""
+    """The turns of positions start … stop − 1 for x's heads, [stop − start, H · d/2, 2]."""
     length = 1 << max(stop - 1, 63).bit_length()  # powers of two, so that few tables serve all lengths
-    dtype = torch.promote_types(x.dtype, torch.float32).to_complex()
+    dtype = torch.promote_types(x.dtype, torch.float32)
     return _table(x.shape[2], x.shape[3], base, length, dtype, x.device)[start:stop]
 
 
-def _turn(x: Tensor, turns: Tensor) -> Tensor:
-    accurate = x.to(torch.promote_types(x.dtype, torch.float32))
-    pairs = torch.view_as_complex(accurate.reshape(*x.shape[:2], x.shape[2] * x.shape[3] // 2, 2))
-    return torch.view_as_real(pairs * turns).view(x.shape).to(x.dtype)
+def _turn(x: Tensor, turns: Tensor, *, back: bool = False) -> Tensor:
+    pairs = x.to(turns.dtype).reshape(*x.shape[:2], x.shape[2] * x.shape[3] // 2, 2)
+    if torch.compiler.is_compiling():  # which knows no complex numbers, and fuses what follows
+        real, imaginary = pairs.unbind(-1)
+        c, s = turns.unbind(-1)
+        s = -s if back else s
+        turned = torch.stack((real * c - imaginary * s, real * s + imaginary * c), dim=-1)
+    else:
+        complex_turns = torch.view_as_complex(turns)
+        turned = torch.view_as_real(torch.view_as_complex(pairs) * (complex_turns.conj() if back else complex_turns))
+    return turned.view(x.shape).to(x.dtype)
 
 
 def rotate(x: Float[Tensor, "B T H d"], start: int, base: float) -> Float[Tensor, "B T H d"]:
@@ -41,5 +55,4 @@ def rotate(x: Float[Tensor, "B T H d"], start: int, base: float) -> Float[Tensor
 
 def shift(x: Float[Tensor, "B T H d"], by: int, base: float) -> Float[Tensor, "B T H d"]:
     """Move x, already rotated, by the same number of positions for all tokens."""
-    turns = _turns(x, abs(by), abs(by) + 1, base)
-    return _turn(x, turns if by >= 0 else turns.conj())
+    return _turn(x, _turns(x, abs(by), abs(by) + 1, base), back=by < 0)

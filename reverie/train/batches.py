@@ -16,7 +16,7 @@ from reverie.recipe import Recipe
 from reverie.tasks import Batch
 from reverie.workers import made_ahead
 
-_KILLED = (
+KILLED = (
     "a process that makes the data has ended by itself, perhaps because memory ran out: the last checkpoint can be "
     "resumed"
 )
@@ -56,7 +56,7 @@ def batches(recipe: Recipe, first_step: int, examples: range | None = None) -> I
         return
     # Not PyTorch's DataLoader: a worker that dies makes it raise one of several errors, from a signal handler, wherever
     # the main thread is just then.
-    with made_ahead(partial(_arrays, recipe, examples), steps, workers, if_killed=_KILLED, context=_context()) as made:
+    with made_ahead(partial(_arrays, recipe, examples), steps, workers, if_killed=KILLED, context=_context()) as made:
         yield (Batch(*map(torch.from_numpy, arrays)) for arrays in made)
 
 

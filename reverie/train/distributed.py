@@ -55,12 +55,11 @@ class Processes:
         """The sum over the processes, entry by entry."""
         return self._reduced(values, dist.ReduceOp.SUM) if self.parallel else list(values)
 
-    def agree(self, request: signal.Signals | None) -> signal.Signals | None:
-        """The signal that any of them was asked to stop by."""
-        if not self.parallel:
-            return request
-        [number] = self._reduced([request or 0], dist.ReduceOp.MAX)
-        return signal.Signals(int(number)) if number else None
+    def agree(self, request: signal.Signals | None, *, lacking: bool) -> tuple[signal.Signals | None, int | None]:
+        """The signal that any of them was asked to stop by, and the rank of one that lacks what the next step needs."""
+        mine = [request or 0, self.rank + 1 if lacking else 0]
+        number, rank = self._reduced(mine, dist.ReduceOp.MAX) if self.parallel else mine
+        return signal.Signals(int(number)) if number else None, int(rank) - 1 if rank else None
 
     def gather(self, item: Result) -> list[Result]:
         """The item of every process, in order of ranks."""

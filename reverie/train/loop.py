@@ -9,6 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import torch
+from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
 from reverie.card import RunCard, save_card
@@ -20,8 +21,9 @@ from reverie.provenance import commit_id
 from reverie.recipe import Recipe
 from reverie.sleep import SleepConfig
 from reverie.tasks import Batch, Score
-from reverie.train.batches import batches
+from reverie.train.batches import KILLED, batches
 from reverie.train.checkpoint import Progress
+from reverie.train.compiled import compile_blocks, uncompiled
 from reverie.train.distributed import ALONE, ParallelModel, Processes, check_batch
 from reverie.train.lock import run_lock
 from reverie.train.optim import build_optimizers
@@ -77,16 +79,10 @@ def _train(
 ) -> RunCard:
     model = new_model(recipe.model, recipe.train.seed)
     parallel = ParallelModel(model, device, processes)
+    if recipe.train.compile:
+        compile_blocks(model, device)
     optimizers = build_optimizers(model, recipe.optim)
-    progress, place = Progress(), find_checkpoint(out)
-    if resume and place is not None:
-        checkpoint = load_run(place)
-        if checkpoint.recipe != recipe:
-            raise UserError(f"{place} was made by another recipe; resume with the settings it was started with")
-        checkpoint.restore(model, optimizers)
-        progress = checkpoint.progress
-    elif place is not None:
-        raise UserError(f"{out} already holds a run: add --resume to go on with it, or choose another --out")
+    progress = _start(recipe, out, resume, model, optimizers)
     processes.wait()  # until all have seen what is there
 
     def diverged(where: str) -> UserError:
@@ -108,7 +104,15 @@ def _train(
         batches(recipe, progress.step, processes.share(recipe.train.batch_size)) as made,
     ):
         started = time.perf_counter() - progress.wall_time_s
-        for examples in _until_stopped(made, stop):
+        while progress.step < recipe.train.steps:
+            examples = _next_batch(made, stop)
+            # Now that each knows whether it has a batch: all take the step, or none.
+            request, lacking = processes.agree(stop.requested, lacking=examples is None)
+            if request:
+                save()
+                raise Stopped(request, progress.step, recipe.train.steps)
+            if examples is None or lacking is not None:
+                raise UserError((f"rank {lacking} of {processes.world_size}: " if processes.parallel else "") + KILLED)
             progress.step += 1
             last = progress.step == recipe.train.steps
             measured = last or progress.step % recipe.train.eval_every == 0
@@ -126,12 +130,6 @@ def _train(
                 save()
             if processes.is_first:
                 report(progress, step.loss)
-            if processes.agree(stop.requested):
-                break
-        request = processes.agree(stop.requested)
-        if request and progress.step < recipe.train.steps:
-            save()
-            raise Stopped(request, progress.step, recipe.train.steps)
     score = _evaluate(recipe, parallel, recipe.sleep, device, generate=True)
     card = make_card(recipe, model, progress, score, commit, processes)
     if processes.is_first:
@@ -139,13 +137,26 @@ def _train(
     return card
 
 
-def _until_stopped(made: Iterator[Batch], stop: StopRequest) -> Iterator[Batch]:
-    """The batches. A SIGTERM may go to the processes that make them as well: that is no failure then."""
+def _start(recipe: Recipe, out: Path, resume: bool, model: HybridLM, optimizers: list[Optimizer]) -> Progress:
+    """Where training begins: at step 0, or with `resume` where the checkpoint in `out`, if there is one, has it."""
+    place = find_checkpoint(out)
+    if place is None:
+        return Progress()
+    if not resume:
+        raise UserError(f"{out} already holds a run: add --resume to go on with it, or choose another --out")
+    checkpoint = load_run(place)
+    if checkpoint.recipe != recipe:
+        raise UserError(f"{place} was made by another recipe; resume with the settings it was started with")
+    checkpoint.restore(model, optimizers)
+    return checkpoint.progress
+
+
+def _next_batch(made: Iterator[Batch], stop: StopRequest) -> Batch | None:
+    """None if asked to stop, or if a process that makes batches has ended, as by a SIGTERM to the whole group."""
     try:
-        yield from made
+        return None if stop.requested else next(made)
     except BrokenProcessPool:
-        if not stop.requested:
-            raise
+        return None
 
 
 @contextlib.contextmanager
@@ -170,7 +181,8 @@ def _evaluate(
 
     def own_score(model: HybridLM) -> Score:
         share, examples = (processes.rank, processes.world_size), recipe.train.eval_examples
-        return evaluate(model, recipe.task, sleep, examples, generate=generate, device=device, share=share)
+        with uncompiled():
+            return evaluate(model, recipe.task, sleep, examples, generate=generate, device=device, share=share)
 
     return sum(processes.gather(parallel.run(own_score)), Score())
 

@@ -84,7 +84,7 @@ def test_operations(case: str) -> None:
 def test_bytes(case: str) -> None:
     work = benchmark.CASES[case]
     kept, peak = measured.live_bytes(work)
-    assert formulas.kept_bytes(work) == pytest.approx(kept, rel=0.02)
+    assert formulas.kept_bytes(work) == pytest.approx(kept, rel=0.03)
     assert formulas.peak_bytes(work) == pytest.approx(peak, rel=0.05)
 
 

@@ -27,7 +27,7 @@ from reverie.tasks import Batch
 from reverie.train.batches import batches, make_batch
 from reverie.train.distributed import ALONE, Parallel, ParallelModel, Processes, joined, whole
 from reverie.train.loop import train
-from reverie.train.optim import ShardedMuon
+from reverie.train.muon import Muon, ShardedMuon
 from reverie.train.step import train_step
 
 BOTH: tuple[Parallel, ...] = ("ddp", "fsdp")
@@ -169,7 +169,7 @@ def muon_steps(processes: Processes) -> float:
     matrices = [nn.Parameter(torch.randn(shape, generator=random)) for shape in SHAPES]
     sharded = [nn.Parameter(distribute_tensor(m.detach().clone(), mesh, [Shard(0)])) for m in matrices]
     options: dict[str, Any] = {"lr": 0.1, "weight_decay": 0.2}
-    theirs, ours = torch.optim.Muon(matrices, **options), ShardedMuon(sharded, **options)
+    theirs, ours = Muon(matrices, **options), ShardedMuon(sharded, **options)
     for step in range(3):
         for i, (m, s) in enumerate(zip(matrices, sharded, strict=True)):
             gradient = torch.randn(m.shape, generator=random)

@@ -1,11 +1,13 @@
-"""Same seed, same curve; kill and resume, same curve; a run that diverges leaves its last good state."""
+"""Same seed, same curve; kill and resume, same curve; no process goes on without the others."""
 
 from __future__ import annotations
 
 import math
-import re
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from same_run import Killed, assert_same_run, kill_at, read_run_card
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny_recipe import tiny_recipe
+from together import together
 from torch import Tensor
 
 import reverie.train.step
@@ -22,11 +25,12 @@ from reverie.model import HybridLM
 from reverie.recipe import Recipe, load_recipe
 from reverie.tasks import Batch
 from reverie.train import loop
-from reverie.train.batches import max_depth
-from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint
+from reverie.train.batches import KILLED, make_batch, max_depth
+from reverie.train.checkpoint import FILE_NAME, load_checkpoint
+from reverie.train.distributed import Processes
 from reverie.train.loop import train
 from reverie.train.result import CARD_NAME
-from reverie.train.step import Step
+from reverie.train.stop import Stopped
 
 Undisturbed = Callable[[Recipe], Path]
 
@@ -172,94 +176,6 @@ def test_a_run_has_its_checkpoint_from_the_start(tmp_path: Path):
     assert load_checkpoint(tmp_path / FILE_NAME).progress.step == 0
 
 
-# -- a run that diverges
-
-
-@pytest.fixture
-def the_model(monkeypatch: pytest.MonkeyPatch) -> list[HybridLM]:
-    """The models that runs make, newest last."""
-    models: list[HybridLM] = []
-    make = loop.new_model
-
-    def keep(*arguments: Any) -> HybridLM:
-        models.append(make(*arguments))
-        return models[-1]
-
-    monkeypatch.setattr(loop, "new_model", keep)
-    return models
-
-
-def assert_good_and_resumable(out: Path, step: int, undisturbed: Path) -> None:
-    """The checkpoint is finite, from that step, and goes on as if nothing had been."""
-    checkpoint = load_checkpoint(out / FILE_NAME)
-    assert checkpoint.progress.step == step
-    assert all(tensor.isfinite().all() for name, tensor in checkpoint.tensors.items() if name != "rng")
-    assert not (out / CARD_NAME).exists()
-    train(checkpoint.recipe, out, resume=True)
-    assert_same_run(out, undisturbed)
-
-
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_loss_that_is_not_finite_names_step_and_parameter(
-    tmp_path: Path, the_model: list[HybridLM], value: float, undisturbed: Undisturbed
-):
-    def poison(progress: Progress, loss: float) -> None:
-        if progress.step == 5:
-            with torch.no_grad():
-                the_model[-1].get_parameter("layers.1.mlp.out_proj.weight")[0, 0] = value
-
-    expected = (
-        r"training diverged at step 6 \(the loss is nan, and the parameter layers\.1\.mlp\.out_proj\.weight is not "
-        rf"finite\): {re.escape(str(tmp_path))}/{FILE_NAME} keeps the last good state, try a lower optim\.muon_lr "
-        r"than 0\.01 and another --out"
-    )
-    with pytest.raises(UserError, match=f"^{expected}$"):
-        train(tiny_recipe(), tmp_path, report=poison)
-    assert_good_and_resumable(tmp_path, 4, undisturbed(tiny_recipe()))
-
-
-def test_a_gradient_that_is_not_finite_reaches_no_parameter(
-    tmp_path: Path, the_model: list[HybridLM], undisturbed: Undisturbed
-):
-    def poison(progress: Progress, loss: float) -> None:
-        if progress.step == 5:
-            parameter = the_model[-1].get_parameter("layers.0.mlp.in_proj.weight")
-            parameter.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([1]), math.inf))
-
-    recipe = tiny_recipe(train={"checkpoint_every": 1})
-    with pytest.raises(UserError, match=r"step 6 \(the loss is \d\.\d+, and the gradient of layers\.0\.mlp\.in_proj"):
-        train(recipe, tmp_path, report=poison)
-    assert all(parameter.isfinite().all() for parameter in the_model[0].parameters())
-    assert_good_and_resumable(tmp_path, 5, undisturbed(recipe))
-
-
-def test_weights_that_are_not_finite_are_not_saved(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Undisturbed
-):
-    take_step = loop.train_step
-
-    def overshoot(recipe: Recipe, model: HybridLM, optimizers: Any, step: int, *others: Any, **options: Any) -> Step:
-        taken = take_step(recipe, model, optimizers, step, *others, **options)
-        if step == 3:
-            with torch.no_grad():
-                model.get_parameter("embedding.weight")[0, 0] = math.inf
-        return taken
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_step", overshoot)
-        with pytest.raises(UserError, match=r"diverged at step 4 \(the parameter embedding\.weight is not finite\)"):
-            train(tiny_recipe(), tmp_path)
-    assert_good_and_resumable(tmp_path, 2, undisturbed(tiny_recipe()))
-
-
-def test_a_learning_rate_that_is_far_too_high_diverges_in_one_sentence(tmp_path: Path):
-    recipe = tiny_recipe(optim={"muon_lr": 1e38, "adamw_lr": 1e38})
-    advice = r"try a lower optim\.muon_lr than 1e\+38 and another --out"
-    with pytest.raises(UserError, match=rf"^training diverged at step \d+ .* {advice}$"):
-        train(recipe, tmp_path)
-    load_checkpoint(tmp_path / FILE_NAME)
-
-
 # -- what a run sees
 
 
@@ -353,3 +269,41 @@ def test_a_task_that_cannot_make_its_examples_leaves_no_run_behind(tmp_path: Pat
     with pytest.raises(UserError, match="so length must allow that"):
         train(load_recipe("gsm_infinite/nano", short), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+# -- several processes
+
+
+def ends(processes: Processes, out: Path) -> list[str]:
+    """How training ends if the data processes of one rank die, together with a SIGTERM to that rank, and without."""
+    said = []
+    for rank, sent in [(0, True), (1, True), (0, False), (1, False)]:
+
+        @contextmanager
+        def dying(
+            recipe: Recipe, first: int, examples: range, rank: int = rank, sent: bool = sent
+        ) -> Iterator[Iterator[Batch]]:
+            def made() -> Iterator[Batch]:
+                for step in range(first, recipe.train.steps):
+                    if (processes.rank, step) == (rank, 3):
+                        if sent:
+                            signal.raise_signal(signal.SIGTERM)
+                        raise BrokenProcessPool
+                    yield make_batch(recipe, step, examples)
+
+            yield made()
+
+        loop.batches = dying
+        with pytest.raises((UserError, Stopped)) as caught:
+            train(tiny_recipe(), out / f"{rank}{sent}", processes=processes)
+        said.append(str(caught.value))
+    return said
+
+
+def test_one_process_without_data_ends_all_of_them_before_the_same_step(tmp_path: Path):
+    """Else it would never take part in what the others are waiting for."""
+    ours, theirs = together(2, ends, tmp_path)
+    stopped = "stopped after step 3 of 6 (SIGTERM), saved"
+    assert ours == theirs == [stopped, stopped, f"rank 0 of 2: {KILLED}", f"rank 1 of 2: {KILLED}"]
+    assert load_checkpoint(tmp_path / "1True" / FILE_NAME).progress.step == 3
+    assert load_checkpoint(tmp_path / "1False" / FILE_NAME).progress.step == 2

@@ -25,6 +25,7 @@ from reverie.sleep import SleepConfig
 from reverie.train.batches import make_batch
 from reverie.train.checkpoint import FILE_NAME, load_checkpoint
 from reverie.train.loop import train
+from reverie.train.muon import Muon
 from reverie.train.optim import build_optimizers, lr_factor
 from reverie.train.stages import Stage, freeze_others, stage_at
 from reverie.train.step import train_step
@@ -153,13 +154,13 @@ def test_no_gradient_is_computed_for_the_others(monkeypatch: pytest.MonkeyPatch)
 
 def test_every_stage_has_its_own_course_of_the_learning_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     rates: list[float] = []
-    step = torch.optim.Muon.step
+    step = Muon.step
 
-    def watch(self: torch.optim.Muon, *arguments: Any) -> Any:
+    def watch(self: Muon, *arguments: Any) -> Any:
         rates.extend(group["lr"] for group in self.param_groups)
         return step(self, *arguments)
 
-    monkeypatch.setattr(torch.optim.Muon, "step", watch)
+    monkeypatch.setattr(Muon, "step", watch)
     recipe = staged()
     train(recipe, tmp_path)
     assert rates == [1e-2 * lr_factor(recipe.optim, step, length) for length in (2, 3, 4) for step in range(length)]

@@ -1,0 +1,40 @@
+"""`train.compile`: blocks through `torch.compile`, which fuses the many small steps between matrix products."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from contextlib import AbstractContextManager
+
+import torch
+from torch import nn
+
+from reverie.errors import UserError
+from reverie.model import HybridLM
+
+# A block is compiled anew for each length of window, with and without fast weights to start from, and with and without
+# output. Beyond the limit it would silently run uncompiled.
+RECOMPILE_LIMIT = 64
+
+
+def compile_blocks(model: HybridLM, device: torch.device | str = "cpu") -> None:
+    """In place; names and values of the parameters stay, and what is computed does, to rounding.
+
+    Raises UserError where there is no C++ compiler, which code for CPU needs.
+    """
+    compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
+    if torch.device(device).type == "cpu" and shutil.which(compiler) is None:
+        raise UserError(
+            f"train.compile needs a C++ compiler, and there is no {compiler}: install one (Debian: apt install g++), "
+            "name another in the environment variable CXX, or set train.compile=false"
+        )
+    torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+    for block in model.layers:
+        assert isinstance(block, nn.Module)
+        block.compile(dynamic=False)
+
+
+def uncompiled() -> AbstractContextManager[None]:
+    """As if nothing were compiled: evaluation has shapes of its own, each for a moment."""
+    return torch.compiler.set_stance("force_eager")

@@ -1,0 +1,111 @@
+"""Muon (arXiv 2502.16982): a matrix moves along its averaged gradient, made orthogonal by Newton-Schulz iterations.
+
+Options and state are those of `torch.optim.Muon`, whose iterations run matrix by matrix, in bfloat16 everywhere. On a
+CPU without bfloat16 units that takes longer than the rest of a training step.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from jaxtyping import Float
+from torch import Tensor
+
+
+def orthogonalise(
+    matrices: Float[Tensor, "n R C"], coefficients: tuple[float, float, float], steps: int, eps: float
+) -> Float[Tensor, "n R C"]:
+    """Each matrix with all its singular values brought to about 1 (0.7 to 1.2), by that many quintic iterations.
+
+    In float32 on CPU, in bfloat16, which is enough, elsewhere.
+    """
+    a, b, c = coefficients
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.to(torch.float32 if matrices.device.type == "cpu" else torch.bfloat16)
+    x = x.mT if tall else x  # the smaller Gram matrix
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def _scaled_steps(updates: Tensor, group: dict[str, Any]) -> Tensor:
+    """What is added to parameters [n, R, C] when these are their averaged gradients; tall ones take larger steps."""
+    rows, columns = updates.shape[-2:]
+    direction = orthogonalise(updates, group["ns_coefficients"], group["ns_steps"], group["eps"])
+    return direction.mul_(-group["lr"] * max(1.0, rows / columns) ** 0.5)
+
+
+class Muon(torch.optim.Muon):
+    """Matrices of one shape take their step together."""
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    shapes[p.shape].append(p)
+            for same in shapes.values():
+                steps = _scaled_steps(torch.stack([self._averaged(p, group) for p in same]), group)
+                for p, step in zip(same, steps, strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(step)
+
+    def _averaged(self, p: Any, group: dict[str, Any]) -> Tensor:
+        """What is to be orthogonalised: the gradient with momentum."""
+        state = self.state[p]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(p.grad)
+        buffer = state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
+        return p.grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
+
+
+class ShardedMuon(Muon):
+    """Muon for matrices whose rows are shared out among processes (FSDP2); the same steps as with whole matrices.
+
+    What Muon orthogonalises is a whole matrix. So each is put together in one process, which does that and hands the
+    rows back, while the others do the same for the next ones. PyTorch's Muon takes such matrices too, but gathers each
+    fifteen times a step, three times in each of the five Newton-Schulz iterations.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            matrices = [p for p in group["params"] if p.grad is not None]
+            for first in range(0, len(matrices), dist.get_world_size()):
+                self._step(matrices[first : first + dist.get_world_size()], group)
+
+    def _step(self, matrices: list[Any], group: dict[str, Any]) -> None:
+        """One step of at most as many matrices as there are processes; process i orthogonalises matrix i."""
+        rank, world_size = dist.get_rank(), dist.get_world_size()
+        updates = [self._averaged(p, group).to_local() for p in matrices]  # pyright: ignore[reportAttributeAccessIssue]
+        nothing = [updates[0].new_empty(0)] * (world_size - len(matrices))
+        if rank < len(matrices):
+            rows, columns = matrices[rank].shape
+            sizes = [n * columns for n in _rows_of_each(rows, world_size)]
+            matrix = torch.cat(_exchange([*updates, *nothing], sizes)).view(rows, columns)
+            steps = list(_scaled_steps(matrix[None], group).reshape(-1).split(sizes))
+        else:
+            _exchange([*updates, *nothing], [0] * world_size)
+            steps = [updates[0].new_empty(0)] * world_size
+        received = _exchange(steps, [x.numel() for x in (*updates, *nothing)])
+        for p, step in zip(matrices, received, strict=False):
+            mine = p.to_local()
+            mine.mul_(1 - group["lr"] * group["weight_decay"]).add_(step.view_as(mine))
+
+
+def _rows_of_each(rows: int, world_size: int) -> list[int]:
+    """How many rows of a matrix each process has: blocks of the same size, as far as they go."""
+    block = -(-rows // world_size)
+    return [max(min(block, rows - rank * block), 0) for rank in range(world_size)]
+
+
+def _exchange(parts: list[Tensor], sizes: list[int]) -> list[Tensor]:
+    """Send parts[i] to process i; returns, flat, what each of them has sent here, sizes[i] numbers from process i."""
+    received = parts[0].new_empty(sum(sizes))
+    dist.all_to_all_single(received, torch.cat([x.reshape(-1) for x in parts]), sizes, [x.numel() for x in parts])
+    return list(received.split(sizes))

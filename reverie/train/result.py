@@ -1,0 +1,75 @@
+"""What a run is worth: its result card, and its checkpoint evaluated again, with more or fewer passes if asked."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reverie.card import Chance, CurvePoint, RunCard
+from reverie.errors import UserError
+from reverie.evaluate import evaluate
+from reverie.model import HybridLM, count_parameters, new_model
+from reverie.provenance import commit_id, hardware
+from reverie.recipe import Recipe, changed
+from reverie.tasks import Score
+from reverie.train.checkpoint import Progress
+from reverie.train.distributed import ALONE, Processes
+from reverie.train.sharded import find_checkpoint, load_run
+
+CARD_NAME = "card.json"
+
+
+def model_kind(recipe: Recipe) -> str:
+    """ "transformer", "hybrid" or "sleep": what the field calls a model of this recipe."""
+    if set(recipe.model.layers) == {"attn"}:
+        return "transformer"
+    return "hybrid" if recipe.sleep.num_sleep_passes == 1 else "sleep"
+
+
+def make_card(
+    recipe: Recipe, model: HybridLM, progress: Progress, score: Score, commit: str, processes: Processes = ALONE
+) -> RunCard:
+    """The result card of a run."""
+    by_depth = {str(depth): p for depth, p in recipe.task.chance().items()}
+    content: dict[str, Any] = {
+        "name": recipe.name,
+        "model": model_kind(recipe),
+        "num_sleep_passes": recipe.sleep.num_sleep_passes,
+        "seed": recipe.train.seed,
+        "recipe": recipe.model_dump(mode="json"),
+        "commit": commit,
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": hardware(),
+        "processes": processes.world_size,
+        "parallel": processes.parallel,
+        "wall_time_s": progress.wall_time_s,
+        "tokens": progress.tokens,
+        "steps": progress.step,
+        "parameters": count_parameters(model),
+        "score": score.summary(),
+        "chance": Chance(by_depth=by_depth, exact=recipe.task.chance_exact()),
+        "curve": [CurvePoint.model_validate(point) for point in progress.curve],
+    }
+    return RunCard(**content)
+
+
+def evaluate_run(run: Path, *, num_sleep_passes: int | None = None, device: torch.device | str = "cpu") -> RunCard:
+    """Evaluate the checkpoint of a run, if asked with another number of sleep passes than it was trained with.
+
+    Raises:
+        UserError: there is no run, or its checkpoint cannot be read.
+    """
+    place = find_checkpoint(run)
+    if place is None:
+        raise UserError(f"there is no run at {run}: give the folder that reverie train wrote, such as runs/depo/nano")
+    checkpoint = load_run(place)
+    recipe = checkpoint.recipe
+    if num_sleep_passes is not None:
+        recipe = changed(recipe, sleep={"num_sleep_passes": num_sleep_passes})
+    model = new_model(recipe.model, recipe.train.seed).to(device)
+    checkpoint.restore_model(model)
+    score = evaluate(model, recipe.task, recipe.sleep, recipe.train.eval_examples, generate=True, device=device)
+    return make_card(recipe, model, checkpoint.progress, score, commit_id())

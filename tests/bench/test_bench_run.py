@@ -1,0 +1,55 @@
+"""From findings to a card."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from fake_benchmark import PEAK, benchmark_card, never
+
+from reverie.bench import run
+from reverie.bench.card import Findings, Report
+from reverie.bench.machine import Peak
+from reverie.bench.run import BENCHMARKS, run_benchmark
+from reverie.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "measure_peak", lambda: PEAK)
+
+
+def finds(ratio: float) -> Any:
+    def measure(peak: Peak, report: Report) -> Findings:
+        assert peak is PEAK
+        report(0, 1, "everything")
+        card = benchmark_card()
+        return Findings(name="fake", ratio=ratio, target=3.0, better="higher", details=card.details)
+
+    return measure
+
+
+def test_there_are_four() -> None:
+    assert list(BENCHMARKS) == ["ops", "train", "sleep", "memory"]
+
+
+@pytest.mark.parametrize(("ratio", "met"), [(2.9, False), (3.1, True)])
+def test_the_card_is_of_this_run(monkeypatch: pytest.MonkeyPatch, ratio: float, met: bool) -> None:
+    monkeypatch.setitem(BENCHMARKS, "fake", finds(ratio))
+    reported = []
+    card = run_benchmark("fake", lambda *part: reported.append(part))
+    assert (card.name, card.ratio, card.met, card.peak) == ("fake", ratio, met, PEAK)
+    assert card.details == benchmark_card().details
+    assert card.versions["torch"] == card.hardware.torch
+    assert card.wall_time_s >= 0
+    assert reported == [(0, 1, "everything")]
+
+
+def test_a_wrong_result_makes_no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(*_: Any) -> Findings:
+        raise UserError("nothing is measured")
+
+    monkeypatch.setitem(BENCHMARKS, "fake", wrong)
+    monkeypatch.setattr(run, "BenchmarkCard", never)
+    with pytest.raises(UserError, match="nothing is measured"):
+        run_benchmark("fake")

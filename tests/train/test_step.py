@@ -1,0 +1,117 @@
+"""A step has its own learning rate, clips, computes in the recipe's precision, and does nothing if a number is bad."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from tiny_recipe import tiny_recipe
+from torch import Tensor
+from torch.optim import Optimizer
+
+import reverie.train.step
+from reverie.model import HybridLM, new_model
+from reverie.recipe import Recipe
+from reverie.train.batches import make_batch
+from reverie.train.checkpoint import checkpoint_tensors
+from reverie.train.muon import Muon
+from reverie.train.optim import build_optimizers, lr_factor
+from reverie.train.step import Step, not_finite, train_step
+
+RECIPE = tiny_recipe()
+
+
+def new_run(recipe: Recipe) -> tuple[HybridLM, list[Optimizer]]:
+    model = new_model(recipe.model, 0)
+    return model, build_optimizers(model, recipe.optim)
+
+
+def take_steps(recipe: Recipe, model: HybridLM, optimizers: list[Optimizer], count: int = 3) -> list[Step]:
+    return [train_step(recipe, model, optimizers, step, make_batch(recipe, step)) for step in range(count)]
+
+
+def test_the_loss_is_that_of_a_labelled_token_and_falls_on_the_same_batch():
+    model, optimizers = new_run(RECIPE)
+    steps = [train_step(RECIPE, model, optimizers, 4, make_batch(RECIPE, 0)) for _ in range(20)]
+    assert steps[0].loss == pytest.approx(math.log(RECIPE.model.vocab_size), rel=1e-4)  # it knows nothing yet
+    assert steps[-1].loss < 0.7 * steps[0].loss
+
+
+def test_every_step_has_its_own_learning_rate(monkeypatch: pytest.MonkeyPatch):
+    rates: list[float] = []
+    step = Muon.step
+
+    def watch(self: Muon, *arguments: Any) -> Any:
+        rates.extend(group["lr"] for group in self.param_groups)
+        return step(self, *arguments)
+
+    monkeypatch.setattr(Muon, "step", watch)
+    take_steps(RECIPE, *new_run(RECIPE), count=6)
+    assert rates == [1e-2 * lr_factor(RECIPE.optim, step, 6) for step in range(6)]
+
+
+def test_gradients_are_clipped_before_the_step_and_their_norm_is_from_before(monkeypatch: pytest.MonkeyPatch):
+    norms: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def watch(self: torch.optim.AdamW, *arguments: Any) -> Any:
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+        return step(self, *arguments)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watch)
+    recipe = tiny_recipe(optim={"grad_clip": 1e-3})
+    steps = take_steps(recipe, *new_run(recipe))
+    assert len(norms) == 3
+    assert max(norms) <= 1e-3 * 1.001
+    assert min(step.gradient_norm for step in steps) > 1e-2
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_bfloat16_is_for_the_rollout_and_leaves_the_parameters_in_float32(monkeypatch: pytest.MonkeyPatch, dtype: str):
+    seen: set[torch.dtype] = set()
+    roll = reverie.train.step.rollout
+
+    def watch(*arguments: Any, **options: Any) -> Any:
+        logits, context = roll(*arguments, **options)
+        seen.add(logits.dtype)
+        return logits, context
+
+    monkeypatch.setattr(reverie.train.step, "rollout", watch)
+    recipe = tiny_recipe(train={"dtype": dtype})
+    model, optimizers = new_run(recipe)
+    assert all(math.isfinite(step.loss) for step in take_steps(recipe, model, optimizers))
+    assert seen == {getattr(torch, dtype)}
+    assert {tensor.dtype for tensor in checkpoint_tensors(model, optimizers).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("what", ["parameter", "gradient"])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_what_is_not_finite_is_named_and_nothing_moves(what: str, value: float):
+    model, optimizers = new_run(RECIPE)
+    take_steps(RECIPE, model, optimizers)
+    name = "layers.0.mlp.in_proj.weight"
+    parameter = model.get_parameter(name)
+    if what == "parameter":
+        with torch.no_grad():
+            parameter[1, 0] = value
+    else:
+        parameter.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([1]), value))
+    before = {key: tensor.clone() for key, tensor in checkpoint_tensors(model, optimizers).items()}
+    with pytest.raises(FloatingPointError, match=rf"^the loss is .*, and the {what} (of )?{name} is not finite$"):
+        train_step(RECIPE, model, optimizers, 3, make_batch(RECIPE, 3))
+    after = checkpoint_tensors(model, optimizers)
+    assert after.keys() == before.keys()
+    assert all(torch.equal(tensor.nan_to_num(), before[key].nan_to_num()) for key, tensor in after.items())
+
+
+def test_the_first_tensor_that_is_not_finite_is_named():
+    tensors: list[tuple[str, Tensor]] = [
+        ("a", torch.ones(2)),
+        ("b", torch.tensor([1, math.inf])),
+        ("c", math.nan * torch.ones(1)),
+    ]
+    assert not_finite(tensors) == "b"
+    assert not_finite(tensors[:1]) is None
