@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 
 from reverie.bench.card import BenchmarkCard, Panel, Row
 from reverie.bench.tables import verdict
@@ -60,8 +60,10 @@ def _draw_panel(axes: Axes, panel: Panel, lines: dict[str, tuple[list[str | floa
         axes.set_yscale("log")
         ticks = sorted({float(x) for xs, _ in lines.values() for x in xs})
         axes.set_xticks(ticks, [f"{x:g}" for x in ticks])
-        axes.xaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_minor_locator(NullLocator())
     else:
         axes.set_ylim(bottom=0)
     axes.legend(fontsize=7)

@@ -16,6 +16,7 @@ from reverie.model import HybridLM
 # A block is compiled anew for each length of window, with and without fast weights to start from, and with and without
 # output. Beyond the limit it would silently run uncompiled.
 RECOMPILE_LIMIT = 64
+BACKEND = "inductor"
 
 
 def compile_blocks(model: HybridLM, device: torch.device | str = "cpu") -> None:
@@ -32,7 +33,7 @@ def compile_blocks(model: HybridLM, device: torch.device | str = "cpu") -> None:
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
     for block in model.layers:
         assert isinstance(block, nn.Module)
-        block.compile(dynamic=False)
+        block.compile(backend=BACKEND, dynamic=False)
 
 
 def uncompiled() -> AbstractContextManager[None]:
