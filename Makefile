@@ -24,16 +24,18 @@ check: setup
 	$(MAKE) test
 
 # make results    every card and figure in results/ anew: four hours on two cores, resumable
-RESULTS = rule110/nano rule110/nano-t6 depo/nano depo/nano-no-curriculum gsm_infinite/nano
+RESULTS = rule110/nano rule110/nano-t6 depo/nano depo/nano-n8 depo/nano-no-curriculum gsm_infinite/nano
 results: setup
 	for recipe in $(RESULTS); do \
-		case $$recipe in *no-curriculum) what="--passes 4 --no-transformer" ;; *) what="--passes 1,2,4" ;; esac; \
+		case $$recipe in *no-curriculum) what="--passes 4 --no-transformer" ;; *n8) what="--passes 8 --no-transformer" ;; *) what="--passes 1,2,4" ;; esac; \
 		.venv/bin/reverie compare $$recipe $$what --seeds 0,1,2 --out runs/compare/$$recipe && \
 		mkdir -p results/$$(dirname $$recipe) && \
 		cp runs/compare/$$recipe/card.json results/$$recipe.json && \
 		cp runs/compare/$$recipe/figure.png results/$$recipe.png || exit 1; \
 	done
 	.venv/bin/python benchmarks/gsm_infinite.py --out results/gsm_infinite/generator.json
+	.venv/bin/python benchmarks/scaling.py --out results/scaling.json
+	.venv/bin/python benchmarks/kills.py depo/nano --set train.checkpoint_every=50 --out results/reliability/kills.json
 
 # make performance    cards, figures and tables of docs/PERFORMANCE.md anew: a quarter of an hour on two quiet cores
 performance: setup

@@ -28,20 +28,18 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Side, "compile", lambda self: None)
 
 
-def test_shapes_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (train, muon):
-        monkeypatch.setattr(module, "alternate", one_round)
+def test_a_shape_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over several windows, where others are not compiled."""
+    monkeypatch.setattr(train, "alternate", one_round)
     monkeypatch.setattr(train, "time_by_kind", partial(train.time_by_kind, repeats=1))
     monkeypatch.setattr(train, "CURVE_STEPS", 2)
     parts = Parts()
-    findings = measure(PEAK, parts, shapes=[TINY, TINY_RULE110])
-    parts.assert_whole(ordered=False)
+    findings = measure(PEAK, parts, shapes=[TINY_RULE110])
+    parts.assert_whole()
     tables = findings.details.tables
     others = ["OlmoHybrid", "Qwen3Next"]
-    compiled = [f"{name}{COMPILED}" for name in (OURS, *others)]
     speed = tables["tokens per second"]
-    assert {row["model"] for row in speed if row["shape"] == TINY.name} == {OURS, *others, *compiled}
-    assert {row["model"] for row in speed if row["shape"] == TINY_RULE110.name} == {OURS, *others, compiled[0]}
+    assert {row["model"] for row in speed} == {OURS, f"{OURS}{COMPILED}", *others}
     assert all(number(row, "tokens_per_s") > 0 and number(row, "GFLOPS") > 0 for row in speed)
     assert findings.ratio == pytest.approx(min(number(row, "ratio") for row in next(iter(tables.values()))), rel=1e-4)
     assert findings.better == "higher"
@@ -142,6 +140,13 @@ def test_what_is_timed_of_ours_has_a_loss_curve(invented: Callable[..., Any]) ->
     findings = invented(ALIKE, TIMES)
     timed = {str(row["model"]) for row in findings.details.tables["tokens per second"]}
     assert {name for name in timed if name.startswith(OURS)} <= set(findings.details.curves["loss"][0])
+
+
+def test_a_step_of_muon_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(muon, "alternate", clock({"ours": 0.2, "torch": 0.5}))
+    [row] = muon.measure_muon([TINY], 0.0)
+    assert (row["ours_ms"], row["torch_ms"], row["ratio"]) == pytest.approx((200.0, 500.0, 2.5))
+    assert number(row, "matrices") > 10
 
 
 def test_a_step_of_muon_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
