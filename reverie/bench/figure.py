@@ -9,7 +9,7 @@ from matplotlib.ticker import LogLocator, NullLocator, StrMethodFormatter
 from reverie.bench.card import BenchmarkCard, Panel, Row
 from reverie.bench.tables import verdict
 
-_COLOURS = ("#c2410c", "#1d4e89", "#7aa6c2", "#8c8c8c", "#5b8c5a")  # ours, or what counts, comes first
+_COLOURS = ("#c2410c", "#1d4e89", "#7aa6c2", "#8c8c8c", "#5b8c5a", "#b8860b")  # ours, or what counts, comes first
 _MARKERS = ("o", "s", "^", "D", "v")
 
 
@@ -42,18 +42,20 @@ def lines_of(card: BenchmarkCard, panel: Panel) -> dict[str, tuple[list[str | fl
 def _draw_panel(axes: Axes, panel: Panel, lines: dict[str, tuple[list[str | float], list[float]]]) -> None:
     axes.set_title(panel.title)
     axes.set_ylabel(panel.y_label)
-    words = any(isinstance(x, str) for xs, _ in lines.values() for x in xs)
+    words = [x for xs, _ in lines.values() for x in xs if isinstance(x, str)]
+    groups = {x: j for j, x in enumerate(dict.fromkeys(words))}  # of bars
     for i, (name, (xs, ys)) in enumerate(lines.items()):
         colour = _COLOURS[i % len(_COLOURS)]
-        if words:
+        if groups:
             width = 0.8 / len(lines)
-            places = [j + (i - (len(lines) - 1) / 2) * width for j in range(len(xs))]
+            places = [groups[str(x)] + (i - (len(lines) - 1) / 2) * width for x in xs]
             axes.bar(places, ys, width, color=colour, label=name)
-            axes.set_xticks(range(len(xs)), [str(x).replace(", ", "\n") for x in xs])
         else:
             marker = _MARKERS[i % len(_MARKERS)] if len(xs) < 20 else None
             axes.plot([float(x) for x in xs], ys, color=colour, marker=marker, label=name)
-    if not words:
+    if groups:
+        axes.set_xticks(list(groups.values()), [x.replace(", ", "\n") for x in groups])
+    else:
         axes.set_xlabel(panel.x)
     if panel.log:
         axes.set_xscale("log", base=2)
