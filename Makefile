@@ -1,6 +1,7 @@
 # make demo    set up in .venv, train transformer, hybrid and sleep live, table and figure
 # make test    set up in .venv, run the tests
-# make check   set up in .venv, ruff, pyright, tests
+# make lint    set up in .venv, ruff, pyright
+# make check   both
 
 PYTHON ?= python3
 # Small models: spinning threads of two processes slow each other down several times.
@@ -9,7 +10,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 READY = .venv/ready
 
-.PHONY: demo test check results performance setup clean
+.PHONY: demo test lint check results performance setup clean
 
 demo: setup
 	.venv/bin/reverie demo
@@ -17,11 +18,12 @@ demo: setup
 test: setup
 	.venv/bin/pytest -n 2
 
-check: setup
+lint: setup
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/pyright --pythonpath .venv/bin/python
-	$(MAKE) test
+
+check: lint test
 
 # make results    every card and figure in results/ anew: four hours on two cores, resumable
 RESULTS = rule110/nano rule110/nano-t6 depo/nano depo/nano-n8 depo/nano-no-curriculum gsm_infinite/nano
