@@ -113,7 +113,9 @@ def test_each_in_its_faster_number_format_and_the_fastest_other_counts(invented:
     }  # fmt: skip
     assert number(speed[OURS], "tokens_per_s") == pytest.approx(2 * WINDOW / 0.1)
     [row] = findings.details.tables["ours over the fastest other"]
-    assert row["fastest_other"] == "A"
+    assert row["fastest_other"] == f"A{COMPILED}"
+    assert number(row, "ratio") == pytest.approx(3.0)
+    assert number(row, "ours_compiled") == pytest.approx(2.0)
     assert number(row, "both_eager") == pytest.approx(4.0)
     assert number(row, "both_compiled") == pytest.approx(1.5)
     assert findings.ratio == pytest.approx(number(row, "ratio"))
