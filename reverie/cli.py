@@ -68,13 +68,14 @@ def train_command(
         options += [f"--out={folder}", f"--device={where.type}", f"--parallel={how}"]
         return launch(resolved, [recipe, *options], nproc, folder, where, max_restarts=max_restarts)
     _check_several(how, max_restarts)
-    resume = resume or (restarted() and find_checkpoint(folder) is not None)
     resumable = interruptible(f"the same command with --resume goes on from the last checkpoint in {folder}")
     with resumable, joined(how, where) as (processes, own_device), RunDisplay(err_console) as display:
+        # Where another node failed, this one's torchrun does not count a restart.
+        again = any(processes.gather(restarted())) and find_checkpoint(folder) is not None
         card = train(
             resolved,
             folder,
-            resume=resume,
+            resume=resume or again,
             device=own_device,
             report=lambda progress, loss: display.update(resolved.name, Event.of(resolved, progress, loss)),
             processes=processes,

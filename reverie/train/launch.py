@@ -21,7 +21,7 @@ import torch
 from reverie.errors import UserError
 from reverie.recipe import Recipe
 from reverie.train.distributed import check_batch, check_gpus, started_by_torchrun
-from reverie.train.sharded import checkpoint_step, find_checkpoint
+from reverie.train.sharded import checkpoint_step, find_checkpoint, refuse_existing
 
 USER_ERROR = 2  # exit codes of a process
 STOPPED = {128 + signal.SIGINT: signal.SIGINT, 128 + signal.SIGTERM: signal.SIGTERM}
@@ -58,6 +58,8 @@ def launch(
     if started_by_torchrun():
         raise UserError(f"--nproc {processes} starts processes of its own: leave it out under torchrun")
     check_batch(recipe, processes)
+    if "--resume" not in arguments:
+        refuse_existing(out)  # here: a restarted process goes on with what it finds
     if device.type == "cuda":
         check_gpus(processes)
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException

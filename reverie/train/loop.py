@@ -28,7 +28,7 @@ from reverie.train.distributed import ALONE, ParallelModel, Processes, check_bat
 from reverie.train.lock import run_lock
 from reverie.train.optim import build_optimizers
 from reverie.train.result import CARD_NAME, make_card
-from reverie.train.sharded import find_checkpoint, load_run, save_run
+from reverie.train.sharded import find_checkpoint, load_run, refuse_existing, remove_unfinished, save_run
 from reverie.train.stages import stage_at
 from reverie.train.step import Step, not_finite, train_step
 from reverie.train.stop import Stopped, StopRequest, stop_requests
@@ -82,8 +82,15 @@ def _train(
     if recipe.train.compile:
         compile_blocks(model, device)
     optimizers = build_optimizers(model, recipe.optim)
+    if processes.is_first:
+        remove_unfinished(out)
     progress = _start(recipe, out, resume, model, optimizers)
-    processes.wait()  # until all have seen what is there
+    steps = processes.gather(progress.step)  # when all have seen what is there
+    if len(set(steps)) > 1:
+        raise UserError(
+            f"the processes found checkpoints of different steps in {out}, {min(steps)} and {max(steps)}: "
+            "--out must be a folder that all of them see"
+        )
 
     def diverged(where: str) -> UserError:
         return UserError(
@@ -143,7 +150,7 @@ def _start(recipe: Recipe, out: Path, resume: bool, model: HybridLM, optimizers:
     if place is None:
         return Progress()
     if not resume:
-        raise UserError(f"{out} already holds a run: add --resume to go on with it, or choose another --out")
+        refuse_existing(out)
     checkpoint = load_run(place)
     if checkpoint.recipe != recipe:
         raise UserError(f"{place} was made by another recipe; resume with the settings it was started with")

@@ -111,6 +111,17 @@ class ShardedCheckpoint(Checkpoint):
             raise _damaged(self.path, next(iter(error.failures.values()))[0]) from error
 
 
+def refuse_existing(out: Path) -> None:
+    """Raises UserError if there is a run in the folder."""
+    if find_checkpoint(out) is not None:
+        raise UserError(f"{out} already holds a run: add --resume to go on with it, or choose another --out")
+
+
+def remove_unfinished(out: Path) -> None:
+    """Folders of checkpoints that something broke off. Nobody else may train there."""
+    _remove(*out.glob(".checkpoint-*.tmp"))
+
+
 def _save_folder(
     place: Path,
     recipe: Recipe,
@@ -125,7 +136,7 @@ def _save_folder(
 
     unfinished = place.with_name(f".{place.name}.tmp")
     if processes.is_first:
-        _remove(*place.parent.glob(".checkpoint-*.tmp"))
+        remove_unfinished(place.parent)
     processes.wait()
     with writing(place):
         try:

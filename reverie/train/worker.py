@@ -19,6 +19,7 @@ from reverie.recipe import Recipe
 from reverie.train.checkpoint import FILE_NAME, Progress, checkpoint_recipe
 from reverie.train.loop import train
 from reverie.train.result import CARD_NAME
+from reverie.train.sharded import find_checkpoint
 from reverie.train.stop import exit_code, sigterm_interrupts
 
 EVENT_INTERVAL_S = 0.3
@@ -74,7 +75,7 @@ def run_job(path: Path) -> None:
             print(json.dumps(asdict(Event.of(recipe, progress, loss))), flush=True)
             last = time.monotonic()
 
-    train(recipe, out, resume=(out / FILE_NAME).is_file(), device=job.get("device", "cpu"), report=report)
+    train(recipe, out, resume=find_checkpoint(out) is not None, device=job.get("device", "cpu"), report=report)
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,6 +30,7 @@ from reverie.train.distributed import ALONE, Parallel, ParallelModel, Processes,
 from reverie.train.loop import train
 from reverie.train.muon import Muon, ShardedMuon
 from reverie.train.step import train_step
+from reverie.train.stop import Stopped
 
 BOTH: tuple[Parallel, ...] = ("ddp", "fsdp")
 
@@ -220,6 +222,37 @@ def test_alone_there_is_no_group():
     with joined("fsdp", torch.device("cpu")) as (processes, device):
         assert (processes, device) == (ALONE, torch.device("cpu"))
     assert not torch.distributed.is_initialized()
+
+
+def other_folders(processes: Processes, outs: list[Path]) -> str:
+    try:
+        train(tiny_recipe(), outs[processes.rank], resume=True, processes=replace(processes, parallel="ddp"))
+    except UserError as error:
+        return str(error)
+    return "trained"
+
+
+def test_processes_that_see_other_folders_do_not_train(tmp_path: Path):
+    """Else their data and optimisers would be of different steps, and nothing would show it."""
+
+    def stop(progress: Any, loss: float) -> None:
+        if progress.step == 2:
+            signal.raise_signal(signal.SIGTERM)
+
+    outs = [tmp_path / "finished", tmp_path / "stopped"]
+    train(tiny_recipe(), outs[0])
+    with pytest.raises(Stopped):
+        train(tiny_recipe(), outs[1], report=stop)
+    for out, said in zip(outs, together(2, other_folders, outs), strict=True):
+        assert said.startswith(f"the processes found checkpoints of different steps in {out}, 2 and 6: --out must be")
+
+
+def test_what_was_broken_off_is_removed(tmp_path: Path):
+    unfinished = tmp_path / ".checkpoint-4.tmp"
+    unfinished.mkdir()
+    (unfinished / "shard").write_bytes(b"half")
+    train(tiny_recipe(train={"steps": 2}), tmp_path)
+    assert not unfinished.exists()
 
 
 def test_too_few_examples(tmp_path: Path):

@@ -187,3 +187,11 @@ def test_word_is_left_for_a_launcher_alone(tmp_path: Path, monkeypatch: pytest.M
 def test_an_unknown_engine_is_refused(tmp_path: Path):
     with pytest.raises(UserError, match=r"^--parallel must be ddp or fsdp, got 'horovod'$"):
         app(["train", str(write_tiny(tmp_path)), "--parallel", "horovod", "--nproc", "2"])
+
+
+def test_a_run_is_not_gone_on_with_unasked(tmp_path: Path):
+    """Restarted processes would take it for theirs."""
+    recipe = tiny_recipe(train={"steps": 2})
+    train(recipe, tmp_path)
+    with pytest.raises(UserError, match="already holds a run: add --resume to go on with it"):
+        launch(recipe, ["tiny"], 2, tmp_path, torch.device("cpu"), max_restarts=1)
