@@ -28,7 +28,7 @@ from reverie.train.distributed import ALONE, ParallelModel, Processes, check_bat
 from reverie.train.lock import run_lock
 from reverie.train.optim import build_optimizers
 from reverie.train.result import CARD_NAME, make_card
-from reverie.train.sharded import find_checkpoint, load_run, refuse_existing, remove_unfinished, save_run
+from reverie.train.sharded import find_checkpoint, load_run, refuse_existing, remove_unfinished_folders, save_run
 from reverie.train.stages import stage_at
 from reverie.train.step import Step, not_finite, train_step
 from reverie.train.stop import Stopped, StopRequest, stop_requests
@@ -83,7 +83,7 @@ def _train(
         compile_blocks(model, device)
     optimizers = build_optimizers(model, recipe.optim)
     if processes.is_first:
-        remove_unfinished(out)
+        remove_unfinished_folders(out)
     progress = _start(recipe, out, resume, model, optimizers)
     steps = processes.gather(progress.step)  # when all have seen what is there
     if len(set(steps)) > 1:

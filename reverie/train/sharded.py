@@ -117,7 +117,7 @@ def refuse_existing(out: Path) -> None:
         raise UserError(f"{out} already holds a run: add --resume to go on with it, or choose another --out")
 
 
-def remove_unfinished(out: Path) -> None:
+def remove_unfinished_folders(out: Path) -> None:
     """Folders of checkpoints that something broke off. Nobody else may train there."""
     _remove(*out.glob(".checkpoint-*.tmp"))
 
@@ -136,7 +136,7 @@ def _save_folder(
 
     unfinished = place.with_name(f".{place.name}.tmp")
     if processes.is_first:
-        remove_unfinished(place.parent)
+        remove_unfinished_folders(place.parent)
     processes.wait()
     with writing(place):
         try:

@@ -34,12 +34,12 @@ def test_a_shape_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "time_by_kind", partial(train.time_by_kind, repeats=1))
     monkeypatch.setattr(train, "CURVE_STEPS", 2)
     parts = Parts()
-    findings = measure(PEAK, parts, shapes=[TINY_RULE110])
+    findings = measure(PEAK, parts, shapes=[TINY_RULE110, TINY])
     parts.assert_whole()
     tables = findings.details.tables
     others = ["OlmoHybrid", "Qwen3Next"]
     speed = tables["tokens per second"]
-    assert {row["model"] for row in speed} == {OURS, f"{OURS}{COMPILED}", *others}
+    assert {row["model"] for row in speed if row["shape"] == TINY_RULE110.name} == {OURS, f"{OURS}{COMPILED}", *others}
     assert all(number(row, "tokens_per_s") > 0 and number(row, "GFLOPS") > 0 for row in speed)
     assert findings.ratio == pytest.approx(min(number(row, "ratio") for row in next(iter(tables.values()))), rel=1e-4)
     assert findings.better == "higher"
@@ -60,7 +60,7 @@ def test_a_step_of_ours_that_is_wrong_gets_no_time(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(train, "CURVE_STEPS", 8)
     curves = train._loss_curves(TINY, {OURS: "float32", "OlmoHybrid": "float32"})
     with pytest.raises(UserError, match="after 8 steps on the same data the loss of reverie"):
-        train._compare_losses(curves)
+        train._compare_losses(TINY, curves)
 
 
 @pytest.fixture
@@ -141,7 +141,7 @@ def test_what_is_timed_of_ours_has_a_loss_curve(invented: Callable[..., Any]) ->
     """Compiled too: it is what the headline may be of."""
     findings = invented(ALIKE, TIMES)
     timed = {str(row["model"]) for row in findings.details.tables["tokens per second"]}
-    assert {name for name in timed if name.startswith(OURS)} <= set(findings.details.curves["loss"][0])
+    assert {name for name in timed if name.startswith(OURS)} <= set(findings.details.curves["loss, tiny"][0])
 
 
 def test_a_step_of_muon_measured(monkeypatch: pytest.MonkeyPatch) -> None:

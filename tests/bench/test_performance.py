@@ -25,6 +25,7 @@ PAGE = performance.PAGE.read_text(encoding="utf-8")
 
 def test_the_page_is_as_the_cards_have_it() -> None:
     assert performance.filled(PAGE, performance.CARDS) == PAGE
+    assert "Not measured yet." not in PAGE
 
 
 def test_every_benchmark_has_its_place_and_its_command() -> None:
