@@ -24,7 +24,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode, bmm_flop, sdpa_flop_count
 
-from reverie.model import HybridConfig, HybridLM, new_model
+from reverie.model import HybridConfig, HybridLM, LanguageModel, new_model
 from reverie.recipe import OptimConfig
 from reverie.sleep import rollout
 from reverie.train.distributed import Parallel, ParallelModel, Processes
@@ -45,7 +45,7 @@ def batch_of(work: Work) -> tuple[Tensor, Tensor]:
     return tokens, mask
 
 
-def loss_of(work: Work, model: HybridLM) -> Tensor:
+def loss_of(work: Work, model: LanguageModel) -> Tensor:
     tokens, mask = batch_of(work)
     logits, _ = rollout(model, tokens, mask, work.sleep, backward=work.backward)
     return F.cross_entropy(logits.float(), tokens[mask])

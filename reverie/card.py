@@ -26,7 +26,12 @@ METRIC_NAMES: dict[Metric, str] = {
     "deepest": "accuracy on the deepest questions",
 }
 
-_DEPTH_NAMES = {"rule110": "rollout steps t", "depo": "hops k", "gsm_infinite": "operations"}
+_DEPTH_NAMES = {
+    "rule110": "rollout steps t",
+    "depo": "hops k",
+    "gsm_infinite": "operations",
+    "recall": "stretches back",
+}
 _SIGNIFICANT_DIGITS = 5
 _LINE_WIDTH = 120
 

@@ -14,6 +14,7 @@ import typer
 from reverie.card import ComparisonCard, RunCard
 from reverie.cli_bench import app as bench_app
 from reverie.cli_data import app as data_app
+from reverie.cli_hf import register
 from reverie.compare import FIGURE_NAME, Run, compare, plan_runs
 from reverie.errors import UserError
 from reverie.plots import plot_cards
@@ -22,7 +23,7 @@ from reverie.recipe import Recipe, load_recipe
 from reverie.show import show_example
 from reverie.tables import comparison_table, depth_table, run_table
 from reverie.tasks import TASKS
-from reverie.terminal import AsJson, Overrides, err_console, interruptible, out_console
+from reverie.terminal import AsJson, Device, Overrides, device_named, err_console, interruptible, out_console
 from reverie.train.distributed import Parallel, is_first, joined, restarted, started_by_torchrun
 from reverie.train.launch import ProcessDied, launch
 from reverie.train.loop import train
@@ -41,11 +42,11 @@ tasks_app = typer.Typer(help="Look at the tasks.", no_args_is_help=True, rich_ma
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
+register(app)
 
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A shipped recipe such as depo/nano, or a .toml file.")
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")]
 
 
 @app.command("train")
@@ -62,7 +63,7 @@ def train_command(
 ) -> None:
     """Train one model by a recipe; leaves checkpoint, TensorBoard curves and a result card."""
     resolved = load_recipe(recipe, overrides or [])
-    folder, where, how = out or Path("runs") / resolved.name, _device(device), _parallel(parallel)
+    folder, where, how = out or Path("runs") / resolved.name, device_named(device), _parallel(parallel)
     if nproc > 1:
         options = [f"--set={override}" for override in overrides or []] + ["--resume"] * resume + ["--json"] * as_json
         options += [f"--out={folder}", f"--device={where.type}", f"--parallel={how}"]
@@ -93,7 +94,7 @@ def eval_command(
     as_json: AsJson = False,
 ) -> None:
     """Evaluate the checkpoint of a run on held-out examples; accuracy at every depth, beside chance."""
-    card = evaluate_run(run, num_sleep_passes=passes, device=_device(device))
+    card = evaluate_run(run, num_sleep_passes=passes, device=device_named(device))
     if as_json:
         typer.echo(card.model_dump_json())
     else:
@@ -132,7 +133,7 @@ def compare_command(
     runs = plan_runs(
         resolved, _numbers(passes, "--passes"), _numbers(seeds, "--seeds"), folder, transformer=transformer
     )
-    _compare(resolved, runs, folder, jobs, _device(device), as_json)
+    _compare(resolved, runs, folder, jobs, device_named(device), as_json)
 
 
 @app.command("demo")
@@ -193,16 +194,6 @@ def _numbers(text: str, option: str) -> list[int]:
         return [int(part) for part in text.split(",")]
     except ValueError:
         raise UserError(f"{option} must be whole numbers separated by commas, such as 1,2,4, got {text!r}") from None
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("--device cuda: there is no CUDA device here; use --device cpu")
-    if name not in ("cpu", "cuda"):
-        raise UserError(f"--device must be cpu, cuda or auto, got {name!r}")
-    return torch.device(name)
 
 
 def _parallel(name: str) -> Parallel:

@@ -69,7 +69,7 @@ def _baseline(recipe: Recipe) -> Recipe:
     kept = [stage for stage in stages[:-1] if stage.parameters == "all"] + list(stages[-1:])
     return changed(
         recipe,
-        model={"layers": ["attn"] * len(recipe.model.layers)},
+        model={"layers": ["attn"] * len(recipe.hybrid.layers)},
         sleep={"num_sleep_passes": 1},
         train={"stages": [{**stage.model_dump(), "parameters": "all"} for stage in kept]},
     )

@@ -15,15 +15,24 @@ from difflib import get_close_matches
 from fractions import Fraction
 from itertools import accumulate, pairwise
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    Tag,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from reverie.backward import Backward
 from reverie.errors import UserError
-from reverie.model import Eviction
-from reverie.model.config import HybridConfig
+from reverie.model import Eviction, HybridConfig, PretrainedModel
 from reverie.sleep import SleepConfig
 from reverie.tasks import TASKS, AnyTask
 
@@ -120,6 +129,17 @@ class TrainConfig(BaseModel):
         return self
 
 
+def _model_kind(model: Any) -> str:
+    pretrained = "pretrained" in model if isinstance(model, Mapping) else isinstance(model, PretrainedModel)
+    return "pretrained" if pretrained else "hybrid"
+
+
+MODELS: dict[str, type[HybridConfig] | type[PretrainedModel]] = {"hybrid": HybridConfig, "pretrained": PretrainedModel}
+AnyModel = Annotated[
+    Annotated[HybridConfig, Tag("hybrid")] | Annotated[PretrainedModel, Tag("pretrained")], Discriminator(_model_kind)
+]
+
+
 class Recipe(BaseModel):
     """Everything that decides a run. `Recipe.model_validate(recipe.model_dump(mode="json"))` is the same recipe."""
 
@@ -127,10 +147,19 @@ class Recipe(BaseModel):
 
     name: str
     task: AnyTask
-    model: HybridConfig
+    model: AnyModel
     sleep: SleepConfig
     optim: OptimConfig
     train: TrainConfig
+
+    @property
+    def hybrid(self) -> HybridConfig:
+        """The model's sizes. Raises UserError where it is a pretrained one."""
+        if not isinstance(self.model, HybridConfig):
+            raise UserError(
+                f"recipe {self.name} starts from {self.model.pretrained}: this takes a model of reverie's own"
+            )
+        return self.model
 
     @field_validator("model", mode="before")
     @classmethod
@@ -147,10 +176,11 @@ class Recipe(BaseModel):
                 f"model.vocab_size is {self.model.vocab_size}, but task {self.task.name} has {self.task.vocab_size} "
                 f"tokens; leave it out, the task decides it"
             )
-        looped, layers = self.sleep.looped_blocks, len(self.model.layers)
-        if looped and looped[1] > layers:
+        looped = self.sleep.looped_blocks
+        if looped and isinstance(self.model, HybridConfig) and looped[1] > len(self.model.layers):
             raise ValueError(
-                f"sleep.looped_blocks {list(looped)} must end at or before {layers}, the number of model.layers"
+                f"sleep.looped_blocks {list(looped)} must end at or before {len(self.model.layers)}, the number of "
+                "model.layers"
             )
         return self
 
@@ -158,7 +188,7 @@ class Recipe(BaseModel):
     def _stages_fit_the_model(self) -> Recipe:
         stages = self.train.stages
         for i, stage in enumerate(stages):
-            if stage.parameters == "fast_weights" and set(self.model.layers) == {"attn"}:
+            if stage.parameters == "fast_weights" and not self.model.has_fast_weights:
                 raise ValueError(
                     f'train.stages[{i}].parameters is "fast_weights", but model.layers has attention layers alone'
                 )
@@ -342,9 +372,9 @@ def _sentence(error: ValidationError, data: Mapping[str, Any]) -> str:
 def _place(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
     """Section, key and what follows inside the value; a key of a stage is one key, "stages[0].share".
 
-    pydantic puts the name of the task between "task" and the key.
+    pydantic puts the name of the task between "task" and the key, and the kind of model likewise.
     """
-    if loc[:1] == ("task",) and loc[1:2] and loc[1] in TASKS:
+    if loc[1:2] and loc[1] in {"task": TASKS, "model": MODELS}.get(str(loc[0]), ()):
         return loc[:1] + loc[2:]
     if loc[:2] == ("train", "stages") and loc[3:]:
         return ("train", f"stages[{loc[2]}].{loc[3]}", *loc[4:])
@@ -423,6 +453,7 @@ def _keys(data: Mapping[str, Any]) -> dict[str, list[str]]:
     chosen = TASKS.get(str(task.get("name"))) if isinstance(task, Mapping) else None
     configs: dict[str, Any] = {section: Recipe.model_fields[section].annotation for section in _SECTIONS} | {
         "task": chosen,
+        "model": MODELS[_model_kind(data.get("model"))],
         "train.stages": StageConfig,
     }
     return {section: list(config.model_fields) if config else [] for section, config in configs.items()}

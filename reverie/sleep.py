@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from reverie.backward import EXACT, Backward, Observe, through
 from reverie.errors import UserError
-from reverie.model import Eviction, State, evict
+from reverie.model import Eviction, State, Tokens, evict
 
 
 class SleepConfig(BaseModel):
@@ -33,9 +33,7 @@ class SleepConfig(BaseModel):
 
     window_size: int = Field(ge=1, description="L, tokens awake before sleep")
     num_sleep_passes: int = Field(default=1, ge=1, description="N; 1 is the ordinary hybrid")
-    looped_blocks: tuple[int, int] | None = Field(
-        default=None, description="blocks [a, b) that a pass runs; all if absent"
-    )
+    looped_blocks: tuple[int, int] | None = Field(default=None, description="blocks [a, b) of a pass; all if absent")
     eviction: Eviction = "hard"
 
     @model_validator(mode="after")
@@ -94,7 +92,7 @@ def plan(model: SleepingModel, config: SleepConfig) -> Plan:
 
 def wake(
     model: SleepingModel,
-    tokens: Int[Tensor, "B T"],
+    tokens: Tokens,
     context: Context,
     config: SleepConfig,
     *,
@@ -115,12 +113,11 @@ def wake(
     N, _, b, kept = plan(model, config)
     run = backward.runner(model.blocks, config.window_size, 1 if output else backward.first_pass(N), observe)
     h, state, window = model.embed(tokens), context.state, context.window
-    done = 0
     if N > 1:
         h, state = run(1, h, state, 0, b)
-        window, done = (*window, h), b
+        window = (*window, h)
     if output:
-        h, state = run(1, h, state, done, model.num_blocks)
+        h, state = run(1, h, state, b if N > 1 else 0, model.num_blocks)
     elif N == 1:
         h, state = run(1, h, state, 0, kept, output=False)
     return h, context._replace(state=state, window=window, length=context.length + tokens.shape[1])
@@ -153,8 +150,7 @@ def sleep(
             state = state.splice(passed, a, b)
         state = state.splice(before, b, model.num_blocks)
         _, state = run(N, h, state, b, kept, output=False)
-    state = evict(state, config.eviction, config.window_size)
-    return Context(state, state)
+    return forget(context._replace(state=state), config)
 
 
 def forget(context: Context, config: SleepConfig) -> Context:
@@ -165,28 +161,31 @@ def forget(context: Context, config: SleepConfig) -> Context:
 
 def read(
     model: SleepingModel,
-    tokens: Int[Tensor, "B T"],
+    tokens: Tokens,
     context: Context,
     config: SleepConfig,
     *,
     newest_only: bool = False,
+    backward: Backward = EXACT,
 ) -> tuple[Float[Tensor, "B T_out vocab"], Context]:
-    """Go on with a text, in pieces of any size; sleeps whenever the window is full, and not before.
+    """Go on with a text, in pieces of any size. A full window is slept over when the next token comes.
 
     Returns the logits of all tokens, or with `newest_only` of the last one alone, at less cost.
     """
     if tokens.shape[1] == 0:
         raise UserError("there is nothing to read: tokens must hold at least one, got T = 0")
     logits = []
+    if context.length == config.window_size:
+        context = sleep(model, context, config, backward=backward)
+    through_window = backward.keep("window", _through_window)
     while tokens.shape[1]:
         room = config.window_size - context.length
         window, tokens = tokens[:, :room], tokens[:, room:]
-        wanted = not (newest_only and tokens.shape[1])
-        h, context = wake(model, window, context, config, output=wanted)
-        if wanted:
+        more = tokens.shape[1] > 0
+        output = not (newest_only and more)
+        h, context = through_window(model, window, context, config, output, "sleep" if more else "stay", backward)
+        if output:
             logits.append(model.head(h[:, -1:] if newest_only else h))
-        if context.length == config.window_size:
-            context = sleep(model, context, config)
     return torch.cat(logits, dim=1), context
 
 
@@ -224,13 +223,13 @@ def rollout(
         passes = partial(observe, i) if observe is not None else None
         with torch.set_grad_enabled(torch.is_grad_enabled() and backward.reaches(i, labelled)):
             through_window = backward.keep("window", _through_window)
-            h, context = through_window(model, window, context, config, labelled[i], backward, passes)
+            end = "forget" if labelled[i] else "sleep"
+            h, context = through_window(model, window, context, config, labelled[i], end, backward, passes)
         if labelled[i]:
             rows, columns = loss_mask[:, i * config.window_size :][:, : window.shape[1]].nonzero(as_tuple=True)
             scored.append(h[rows, columns])
             places.append(rows * tokens.shape[1] + columns + i * config.window_size)
-    order = torch.cat(places).argsort()
-    return model.head(torch.cat(scored)[order]), context
+    return model.head(torch.cat(scored)[torch.cat(places).argsort()]), context
 
 
 def _through_window(
@@ -238,12 +237,13 @@ def _through_window(
     tokens: Tensor,
     context: Context,
     config: SleepConfig,
-    labelled: bool,
+    output: bool,
+    end: Literal["stay", "sleep", "forget"],
     backward: Backward,
-    observe: Observe | None,
+    observe: Observe | None = None,
 ) -> tuple[Tensor, Context]:
-    """One window of a training text: predicted in and forgotten, or slept over."""
-    h, context = wake(model, tokens, context, config, output=labelled, backward=backward, observe=observe)
-    if labelled:
-        return h, forget(context, config)
-    return h, sleep(model, context, config, backward=backward, observe=observe)
+    """Tokens of one window; at its end the model sleeps over it, forgets it, or stays in it."""
+    h, context = wake(model, tokens, context, config, output=output, backward=backward, observe=observe)
+    if end == "sleep":
+        return h, sleep(model, context, config, backward=backward, observe=observe)
+    return h, forget(context, config) if end == "forget" else context

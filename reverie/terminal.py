@@ -6,9 +6,11 @@ import contextlib
 from collections.abc import Iterator
 from typing import Annotated
 
+import torch
 import typer
 from rich.console import Console
 
+from reverie.errors import UserError
 from reverie.train.distributed import is_first
 from reverie.train.stop import exit_code, sigterm_interrupts
 
@@ -19,6 +21,18 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. sleep.num_sleep_passes=4.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")]
+
+
+def device_named(name: str) -> torch.device:
+    """What --device says. Raises UserError for anything else, or for a CUDA device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: there is no CUDA device here; use --device cpu")
+    if name not in ("cpu", "cuda"):
+        raise UserError(f"--device must be cpu, cuda or auto, got {name!r}")
+    return torch.device(name)
 
 
 @contextlib.contextmanager

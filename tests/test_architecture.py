@@ -23,6 +23,7 @@ ROOMS = {
     "backward": "model",
     "sleep": "errors model backward",
     "tasks": "errors",
+    "hf": "errors files ops model backward sleep tasks",
     "recipe": "errors model backward sleep tasks",
     "check": "errors tasks",
     "data": "errors files recipe tasks workers",

@@ -48,7 +48,7 @@ def test_runs_differ_from_the_recipe_in_nothing_else(tmp_path: Path):
         assert (run.recipe.task, run.recipe.optim, run.recipe.name) == (recipe.task, recipe.optim, recipe.name)
         passes = 4 if run.name.startswith("sleep-4") else 1
         assert run.recipe.sleep == recipe.sleep.model_copy(update={"num_sleep_passes": passes})
-        layers = ("attn", "attn") if transformer else recipe.model.layers
+        layers = ("attn", "attn") if transformer else recipe.hybrid.layers
         assert run.recipe.model == recipe.model.model_copy(update={"layers": layers})
         assert Recipe.model_validate(json.loads(run.recipe.model_dump_json())) == run.recipe
 

@@ -24,7 +24,7 @@ from reverie.tasks import Batch, Split, Task
 def unsure_model(recipe: Recipe, seed: int = 0) -> HybridLM:
     """Random everywhere: at the start all logits are zero."""
     torch.manual_seed(seed)
-    model = HybridLM(recipe.model)
+    model = HybridLM(recipe.hybrid)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
     return model

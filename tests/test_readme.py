@@ -70,7 +70,7 @@ def split_command(words: list[str]) -> tuple[list[str], list[str]]:
 
 def test_every_recipe_that_documents_name_exists() -> None:
     for document in DOCS:
-        names = re.findall(r"`((?:rule110|depo|gsm_infinite)/[a-z0-9-]+)`", document.read_text(encoding="utf-8"))
+        names = re.findall(r"`((?:rule110|depo|gsm_infinite|recall)/[a-z0-9-]+)`", document.read_text(encoding="utf-8"))
         assert set(names) <= set(list_recipes()), document
 
 

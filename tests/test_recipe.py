@@ -60,7 +60,7 @@ def test_recipes_of_the_paper_have_its_numbers() -> None:
     assert shallow.train.steps * shallow.train.batch_size * shallow.task.sequence_length == pytest.approx(4e7, rel=1e-3)
     assert (deep.task.sequence_length, deep.sleep.window_size) == (100, 24)
     assert (depo.task.sequence_length, depo.sleep.window_size, depo.train.steps) == (360, 75, 100_000)
-    assert len(depo.model.layers) == 10
+    assert len(depo.hybrid.layers) == 10
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -90,7 +90,7 @@ def test_a_base_gives_what_the_recipe_leaves_out(tmp_path: Path) -> None:
     assert recipe.name == "top"
     assert (recipe.train.steps, recipe.train.batch_size) == (30, 8)
     assert recipe.model_dump()["task"]["rollout_steps"] == (1, 8)
-    assert recipe.model.width == 16
+    assert recipe.hybrid.width == 16
     assert recipe.model.vocab_size == 3 + 8
 
 
@@ -173,8 +173,8 @@ BAD_OVERRIDES = {
     "windwo_size=3": "windwo_size is not a known section; did you mean sleep.window_size?",
     "xyz.a=3": "xyz is not a known section; known are task, model, sleep, optim, train",
     "name=mine": "name is not a key of a recipe, which is named after its file; take it out",
-    "task.name=rul110": 'task.name must be rule110, depo or gsm_infinite, got "rul110"; did you mean rule110?',
-    "task.name=[1]": "task.name must be rule110, depo or gsm_infinite, got [1]",
+    "task.name=rul110": 'task.name must be rule110, depo, gsm_infinite or recall, got "rul110"; did you mean rule110?',
+    "task.name=[1]": "task.name must be rule110, depo, gsm_infinite or recall, got [1]",
     # out of range
     "sleep.window_size=0": "sleep.window_size must be at least 1, got 0",
     "task.width=100": "task.width must be at most 48, got 100",
@@ -297,7 +297,7 @@ BAD_FILES = {
     FULL.replace(
         "[sleep]\nwindow_size = 24\n", ""
     ): "section sleep is missing; a recipe needs task, model, sleep, optim, train",
-    FULL.replace('name = "rule110"\n', ""): "task.name is missing; it must be rule110, depo or gsm_infinite",
+    FULL.replace('name = "rule110"\n', ""): "task.name is missing; it must be rule110, depo, gsm_infinite or recall",
     FULL.replace(
         "rollout_steps = 4\n", ""
     ): "task.rollout_steps is missing; it has no default, so the recipe must set it",

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from reverie.errors import UserError
-from reverie.model import ConvTail, HybridLM, KVCache, State
+from reverie.model import CacheEntry, ConvTail, HybridLM, KVCache, State
 from reverie.model.rotary import shift
 from reverie.sleep import Context, SleepConfig, forget, plan, read, rollout, sleep, wake
 
@@ -57,8 +57,8 @@ def labels(*windows: int, length: int = T) -> Tensor:
 
 
 def one_block(
-    model: HybridLM, i: int, h: Tensor, S: Tensor | None, cache: KVCache | ConvTail | None
-) -> tuple[Tensor, Tensor | None, KVCache | ConvTail | None]:
+    model: HybridLM, i: int, h: Tensor, S: Tensor | None, cache: CacheEntry | None
+) -> tuple[Tensor, Tensor | None, CacheEntry | None]:
     slots = [None] * model.num_blocks
     fast_weights, caches = [*slots[:i], S, *slots[i + 1 :]], [*slots[:i], cache, *slots[i + 1 :]]
     h, state = model.blocks(h, State(tuple(fast_weights), tuple(caches)), i, i + 1, span=L)
@@ -219,8 +219,9 @@ def test_pieces_of_any_size_are_one_call(
         piece, context = read(model, tokens[:, start:stop], context, config)
         logits.append(piece)
         position += piece.shape[1]
-        assert context.length == position % L
-        assert sum(h.shape[1] for h in context.window) == (position % L if N > 1 else 0)
+        length = (position - 1) % L + 1  # a full window is kept until the next token comes
+        assert context.length == length
+        assert sum(h.shape[1] for h in context.window) == (length if N > 1 else 0)
     assert_same(torch.cat(logits, 1), wanted)
     assert_same(tensors(context.state), tensors(end.state))
     assert_same(tensors(context.window_start), tensors(end.window_start))

@@ -90,7 +90,7 @@ def measure(
 
     Raises UserError where checkpointing changes a gradient; then nothing is measured.
     """
-    model = load_recipe("rule110/base").model.model_copy(update={"vocab_size": VOCAB})
+    model = load_recipe("rule110/base").hybrid.model_copy(update={"vocab_size": VOCAB})
     step = step or Step(model=model, windows=1, passes=1, checkpoint="none")
     cases = list(product(windows, passes))
     total = len(cases) * len(CHECKPOINTS) + 2

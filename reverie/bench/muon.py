@@ -39,7 +39,7 @@ def _row(shape: Shape, seconds: float) -> Row:
 
 def _with_gradients(muon: type[torch.optim.Muon], shape: Shape) -> torch.optim.Muon:
     recipe = recipe_of(shape, "float32")
-    matrices, _ = parameter_groups(new_model(recipe.model, SEED))
+    matrices, _ = parameter_groups(new_model(recipe.hybrid, SEED))
     random = torch.Generator().manual_seed(SEED)
     for p in matrices.values():
         p.grad = torch.randn(p.shape, generator=random)

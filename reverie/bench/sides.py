@@ -54,7 +54,7 @@ def recipe_of(shape: Shape, dtype: Dtype) -> Recipe:
         return recipe
     return recipe.model_copy(
         update={
-            "model": recipe.model.model_copy(update={"vocab_size": VOCAB}),
+            "model": recipe.hybrid.model_copy(update={"vocab_size": VOCAB}),
             "sleep": recipe.sleep.model_copy(update={"window_size": WINDOW}),
             "optim": recipe.optim.model_copy(update=CURVE_OPTIM),
             "train": recipe.train.model_copy(update={"steps": CURVE_STEPS}),
@@ -93,7 +93,7 @@ class Side(NamedTuple):
 def sides(shape: Shape, dtype: Dtype) -> dict[str, Side]:
     """Ours first; all with the same optimisers."""
     recipe = recipe_of(shape, dtype)
-    our_model = new_model(recipe.model, SEED)
+    our_model = new_model(recipe.hybrid, SEED)
     optimizers = build_optimizers(our_model, recipe.optim)
 
     def train_ours(batch: Batch, step: int) -> float:
@@ -103,7 +103,7 @@ def sides(shape: Shape, dtype: Dtype) -> dict[str, Side]:
         return rollout(our_model, batch.tokens, batch.loss_mask, recipe.sleep)[0]
 
     everyone = {OURS: Side(recipe, our_model, train_ours, partial(_backward, our_model, our_logits, dtype))}
-    for name, model in transformers_hybrids(recipe.model, SEED).items():
+    for name, model in transformers_hybrids(recipe.hybrid, SEED).items():
         everyone[name] = _rival(recipe, model, dtype)
     return everyone
 

@@ -75,8 +75,8 @@ def check_shape(shape: Shape) -> None:
     recipe = load_recipe(shape.recipe)
     batch = recipe.task.batch("train", SEED, 0, range(CHECKED_EXAMPLES))
     passes, what = _all_blocks(recipe, HEADLINE), f"{shape.recipe}, N = {HEADLINE}"
-    specification = recipe.model.model_copy(update={"backend": "reference"})
-    model, other = (random_model(config, SEED).double() for config in (recipe.model, specification))
+    specification = recipe.hybrid.model_copy(update={"backend": "reference"})
+    model, other = (random_model(config, SEED).double() for config in (recipe.hybrid, specification))
     got, _ = rollout(model, batch.tokens, batch.loss_mask, passes)
     wanted = _window_by_window(other, batch, passes)
     require_equal(got, wanted, TOLERANCE, f"{what}, of the logits the worst")
@@ -99,7 +99,7 @@ def _window_by_window(model: HybridLM, batch: Batch, config: SleepConfig) -> Ten
 def make_runs(shape: Shape) -> Runs:
     recipe = load_recipe(shape.recipe)
     batch = recipe.task.batch("train", SEED, 0, range(shape.batch_size))
-    return Runs(new_model(recipe.model, SEED), recipe, batch)
+    return Runs(new_model(recipe.hybrid, SEED), recipe, batch)
 
 
 def measure(

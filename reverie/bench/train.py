@@ -223,8 +223,8 @@ def _compare_losses(shape: Shape, curves: Sequence[Row]) -> list[Row]:
         loss = number(row, "loss_at_end")
         if OURS in str(row["model"]) and not loss <= WORSE * theirs:
             raise UserError(
-                f"no time is reported: {shape.name}: after {len(curves)} steps on the same data the loss of {row['model']} "
-                f"is {loss:.3f}, that of {best['model']} {theirs:.3f}"
+                f"no time is reported: {shape.name}: after {len(curves)} steps on the same data "
+                f"the loss of {row['model']} is {loss:.3f}, that of {best['model']} {theirs:.3f}"
             )
     return rows
 

@@ -48,6 +48,10 @@ class HybridConfig(BaseModel):
         return self
 
     @property
+    def has_fast_weights(self) -> bool:
+        return set(self.layers) != {"attn"}
+
+    @property
     def kv_heads(self) -> int:
         return self.num_kv_heads or self.num_heads
 

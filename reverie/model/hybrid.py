@@ -13,8 +13,9 @@ from reverie.model.config import HybridConfig
 from reverie.model.fused import rms_norm
 from reverie.model.gated_deltanet import GatedDeltaNet
 from reverie.model.jet import JetLayer
+from reverie.model.language_model import LanguageModel
 from reverie.model.mlp import SwiGLU
-from reverie.model.state import Cache, State
+from reverie.model.state import Cache, State, Tokens
 
 MIXERS = {"attn": Attention, "gdn": GatedDeltaNet, "jet": JetLayer}
 
@@ -39,7 +40,7 @@ class Block(nn.Module):
         return h, fast_weights, cache
 
 
-class HybridLM(nn.Module):
+class HybridLM(LanguageModel):
     """A language model of attention and fast-weight blocks (paper equations 4 and 5).
 
     Output projections start at zero, so every block is the identity at first and N passes compute what one does.
@@ -64,16 +65,14 @@ class HybridLM(nn.Module):
         nn.init.zeros_(self.lm_head.weight)
 
     @property
-    def num_blocks(self) -> int:
-        return len(self.layers)
-
-    @property
     def fast_weight_blocks(self) -> Sequence[int]:
-        """Indices of the blocks that hold fast weights."""
         return [i for i, kind in enumerate(self.config.layers) if kind != "attn"]
 
-    def embed(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T D"]:
-        return self.embedding(tokens)
+    def fast_weight_parameters(self) -> list[nn.Parameter]:
+        return [p for i in self.fast_weight_blocks for p in self.get_submodule(f"layers.{i}.mixer").parameters()]
+
+    def embed(self, tokens: Tokens) -> Float[Tensor, "B T D"]:
+        return tokens if tokens.is_floating_point() else self.embedding(tokens)
 
     def blocks(
         self,
@@ -85,14 +84,7 @@ class HybridLM(nn.Module):
         span: int,
         output: bool = True,
     ) -> tuple[Float[Tensor, "B T D"], State]:
-        """Run blocks start … stop − 1 on h, the tokens that follow those in `state`.
-
-        Without `output` only the state is wanted: the last block then writes it and computes nothing else, and the h
-        that comes back is not meant to be read.
-
-        Args:
-            span: tokens that attention may look back on, itself included.
-        """
+        """As `LanguageModel` says; without `output`, the last block writes its state and computes nothing else."""
         fast_weights, cache = list(state.fast_weights), list(state.cache)
         for i in range(start, stop):
             h, fast_weights[i], cache[i] = self.layers[i](
@@ -107,11 +99,6 @@ class HybridLM(nn.Module):
         """Logits of one ordinary forward pass over the whole text: no windows, no sleep."""
         h, _ = self.blocks(self.embed(tokens), State.empty(self.num_blocks), 0, self.num_blocks, span=tokens.shape[1])
         return self.head(h)
-
-
-def fast_weight_parameters(model: HybridLM) -> list[nn.Parameter]:
-    """What the layers with fast weights add to a transformer: the parameters of their mixers."""
-    return [p for i in model.fast_weight_blocks for p in model.get_submodule(f"layers.{i}.mixer").parameters()]
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -5,14 +5,25 @@ A `State` is passed in and returned; nothing is updated in place, so gradients m
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from reverie.model.rotary import shift
 
 Eviction = Literal["hard", "sliding"]
+
+Tokens = Int[Tensor, "B T"] | Float[Tensor, "B T D"]
+"""Token ids; embeddings where a model takes them in their place."""
+
+
+class CacheEntry(Protocol):
+    """What one block keeps of the tokens in its window."""
+
+    def newest(self, keep: int) -> CacheEntry:
+        """The same for the newest `keep` tokens: copies, since a view would hold the whole window in memory."""
+        ...
 
 
 class KVCache(NamedTuple):
@@ -22,15 +33,22 @@ class KVCache(NamedTuple):
     v: Float[Tensor, "B T Hkv d"]
     rope_base: float
 
+    def newest(self, keep: int) -> KVCache:
+        drop = max(self.k.shape[1] - keep, 0)
+        return KVCache(shift(self.k[:, drop:], -drop, self.rope_base), self.v[:, drop:].clone(), self.rope_base)
+
 
 class ConvTail(NamedTuple):
     """The newest conv_size − 1 inputs of a short causal convolution."""
 
     x: Float[Tensor, "B conv_size-1 C"]
 
+    def newest(self, keep: int) -> ConvTail:
+        return ConvTail(self.x.clone())
+
 
 Cache = KVCache | ConvTail | None
-"""Of one block."""
+"""Of one block of a `HybridLM`."""
 
 
 class State(NamedTuple):
@@ -40,7 +58,7 @@ class State(NamedTuple):
     """
 
     fast_weights: tuple[Tensor | None, ...]  # [B, H, K, V] float32 in fast-weight blocks
-    cache: tuple[Cache, ...]
+    cache: tuple[CacheEntry | None, ...]
 
     @classmethod
     def empty(cls, num_blocks: int) -> State:
@@ -63,14 +81,4 @@ def evict(state: State, eviction: Eviction, window_size: int) -> State:
     """
     if eviction == "hard":
         return state._replace(cache=(None,) * len(state.cache))
-    return state._replace(cache=tuple(_newest(entry, window_size - 1) for entry in state.cache))
-
-
-def _newest(entry: Cache, keep: int) -> Cache:
-    # Copies, not views: a view would hold the whole window in memory.
-    if isinstance(entry, ConvTail):
-        return ConvTail(entry.x.clone())
-    if entry is None:
-        return None
-    drop = max(entry.k.shape[1] - keep, 0)
-    return KVCache(shift(entry.k[:, drop:], -drop, entry.rope_base), entry.v[:, drop:].clone(), entry.rope_base)
+    return state._replace(cache=tuple(entry and entry.newest(window_size - 1) for entry in state.cache))

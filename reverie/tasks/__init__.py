@@ -7,14 +7,16 @@ from pydantic import Field
 from reverie.tasks.base import Batch, DepthScore, Score, Section, Split, Task, score
 from reverie.tasks.depo import Depo
 from reverie.tasks.gsm_infinite import GsmInfinite
+from reverie.tasks.recall import Recall
 from reverie.tasks.rule110 import Rule110
 
-AnyTask = Annotated[Rule110 | Depo | GsmInfinite, Field(discriminator="name")]
+AnyTask = Annotated[Rule110 | Depo | GsmInfinite | Recall, Field(discriminator="name")]
 
-TASKS: dict[str, type[Rule110] | type[Depo] | type[GsmInfinite]] = {
+TASKS: dict[str, type[Rule110] | type[Depo] | type[GsmInfinite] | type[Recall]] = {
     "rule110": Rule110,
     "depo": Depo,
     "gsm_infinite": GsmInfinite,
+    "recall": Recall,
 }
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "Depo",
     "DepthScore",
     "GsmInfinite",
+    "Recall",
     "Rule110",
     "Score",
     "Section",

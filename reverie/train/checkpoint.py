@@ -55,13 +55,23 @@ def save_checkpoint(
 
 def checkpoint_tensors(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Tensor]:
     """Weights and optimiser states by the names they have in a checkpoint."""
-    tensors = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+    tensors = _weights(model)
     for i, optimizer in enumerate(optimizers):
         names = _names(optimizer)
         for index, entries in optimizer.state_dict()["state"].items():
             for entry, tensor in entries.items():
                 tensors[f"optimizer.{i}.{names[index]}.{entry}"] = tensor
     return tensors
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """By name in a checkpoint; one that has two names (an embedding tied to the head) by the first of them."""
+    seen, weights = set[int](), {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            weights[f"model.{name}"] = tensor.detach()
+    return weights
 
 
 def checkpoint_metadata(recipe: Recipe, progress: Progress) -> dict[str, str]:
@@ -79,7 +89,7 @@ class Checkpoint:
 
     def restore_model(self, model: nn.Module) -> None:
         """Put the weights back, also into a model whose parameters are shared out among processes."""
-        weights = {f"model.{name}": tensor for name, tensor in model.state_dict().items()}
+        weights = _weights(model)
         saved = {name: tensor.shape for name, tensor in self.tensors.items() if name.startswith("model.")}
         if saved != {name: tensor.shape for name, tensor in weights.items()}:
             raise UserError(f"{self.path} holds the weights of another model than its recipe describes")

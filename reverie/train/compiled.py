@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from reverie.errors import UserError
-from reverie.model import HybridLM
+from reverie.model import HybridLM, LanguageModel
 
 # A block is compiled anew for each length of window, with and without fast weights to start from, and with and without
 # output. Beyond the limit it would silently run uncompiled.
@@ -19,11 +19,16 @@ RECOMPILE_LIMIT = 64
 BACKEND = "inductor"
 
 
-def compile_blocks(model: HybridLM, device: torch.device | str = "cpu") -> None:
+def compile_blocks(model: LanguageModel, device: torch.device | str = "cpu") -> None:
     """In place; names and values of the parameters stay, and what is computed does, to rounding.
 
-    Raises UserError where there is no C++ compiler, which code for CPU needs.
+    Raises UserError where there is no C++ compiler, which code for CPU needs, and for a pretrained model.
     """
+    if not isinstance(model, HybridLM):
+        raise UserError(
+            "train.compile takes reverie's own blocks, those of a pretrained model run as they come: "
+            "set train.compile=false"
+        )
     compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if torch.device(device).type == "cpu" and shutil.which(compiler) is None:
         raise UserError(

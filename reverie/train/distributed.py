@@ -23,7 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from reverie.errors import UserError
-from reverie.model import HybridLM
+from reverie.model import LanguageModel
 from reverie.recipe import Recipe
 from reverie.train.stop import Stopped
 
@@ -156,7 +156,7 @@ class ParallelModel:
     gradients are whole on each device during a step; optimiser states never are, nor anything between steps.
     """
 
-    def __init__(self, model: HybridLM, device: torch.device | str = "cpu", processes: Processes = ALONE) -> None:
+    def __init__(self, model: LanguageModel, device: torch.device | str = "cpu", processes: Processes = ALONE) -> None:
         self.model, self.processes = model, processes
         self._module: nn.Module = _Applied(model)
         self._trainable: list[bool] = []
@@ -165,7 +165,7 @@ class ParallelModel:
         else:
             model.to(device)
 
-    def backward(self, loss: Callable[[HybridLM], Tensor]) -> float:
+    def backward(self, loss: Callable[[LanguageModel], Tensor]) -> float:
         """Leave in the parameters the gradients of loss(model), averaged over the processes; returns the own loss."""
         if self.processes.parallel == "ddp":
             self._replicate()
@@ -175,12 +175,12 @@ class ParallelModel:
         return value.item()
 
     @torch.no_grad()
-    def run(self, function: Callable[[HybridLM], Result]) -> Result:
+    def run(self, function: Callable[[LanguageModel], Result]) -> Result:
         """function(model) without gradients; in it, no process waits for what the others do."""
         if self.processes.parallel != "fsdp":
             return function(self.model)
 
-        def gathered(model: HybridLM) -> Result:
+        def gathered(model: LanguageModel) -> Result:
             for part in self._shards():
                 part.unshard()
             return function(model)
@@ -208,15 +208,15 @@ class ParallelModel:
 class _Applied(nn.Module):
     """A module whose forward is any function of a model: for engines that know nothing but forward."""
 
-    def __init__(self, model: HybridLM) -> None:
+    def __init__(self, model: LanguageModel) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, function: Callable[[HybridLM], Result]) -> Result:
+    def forward(self, function: Callable[[LanguageModel], Result]) -> Result:
         return function(self.model)
 
 
-def _shard(root: nn.Module, model: HybridLM, device_type: str) -> None:
+def _shard(root: nn.Module, model: LanguageModel, device_type: str) -> None:
     from torch.distributed.device_mesh import init_device_mesh  # a second that no other run need wait
     from torch.distributed.fsdp import fully_shard
 

@@ -16,12 +16,13 @@ from reverie.card import RunCard, save_card
 from reverie.errors import UserError
 from reverie.evaluate import evaluate
 from reverie.files import writing
-from reverie.model import HybridLM, new_model
+from reverie.model import LanguageModel
 from reverie.provenance import commit_id
 from reverie.recipe import Recipe
 from reverie.sleep import SleepConfig
 from reverie.tasks import Batch, Score
 from reverie.train.batches import KILLED, batches
+from reverie.train.build import build_model
 from reverie.train.checkpoint import Progress
 from reverie.train.compiled import compile_blocks, uncompiled
 from reverie.train.distributed import ALONE, ParallelModel, Processes, check_batch
@@ -77,7 +78,7 @@ def _train(
     commit: str,
     processes: Processes,
 ) -> RunCard:
-    model = new_model(recipe.model, recipe.train.seed)
+    model = build_model(recipe.model, recipe.train.seed)
     parallel = ParallelModel(model, device, processes)
     if recipe.train.compile:
         compile_blocks(model, device)
@@ -144,7 +145,7 @@ def _train(
     return card
 
 
-def _start(recipe: Recipe, out: Path, resume: bool, model: HybridLM, optimizers: list[Optimizer]) -> Progress:
+def _start(recipe: Recipe, out: Path, resume: bool, model: LanguageModel, optimizers: list[Optimizer]) -> Progress:
     """Where training begins: at step 0, or with `resume` where the checkpoint in `out`, if there is one, has it."""
     place = find_checkpoint(out)
     if place is None:
@@ -186,7 +187,7 @@ def _evaluate(
     """The score on held-out examples, whose batches the processes share out."""
     processes = parallel.processes
 
-    def own_score(model: HybridLM) -> Score:
+    def own_score(model: LanguageModel) -> Score:
         share, examples = (processes.rank, processes.world_size), recipe.train.eval_examples
         with uncompiled():
             return evaluate(model, recipe.task, sleep, examples, generate=generate, device=device, share=share)

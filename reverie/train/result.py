@@ -11,10 +11,11 @@ import torch
 from reverie.card import Chance, CurvePoint, RunCard
 from reverie.errors import UserError
 from reverie.evaluate import evaluate
-from reverie.model import HybridLM, count_parameters, new_model
+from reverie.model import LanguageModel, count_parameters
 from reverie.provenance import commit_id, hardware
 from reverie.recipe import Recipe, changed
 from reverie.tasks import Score
+from reverie.train.build import build_model
 from reverie.train.checkpoint import Progress
 from reverie.train.distributed import ALONE, Processes
 from reverie.train.sharded import find_checkpoint, load_run
@@ -24,13 +25,13 @@ CARD_NAME = "card.json"
 
 def model_kind(recipe: Recipe) -> str:
     """ "transformer", "hybrid" or "sleep": what the field calls a model of this recipe."""
-    if set(recipe.model.layers) == {"attn"}:
+    if not recipe.model.has_fast_weights:
         return "transformer"
     return "hybrid" if recipe.sleep.num_sleep_passes == 1 else "sleep"
 
 
 def make_card(
-    recipe: Recipe, model: HybridLM, progress: Progress, score: Score, commit: str, processes: Processes = ALONE
+    recipe: Recipe, model: LanguageModel, progress: Progress, score: Score, commit: str, processes: Processes = ALONE
 ) -> RunCard:
     """The result card of a run."""
     by_depth = {str(depth): p for depth, p in recipe.task.chance().items()}
@@ -69,7 +70,7 @@ def evaluate_run(run: Path, *, num_sleep_passes: int | None = None, device: torc
     recipe = checkpoint.recipe
     if num_sleep_passes is not None:
         recipe = changed(recipe, sleep={"num_sleep_passes": num_sleep_passes})
-    model = new_model(recipe.model, recipe.train.seed).to(device)
+    model = build_model(recipe.model, recipe.train.seed).to(device)
     checkpoint.restore_model(model)
     score = evaluate(model, recipe.task, recipe.sleep, recipe.train.eval_examples, generate=True, device=device)
     return make_card(recipe, model, checkpoint.progress, score, commit_id())

@@ -8,7 +8,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from typing import NamedTuple
 
-from reverie.model import HybridLM, fast_weight_parameters
+from reverie.model import LanguageModel
 from reverie.recipe import Recipe, StageConfig
 from reverie.sleep import SleepConfig
 
@@ -31,8 +31,8 @@ def stage_at(recipe: Recipe, step: int) -> Stage:
     return Stage(starts[i], starts[i + 1] - starts[i], stages[i].parameters == "fast_weights", sleep)
 
 
-def freeze_others(model: HybridLM, stage: Stage) -> None:
+def freeze_others(model: LanguageModel, stage: Stage) -> None:
     """Leave only the stage's parameters trainable: the others get no gradient, so that the optimisers pass them by."""
     model.requires_grad_(not stage.fast_weights_only)
-    for parameter in fast_weight_parameters(model):
+    for parameter in model.fast_weight_parameters():
         parameter.requires_grad_(True)

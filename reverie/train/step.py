@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reverie.card import PassStatistics
-from reverie.model import HybridLM
+from reverie.model import LanguageModel
 from reverie.recipe import Recipe
 from reverie.sleep import rollout
 from reverie.tasks import Batch
@@ -31,7 +31,7 @@ class Step(NamedTuple):
 
 def train_step(
     recipe: Recipe,
-    model: HybridLM,
+    model: LanguageModel,
     optimizers: list[torch.optim.Optimizer],
     step: int,
     batch: Batch,
@@ -56,7 +56,7 @@ def train_step(
     labelled = [number > 0 for number in labels]
     observer = PassObserver(labelled, processes) if watch else None
 
-    def own_loss(model: HybridLM) -> Tensor:
+    def own_loss(model: LanguageModel) -> Tensor:
         with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=recipe.train.dtype == "bfloat16"):
             logits, _ = rollout(
                 model,

@@ -22,7 +22,7 @@ TINY_RULE110 = Shape("tiny, Rule 110", "rule110/nano", 2, rule110=True)
 def test_both_sides_do_the_same_step(monkeypatch: pytest.MonkeyPatch, shape: Shape, dtype: Dtype) -> None:
     """The step around transformers' models, put around ours, is ours: loss, clipping, learning rates and optimisers."""
     recipe = recipe_of(shape, dtype)
-    model = new_model(recipe.model, SEED)
+    model = new_model(recipe.hybrid, SEED)
 
     def our_logits(model: Any, tokens: Tensor, loss_mask: Tensor, window_size: int) -> Tensor:
         return rollout(model, tokens, loss_mask, recipe.sleep)[0]
@@ -47,8 +47,8 @@ def test_recipes_differ_in_nothing_but_size() -> None:
     for shape in SHAPES:
         recipe = recipe_of(shape, "float32")
         assert recipe.sleep.num_sleep_passes == 1
-        assert len(recipe.model.layers) == 4
-        assert recipe.model.width == int(shape.name.split(",")[0].removeprefix("d "))
+        assert len(recipe.hybrid.layers) == 4
+        assert recipe.hybrid.width == int(shape.name.split(",")[0].removeprefix("d "))
         assert recipe.train.batch_size == shape.batch_size
         assert recipe.train.backward.activation_checkpoint == "none"
 

@@ -36,7 +36,7 @@ PROGRESS = Progress(
 
 
 def trained(recipe: Recipe = RECIPE, steps: int = 2) -> tuple[HybridLM, list[Optimizer]]:
-    model = new_model(recipe.model, recipe.train.seed)
+    model = new_model(recipe.hybrid, recipe.train.seed)
     optimizers = build_optimizers(model, recipe.optim)
     for step in range(steps):
         train_step(recipe, model, optimizers, step, make_batch(recipe, step))
@@ -101,7 +101,7 @@ def test_before_the_first_step_there_is_no_optimiser_state(tmp_path: Path):
 def test_it_is_plain_safetensors(path: Path):
     with safe_open(path, framework="pt") as file:
         names, metadata = set(file.keys()), file.metadata()
-    model = HybridLM(RECIPE.model)
+    model = HybridLM(RECIPE.hybrid)
     assert {f"model.{name}" for name in model.state_dict()} | {"rng"} <= names
     assert json.loads(metadata["recipe"]) == RECIPE.model_dump(mode="json")
     assert json.loads(metadata["progress"])["step"] == 2

@@ -64,7 +64,7 @@ def test_the_same_steps():
 
 def test_no_compiler_is_said_so(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    model = new_model(tiny_recipe().model, 0)
+    model = new_model(tiny_recipe().hybrid, 0)
     with pytest.raises(UserError, match=r"^train\.compile needs a C\+\+ compiler, and there is no no-such-compiler: "):
         compile_blocks(model)
     with torch.no_grad():

@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reverie import evaluate
 from reverie.errors import UserError
-from reverie.model import HybridLM, new_model
+from reverie.model import HybridLM, LanguageModel, new_model
 from reverie.recipe import Recipe
 from reverie.sleep import rollout
 from reverie.tasks import Batch
@@ -61,7 +61,7 @@ class Collectives(TorchDispatchMode):
 
 def awake(recipe: Recipe) -> HybridLM:
     """A model of random parameters: a new one is the identity with a head of zeros."""
-    model = new_model(recipe.model, 0)
+    model = new_model(recipe.hybrid, 0)
     random = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -145,7 +145,7 @@ def collectives_of_a_step(processes: Processes, passes: int) -> Counter[str]:
     return seen.counts
 
 
-def model_loss(recipe: Recipe, model: HybridLM, batch: Batch) -> Tensor:
+def model_loss(recipe: Recipe, model: LanguageModel, batch: Batch) -> Tensor:
     return rollout(model, batch.tokens, batch.loss_mask, recipe.sleep)[0].square().mean()
 
 

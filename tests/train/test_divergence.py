@@ -14,7 +14,7 @@ from same_run import assert_same_run
 from tiny_recipe import tiny_recipe
 
 from reverie.errors import UserError
-from reverie.model import HybridLM
+from reverie.model import LanguageModel
 from reverie.recipe import Recipe
 from reverie.train import loop
 from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint
@@ -41,16 +41,16 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 
 
 @pytest.fixture
-def the_model(monkeypatch: pytest.MonkeyPatch) -> list[HybridLM]:
+def the_model(monkeypatch: pytest.MonkeyPatch) -> list[LanguageModel]:
     """The models that runs make, newest last."""
-    models: list[HybridLM] = []
-    make = loop.new_model
+    models: list[LanguageModel] = []
+    make = loop.build_model
 
-    def keep(*arguments: Any) -> HybridLM:
+    def keep(*arguments: Any) -> LanguageModel:
         models.append(make(*arguments))
         return models[-1]
 
-    monkeypatch.setattr(loop, "new_model", keep)
+    monkeypatch.setattr(loop, "build_model", keep)
     return models
 
 
@@ -66,7 +66,7 @@ def assert_good_and_resumable(out: Path, step: int, undisturbed: Path) -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_loss_that_is_not_finite_names_step_and_parameter(
-    tmp_path: Path, the_model: list[HybridLM], value: float, undisturbed: Undisturbed
+    tmp_path: Path, the_model: list[LanguageModel], value: float, undisturbed: Undisturbed
 ):
     def poison(progress: Progress, loss: float) -> None:
         if progress.step == 5:
@@ -84,7 +84,7 @@ def test_a_loss_that_is_not_finite_names_step_and_parameter(
 
 
 def test_a_gradient_that_is_not_finite_reaches_no_parameter(
-    tmp_path: Path, the_model: list[HybridLM], undisturbed: Undisturbed
+    tmp_path: Path, the_model: list[LanguageModel], undisturbed: Undisturbed
 ):
     def poison(progress: Progress, loss: float) -> None:
         if progress.step == 5:
@@ -103,7 +103,7 @@ def test_weights_that_are_not_finite_are_not_saved(
 ):
     take_step = loop.train_step
 
-    def overshoot(recipe: Recipe, model: HybridLM, optimizers: Any, step: int, *others: Any, **options: Any) -> Step:
+    def overshoot(recipe: Recipe, model: LanguageModel, optimizers: Any, step: int, *others: Any, **options: Any) -> Step:
         taken = take_step(recipe, model, optimizers, step, *others, **options)
         if step == 3:
             with torch.no_grad():

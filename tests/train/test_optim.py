@@ -20,7 +20,7 @@ Decay = Literal["constant", "linear", "cosine"]
 
 
 def model_of_all_kinds() -> HybridLM:
-    return HybridLM(tiny_recipe(model={"layers": list(get_args(BlockKind))}).model)
+    return HybridLM(tiny_recipe(model={"layers": list(get_args(BlockKind))}).hybrid)
 
 
 def config(**changes: object) -> OptimConfig:

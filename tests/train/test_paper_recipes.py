@@ -26,7 +26,7 @@ from reverie.train.step import train_step
 def test_a_paper_recipe_trains(name: str, tokens: int, steps: int) -> None:
     recipe = load_recipe(name, ["train.batch_size=1", "sleep.num_sleep_passes=2"])
     assert recipe.task.sequence_length == tokens
-    model = new_model(recipe.model, recipe.train.seed)
+    model = new_model(recipe.hybrid, recipe.train.seed)
     optimizers = build_optimizers(model, recipe.optim)
     losses = [train_step(recipe, model, optimizers, step, make_batch(recipe, step)).loss for step in range(steps)]
     # The head starts at zero, so the first loss is that of a uniform guess.
@@ -51,7 +51,7 @@ def test_a_paper_recipe_of_word_problems_trains(name: str, window_size: int) -> 
         "model.width=144",
     ]
     recipe = load_recipe(name, [*small, "train.batch_size=1", "sleep.num_sleep_passes=2", "train.steps=3"])
-    model = new_model(recipe.model, recipe.train.seed)
+    model = new_model(recipe.hybrid, recipe.train.seed)
     optimizers = build_optimizers(model, recipe.optim)
     losses = [train_step(recipe, model, optimizers, step, make_batch(recipe, step)).loss for step in range(3)]
     assert losses[0] == pytest.approx(math.log(49152), abs=1e-4)

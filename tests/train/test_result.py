@@ -36,7 +36,7 @@ def test_a_run_leaves_a_card_that_describes_it(run: Path):
     assert card.depths == ["1", "2", "3", "4"]
     assert set(card.depths) <= card.chance.by_depth.keys()
     assert sorted(path.name for path in run.iterdir()) == [CARD_NAME, FILE_NAME, "tensorboard"]
-    model = HybridLM(RECIPE.model)
+    model = HybridLM(RECIPE.hybrid)
     load_checkpoint(run / FILE_NAME).restore_model(model)
     assert card.parameters == sum(parameter.numel() for parameter in model.parameters())
 
@@ -64,7 +64,7 @@ def test_a_run_scores_as_it_did_when_it_was_trained(run: Path):
 def test_a_run_can_sleep_more_or_less_than_it_was_trained_to(run: Path, passes: int, kind: str):
     card = evaluate_run(run, num_sleep_passes=passes)
     assert (card.num_sleep_passes, card.model) == (passes, kind)
-    model = HybridLM(RECIPE.model)
+    model = HybridLM(RECIPE.hybrid)
     load_checkpoint(run / FILE_NAME).restore_model(model)
     sleep = RECIPE.sleep.model_copy(update={"num_sleep_passes": passes})
     assert card.score == evaluate(model, RECIPE.task, sleep, RECIPE.train.eval_examples).summary()

@@ -114,7 +114,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 def weights(out: Path, recipe: Recipe) -> dict[str, Tensor]:
     place = find_checkpoint(out)
     assert place is not None
-    model = new_model(recipe.model, 99)
+    model = new_model(recipe.hybrid, 99)
     load_run(place).restore_model(model)
     return model.state_dict()
 
@@ -217,7 +217,7 @@ def test_a_damaged_part_is_one_sentence(shards: Path, damage: Callable[[Path], N
 def test_weights_of_another_model_are_refused(shards: Path):
     other = tiny_recipe(model={"width": 32})
     with pytest.raises(UserError, match="holds the weights of another model"):
-        load_run(shards).restore_model(new_model(other.model, 0))
+        load_run(shards).restore_model(new_model(other.hybrid, 0))
 
 
 def test_the_newest_checkpoint_counts(shards: Path, runs: Runs):

@@ -195,7 +195,7 @@ def test_without_a_window_or_a_memory_that_sleeps_there_is_nothing(
 
 def steps(recipe: Recipe, *, watch: bool, noise: float, count: int = 2) -> tuple[list[Step], dict[str, list[Tensor]]]:
     """That many steps, and per parameter its gradients (clipped) and its values behind each of them."""
-    model, random = new_model(recipe.model, 0), torch.Generator().manual_seed(1)
+    model, random = new_model(recipe.hybrid, 0), torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(noise * torch.randn(parameter.shape, generator=random))

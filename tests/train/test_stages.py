@@ -19,7 +19,7 @@ from torch import Tensor
 import reverie.train.loop
 import reverie.train.step
 from reverie.errors import UserError
-from reverie.model import Eviction, HybridLM, fast_weight_parameters, new_model
+from reverie.model import Eviction, HybridLM, new_model
 from reverie.recipe import Recipe
 from reverie.sleep import SleepConfig
 from reverie.train.batches import make_batch
@@ -88,16 +88,16 @@ def names_of_fast_weights(model: HybridLM) -> set[str]:
 
 
 def test_fast_weight_parameters_are_those_of_the_mixers():
-    model = new_model(staged().model, 0)
-    found = {id(parameter) for parameter in fast_weight_parameters(model)}
+    model = new_model(staged().hybrid, 0)
+    found = {id(parameter) for parameter in model.fast_weight_parameters()}
     assert found == {id(model.get_parameter(name)) for name in names_of_fast_weights(model)}
     assert found
-    assert fast_weight_parameters(new_model(tiny_recipe(model={"layers": ["attn"]}).model, 0)) == []
+    assert new_model(tiny_recipe(model={"layers": ["attn"]}).hybrid, 0).fast_weight_parameters() == []
 
 
 @pytest.mark.parametrize("before", [0, 2])
 def test_a_stage_frees_what_another_one_froze(before: int):
-    recipe, model = staged(), new_model(staged().model, 0)
+    recipe, model = staged(), new_model(staged().hybrid, 0)
     freeze_others(model, stage_at(recipe, before))
     freeze_others(model, stage_at(recipe, 2))
     assert {name for name, p in model.named_parameters() if p.requires_grad} == names_of_fast_weights(model)
@@ -117,7 +117,7 @@ def snapshot(model: HybridLM, optimizers: list[torch.optim.Optimizer]) -> dict[s
 
 def test_a_step_moves_its_parameters_and_leaves_no_trace_on_the_others():
     """Neither on their values, by weight decay say, nor in the optimisers."""
-    recipe, model = staged(), new_model(staged().model, 0)
+    recipe, model = staged(), new_model(staged().hybrid, 0)
     optimizers = build_optimizers(model, recipe.optim)
     before = snapshot(model, optimizers)
     for step in range(9):
@@ -134,7 +134,7 @@ def test_a_step_moves_its_parameters_and_leaves_no_trace_on_the_others():
 
 def test_no_gradient_is_computed_for_the_others(monkeypatch: pytest.MonkeyPatch):
     with_gradient: list[set[str]] = []
-    recipe, model = staged(), new_model(staged().model, 0)
+    recipe, model = staged(), new_model(staged().hybrid, 0)
     total_norm = torch.nn.utils.get_total_norm
 
     def watch(gradients: list[Tensor]) -> Tensor:
@@ -226,7 +226,7 @@ def test_a_run_that_begins_with_the_fast_weights_has_no_optimiser_state_of_the_o
         train(recipe, tmp_path / "a", report=kill_at(2))
     checkpoint = load_checkpoint(tmp_path / "a" / FILE_NAME)
     states = [name.split(".", 2)[2] for name in checkpoint.tensors if name.startswith("optimizer.")]
-    model = new_model(recipe.model, 0)
+    model = new_model(recipe.hybrid, 0)
     fast = names_of_fast_weights(model)
     assert {name for name in fast if any(state.startswith(f"{name}.") for state in states)} == fast
     assert all(state.rpartition(".")[0] in fast for state in states)

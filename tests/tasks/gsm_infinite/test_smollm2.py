@@ -267,7 +267,7 @@ def test_metadata_of_a_broken_file(tmp_path: Path) -> None:
 
 def test_another_vocabulary_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     path = tmp_path / "x.gguf"
-    monkeypatch.setattr(smollm2, "_model_file", lambda: path)
+    monkeypatch.setattr(smollm2, "model_file", lambda: path)
     words = struct.pack("<IIQ", 9, 8, 1) + string("a")
     types = struct.pack("<IIQi", 9, 5, 1, 1)
     vocabulary = {"tokens": words, "token_type": types, "merges": words}

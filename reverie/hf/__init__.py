@@ -1,0 +1,1 @@
+"""Sleep for Hugging Face models."""

@@ -1,0 +1,76 @@
+"""Models and tokenizers by the name that an adapter gives its base: smollm2, a folder, or an id on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+import reverie.hf.jet_nemotron
+import reverie.hf.ouro  # noqa: F401  # both make their types known to transformers
+from reverie.errors import UserError
+from reverie.hf.smollm2 import SMOLLM2, load_smollm2_model, load_smollm2_tokenizer
+
+
+def load_base(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
+    """A causal language model in evaluation mode, from safetensors (smollm2: GGUF); never from a pickle or others' code.
+
+    A looped model (Ouro) runs its stack once awake, since passes of sleep are its loop.
+
+    Args:
+        name_or_path: "smollm2", a folder, or a hub id.
+        kwargs: of `AutoModelForCausalLM.from_pretrained`, such as dtype and revision.
+
+    Raises UserError where there is no such model, or it cannot be loaded.
+    """
+    name = str(name_or_path)
+    if name == SMOLLM2:
+        return load_smollm2_model(**kwargs)
+    check_name(name)
+    with loading("the model", name):
+        from_hub = {key: kwargs[key] for key in ("revision", "cache_dir", "local_files_only", "token") if key in kwargs}
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **from_hub)
+        if hasattr(config, "total_ut_steps"):
+            config.total_ut_steps = 1
+        safe = {"config": config, "trust_remote_code": False, "use_safetensors": True}
+        return AutoModelForCausalLM.from_pretrained(name, **safe, **kwargs).eval()
+
+
+def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer that belongs to a base. Raises UserError where there is none."""
+    name = str(name_or_path)
+    if name == SMOLLM2:
+        return load_smollm2_tokenizer()
+    check_name(name)
+    with loading("the tokenizer", name):
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+
+
+def check_name(name: str) -> None:
+    """Raises UserError for what is neither a folder nor could be a hub id, before the network is asked."""
+    if not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise UserError(f"there is no folder {name}, and it is neither {SMOLLM2} nor an id on the Hugging Face hub")
+
+
+@contextmanager
+def loading(what: str, name: str) -> Iterator[None]:
+    """Whatever transformers says of a model that it cannot load, as one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise UserError(f"cannot load {what} of {name}: {_first_sentence(error)}") from error
+
+
+def _first_sentence(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return re.split(r"(?<=[.!?])\s+(?=[A-Z])", text, maxsplit=1)[0].rstrip(".") or type(error).__name__

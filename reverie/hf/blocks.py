@@ -1,0 +1,146 @@
+"""A Hugging Face decoder as a `SleepingModel`: its own forward, with some of its blocks skipped.
+
+Masks, positions and whatever else a decoder does around its blocks stay the model's own business. A call that runs
+blocks [a, b) hands a `StateCache` to the decoder's forward; each block finds it among its arguments and runs, or lets h
+pass by. No module keeps state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin, DynamicCache, LinearAttentionCacheLayerMixin
+from transformers.utils import ModelOutput
+
+from reverie.hf.state import StateCache
+from reverie.model import State, Tokens
+
+INSERTED = "fast_weight_mixer"
+
+
+class SleepingBlock(nn.Module):
+    """Mixed in front of the class of a decoder's layer."""
+
+    index: int
+    in_decoder: InDecoder
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        call = kwargs.get("past_key_values")
+        if not isinstance(call, StateCache):
+            raise TypeError(f"block {self.index} of a sleeping model runs through reverie alone")
+        if call.stop == 0:
+            raise _Embedded(hidden_states)
+        if self.index == call.start - 1:
+            return self.in_decoder.packed(call.h)
+        if not call.start <= self.index < call.stop:
+            return self.in_decoder.packed(hidden_states)
+        if self.index == call.start:
+            hidden_states = call.h
+        if self.in_decoder.attends[self.index]:
+            kwargs["attention_mask"] = _within_span(kwargs.get("attention_mask"), hidden_states, call)
+        output = super().forward(hidden_states, *args, **kwargs)
+        self.in_decoder.returns = len(output) if isinstance(output, tuple) else None
+        h = output[0] if isinstance(output, tuple) else output
+        if (inserted := inserted_mixer(self)) is not None:
+            h = inserted(h, call, self.index)
+        if self.index == call.stop - 1:
+            call.h = h
+        return self.in_decoder.packed(h)
+
+
+class InDecoder:
+    """What the blocks of one decoder share: which of them attend, and in what a block returns its h."""
+
+    def __init__(self, attends: Sequence[bool]) -> None:
+        self.attends = attends
+        self.returns: int | None = None  # the length of a tuple, known once a block has run; None: h itself
+
+    def packed(self, h: Tensor) -> Any:
+        return h if self.returns is None else (h,) + (None,) * (self.returns - 1)
+
+
+class _Embedded(Exception):
+    """Thrown from where block 0 begins."""
+
+    def __init__(self, h: Tensor) -> None:
+        super().__init__()
+        self.h = h
+
+
+class DecoderBlocks:
+    """`SleepingModel` over a decoder; its head is the final norm, so that the causal LM around it makes the logits."""
+
+    def __init__(self, decoder: PreTrainedModel, layers: nn.ModuleList) -> None:
+        self.decoder, self.layers = decoder, layers
+        self.recurrent, self.attends = block_kinds(decoder, len(layers))
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.layers)
+
+    @property
+    def fast_weight_blocks(self) -> Sequence[int]:
+        return [i for i, layer in enumerate(self.layers) if self.recurrent[i] or inserted_mixer(layer) is not None]
+
+    def embed(self, tokens: Tokens) -> Tensor:
+        """All that the decoder does in front of its first block."""
+        name = "inputs_embeds" if tokens.is_floating_point() else "input_ids"
+        try:
+            self.call(tokens, StateCache(State.empty(self.num_blocks), 0, 0, tokens, 1), name)
+        except _Embedded as embedded:
+            return embedded.h
+        raise AssertionError("the decoder ran without its first block")
+
+    def blocks(
+        self, h: Tensor, state: State, start: int, stop: int, *, span: int, output: bool = True
+    ) -> tuple[Tensor, State]:
+        cache = StateCache(state, start, stop, h, span)
+        self.call(h, cache)
+        return cache.h, cache.state()
+
+    def head(self, h: Tensor) -> Tensor:
+        return self.norm(h).last_hidden_state
+
+    def norm(self, h: Tensor) -> ModelOutput:
+        """All that the decoder does behind its last block, to h [B, T, D]."""
+        return self.call(h, StateCache(State.empty(self.num_blocks), self.num_blocks, self.num_blocks, h, 1))
+
+    def call(self, x: Tensor, cache: StateCache, name: str = "inputs_embeds") -> Any:
+        begin = cache.get_seq_length()
+        positions = torch.arange(begin, begin + x.shape[1], device=x.device)[None]
+        return self.decoder(past_key_values=cache, position_ids=positions, use_cache=True, **{name: x})
+
+
+def inserted_mixer(layer: nn.Module) -> nn.Module | None:
+    """What `insert_fast_weights` put behind a decoder's layer."""
+    return getattr(layer, INSERTED, None)
+
+
+def block_kinds(decoder: PreTrainedModel, num_blocks: int) -> tuple[list[bool], list[bool]]:
+    """Of each block, whether it is recurrent, and whether it attends; by the cache that transformers makes for it."""
+    layers = DynamicCache(config=decoder.config).layers
+    if not layers:  # made as they are used, all for attention
+        return [False] * num_blocks, [True] * num_blocks
+    return (
+        [isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers],
+        [isinstance(layer, CacheLayerMixin) for layer in layers],
+    )
+
+
+def _within_span(mask: Tensor | None, h: Tensor, call: StateCache) -> Tensor | None:
+    """The model's own mask [1, 1, T, past + T], narrowed so that a token sees no more than `span`, itself included."""
+    T, seen = h.shape[1], call.past + h.shape[1]
+    if seen <= call.span:
+        return mask
+    query = torch.arange(call.past, seen, device=h.device)[:, None]
+    key = torch.arange(seen, device=h.device)
+    allowed = (key <= query) & (key > query - call.span)
+    if mask is None:
+        mask = torch.ones(1, 1, T, seen, dtype=torch.bool, device=h.device)
+    if mask.dtype == torch.bool:
+        return mask & allowed
+    return mask.masked_fill(~allowed, torch.finfo(mask.dtype).min)

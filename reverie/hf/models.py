@@ -1,0 +1,68 @@
+"""Which models of transformers can sleep, and where their decoders keep their blocks."""
+
+from __future__ import annotations
+
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from reverie.errors import UserError
+
+HYBRIDS = (
+    "qwen3_next",
+    "qwen3_5_text",
+    "olmo_hybrid",
+    "kimi_linear",
+    "bamba",
+    "granitemoehybrid",
+    "falcon_h1",
+    "nemotron_h",
+    "jet_nemotron",
+)
+"""Tested types with fast weights of their own."""
+
+TRANSFORMERS = ("llama", "qwen2", "qwen3", "ouro")
+"""Tested types without; they take inserted ones."""
+
+CANNOT = {
+    "jamba": "its Mamba layers go on from earlier tokens one token at a time only",
+    "mamba": "it has no attention, so no window of its own to clear",
+    "mamba2": "it has no attention, so no window of its own to clear",
+    "zamba": "its Mamba layers go on from earlier tokens one token at a time only",
+    "zamba2": "its attention blocks share weights across the depth of the model and keep no place in it",
+    "lfm2": "its convolutions hold a few tokens, and no fast weights",
+    "recurrent_gemma": "its recurrent blocks keep their state inside of modules",
+    "rwkv": "its state does not go through transformers' cache",
+    "minimax": "its linear attention does not keep its state as a layer of transformers' cache",
+}
+"""Types that were looked at, and why not."""
+
+
+def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
+    """The part of a causal language model that runs its blocks."""
+    return getattr(model, model.base_model_prefix, model)
+
+
+def check_decoder(model: PreTrainedModel, decoder: PreTrainedModel) -> nn.ModuleList:
+    """The decoder's blocks. Raises UserError for a model that cannot sleep."""
+    kind, name = model.config.model_type, type(model).__name__
+    if kind in CANNOT:
+        raise UserError(f"{name} ({kind}) cannot sleep: {CANNOT[kind]}")
+    if model.config.is_encoder_decoder or decoder is model or not model.can_generate():
+        raise UserError(
+            f"{name} cannot sleep: it takes a decoder with a language-modelling head (AutoModelForCausalLM)"
+        )
+    layers = getattr(decoder, "layers", None)
+    if not isinstance(layers, nn.ModuleList) or not all(
+        isinstance(layer, GradientCheckpointingLayer) for layer in layers
+    ):
+        raise UserError(
+            f"{name} ({kind}) cannot sleep: its decoder has no plain list of blocks. Tested types: "
+            + ", ".join((*HYBRIDS, *TRANSFORMERS))
+        )
+    steps = getattr(model.config, "total_ut_steps", 1)
+    if steps != 1:
+        raise UserError(
+            f"{name} runs its stack {steps} times awake: load it with total_ut_steps=1, passes of sleep are its loop"
+        )
+    return layers

@@ -1,0 +1,109 @@
+"""A batch of texts through `reverie.sleep.read`, the way models of transformers are called.
+
+Padded rows, a cache that comes back with the next tokens, logits of the newest token alone: what `SleepingDecoder` and
+`ReverieHybridForCausalLM` share.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
+
+from reverie.backward import EXACT, Backward
+from reverie.errors import UserError
+from reverie.hf.cache import Group, SleepCache, begin
+from reverie.sleep import Context, SleepConfig, SleepingModel, read
+
+AWAKE = SleepConfig(window_size=sys.maxsize)
+"""A window that is never full: a model that could sleep, but does not."""
+
+
+def read_batch(
+    model: SleepingModel,
+    tokens: Tensor,
+    cache: SleepCache,
+    config: SleepConfig,
+    *,
+    newest_only: bool,
+    backward: Backward = EXACT,
+) -> Tensor:
+    """What the model's head makes of the tokens, [B, T, …], or of the newest [B, 1, …]; 0 on padding in front.
+
+    Moves the cache on.
+    """
+    outputs, groups = list[Tensor](), list[Group]()
+    for rows, padding, context in cache.groups:
+        new = tokens[:, max(padding - cache.seen, 0) :]
+        y, context = read(
+            model,
+            new if len(rows) == len(tokens) else new.index_select(0, rows),
+            context,
+            config,
+            newest_only=newest_only,
+            backward=backward,
+        )
+        outputs.append(y)
+        groups.append(Group(rows, padding, context))
+    cache.groups, cache.seen = groups, cache.seen + tokens.shape[1]
+    return _side_by_side(outputs, groups, 1 if newest_only else tokens.shape[1])
+
+
+def _side_by_side(outputs: list[Tensor], groups: list[Group], T: int) -> Tensor:
+    """[B, T, …] from what groups of rows gave for their newest tokens; 0 in front of those."""
+    if len(outputs) == 1:
+        return nn.functional.pad(outputs[0], (0, 0, T - outputs[0].shape[1], 0))
+    padded = torch.cat([nn.functional.pad(y, (0, 0, T - y.shape[1], 0)) for y in outputs])
+    return padded[torch.cat([group.rows for group in groups]).argsort()]
+
+
+def cache_for(
+    past: Any, mask: Tensor | None, tokens: Tensor, model: SleepingModel, positions: Tensor | None
+) -> SleepCache:
+    """What these tokens, [B, T] or their embeddings, go on from; arguments as models of transformers take them.
+
+    Raises UserError where they do not fit together, or ask for what a sleeping model cannot do.
+    """
+    if isinstance(past, SleepCache) and past.seen:
+        _check_goes_on(past, mask, tokens)
+        return past
+    if (
+        past is not None
+        and not isinstance(past, SleepCache)
+        and (type(past) is not DynamicCache or past.get_seq_length())
+    ):
+        raise UserError(f"a sleeping model goes on from the cache that it returned, not from a {type(past).__name__}")
+    if mask is not None and mask.ndim != 2:
+        raise UserError(f"attention_mask must be [batch, tokens], 0 on padding; got {mask.ndim} dimensions")
+    cache = begin(mask, tokens, Context.empty(model))
+    _refuse_packing(positions, cache)
+    if isinstance(past, SleepCache):  # the caller's own, which has read nothing yet
+        past.groups, past.complete = cache.groups, cache.complete
+        return past
+    return cache
+
+
+def _check_goes_on(past: SleepCache, mask: Tensor | None, tokens: Tensor) -> None:
+    if past.batch_size != len(tokens):
+        raise UserError(f"the cache holds {past.batch_size} texts, but these are tokens of {len(tokens)}")
+    if not past.complete:
+        raise UserError("texts with padding behind them cannot go on: put the padding in front (padding_side left)")
+    if mask is not None and tokens.shape[1] > 1 and not bool(mask[:, -tokens.shape[1] :].all()):
+        raise UserError("texts that go on must have new tokens in every row: padding belongs in front of the first")
+
+
+def _refuse_packing(positions: Tensor | None, cache: SleepCache) -> None:
+    if positions is None or positions.ndim != 2:
+        return
+    for rows, padding, _ in cache.groups:
+        own = positions[rows if len(positions) > 1 else slice(None), padding:]
+        if cache.complete and bool((own.diff(dim=1) != 1).any()):
+            raise UserError("position_ids must count up: several texts in one row cannot be told apart asleep")
+
+
+def reads_newest_only(labels: Tensor | None, logits_to_keep: Any) -> bool:
+    """Whether the logits of the newest token alone are asked for, which spares the head of all other windows."""
+    return labels is None and isinstance(logits_to_keep, int) and logits_to_keep == 1

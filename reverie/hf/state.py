@@ -1,0 +1,147 @@
+"""A `State` as transformers' modules see it: a `Cache` that takes what a call begins with and collects what it leaves.
+
+transformers' own caches write into their tensors, so gradients cannot flow through two calls and a state cannot be kept
+for later. This one never writes into what it was given.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers.cache_utils import Cache
+
+from reverie.model import State
+
+
+class LayerCache(NamedTuple):
+    """What one block of a Hugging Face model keeps of the tokens in its window."""
+
+    k: Float[Tensor, "B H T d"] | None = None
+    v: Float[Tensor, "B H T d"] | None = None
+    first: int = 0  # position of the first cached token
+    conv: tuple[Tensor | None, ...] = ()  # inputs of short convolutions, by transformers' state index
+
+    @property
+    def length(self) -> int:
+        """Tokens cached."""
+        return 0 if self.k is None else self.k.shape[2]
+
+    def newest(self, keep: int) -> LayerCache:
+        """Keys stay rotated as they are: positions go on, only their differences count."""
+        conv = tuple(x if x is None else x.clone() for x in self.conv)
+        if self.k is None or self.v is None:
+            return self._replace(conv=conv)
+        drop = max(self.length - keep, 0)
+        return LayerCache(self.k[:, :, drop:].clone(), self.v[:, :, drop:].clone(), self.first + drop, conv)
+
+
+class StateCache(Cache):
+    """The state for one call that runs blocks start … stop − 1 on h; `state()` is what they left.
+
+    Masks and positions are those of the tokens behind what these blocks have cached.
+    """
+
+    def __init__(self, state: State, start: int, stop: int, h: Tensor, span: int) -> None:
+        super().__init__(layers=[])
+        self.start, self.stop, self.h, self.span = start, stop, h, span
+        self.fast_weights = list(state.fast_weights)
+        self.entries = [_entry(entry) for entry in state.cache]
+        cached = next((entry for entry in self.entries[start:stop] if entry.k is not None), LayerCache())
+        self.past, self.first = cached.length, cached.first
+
+    def state(self) -> State:
+        cache = (entry if entry.k is not None or entry.conv else None for entry in self.entries)
+        return State(tuple(self.fast_weights), tuple(cache))
+
+    # Attention
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        entry = self.entries[layer_idx]
+        if entry.k is not None and entry.v is not None:
+            key_states = torch.cat([entry.k, key_states], dim=2)
+            value_states = torch.cat([entry.v, value_states], dim=2)
+        self.entries[layer_idx] = entry._replace(k=key_states, v=value_states)
+        return key_states, value_states
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.first + self.past
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.first + self.past
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int = 0) -> tuple[int, int]:
+        return self.past + query_length, self.first
+
+    # Recurrent layers
+
+    def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
+        wanted = range(len(self.entries)) if layer_idx is None else [layer_idx]
+        return any(self.fast_weights[i] is not None for i in wanted)
+
+    def is_recording_past(self, layer_idx: int) -> bool:
+        return False
+
+    def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+        """A copy, since a step of a single token writes into it."""
+        conv = self._conv(layer_idx, state_idx)
+        return None if conv is None else self._keep_conv(layer_idx, state_idx, conv.clone())
+
+    def update_conv_state(
+        self,
+        conv_states: Tensor,
+        layer_idx: int,
+        state_idx: int = 0,
+        conv_kernel_size: int | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
+        """Appends inputs [B, C, T]. Returns them with those before in front; keeps the newest `conv_kernel_size`."""
+        before = self._conv(layer_idx, state_idx)
+        size = conv_kernel_size or (conv_states if before is None else before).shape[-1]
+        whole = conv_states if before is None else torch.cat([before, conv_states], dim=-1)
+        if before is None and whole.shape[-1] < size:
+            whole = torch.nn.functional.pad(whole, (size - whole.shape[-1], 0))
+        self._keep_conv(layer_idx, state_idx, whole[..., -size:])
+        return whole
+
+    def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
+        """A copy, since a step of a single token may write into it."""
+        before = self.fast_weights[layer_idx]
+        if before is not None:
+            before = self.fast_weights[layer_idx] = before.clone()
+        return before
+
+    def update_recurrent_state(
+        self, recurrent_states: Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any
+    ) -> Tensor:
+        self.fast_weights[layer_idx] = recurrent_states
+        return recurrent_states
+
+    def _conv(self, layer_idx: int, state_idx: int) -> Tensor | None:
+        conv = self.entries[layer_idx].conv
+        return conv[state_idx] if state_idx < len(conv) else None
+
+    def _keep_conv(self, layer_idx: int, state_idx: int, x: Tensor) -> Tensor:
+        conv = list(self.entries[layer_idx].conv)
+        conv += [None] * (state_idx + 1 - len(conv))
+        conv[state_idx] = x
+        self.entries[layer_idx] = self.entries[layer_idx]._replace(conv=tuple(conv))
+        return x
+
+    # What generate() asks of every cache
+
+    @property
+    def is_compileable(self) -> bool:
+        return False
+
+
+def _entry(entry: object) -> LayerCache:
+    if entry is None:
+        return LayerCache()
+    if not isinstance(entry, LayerCache):
+        raise TypeError(f"expected a LayerCache, got {type(entry).__name__}")
+    return entry

@@ -1,0 +1,73 @@
+"""A sleeping model of transformers as a `LanguageModel`: for recipes, with our optimisers, stages and checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from reverie.hf.bases import load_base
+from reverie.hf.blocks import inserted_mixer
+from reverie.hf.insert import insert_fast_weights, inserted_parameters
+from reverie.hf.models import decoder_of
+from reverie.hf.sleeping import install
+from reverie.hf.state import StateCache
+from reverie.model import LanguageModel, PretrainedModel, State, Tokens
+
+
+class PretrainedLM(LanguageModel):
+    """`lm` is the model of transformers, which stays what it is."""
+
+    def __init__(self, lm: PreTrainedModel) -> None:
+        super().__init__()
+        install(lm)
+        self.lm = lm
+
+    @property
+    def layers(self) -> nn.ModuleList:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return decoder_of(self.lm).sleeping.layers
+
+    @property
+    def fast_weight_blocks(self) -> Sequence[int]:
+        return decoder_of(self.lm).sleeping.fast_weight_blocks
+
+    def fast_weight_parameters(self) -> list[nn.Parameter]:
+        """Inserted layers; in a model with fast weights of its own, the blocks that hold them."""
+        if any(inserted_mixer(layer) is not None for layer in self.layers):
+            return list(inserted_parameters(self.lm).values())
+        return [p for i in self.fast_weight_blocks for p in self.layers[i].parameters()]
+
+    def embed(self, tokens: Tokens) -> Tensor:
+        return decoder_of(self.lm).sleeping.embed(tokens)
+
+    def blocks(
+        self, h: Tensor, state: State, start: int, stop: int, *, span: int, output: bool = True
+    ) -> tuple[Tensor, State]:
+        return decoder_of(self.lm).sleeping.blocks(h, state, start, stop, span=span, output=output)
+
+    def head(self, h: Tensor) -> Tensor:
+        """Logits, by all that the model does behind its last block."""
+        flat = h.reshape(1, -1, h.shape[-1])
+        end = StateCache(State.empty(self.num_blocks), self.num_blocks, self.num_blocks, flat, 1)
+        return self.lm(inputs_embeds=flat, past_key_values=end, use_cache=True).logits.reshape(*h.shape[:-1], -1)
+
+
+def pretrained_lm(config: PretrainedModel, seed: int) -> PretrainedLM:
+    """The model, with new layers drawn from `seed`.
+
+    Raises UserError where the model cannot be found, or cannot sleep.
+    """
+    lm = load_base(config.pretrained)
+    if config.behind:
+        insert_fast_weights(
+            lm,
+            config.behind,
+            config.kind,
+            heads=config.fast_heads,
+            key_size=config.key_size,
+            value_size=config.value_size,
+            seed=seed,
+        )
+    return PretrainedLM(lm.to(torch.float32))

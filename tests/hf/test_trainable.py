@@ -1,0 +1,101 @@
+"""A pretrained model in a recipe: trained, resumed and evaluated as our own are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny import text, tiny
+from tiny_recipe import tiny_recipe
+
+from reverie.errors import UserError
+from reverie.hf.insert import inserted_parameters
+from reverie.hf.trainable import PretrainedLM
+from reverie.model import PretrainedModel
+from reverie.recipe import Recipe
+from reverie.sleep import Context, SleepConfig, read, rollout
+from reverie.train.build import build_model
+from reverie.train.loop import train
+from reverie.train.result import evaluate_run
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    tiny("llama", dtype=torch.float32, tie_word_embeddings=True).save_pretrained(folder)
+    return folder
+
+
+def pretrained(base: Path, **sections: dict[str, Any]) -> Recipe:
+    plain = tiny_recipe(**sections).model_dump(mode="json")
+    plain["model"] = {
+        "pretrained": str(base),
+        "behind": [1, 3],
+        "kind": "gdn",
+        "vocab_size": plain["model"]["vocab_size"],
+    }
+    return Recipe.model_validate(plain)
+
+
+def test_rollout_is_what_the_model_itself_computes(base: Path) -> None:
+    recipe = pretrained(base)
+    model = build_model(recipe.model, 0)
+    assert isinstance(model, PretrainedLM)
+    tokens, config = text(19), SleepConfig(window_size=8, num_sleep_passes=2)
+    mask = torch.zeros(2, 19, dtype=torch.bool)
+    mask[0, 17], mask[1, 16:] = True, True
+    with torch.no_grad():
+        rolled, _ = rollout(model, tokens, mask, config)
+        logits, _ = read(model, tokens, Context.empty(model), config)
+    torch.testing.assert_close(rolled, logits[mask])
+
+
+def test_a_run_goes_on_as_without_a_break(base: Path, tmp_path: Path) -> None:
+    recipe = pretrained(base, train={"steps": 4, "checkpoint_every": 2, "eval_every": 2})
+    whole = train(recipe, tmp_path / "whole")
+    from reverie.train import loop
+
+    class Break(Exception):
+        pass
+
+    def stop(progress: loop.Progress, loss: float) -> None:
+        if progress.step == 3:
+            raise Break
+
+    with pytest.raises(Break):
+        train(recipe, tmp_path / "broken", report=stop)
+    resumed = train(recipe, tmp_path / "broken", resume=True)
+    assert [p.train_loss for p in resumed.curve] == [p.train_loss for p in whole.curve]
+    assert resumed.score == whole.score
+    assert evaluate_run(tmp_path / "whole").score == whole.score
+
+
+def test_a_stage_of_fast_weights_leaves_the_pretrained_part_alone(base: Path, tmp_path: Path) -> None:
+    stage = {"share": 1.0, "parameters": "fast_weights", "eviction": "hard"}
+    recipe = pretrained(base, train={"steps": 2, "stages": [stage]})
+    model = build_model(recipe.model, recipe.train.seed)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    train(recipe, tmp_path / "run")
+    from reverie.train.sharded import find_checkpoint, load_run
+
+    place = find_checkpoint(tmp_path / "run")
+    assert place is not None
+    load_run(place).restore_model(model)
+    moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved
+    assert moved <= {f"lm.{name}" for name in inserted_parameters(model.lm)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"behind": [1, 1]}, "behind must be different indices of blocks"),
+        ({"behind": [9]}, "has blocks 0 to 3, there is none behind 9"),
+        ({"pretrained": "no/such/folder"}, "no/such/folder"),
+    ],
+)
+def test_what_cannot_be_built(base: Path, changes: dict[str, Any], sentence: str) -> None:
+    with pytest.raises((UserError, ValueError), match=sentence):
+        build_model(PretrainedModel(**{"vocab_size": 9, "pretrained": str(base), "behind": (1,)} | changes), 0)
