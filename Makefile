@@ -37,7 +37,7 @@ results: setup
 	done
 	.venv/bin/python benchmarks/gsm_infinite.py --out results/gsm_infinite/generator.json
 	.venv/bin/python benchmarks/scaling.py --out results/scaling.json
-	.venv/bin/python benchmarks/kills.py depo/nano --set train.checkpoint_every=50 --out results/reliability/kills.json
+	.venv/bin/python benchmarks/kills.py depo/nano --set train.checkpoint_every=50 --set sleep.num_sleep_passes=4 --out results/reliability/kills.json
 
 # make performance    cards, figures and tables of docs/PERFORMANCE.md anew: a quarter of an hour on two quiet cores
 performance: setup

@@ -14,7 +14,7 @@ import typer
 from reverie.card import ComparisonCard, RunCard
 from reverie.cli_bench import app as bench_app
 from reverie.cli_data import app as data_app
-from reverie.cli_hf import register
+from reverie.cli_hf import app as hf_app
 from reverie.compare import FIGURE_NAME, Run, compare, plan_runs
 from reverie.errors import UserError
 from reverie.plots import plot_cards
@@ -42,7 +42,7 @@ tasks_app = typer.Typer(help="Look at the tasks.", no_args_is_help=True, rich_ma
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
-register(app)
+app.add_typer(hf_app)
 
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A shipped recipe such as depo/nano, or a .toml file.")

@@ -108,3 +108,23 @@ class RowDisplay(_Display):
             self._show(self._name, "row", rows, self._count, f"{rate:,.1f} rows/s", (self._count - rows) / rate)
         elif self._console.is_terminal:  # a bar while the workers start
             self._show(self._name, "row", rows, self._count, "", 0.0)
+
+
+class ReadDisplay(_Display):
+    """Shows windows, tokens/s and the time left of a text that is being read."""
+
+    def __init__(self, console: Console, name: str) -> None:
+        super().__init__(console)
+        self._name, self._begun = name, 0.0
+
+    def update(self, windows: int, total: int, tokens: int) -> None:
+        """Before the first window, and after every one of them. The bar ends with the last, for text comes next."""
+        now = time.monotonic()
+        if windows == 0:
+            self._begun = now
+        seconds = max(now - self._begun, 1e-9)
+        left_s = seconds / max(windows, 1) * (total - windows)
+        if total:
+            self._show(self._name, "window", windows, total, f"{tokens / seconds:,.0f} tok/s", left_s)
+        if windows == total:
+            self._progress.stop()

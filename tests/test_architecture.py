@@ -38,10 +38,11 @@ ROOMS = {
     "bench": "errors ops model backward sleep tasks recipe provenance train",
     "plots": "errors files card bench",
     "compare": "errors files recipe card plots tables train",
-    "terminal": "train",
+    "terminal": "errors train",
     "cli_bench": "card progress bench plots terminal",
     "cli_data": "check errors data progress terminal",
-    "cli": "errors recipe card plots tables tasks train show progress compare terminal cli_bench cli_data",
+    "cli_hf": "errors sleep hf progress terminal",
+    "cli": "errors recipe card plots tables tasks train show progress compare terminal cli_bench cli_data cli_hf",
     "__main__": "cli",
     "train.__main__": "errors cli train",  # a process of `reverie train --nproc`: the same command
 }

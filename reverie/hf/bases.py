@@ -1,4 +1,4 @@
-"""Models and tokenizers by the name that an adapter gives its base: smollm2, a folder, or an id on the Hugging Face hub."""
+"""Models and tokenizers by the name that an adapter gives its base: smollm2, a folder, or a hub id."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from reverie.hf.smollm2 import SMOLLM2, load_smollm2_model, load_smollm2_tokeniz
 
 
 def load_base(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
-    """A causal language model in evaluation mode, from safetensors (smollm2: GGUF); never from a pickle or others' code.
+    """A causal language model in evaluation mode, from safetensors (smollm2: GGUF).
 
-    A looped model (Ouro) runs its stack once awake, since passes of sleep are its loop.
+    No pickle is read, and no code that comes with a model is run. A looped model (Ouro) runs its stack once awake, since passes of sleep are its loop.
 
     Args:
         name_or_path: "smollm2", a folder, or a hub id.
@@ -39,7 +39,7 @@ def load_base(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
     check_name(name)
     with loading("the model", name):
         from_hub = {key: kwargs[key] for key in ("revision", "cache_dir", "local_files_only", "token") if key in kwargs}
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **from_hub)
+        config = kwargs.pop("config", None) or AutoConfig.from_pretrained(name, trust_remote_code=False, **from_hub)
         if hasattr(config, "total_ut_steps"):
             config.total_ut_steps = 1
         safe = {"config": config, "trust_remote_code": False, "use_safetensors": True}
@@ -67,7 +67,7 @@ def loading(what: str, name: str) -> Iterator[None]:
     """Whatever transformers says of a model that it cannot load, as one sentence."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(f"cannot load {what} of {name}: {_first_sentence(error)}") from error
 
 

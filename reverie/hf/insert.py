@@ -114,7 +114,7 @@ def insert_fast_weights(
             weight = next(blocks.layers[i].parameters())
             mixer = InsertedMixer(width, config, getattr(decoder.config, "rms_norm_eps", 1e-6))
             setattr(blocks.layers[i], INSERTED, mixer.to(weight.device, weight.dtype))
-    decoder.inserted_config = config
+    decoder.inserted_configs += (config,)
     total = _count(model)
     return Inserted(total - before, total)
 

@@ -139,8 +139,8 @@ class TestDraw:
 
     def test_seed_step_and_split_make_other_texts(self) -> None:
         places: list[tuple[Split, int, int]] = [("train", 0, 0), ("train", 1, 0), ("train", 0, 1), ("test", 0, 0)]
-        texts = [tuple(x.tolist()) for place in places for x in SMALL.batch(*place, range(500)).tokens]
-        assert len(set(texts)) == len(texts)
+        facts = [tuple(x[:60].tolist()) for place in places for x in SMALL.batch(*place, range(500)).tokens]
+        assert len(set(facts)) == len(facts)
 
     def test_as_many_texts_as_promised(self) -> None:
         assert perm(len(NOUNS), 8) * len(VALUES) ** 8 > 10**26

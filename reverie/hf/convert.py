@@ -1,0 +1,144 @@
+"""`reverie convert`: a model of transformers that sleeps, as a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from rich.table import Table
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from reverie.errors import UserError
+from reverie.files import writing
+from reverie.hf.bases import load_base, load_tokenizer
+from reverie.hf.insert import Kind, insert_fast_weights
+from reverie.hf.models import decoder_of
+from reverie.hf.sleeping import add_sleep, install
+from reverie.sleep import SleepConfig
+
+SAMPLE = "While we are awake, words fill the window; asleep, we go over them again, and what was understood stays."
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What was made of which model."""
+
+    source: str
+    model: str  # its class
+    path: str
+    files_bytes: int
+    blocks: int
+    parameters: int  # before
+    added_parameters: int
+    kind: Kind | None  # of the inserted layers; None: the model has fast weights of its own
+    behind: tuple[int, ...]
+    window_size: int
+    num_sleep_passes: int
+    eviction: str
+    looped_blocks: tuple[int, int] | None
+    checked_tokens: int  # of a text on which the logits are those of before, bit for bit
+
+
+def convert(
+    source: str, out: Path, config: SleepConfig, *, kind: Kind | None = None, layers: int | Sequence[int] = 6
+) -> Conversion:
+    """Load a model, insert layers with fast weights if `kind` says so, and save it with its tokenizer.
+
+    Args:
+        source: "smollm2", a folder, or a hub id.
+        out: a folder that is not there yet, or is empty.
+        layers: how many, spread evenly; or behind which blocks, from 0.
+
+    Raises UserError where this cannot be done, and where the logits of the model would not be what they were.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"--out {out} is there already; choose a new folder")
+    tokenizer = load_tokenizer(source)
+    model = load_base(source)
+    tokens = _sample(tokenizer, config.window_size)
+    with torch.no_grad():
+        wanted = model(tokens).logits
+    parameters = _count(model)
+    behind = _insert(model, kind, layers)
+    add_sleep(model, config)
+    _check(model, tokens, wanted)
+    with writing(out):
+        model.save_pretrained(out)
+        tokenizer.save_pretrained(out)
+    return Conversion(
+        source=source,
+        model=type(model).__name__,
+        path=str(out),
+        files_bytes=sum(file.stat().st_size for file in out.iterdir()),
+        blocks=decoder_of(model).sleeping.num_blocks,
+        parameters=parameters,
+        added_parameters=_count(model) - parameters,
+        kind=kind,
+        behind=behind,
+        checked_tokens=tokens.shape[1],
+        **config.model_dump(),
+    )
+
+
+def spread(count: int, num_blocks: int) -> tuple[int, ...]:
+    """Indices of `count` blocks at even distances, the last block among them: 6 of 30 are 4, 9, 14, 19, 24, 29."""
+    if not 1 <= count <= num_blocks:
+        raise UserError(f"--layers must be 1 to {num_blocks}, the number of blocks, got {count}")
+    return tuple((i + 1) * num_blocks // count - 1 for i in range(count))
+
+
+def conversion_table(done: Conversion) -> Table:
+    """For a terminal."""
+    loop = "all blocks" if done.looped_blocks is None else "blocks {} to {}".format(*done.looped_blocks)
+    rows = {
+        "model": f"{done.source} ({done.model}, {done.blocks} blocks)",
+        "parameters": f"{done.parameters:,}",
+        "sleep": f"every {done.window_size:,} tokens, {done.num_sleep_passes} passes through {loop}",
+        "eviction": done.eviction,
+        "unchanged": f"logits of {done.checked_tokens} tokens are bit for bit those of before",
+        "files": f"{done.path} ({done.files_bytes / 2**20:,.1f} MiB)",
+    }
+    if done.kind is not None:
+        share, places = done.added_parameters / done.parameters, ", ".join(map(str, done.behind))
+        rows["parameters"] += (
+            f" + {done.added_parameters:,} ({share:.1%}) = {done.parameters + done.added_parameters:,}"
+        )
+        rows["inserted"] = f"{len(done.behind)} {done.kind} layers, behind blocks {places}"
+    table = Table(title="converted", show_header=False, title_justify="left")
+    for name in ("model", "parameters", "inserted", "sleep", "eviction", "unchanged", "files"):
+        if name in rows:
+            table.add_row(name, rows[name])
+    return table
+
+
+def _insert(model: PreTrainedModel, kind: Kind | None, layers: int | Sequence[int]) -> tuple[int, ...]:
+    """Behind which blocks."""
+    install(model)
+    blocks = decoder_of(model).sleeping
+    if kind is None:
+        if not blocks.fast_weight_blocks:
+            raise UserError(f"{type(model).__name__} has no fast weights: add --insert jet or --insert gdn")
+        return ()
+    behind = spread(layers, blocks.num_blocks) if isinstance(layers, int) else tuple(layers)
+    insert_fast_weights(model, behind, kind)
+    return behind
+
+
+def _sample(tokenizer: PreTrainedTokenizerBase, most: int) -> Tensor:
+    """Tokens [1, T] of a short text, which fits into one window."""
+    return tokenizer(SAMPLE, return_tensors="pt").input_ids[:, :most]
+
+
+def _check(model: PreTrainedModel, tokens: Tensor, wanted: Tensor) -> None:
+    with torch.no_grad():
+        logits = model(tokens).logits
+    if not torch.equal(logits, wanted):
+        difference = (logits - wanted).abs().max()
+        raise UserError(f"the logits of {type(model).__name__} are not what they were: off by up to {difference:.2g}")
+
+
+def _count(model: PreTrainedModel) -> int:
+    return sum(p.numel() for p in model.parameters())

@@ -1,0 +1,177 @@
+"""`reverie generate`: a text of any length is read, then continued, in the memory of one window."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+
+from reverie.errors import UserError
+from reverie.hf.bases import load_tokenizer
+from reverie.hf.cache import SleepCache
+from reverie.hf.saving import load
+from reverie.hf.sleeping import add_sleep
+from reverie.sleep import SleepConfig
+
+Report = Callable[[int, int, int], None]  # windows read, windows to read, tokens read
+
+
+@dataclass(frozen=True)
+class Generated:
+    """What was written, and what it took."""
+
+    text: str
+    tokens_read: int
+    tokens_written: int
+    windows_slept_over: int
+    read_tokens_per_second: float
+    write_tokens_per_second: float
+    peak_state_bytes: int  # most that the state held between two tokens or pieces: fast weights, cache, h of a window
+
+    def sentence(self) -> str:
+        return (
+            f"read {self.tokens_read:,} tokens at {self.read_tokens_per_second:,.0f} tok/s, "
+            f"wrote {self.tokens_written:,} at {self.write_tokens_per_second:,.1f} tok/s; "
+            f"slept over {self.windows_slept_over:,} windows; state at most {self.peak_state_bytes / 2**20:,.1f} MiB"
+        )
+
+
+def load_sleeper(
+    folder: Path, device: torch.device, *, num_sleep_passes: int | None = None, window_size: int | None = None
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A model that `reverie convert` or `save_pretrained` left, asleep as it was saved or as is said here."""
+    if not folder.is_dir():
+        raise UserError(f"there is no folder {folder}; reverie convert makes one")
+    tokenizer = load_tokenizer(folder)
+    model = load(folder).to(device)
+    given = {"num_sleep_passes": num_sleep_passes, "window_size": window_size}
+    changes = {key: value for key, value in given.items() if value is not None}
+    if changes:
+        add_sleep(model, SleepConfig.model_validate(model.sleep_config.model_dump() | changes))
+    return model, tokenizer
+
+
+def read_prompt(path: Path | None, behind: str | None) -> str:
+    """The text of a file, and what is said behind it, on a new line. Raises UserError if that is nothing."""
+    try:
+        text = "" if path is None else path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text in UTF-8") from None
+    between = "\n" if text and behind and not text.endswith("\n") else ""
+    text += between + (behind or "")
+    if not text:
+        raise UserError("there is nothing to go on from: give --prompt-file, --prompt, or both")
+    return text
+
+
+@torch.no_grad()
+def generate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt: str,
+    *,
+    max_tokens: int = 200,
+    temperature: float = 0.0,
+    seed: int = 0,
+    write: Callable[[str], None] = lambda text: None,
+    report: Report = lambda windows, total, tokens: None,
+) -> Generated:
+    """Go on with a prompt, by the most likely token, or at a temperature above 0 by drawing.
+
+    Args:
+        write: gets the new text piece by piece, as soon as words are whole.
+        report: called before the first and after every window of the prompt.
+    """
+    tokens = tokenizer(prompt, return_tensors="pt", verbose=False).input_ids.to(model.device)
+    if tokens.shape[1] == 0:
+        raise UserError("the prompt holds no token that the model knows")
+    meter = _Meter(model)
+    begun = time.perf_counter()
+    _read(model, tokens[:, :-1], meter, report)
+    between = time.perf_counter()
+    streamer = _Streamer(tokenizer, meter, write)
+    torch.manual_seed(seed)
+    drawing: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    # generate() takes tokens shorter than the mask for those that the cache has not seen.
+    model.generate(
+        input_ids=tokens[:, -1:],
+        attention_mask=torch.ones_like(tokens),
+        past_key_values=meter.cache,
+        max_new_tokens=max_tokens,
+        streamer=streamer,
+        **(drawing if temperature > 0 else {"do_sample": False}),
+    )
+    ended = time.perf_counter()
+    meter.measure()
+    return Generated(
+        text="".join(streamer.pieces),
+        tokens_read=tokens.shape[1],
+        tokens_written=streamer.tokens,
+        windows_slept_over=meter.sleeps,
+        read_tokens_per_second=(tokens.shape[1] - 1) / (between - begun),
+        write_tokens_per_second=streamer.tokens / (ended - between),
+        peak_state_bytes=meter.peak,
+    )
+
+
+def _read(model: PreTrainedModel, tokens: Int[Tensor, "1 T"], meter: _Meter, report: Report) -> None:
+    """In pieces of a window, so that no more than that is ever in memory."""
+    pieces = tokens.split(model.sleep_config.window_size, dim=1) if tokens.shape[1] else ()
+    read = 0
+    for i, piece in enumerate(pieces):
+        report(i, len(pieces), read)
+        model(input_ids=piece, past_key_values=meter.cache, logits_to_keep=1)
+        meter.measure()
+        read += piece.shape[1]
+    report(len(pieces), len(pieces), read)
+
+
+class _Meter:
+    """What the cache of one text holds."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        self.cache, self.window_size, self.peak = SleepCache(), model.sleep_config.window_size, 0
+
+    @property
+    def sleeps(self) -> int:
+        """A full window is slept over when the next token comes."""
+        return max(self.cache.seen - 1, 0) // self.window_size
+
+    @property
+    def full(self) -> bool:
+        return self.cache.seen % self.window_size == 0
+
+    def measure(self) -> None:
+        tensors = [x for x in tree_leaves([*self.cache.contexts]) if isinstance(x, Tensor)]
+        storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
+        self.peak = max(self.peak, sum(storages.values()))
+
+
+class _Streamer(TextStreamer):
+    """Hands text on, and measures where the state is largest: at the end of a window."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, meter: _Meter, write: Callable[[str], None]) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.meter, self.write = meter, write
+        self.pieces: list[str] = []
+        self.tokens = 0
+
+    def put(self, value: Tensor) -> None:
+        self.tokens += 0 if self.next_tokens_are_prompt else value.numel()
+        if self.meter.full:
+            self.meter.measure()
+        super().put(value)
+
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.pieces.append(text)
+        self.write(text)
