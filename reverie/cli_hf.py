@@ -43,9 +43,10 @@ def convert_command(
     kind = _kind(insert, layers, behind)
     places = (6 if layers is None else layers) if behind is None else _numbers(behind, "--behind", "4,9,14")
     config = _sleep_config(window, passes, eviction, loop)
-    with _transformers():
-        from reverie.hf.convert import conversion_table, convert
-    with interruptible("what is in --out is not whole"), err_console.status("converting"):
+    _quiet_transformers()
+    from reverie.hf.convert import conversion_table, convert
+
+    with interruptible("nothing is left of it"), err_console.status("converting"):
         done = convert(source, out, config, kind=kind, layers=places)
     if as_json:
         typer.echo(json.dumps(asdict(done)))
@@ -68,13 +69,14 @@ def generate_command(
 ) -> None:
     """Read a text of any length with a model that sleeps, then go on with it."""
     where = device_named(device)
-    with _transformers():
-        from reverie.hf.generate import generate, load_sleeper, read_prompt
+    _quiet_transformers()
+    from reverie.hf.generate import generate, load_sleeper, read_prompt
+
     text = read_prompt(prompt_file, prompt)
     with interruptible("the same command begins again"):
         with err_console.status("loading the model"):
             model, tokenizer = load_sleeper(folder, where, num_sleep_passes=passes, window_size=window)
-        with ReadDisplay(err_console, "reading") as display:
+        with ReadDisplay(err_console, "reading") as display, _own_lines(as_json):
             done = generate(
                 model,
                 tokenizer,
@@ -85,8 +87,19 @@ def generate_command(
                 write=_hold if as_json else _stream,
                 report=display.update,
             )
-    typer.echo(json.dumps(asdict(done)) if as_json else "")
+    if as_json:
+        typer.echo(json.dumps(asdict(done)))
     typer.echo(done.sentence(), err=True)
+
+
+@contextlib.contextmanager
+def _own_lines(as_json: bool) -> Iterator[None]:
+    """Ends the line that streamed text is on, also where it breaks off."""
+    try:
+        yield
+    finally:
+        if not as_json:
+            typer.echo("")
 
 
 def _stream(text: str) -> None:
@@ -98,18 +111,18 @@ def _hold(text: str) -> None:
     """For --json, which prints all at the end."""
 
 
-@contextlib.contextmanager
-def _transformers() -> Iterator[None]:
-    """While it is imported; afterwards it says nothing but errors, and shows bars for downloads alone."""
+def _quiet_transformers() -> None:
+    """Have it say nothing but errors, and show bars for downloads alone. Raises UserError where it is not installed."""
     try:
         import transformers
+        from huggingface_hub import logging as hub_logging
         from huggingface_hub.utils import enable_progress_bars
     except ImportError:
         raise UserError("this needs the package transformers; run pip install 'transformers>=5.23'") from None
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
     enable_progress_bars()
-    yield
 
 
 def _kind(insert: str | None, layers: int | None, behind: str | None) -> Literal["jet", "gdn"] | None:

@@ -120,11 +120,13 @@ class ReadDisplay(_Display):
     def update(self, windows: int, total: int, tokens: int) -> None:
         """Before the first window, and after every one of them. The bar ends with the last, for text comes next."""
         now = time.monotonic()
-        if windows == 0:
-            self._begun = now
-        seconds = max(now - self._begun, 1e-9)
-        left_s = seconds / max(windows, 1) * (total - windows)
-        if total:
+        if windows:
+            seconds = max(now - self._begun, 1e-9)
+            left_s = seconds / windows * (total - windows)
             self._show(self._name, "window", windows, total, f"{tokens / seconds:,.0f} tok/s", left_s)
+        else:
+            self._begun = now
+            if total and self._console.is_terminal:
+                self._show(self._name, "window", 0, total, "", 0.0)
         if windows == total:
             self._progress.stop()

@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 
 from reverie import progress
-from reverie.progress import LINE_INTERVAL_S, RowDisplay, RunDisplay
+from reverie.progress import LINE_INTERVAL_S, ReadDisplay, RowDisplay, RunDisplay
 from reverie.train.worker import Event
 
 
@@ -126,3 +126,29 @@ def test_rows_have_a_bar_on_a_terminal_from_the_start(monkeypatch: pytest.Monkey
         screen.now += 2
         display.update(10)
     assert "10/10 5.0 rows/s" in screen.text
+
+
+def test_windows_of_a_text(monkeypatch: pytest.MonkeyPatch):
+    screen = Screen(monkeypatch)
+    with ReadDisplay(screen.console, "reading") as display:
+        for windows in range(4):
+            display.update(windows, 3, 512 * windows)
+            screen.now += LINE_INTERVAL_S
+    assert screen.lines == [
+        "reading  window 1/3  51 tok/s  ETA 0:20",
+        "reading  window 2/3  51 tok/s  ETA 0:10",
+        "reading  window 3/3  51 tok/s  ETA 0:00",
+    ]
+
+
+@pytest.mark.parametrize("windows", [0, 2])
+def test_the_bar_of_windows_ends_with_the_last_one(monkeypatch: pytest.MonkeyPatch, windows: int):
+    """What is written next to the terminal stays below it."""
+    screen = Screen(monkeypatch, terminal=True)
+    with ReadDisplay(screen.console, "reading") as display:
+        for i in range(windows + 1):
+            display.update(i, windows, 512 * i)
+        shown = screen.text
+        assert ("2/2" in shown) == (windows == 2)
+        screen.console.print("text")
+        assert screen.text == shown + "text\n"

@@ -1,1 +1,37 @@
-"""Sleep for Hugging Face models."""
+"""Sleep for Hugging Face models.
+
+    model = AutoModelForCausalLM.from_pretrained("HuggingFaceTB/SmolLM2-135M")
+    insert_fast_weights(model, [9, 19, 29])
+    add_sleep(model, SleepConfig(window_size=1024, num_sleep_passes=2))
+
+Importing this makes the types Jet-Nemotron, Ouro, `reverie_sleep` (what such a model saves) and `reverie_hybrid` (our
+own) known to transformers' Auto classes.
+"""
+
+from reverie.hf.cache import SleepCache
+from reverie.hf.hybrid import ReverieHybridConfig, ReverieHybridForCausalLM, load_hybrid, save_hybrid
+from reverie.hf.insert import InsertConfig, freeze_pretrained, insert_fast_weights, unfreeze
+from reverie.hf.jet_nemotron import JetNemotronConfig, JetNemotronForCausalLM
+from reverie.hf.ouro import OuroConfig, OuroForCausalLM
+from reverie.hf.saving import load
+from reverie.hf.sleeping import add_sleep
+from reverie.sleep import SleepConfig
+
+__all__ = [
+    "InsertConfig",
+    "JetNemotronConfig",
+    "JetNemotronForCausalLM",
+    "OuroConfig",
+    "OuroForCausalLM",
+    "ReverieHybridConfig",
+    "ReverieHybridForCausalLM",
+    "SleepCache",
+    "SleepConfig",
+    "add_sleep",
+    "freeze_pretrained",
+    "insert_fast_weights",
+    "load",
+    "load_hybrid",
+    "save_hybrid",
+    "unfreeze",
+]

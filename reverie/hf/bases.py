@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -25,7 +28,8 @@ from reverie.hf.smollm2 import SMOLLM2, load_smollm2_model, load_smollm2_tokeniz
 def load_base(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
     """A causal language model in evaluation mode, from safetensors (smollm2: GGUF).
 
-    No pickle is read, and no code that comes with a model is run. A looped model (Ouro) runs its stack once awake, since passes of sleep are its loop.
+    No pickle is read, and no code that comes with a model is run. A looped model (Ouro) runs its stack once awake:
+    passes of sleep are its loop.
 
     Args:
         name_or_path: "smollm2", a folder, or a hub id.
@@ -37,9 +41,12 @@ def load_base(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
     if name == SMOLLM2:
         return load_smollm2_model(**kwargs)
     check_name(name)
+    if Path(name).is_dir():
+        name = str(Path(name).resolve())  # an adapter will name it, from wherever it is loaded
     with loading("the model", name):
         from_hub = {key: kwargs[key] for key in ("revision", "cache_dir", "local_files_only", "token") if key in kwargs}
-        config = kwargs.pop("config", None) or AutoConfig.from_pretrained(name, trust_remote_code=False, **from_hub)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **from_hub)  # says at once if there is none
+        config = kwargs.pop("config", config)
         if hasattr(config, "total_ut_steps"):
             config.total_ut_steps = 1
         safe = {"config": config, "trust_remote_code": False, "use_safetensors": True}
@@ -58,8 +65,13 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
 
 def check_name(name: str) -> None:
     """Raises UserError for what is neither a folder nor could be a hub id, before the network is asked."""
-    if not Path(name).is_dir() and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
-        raise UserError(f"there is no folder {name}, and it is neither {SMOLLM2} nor an id on the Hugging Face hub")
+    if not os.path.isdir(name) and not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name):
+        raise UserError(
+            f"there is no folder {name}, nor is it {SMOLLM2} or an organisation/model of the Hugging Face hub"
+        )
+
+
+_REFUSALS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError)
 
 
 @contextmanager
@@ -67,7 +79,9 @@ def loading(what: str, name: str) -> Iterator[None]:
     """Whatever transformers says of a model that it cannot load, as one sentence."""
     try:
         yield
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError) as error:
+    except UserError:
+        raise
+    except _REFUSALS as error:
         raise UserError(f"cannot load {what} of {name}: {_first_sentence(error)}") from error
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reverie.errors import UserError
 from reverie.files import writing
 from reverie.hf.bases import load_base, load_tokenizer
+from reverie.hf.blocks import DecoderBlocks
 from reverie.hf.insert import Kind, insert_fast_weights
 from reverie.hf.models import decoder_of
 from reverie.hf.sleeping import add_sleep, install
@@ -30,7 +35,7 @@ class Conversion:
     model: str  # its class
     path: str
     files_bytes: int
-    blocks: int
+    num_blocks: int
     parameters: int  # before
     added_parameters: int
     kind: Kind | None  # of the inserted layers; None: the model has fast weights of its own
@@ -56,8 +61,8 @@ def convert(
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"--out {out} is there already; choose a new folder")
-    tokenizer = load_tokenizer(source)
     model = load_base(source)
+    tokenizer = load_tokenizer(source)
     tokens = _sample(tokenizer, config.window_size)
     with torch.no_grad():
         wanted = model(tokens).logits
@@ -65,15 +70,13 @@ def convert(
     behind = _insert(model, kind, layers)
     add_sleep(model, config)
     _check(model, tokens, wanted)
-    with writing(out):
-        model.save_pretrained(out)
-        tokenizer.save_pretrained(out)
+    _save(model, tokenizer, out)
     return Conversion(
         source=source,
         model=type(model).__name__,
         path=str(out),
         files_bytes=sum(file.stat().st_size for file in out.iterdir()),
-        blocks=decoder_of(model).sleeping.num_blocks,
+        num_blocks=_blocks(model).num_blocks,
         parameters=parameters,
         added_parameters=_count(model) - parameters,
         kind=kind,
@@ -94,7 +97,7 @@ def conversion_table(done: Conversion) -> Table:
     """For a terminal."""
     loop = "all blocks" if done.looped_blocks is None else "blocks {} to {}".format(*done.looped_blocks)
     rows = {
-        "model": f"{done.source} ({done.model}, {done.blocks} blocks)",
+        "model": f"{done.source} ({done.model}, {done.num_blocks} blocks)",
         "parameters": f"{done.parameters:,}",
         "sleep": f"every {done.window_size:,} tokens, {done.num_sleep_passes} passes through {loop}",
         "eviction": done.eviction,
@@ -110,14 +113,14 @@ def conversion_table(done: Conversion) -> Table:
     table = Table(title="converted", show_header=False, title_justify="left")
     for name in ("model", "parameters", "inserted", "sleep", "eviction", "unchanged", "files"):
         if name in rows:
-            table.add_row(name, rows[name])
+            table.add_row(name, Text(rows[name]))
     return table
 
 
 def _insert(model: PreTrainedModel, kind: Kind | None, layers: int | Sequence[int]) -> tuple[int, ...]:
     """Behind which blocks."""
     install(model)
-    blocks = decoder_of(model).sleeping
+    blocks = _blocks(model)
     if kind is None:
         if not blocks.fast_weight_blocks:
             raise UserError(f"{type(model).__name__} has no fast weights: add --insert jet or --insert gdn")
@@ -138,6 +141,21 @@ def _check(model: PreTrainedModel, tokens: Tensor, wanted: Tensor) -> None:
     if not torch.equal(logits, wanted):
         difference = (logits - wanted).abs().max()
         raise UserError(f"the logits of {type(model).__name__} are not what they were: off by up to {difference:.2g}")
+
+
+def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
+    """Both, or nothing."""
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".converting-", dir=out.parent) as beside:
+            finished = Path(beside) / out.name
+            model.save_pretrained(finished)
+            tokenizer.save_pretrained(finished)
+            os.replace(finished, out)
+
+
+def _blocks(model: PreTrainedModel) -> DecoderBlocks:
+    return cast(DecoderBlocks, decoder_of(model).sleeping)
 
 
 def _count(model: PreTrainedModel) -> int:

@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
@@ -51,11 +51,12 @@ def load_sleeper(
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; reverie convert makes one")
     tokenizer = load_tokenizer(folder)
-    model = load(folder).to(device)
+    model = load(folder)
+    nn.Module.to(model, device)
     given = {"num_sleep_passes": num_sleep_passes, "window_size": window_size}
     changes = {key: value for key, value in given.items() if value is not None}
     if changes:
-        add_sleep(model, SleepConfig.model_validate(model.sleep_config.model_dump() | changes))
+        add_sleep(model, SleepConfig.model_validate(_sleep_config(model).model_dump() | changes))
     return model, tokenizer
 
 
@@ -92,7 +93,7 @@ def generate(
         write: gets the new text piece by piece, as soon as words are whole.
         report: called before the first and after every window of the prompt.
     """
-    tokens = tokenizer(prompt, return_tensors="pt", verbose=False).input_ids.to(model.device)
+    tokens = tokenizer(prompt, return_tensors="pt").input_ids.to(model.device)
     if tokens.shape[1] == 0:
         raise UserError("the prompt holds no token that the model knows")
     meter = _Meter(model)
@@ -103,7 +104,7 @@ def generate(
     torch.manual_seed(seed)
     drawing: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     # generate() takes tokens shorter than the mask for those that the cache has not seen.
-    model.generate(
+    cast(Any, model).generate(
         input_ids=tokens[:, -1:],
         attention_mask=torch.ones_like(tokens),
         past_key_values=meter.cache,
@@ -126,7 +127,7 @@ def generate(
 
 def _read(model: PreTrainedModel, tokens: Int[Tensor, "1 T"], meter: _Meter, report: Report) -> None:
     """In pieces of a window, so that no more than that is ever in memory."""
-    pieces = tokens.split(model.sleep_config.window_size, dim=1) if tokens.shape[1] else ()
+    pieces = tokens.split(meter.window_size, dim=1) if tokens.shape[1] else ()
     read = 0
     for i, piece in enumerate(pieces):
         report(i, len(pieces), read)
@@ -136,11 +137,15 @@ def _read(model: PreTrainedModel, tokens: Int[Tensor, "1 T"], meter: _Meter, rep
     report(len(pieces), len(pieces), read)
 
 
+def _sleep_config(model: PreTrainedModel) -> SleepConfig:
+    return cast(SleepConfig, model.sleep_config)
+
+
 class _Meter:
     """What the cache of one text holds."""
 
     def __init__(self, model: PreTrainedModel) -> None:
-        self.cache, self.window_size, self.peak = SleepCache(), model.sleep_config.window_size, 0
+        self.cache, self.window_size, self.peak = SleepCache(), _sleep_config(model).window_size, 0
 
     @property
     def sleeps(self) -> int:
@@ -173,5 +178,6 @@ class _Streamer(TextStreamer):
         super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
-        self.pieces.append(text)
-        self.write(text)
+        if text:
+            self.pieces.append(text)
+            self.write(text)

@@ -1,7 +1,8 @@
 """`insert_fast_weights`: Gated DeltaNet or Jet layers for a transformer that has no fast weights.
 
 A new layer stands behind a decoder block: h ← h + mixer(norm(h)), without an MLP (paper section 6.4, Ouro). Its output
-projection starts at zero, so the model computes bit for bit what it did before.
+projection starts at zero, so the model computes bit for bit what it did before; what it writes and looks up starts as
+what the next block attends with (inherit.py).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from transformers import PreTrainedModel
 
 from reverie.errors import UserError
 from reverie.hf.blocks import INSERTED
+from reverie.hf.inherit import Heads, inherit
 from reverie.hf.models import decoder_of
 from reverie.hf.sleeping import install
 from reverie.hf.state import StateCache
@@ -67,6 +69,7 @@ class InsertedMixer(nn.Module):
             norm_eps=norm_eps,
         )
         self.norm_eps = norm_eps
+        self.norm_weight = nn.Parameter(torch.ones(width))
         self.mixer = MIXERS[config.kind](sizes)
         for module in self.mixer.modules():
             if isinstance(module, nn.Linear):
@@ -77,7 +80,7 @@ class InsertedMixer(nn.Module):
         """h [B, T, D] behind block `index`; its fast weights and convolution are in `call`."""
         entry = call.entries[index]
         tail = ConvTail(entry.conv[0]) if entry.conv and entry.conv[0] is not None else None
-        x = rms_norm(h, self.norm_eps)
+        x = rms_norm(h, self.norm_eps) * self.norm_weight
         y, call.fast_weights[index], tail = self.mixer(x, call.fast_weights[index], tail, span=call.span)
         call.entries[index] = entry._replace(conv=(tail.x,))
         return h + y.to(h.dtype)
@@ -97,7 +100,9 @@ def insert_fast_weights(
 
     Args:
         layers: indices of blocks, from 0.
-        heads, key_size, value_size: of a new layer; Jet-Nemotron's proportions if absent.
+        heads, key_size, value_size: of a new layer. If all are absent, it begins with queries, keys and values of the
+            next block's attention; of what is given, the rest follows in Jet-Nemotron's proportions, and it begins at
+            random.
 
     Raises UserError for blocks that the model does not have, or that have fast weights already.
     """
@@ -106,6 +111,9 @@ def insert_fast_weights(
     blocks = decoder.sleeping
     _check(model, blocks.num_blocks, blocks.fast_weight_blocks, layers)
     width = decoder.config.hidden_size
+    inherited = None if heads or key_size or value_size else _inherited(blocks.layers, layers)
+    if inherited:
+        (heads, key_size), value_size = inherited[layers[0]].q.shape[:2], inherited[layers[0]].v.shape[1]
     config = _sizes(width, tuple(sorted(layers)), kind, heads, key_size, value_size)
     before = _count(model)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
@@ -113,6 +121,9 @@ def insert_fast_weights(
         for i in config.layers:
             weight = next(blocks.layers[i].parameters())
             mixer = InsertedMixer(width, config, getattr(decoder.config, "rms_norm_eps", 1e-6))
+            if inherited:
+                mixer.norm_weight.data.copy_(inherited[i].gain)
+                inherit(mixer.mixer, inherited[i])
             setattr(blocks.layers[i], INSERTED, mixer.to(weight.device, weight.dtype))
     decoder.inserted_configs += (config,)
     total = _count(model)
@@ -136,6 +147,14 @@ def freeze_pretrained(model: PreTrainedModel) -> None:
 def unfreeze(model: PreTrainedModel) -> None:
     """Everything trains."""
     model.requires_grad_(True)
+
+
+def _inherited(blocks: nn.ModuleList, layers: Sequence[int]) -> dict[int, Heads] | None:
+    """What new layers begin with, by the block in front; None where not all can, or not alike."""
+    heads = {i: Heads.of(blocks[i + 1]) if i + 1 < len(blocks) else None for i in layers}
+    known = {i: found for i, found in heads.items() if found is not None}
+    shapes = {(found.q.shape, found.v.shape) for found in known.values()}
+    return known if len(known) == len(layers) and len(shapes) == 1 else None
 
 
 def _sizes(

@@ -28,7 +28,10 @@ class Origin(NamedTuple):
 
 
 def origin_of(model: PreTrainedModel) -> Origin | None:
-    """To be asked before anything is done to the model; None where it is not as it was loaded from somewhere."""
+    """To be asked before anything is done to the model; None where it is not as it was loaded from somewhere.
+
+    What wrote past autograd before, as peft does when it merges an adapter, goes unseen: save a merged model first.
+    """
     name = model.config._name_or_path
     if not name or not all(_as_loaded(parameter) for parameter in model.parameters()):
         return None
@@ -38,11 +41,6 @@ def origin_of(model: PreTrainedModel) -> Origin | None:
 def _as_loaded(parameter: Tensor) -> bool:
     """transformers marks what it has read from files; writing into it, as an optimiser does, makes a new version."""
     return not parameter.is_meta and parameter._version == 0 and getattr(parameter, "_is_hf_initialized", False)
-
-
-def unchanged(state_dict: Mapping[str, Tensor], origin: Origin | None) -> bool:
-    """Whether the pretrained part of a model is still what it was."""
-    return origin is not None and fingerprint(state_dict) == origin.fingerprint
 
 
 def fingerprint(state_dict: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:

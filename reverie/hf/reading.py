@@ -7,10 +7,12 @@ Padded rows, a cache that comes back with the next tokens, logits of the newest 
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache
 
 from reverie.backward import EXACT, Backward
@@ -107,3 +109,11 @@ def _refuse_packing(positions: Tensor | None, cache: SleepCache) -> None:
 def reads_newest_only(labels: Tensor | None, logits_to_keep: Any) -> bool:
     """Whether the logits of the newest token alone are asked for, which spares the head of all other windows."""
     return labels is None and isinstance(logits_to_keep, int) and logits_to_keep == 1
+
+
+def refuse_recording(config: PreTrainedConfig, kwargs: Mapping[str, Any]) -> None:
+    """Raises UserError where a call, or the config, asks for what happens inside of the model."""
+    for name in ("output_hidden_states", "output_attentions", "output_router_logits"):
+        wanted = kwargs.get(name)
+        if getattr(config, name, False) if wanted is None else wanted:
+            raise UserError(f"a model that sleeps runs its blocks in several passes, so there is no single {name[7:]}")

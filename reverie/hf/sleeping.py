@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from functools import wraps
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
@@ -20,7 +20,7 @@ from reverie.errors import UserError
 from reverie.hf.blocks import DecoderBlocks, InDecoder, SleepingBlock
 from reverie.hf.models import check_decoder, decoder_of
 from reverie.hf.origin import Origin, origin_of
-from reverie.hf.reading import AWAKE, cache_for, read_batch, reads_newest_only
+from reverie.hf.reading import AWAKE, cache_for, read_batch, reads_newest_only, refuse_recording
 from reverie.hf.state import StateCache
 from reverie.sleep import SleepConfig, plan
 
@@ -106,7 +106,7 @@ class SleepingDecoder(nn.Module):
             return super().forward(past_key_values=past_key_values, use_cache=use_cache, **given, **kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise UserError("give either input_ids or inputs_embeds")
-        _refuse_recording(self, kwargs)
+        refuse_recording(self.config, kwargs)
         tokens = inputs_embeds if input_ids is None else input_ids
         cache = cache_for(past_key_values, attention_mask, tokens, self.sleeping, position_ids)
         h = read_batch(
@@ -121,6 +121,11 @@ class SleepingDecoder(nn.Module):
         output["last_hidden_state"] = h
         output["past_key_values"] = cache if (self.config.use_cache if use_cache is None else use_cache) else None
         return output
+
+
+def sleeping_decoder(model: nn.Module) -> SleepingDecoder:
+    """The decoder of a model on which `install` was."""
+    return cast(SleepingDecoder, decoder_of(cast(PreTrainedModel, model)))
 
 
 class SleepingCausalLM(nn.Module):
@@ -141,7 +146,7 @@ class SleepingCausalLM(nn.Module):
         return decoder_of(self).sleep_config
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """With how it sleeps and what was inserted, as `reverie.hf.load` reads it; arguments as in transformers."""
+        """With how it sleeps and what was inserted, for `reverie.hf.load`; arguments as in transformers."""
         from reverie.hf.saving import save_sleeping  # which loads models, and so imports this file
 
         save_sleeping(self, Path(save_directory), super().save_pretrained, *args, **kwargs)
@@ -156,10 +161,3 @@ class SleepingCausalLM(nn.Module):
     @property
     def is_gradient_checkpointing(self) -> bool:
         return decoder_of(self).backward_config != EXACT
-
-
-def _refuse_recording(decoder: PreTrainedModel, kwargs: dict[str, Any]) -> None:
-    for name in ("output_hidden_states", "output_attentions", "output_router_logits"):
-        wanted = kwargs.get(name)
-        if getattr(decoder.config, name, False) if wanted is None else wanted:
-            raise UserError(f"a model that sleeps runs its blocks in several passes, so there is no single {name[7:]}")

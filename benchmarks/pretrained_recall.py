@@ -1,0 +1,174 @@
+"""Do the fast weights of a pretrained model take up what its cache has lost?
+
+    python benchmarks/pretrained_recall.py recall/smollm2 --seeds 0,1,2 --out results/recall/smollm2.json
+
+trains the recipe with each seed, one after the other (a run that is there already goes on, or is taken as it is), and
+scores the same held-out texts several ways: asleep as trained, with other numbers of passes, and with the fast weights
+set to zero at every end of a window; beside the model before training, with and without its cache cleared. Leaves a
+card and a figure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from reverie.card import load_card
+from reverie.evaluate import evaluate
+from reverie.files import write_atomic
+from reverie.model import LanguageModel, State
+from reverie.plots import save_figure
+from reverie.provenance import commit_id, hardware
+from reverie.recipe import Recipe, changed, load_recipe
+from reverie.sleep import SleepConfig
+from reverie.train.build import build_model
+from reverie.train.checkpoint import FILE_NAME, load_checkpoint
+from reverie.train.loop import train
+from reverie.train.result import CARD_NAME
+
+WITHIN = "before training, nothing cleared"
+CLEARED = "before training, cleared"
+ZEROED = "trained, fast weights zeroed"
+
+
+class Forgetful(LanguageModel):
+    """A model whose fast weights are zero again where a window begins: what is left is what its cache still holds."""
+
+    def __init__(self, model: LanguageModel) -> None:
+        super().__init__()
+        self.model = model
+        self.layers = model.layers
+        self.embed, self.head = model.embed, model.head
+
+    @property
+    def fast_weight_blocks(self) -> list[int]:
+        return list(self.model.fast_weight_blocks)
+
+    def blocks(
+        self, h: Tensor, state: State, start: int, stop: int, *, span: int, output: bool = True
+    ) -> tuple[Tensor, State]:
+        """Evaluation gives it whole windows, so what comes in is what earlier windows left."""
+        empty = state._replace(fast_weights=(None,) * len(state.fast_weights))
+        return self.model.blocks(h, empty, start, stop, span=span, output=output)
+
+
+def main() -> None:
+    arguments = _arguments()
+    recipe = load_recipe(arguments.recipe, arguments.set)
+    seeds = [int(seed) for seed in arguments.seeds.split(",")]
+    runs = {seed: _trained(changed(recipe, train={"seed": seed}), arguments.runs / f"seed-{seed}") for seed in seeds}
+    started = time.perf_counter()
+    scores = [_scores(run, recipe.train.eval_examples) for run in runs.values()]
+    cards = [load_card(run / CARD_NAME) for run in runs.values()]
+    card = {
+        "kind": "pretrained_recall",
+        "name": recipe.name,
+        "seeds": seeds,
+        "recipe": recipe.model_dump(mode="json"),
+        "commit": commit_id(),
+        "commits_of_runs": sorted({card.commit for card in cards}),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "hardware": hardware().model_dump(),
+        "wall_time_s_of_runs": [card.wall_time_s for card in cards],
+        "wall_time_s": time.perf_counter() - started,
+        "tokens_of_a_run": cards[0].tokens,
+        "parameters": cards[0].parameters,
+        "chance": 1 / recipe.task.num_values if hasattr(recipe.task, "num_values") else None,
+        "scores": {name: [score[name] for score in scores] for name in scores[0]},
+        "curves": [[point.model_dump(mode="json") for point in card.curve] for card in cards],
+    }
+    write_atomic(arguments.out, (json.dumps(card, indent=1) + "\n").encode())
+    save_figure(figure(card), arguments.out.with_suffix(".png"))
+    print(table(card))
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", metavar="RECIPE", nargs="?", default="recall/smollm2")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override of the recipe")
+    parser.add_argument("--runs", type=Path, default=Path("runs/recall/smollm2"), help="where the runs are, or will be")
+    parser.add_argument("--out", type=Path, required=True, help="card (.json) to write, with a figure beside it")
+    return parser.parse_args()
+
+
+def _trained(recipe: Recipe, out: Path) -> Path:
+    if not (out / CARD_NAME).exists():
+        train(recipe, out, resume=(out / FILE_NAME).exists())
+    return out
+
+
+@torch.no_grad()
+def _scores(run: Path, examples: int) -> dict[str, dict[str, Any]]:
+    """By way of scoring."""
+    checkpoint = load_checkpoint(run / FILE_NAME)
+    recipe = checkpoint.recipe
+    model = build_model(recipe.model, recipe.train.seed)
+
+    def score(model: LanguageModel, **sleep: Any) -> dict[str, Any]:
+        config = SleepConfig.model_validate({**recipe.sleep.model_dump(), **sleep})
+        return evaluate(model, recipe.task, config, examples).summary()
+
+    scores = {
+        WITHIN: score(model, window_size=recipe.task.sequence_length, num_sleep_passes=1),
+        CLEARED: score(model, num_sleep_passes=1),
+    }
+    checkpoint.restore_model(model)
+    scores[ZEROED] = score(Forgetful(model))
+    for N in sorted({1, 2, 4, recipe.sleep.num_sleep_passes}):
+        scores[asleep(N)] = score(model, num_sleep_passes=N)
+    return scores
+
+
+def asleep(passes: int) -> str:
+    return f"trained, asleep, N = {passes}"
+
+
+def table(card: dict[str, Any]) -> str:
+    """Loss in nats and accuracy in %, mean ± standard deviation over seeds."""
+    rows = ["| | loss | accuracy |", "|---|---|---|"]
+    for name, scores in card["scores"].items():
+        rows.append(
+            f"| {name} | {_spread([s['loss'] for s in scores], 2)} | "
+            f"{_spread([100 * s['question_accuracy'] for s in scores], 0)} |"
+        )
+    return "\n".join(rows)
+
+
+def _spread(values: list[float], digits: int) -> str:
+    mean = statistics.fmean(values)
+    return f"{mean:.{digits}f}" + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def figure(card: dict[str, Any]) -> Figure:
+    """Loss by way of scoring, and held-out loss over the steps of training."""
+    drawing = Figure(figsize=(11, 4), layout="constrained")
+    left, right = drawing.subplots(1, 2, width_ratios=[3, 2])
+    names = list(card["scores"])
+    for place, name in enumerate(names):
+        losses = [score["loss"] for score in card["scores"][name]]
+        left.barh(place, statistics.fmean(losses), color="tab:blue" if "asleep" in name else "tab:gray", alpha=0.7)
+        left.plot(losses, [place] * len(losses), "k.", markersize=5)
+    left.set_yticks(range(len(names)), names)
+    left.invert_yaxis()
+    left.set_xlabel("nats per answer; a dot a seed")
+    left.set_title(f"{card['name']}: answers to what the cache has lost")
+    for seed, curve in zip(card["seeds"], card["curves"], strict=True):
+        right.plot([p["step"] for p in curve], [p["score"]["loss"] for p in curve], label=f"seed {seed}")
+    right.set_xlabel("step")
+    right.set_ylabel("held-out loss, asleep")
+    right.legend(frameon=False)
+    return drawing
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,137 @@
+"""`generate`: a long text in pieces gives what it gives at once, in the memory of one window."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_folder import tiny_folder
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+import reverie.sleep
+from reverie.errors import UserError
+from reverie.hf.convert import convert
+from reverie.hf.generate import Generated, generate, load_sleeper, read_prompt
+from reverie.hf.insert import inserted_parameters
+from reverie.sleep import SleepConfig
+
+L = 8
+CPU = torch.device("cpu")
+BOOK = "It was a dark and stormy night. Rain fell in torrents, except at times.\n"
+Sleeper = tuple[PreTrainedModel, PreTrainedTokenizerBase]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of a model whose inserted layers do something."""
+    out = tmp_path_factory.mktemp("models")
+    convert(str(tiny_folder(out / "llama")), out / "new", SleepConfig(window_size=L), kind="jet", layers=2)
+    model, tokenizer = load_sleeper(out / "new", CPU)
+    torch.manual_seed(3)
+    for name, parameter in inserted_parameters(model).items():
+        if name.endswith("out_proj.weight"):
+            nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(out / "sleeper")
+    tokenizer.save_pretrained(out / "sleeper")
+    return out / "sleeper"
+
+
+@pytest.fixture
+def sleeper(folder: Path) -> Sleeper:
+    return load_sleeper(folder, CPU, num_sleep_passes=2)
+
+
+@pytest.mark.parametrize("length", [1, 2, L, L + 1, L + 2, 2 * L, 71])
+def test_in_pieces_as_at_once(sleeper: Sleeper, length: int) -> None:
+    """Around the edges of windows: the last token of a prompt is always read by generate()."""
+    model, tokenizer = sleeper
+    tokens = tokenizer(BOOK[:length], return_tensors="pt").input_ids
+    wanted = model.generate(tokens, max_new_tokens=20, do_sample=False)[0, length:]  # type: ignore[operator]
+    pieces: list[str] = []
+    done = generate(model, tokenizer, BOOK[:length], max_tokens=20, write=pieces.append)
+    assert done.text == "".join(pieces) == tokenizer.decode(wanted, skip_special_tokens=True)
+    assert (done.tokens_read, done.tokens_written) == (length, 20)
+
+
+def test_the_past_beyond_the_window_matters(sleeper: Sleeper) -> None:
+    """Else the test above would not notice a cache that is lost."""
+    model, tokenizer = sleeper
+    texts = {generate(model, tokenizer, word + BOOK, max_tokens=40).text for word in ("", "Once ", "Never ")}
+    assert len(texts) == 3
+
+
+@pytest.mark.parametrize(("read", "written"), [(1, 1), (L, 1), (L, 2), (5, 30), (71, 30)])
+def test_windows_slept_over(sleeper: Sleeper, monkeypatch: pytest.MonkeyPatch, read: int, written: int) -> None:
+    naps, sleep = [], reverie.sleep.sleep
+    monkeypatch.setattr(reverie.sleep, "sleep", lambda *args, **kwargs: naps.append(1) or sleep(*args, **kwargs))
+    done = generate(*sleeper, BOOK[:read], max_tokens=written)
+    assert done.windows_slept_over == len(naps)
+
+
+def test_state_does_not_grow_with_the_text(sleeper: Sleeper) -> None:
+    peaks = {generate(*sleeper, BOOK * n, max_tokens=1).peak_state_bytes for n in (1, 3, 10)}
+    assert len(peaks) == 1
+    short = generate(*sleeper, BOOK[:2], max_tokens=1).peak_state_bytes
+    assert 0 < short < min(peaks)
+    written = generate(*sleeper, BOOK[:2], max_tokens=3 * L).peak_state_bytes
+    assert short < written <= max(peaks)
+
+
+def test_progress(sleeper: Sleeper) -> None:
+    seen: list[tuple[int, ...]] = []
+    generate(*sleeper, BOOK[: 2 * L + 2], max_tokens=1, report=lambda *now: seen.append(now))
+    assert seen == [(0, 3, 0), (1, 3, L), (2, 3, 2 * L), (3, 3, 2 * L + 1)]
+    seen.clear()
+    generate(*sleeper, "A", max_tokens=1, report=lambda *now: seen.append(now))
+    assert seen == [(0, 0, 0)]
+
+
+def test_temperature(sleeper: Sleeper) -> None:
+    def drawn(temperature: float, seed: int) -> str:
+        return generate(*sleeper, BOOK, max_tokens=30, temperature=temperature, seed=seed).text
+
+    assert drawn(1.0, 0) == drawn(1.0, 0)
+    assert len({drawn(1.0, seed) for seed in range(3)}) == 3
+    assert drawn(1e-4, 0) == drawn(0.0, 0) == drawn(0.0, 1)
+
+
+def test_overrides(folder: Path) -> None:
+    assert load_sleeper(folder, CPU)[0].sleep_config == SleepConfig(window_size=L)
+    changed = load_sleeper(folder, CPU, num_sleep_passes=3, window_size=5)
+    assert changed[0].sleep_config == SleepConfig(window_size=5, num_sleep_passes=3)
+    assert generate(*changed, BOOK[:11], max_tokens=1).windows_slept_over == 2
+
+
+def test_nothing_to_load(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"there is no folder {tmp_path}/none; reverie convert makes one"):
+        load_sleeper(tmp_path / "none", CPU)
+    with pytest.raises(UserError, match="llama holds a model of type llama, saved without sleep"):
+        load_sleeper(tiny_folder(tmp_path / "llama"), CPU)
+
+
+def test_prompt(tmp_path: Path) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text("Ünd so.")
+    assert read_prompt(book, None) == "Ünd so."
+    assert read_prompt(None, "Why?") == "Why?"
+    assert read_prompt(book, "Why?") == "Ünd so.\nWhy?"
+    book.write_text("Und so.\n")
+    assert read_prompt(book, "Why?") == "Und so.\nWhy?"
+    book.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=f"{book} is no text in UTF-8"):
+        read_prompt(book, None)
+    with pytest.raises(UserError, match=f"cannot read {tmp_path}/none: No such file"):
+        read_prompt(tmp_path / "none", None)
+    (tmp_path / "empty").touch()
+    for path, prompt in ((None, None), (None, ""), (tmp_path / "empty", None)):
+        with pytest.raises(UserError, match="give --prompt-file, --prompt, or both"):
+            read_prompt(path, prompt)
+
+
+def test_sentence() -> None:
+    sentence = Generated("text", 12345, 200, 24, 498.4, 21.04, 5 << 19).sentence()
+    assert sentence == (
+        "read 12,345 tokens at 498 tok/s, wrote 200 at 21.0 tok/s; slept over 24 windows; state at most 2.5 MiB"
+    )

@@ -1,0 +1,159 @@
+"""`generate()` as it comes, over windows: greedy, sampling, beams, padding, streams, and memory that stays flat."""
+
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+import torch
+from sleeping_models import L, asleep, sleeping
+from tiny import text
+from torch import Tensor
+from transformers import PreTrainedModel, TextStreamer
+from transformers.cache_utils import DynamicCache
+
+from reverie.errors import UserError
+from reverie.hf.cache import SleepCache
+
+KINDS = ["llama", "qwen3_next", "bamba"]
+each_kind = pytest.mark.parametrize("kind", KINDS)
+MODES: dict[str, dict[str, Any]] = {
+    "greedy": {"do_sample": False},
+    "sampling": {"do_sample": True, "temperature": 0.7, "top_k": 9},
+    "beams": {"do_sample": False, "num_beams": 3},
+    "several": {"do_sample": True, "num_return_sequences": 2},
+}
+
+
+def generate(model: PreTrainedModel, tokens: Tensor, new: int = 2 * L, **options: Any) -> Tensor:
+    torch.manual_seed(3)
+    options = {"max_new_tokens": new, "min_new_tokens": new, "pad_token_id": 0} | options
+    return model.generate(tokens, **options)
+
+
+@each_kind
+@pytest.mark.parametrize("eviction", ["hard", "sliding"])
+@pytest.mark.parametrize("mode", MODES)
+def test_what_is_written_is_what_the_model_says_of_the_whole_text(kind: str, mode: str, eviction: str) -> None:
+    """Without a cache every step reads everything anew: the same tokens."""
+    model, prompt = sleeping(kind, asleep(2, eviction), dtype=torch.float32), text(2 * L + 3)
+    torch.testing.assert_close(
+        generate(model, prompt, **MODES[mode]), generate(model, prompt, use_cache=False, **MODES[mode])
+    )
+
+
+@each_kind
+@pytest.mark.parametrize("mode", ["greedy", "beams"])
+def test_a_row_with_padding_is_the_row_alone(kind: str, mode: str) -> None:
+    model, prompts = sleeping(kind, asleep(2), dtype=torch.float32), [text(T, 1, T) for T in (3, L, 2 * L + 5, L)]
+    longest = max(prompt.shape[1] for prompt in prompts)
+    padded = torch.cat([torch.nn.functional.pad(prompt, (longest - prompt.shape[1], 0)) for prompt in prompts])
+    together = generate(model, padded, attention_mask=(padded != 0).long(), **MODES[mode])
+    for row, prompt in zip(together, prompts, strict=True):
+        alone = generate(model, prompt, **MODES[mode])[0]
+        assert torch.equal(row[longest - prompt.shape[1] :], alone)
+
+
+@each_kind
+def test_padding_behind_a_text_changes_no_logits_of_it(kind: str) -> None:
+    model, tokens = sleeping(kind, asleep(2)), text(2 * L)
+    mask = torch.ones_like(tokens)
+    mask[1, L + 3 :] = 0
+    logits = model(tokens, attention_mask=mask).logits
+    torch.testing.assert_close(logits[0], model(tokens).logits[0])
+    torch.testing.assert_close(logits[1, : L + 3], model(tokens[1:, : L + 3]).logits[0], rtol=1e-4, atol=1e-4)
+
+
+@each_kind
+def test_memory_is_flat_over_twenty_windows(kind: str) -> None:
+    """The bytes that a cache keeps alive, at the same place of every window, in writing and in reading."""
+    model, held = sleeping(kind, asleep(2), dtype=torch.float32), list[int]()
+
+    def count(module: object, args: object, kwargs: dict[str, Any]) -> None:
+        cache = kwargs.get("past_key_values")
+        if isinstance(cache, SleepCache):
+            storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors(cache)}
+            held.append(sum(storages.values()))
+
+    handle = model.register_forward_pre_hook(count, with_kwargs=True)
+    generate(model, text(L, 1), 20 * L)
+    handle.remove()
+    at_edges = held[2 * L - 1 :: L]
+    assert len(at_edges) > 15
+    assert set(at_edges) == {at_edges[0]}
+    assert max(held) == max(held[: 3 * L])
+
+
+def tensors(cache: SleepCache) -> list[Tensor]:
+    from torch.utils._pytree import tree_leaves
+
+    return [x for x in tree_leaves(cache.contexts) if isinstance(x, Tensor)]
+
+
+def test_a_long_prompt_does_not_keep_its_windows() -> None:
+    """Reading 40 windows at once holds as much, of tensors that outlive the call, as reading two."""
+    model = sleeping("llama", asleep(2), dtype=torch.float32)
+
+    def kept(windows: int) -> int:
+        gc.collect()
+        with torch.no_grad():
+            cache = model(text(windows * L + 1, 1), logits_to_keep=1).past_key_values
+        return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors(cache)}.values())
+
+    assert kept(40) == kept(2)
+
+
+def test_a_stream_is_the_text() -> None:
+    class Letters:
+        def decode(self, ids: Any, **options: Any) -> str:
+            return "".join(chr(97 + int(i) % 26) + " " for i in ids)
+
+    parts = list[str]()
+
+    class Collected(TextStreamer):
+        def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+            parts.append(text)
+
+    model, prompt = sleeping("llama", asleep(2), dtype=torch.float32), text(L + 2, 1)
+    written = generate(model, prompt, streamer=Collected(Letters(), skip_prompt=True))  # pyright: ignore[reportArgumentType]
+    assert "".join(parts) == Letters().decode(written[0, L + 2 :])
+
+
+@each_kind
+def test_a_second_turn_goes_on(kind: str) -> None:
+    """With the cache of the first one, generate() reads only what is new."""
+    model, first, second = sleeping(kind, asleep(2), dtype=torch.float32), text(L + 3, 1), text(5, 1, 9)
+    turn = generate(model, first, 6, return_dict_in_generate=True)
+    tokens = torch.cat([turn.sequences, second], 1)
+    cached = generate(model, tokens, past_key_values=turn.past_key_values)
+    assert torch.equal(cached, generate(model, tokens))
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        ({"past_key_values": "other"}, "goes on from the cache that it returned, not from a DynamicCache"),
+        ({"attention_mask": [[1, 0, 1], [1, 1, 1]]}, "padding belongs in front of it or behind"),
+        ({"attention_mask": [[0, 0, 0], [1, 1, 1]]}, "row 0 of attention_mask is padding throughout"),
+        ({"position_ids": [[0, 0, 1], [0, 1, 2]]}, "position_ids must count up"),
+        ({"output_hidden_states": True}, "no single hidden_states"),
+        ({"attention_mask": "4d"}, "attention_mask must be"),
+    ],
+)
+def test_what_a_sleeping_model_cannot_take(call: dict[str, Any], sentence: str) -> None:
+    model, tokens = sleeping("llama", asleep(2)), text(3)
+    given = {key: torch.tensor(value) if isinstance(value, list) else value for key, value in call.items()}
+    if "past_key_values" in given:
+        given["past_key_values"] = DynamicCache()
+        given["past_key_values"].update(torch.ones(2, 2, 1, 8), torch.ones(2, 2, 1, 8), 0)
+    if given.get("attention_mask") == "4d" if isinstance(given.get("attention_mask"), str) else False:
+        given["attention_mask"] = torch.ones(2, 1, 3, 3)
+    with pytest.raises(UserError, match=sentence):
+        model(tokens, **given)
+
+
+def test_an_assistant_is_refused() -> None:
+    model = sleeping("llama", asleep(2), dtype=torch.float32)
+    with pytest.raises((UserError, ValueError)):
+        generate(model, text(L, 1), assistant_model=sleeping("llama", asleep(2), dtype=torch.float32))

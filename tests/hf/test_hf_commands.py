@@ -1,0 +1,185 @@
+"""`reverie convert` and `reverie generate`: what they print where, and that every mistake is one line on stderr."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import Reverie, assert_one_line, assert_usage, in_empty_folder, the_json
+from tiny_folder import tiny_folder
+
+from reverie.hf import convert as convert_module
+from reverie.hf import generate as generate_module
+from reverie.train.stop import Terminated
+
+BOOK = "It was a dark and stormy night. Rain fell in torrents, except at times.\n"
+
+
+@pytest.fixture
+def reverie(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Reverie:
+    call = in_empty_folder(monkeypatch, capsys, tmp_path)
+    tiny_folder(tmp_path / "llama")
+    Path("book.txt").write_text(BOOK)
+    capsys.readouterr()
+    return call
+
+
+@pytest.fixture
+def sleeper(reverie: Reverie) -> str:
+    done = reverie("convert", "--from", "llama", "--insert", "jet", "--layers", 2, "--window", 8, "--out", "sleeper")
+    assert done.code == 0
+    return "sleeper"
+
+
+@pytest.mark.parametrize("command", ["convert", "generate"])
+def test_help(reverie: Reverie, command: str) -> None:
+    done = reverie(command, "--help")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith("Usage: ")
+    assert "--json" in done.out
+
+
+def test_convert_prints_a_table(reverie: Reverie) -> None:
+    done = reverie("convert", "--from", "llama", "--insert", "gdn", "--behind", "0,3", "--out", "new/[a]")
+    assert done.code == 0
+    for part in (
+        "llama (LlamaForCausalLM, 4 blocks)",
+        "2 gdn layers, behind blocks 0, 3",
+        "every 512 tokens, 2 passes",
+    ):
+        assert part in done.out
+    assert "bit for bit" in done.out
+    assert "new/[a] (" in done.out
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in Path("new/[a]").iterdir()}
+
+
+def test_convert_as_json(reverie: Reverie) -> None:
+    sleep = ("--window", 16, "--passes", 3, "--eviction", "sliding", "--loop", "1,3")
+    done = the_json(
+        reverie("convert", "--from", "llama", "--insert", "jet", "--layers", 2, *sleep, "--out", "out", "--json")
+    )
+    assert (done["behind"], done["kind"], done["path"], done["checked_tokens"]) == ([1, 3], "jet", "out", 16)
+    kept = {key: done[key] for key in ("window_size", "num_sleep_passes", "eviction", "looped_blocks")}
+    assert kept == {"window_size": 16, "num_sleep_passes": 3, "eviction": "sliding", "looped_blocks": [1, 3]}
+
+
+def test_generate_streams_text(reverie: Reverie, sleeper: str) -> None:
+    done = reverie("generate", sleeper, "--prompt-file", "book.txt", "--prompt", "So", "--tokens", 12)
+    assert done.code == 0
+    same = the_json(
+        reverie("generate", sleeper, "--prompt-file", "book.txt", "--prompt", "So", "--tokens", 12, "--json")
+    )
+    assert done.out == same["text"] + "\n"
+    assert (same["tokens_read"], same["tokens_written"], same["windows_slept_over"]) == (74, 12, 10)
+    *progress, last = done.err.splitlines()
+    assert progress[-1].startswith("reading  window 10/10  ")
+    assert last.startswith("read 74 tokens at ")
+    assert "slept over 10 windows; state at most " in last
+
+
+def test_generate_options(reverie: Reverie, sleeper: str) -> None:
+    def text(*options: object) -> str:
+        return the_json(reverie("generate", sleeper, "--prompt", BOOK, "--tokens", 20, "--json", *options))["text"]
+
+    assert text("--temperature", 2, "--seed", 1) != text("--temperature", 2, "--seed", 2)
+    assert text("--passes", 3, "--device", "cpu") == text("--passes", 1)  # new layers say nothing yet
+    assert text("--window", 100) != text()
+
+
+def test_nothing_but_errors_of_transformers_is_shown(reverie: Reverie, tmp_path: Path) -> None:
+    """Not which kernels it has not found, not the bars while it reads files."""
+    tiny_folder(tmp_path / "hybrid", "qwen3_next")
+    done = reverie("convert", "--from", "hybrid", "--out", "out")
+    assert done.code == 0
+    assert "[transformers]" not in done.err
+    assert "it/s" not in done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("--from nowhere --insert jet", "there is no folder nowhere, nor is it smollm2 or an organisation/model"),
+        ("--from book.txt --insert jet", "there is no folder book.txt, nor is it "),
+        ("--from llama", "LlamaForCausalLM has no fast weights: add --insert jet or --insert gdn"),
+        ("--from llama --insert mamba", "--insert must be jet or gdn, got 'mamba'"),
+        ("--from llama --layers 2", "--layers and --behind say where to insert: add --insert jet or --insert gdn"),
+        ("--from llama --insert jet --layers 2 --behind 1", "--layers and --behind both say where to insert"),
+        ("--from llama --insert jet --layers 5", "--layers must be 1 to 4, the number of blocks, got 5"),
+        ("--from llama --insert jet", "--layers must be 1 to 4, the number of blocks, got 6"),
+        (
+            "--from llama --insert jet --behind 1;2",
+            "--behind must be whole numbers with commas between, such as 4,9,14",
+        ),
+        ("--from llama --insert jet --behind 9", "LlamaForCausalLM has blocks 0 to 3, there is none behind 9"),
+        ("--from llama --insert jet --layers 2 --window 0", "--window must be at least 1, got 0"),
+        ("--from llama --insert jet --layers 2 --passes 0", "--passes must be at least 1, got 0"),
+        ("--from llama --insert jet --layers 2 --eviction soft", "--eviction must be hard or sliding, got 'soft'"),
+        (
+            "--from llama --insert jet --layers 2 --loop 3",
+            "--loop must be two blocks a,b with 0 <= a < b, such as 8,22",
+        ),
+        ("--from llama --insert jet --layers 2 --loop 3,1", "--loop must be two blocks a,b with 0 <= a < b"),
+        ("--from llama --insert jet --layers 2 --loop 0,9", "looped_blocks [0, 9] must end at or before 4"),
+        ("--from llama --insert jet --layers 2 --out llama", "--out llama is there already; choose a new folder"),
+        ("--from llama --insert jet --layers 2 --out book.txt/x", "cannot write book.txt/x: "),
+    ],
+)
+def test_mistakes_of_convert(reverie: Reverie, options: str, sentence: str) -> None:
+    before = sorted(Path().rglob("*"))
+    given = options.split() if "--out" in options else [*options.split(), "--out", "out"]
+    assert_one_line(reverie("convert", *given), sentence)
+    assert sorted(Path().rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ("llama --prompt a", "llama holds a model of type llama, saved without sleep"),
+        ("nowhere --prompt a", "there is no folder nowhere; reverie convert makes one"),
+        ("llama", "there is nothing to go on from: give --prompt-file, --prompt, or both"),
+        ("llama --prompt-file none.txt", "cannot read none.txt: No such file or directory"),
+        ("llama --prompt-file llama", "cannot read llama: Is a directory"),
+        ("llama --prompt-file llama/model.safetensors", "llama/model.safetensors is no text in UTF-8"),
+        ("llama --prompt a --device tpu", "--device must be cpu, cuda or auto, got 'tpu'"),
+    ],
+)
+def test_mistakes_of_generate(reverie: Reverie, options: str, sentence: str) -> None:
+    assert_one_line(reverie("generate", *options.split()), sentence)
+
+
+def test_usage(reverie: Reverie) -> None:
+    assert_usage(reverie("convert", "--from", "llama"), "Missing option '--out'")
+    assert_usage(reverie("generate", "llama", "--tokens", "0"), "Invalid value for '--tokens'")
+    assert_usage(reverie("generate", "llama", "--temperature", "-1"), "Invalid value for '--temperature'")
+    assert_usage(reverie("generate", "llama", "--passes", "0"), "Invalid value for '--passes'")
+
+
+def test_without_transformers(reverie: Reverie, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    sentence = "this needs the package transformers; run pip install 'transformers>=5.23'"
+    assert_one_line(reverie("convert", "--from", "llama", "--out", "out"), sentence)
+    assert_one_line(reverie("generate", "llama", "--prompt", "a"), sentence)
+
+
+def test_signals(reverie: Reverie, sleeper: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is written stays, and a message stands on a line of its own."""
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        if (write := kwargs.get("write")) is not None:
+            assert callable(write)
+            write("It was")
+        raise KeyboardInterrupt
+
+    def terminated(*args: object, **kwargs: object) -> None:
+        raise Terminated("terminated")
+
+    monkeypatch.setattr(generate_module, "generate", interrupted)
+    done = reverie("generate", sleeper, "--prompt", "a")
+    assert (done.code, done.out) == (128 + signal.SIGINT, "It was\n")
+    assert done.err == "interrupted; the same command begins again\n"
+    monkeypatch.setattr(convert_module, "convert", terminated)
+    done = reverie("convert", "--from", "llama", "--insert", "jet", "--out", "out")
+    assert (done.code, done.out) == (128 + signal.SIGTERM, "")
+    assert done.err == "terminated; nothing is left of it\n"
