@@ -118,7 +118,7 @@ def _quiet_transformers() -> None:
         from huggingface_hub import logging as hub_logging
         from huggingface_hub.utils import enable_progress_bars
     except ImportError:
-        raise UserError("this needs the package transformers; run pip install 'transformers>=5.23'") from None
+        raise UserError("this needs the package transformers; run pip install 'reverie[hf]'") from None
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
     hub_logging.set_verbosity_error()

@@ -19,8 +19,6 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-import reverie.hf.jet_nemotron
-import reverie.hf.ouro  # noqa: F401  # both make their types known to transformers
 from reverie.errors import UserError
 from reverie.hf.smollm2 import SMOLLM2, load_smollm2_model, load_smollm2_tokenizer
 
@@ -49,8 +47,9 @@ def load_base(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
         config = kwargs.pop("config", config)
         if hasattr(config, "total_ut_steps"):
             config.total_ut_steps = 1
-        safe = {"config": config, "trust_remote_code": False, "use_safetensors": True}
-        return AutoModelForCausalLM.from_pretrained(name, **safe, **kwargs).eval()
+        if config.model_type != "reverie_sleep":  # which reads nothing else anyway
+            kwargs |= {"config": config, "trust_remote_code": False, "use_safetensors": True}
+        return AutoModelForCausalLM.from_pretrained(name, **kwargs).eval()
 
 
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:

@@ -63,7 +63,8 @@ def convert(
         raise UserError(f"--out {out} is there already; choose a new folder")
     model = load_base(source)
     tokenizer = load_tokenizer(source)
-    tokens = _sample(tokenizer, config.window_size)
+    before = getattr(model, "sleep_config", config)  # it may sleep already
+    tokens = _sample(tokenizer, min(before.window_size, config.window_size))
     with torch.no_grad():
         wanted = model(tokens).logits
     parameters = _count(model)

@@ -179,6 +179,8 @@ def _from_hub(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 def _read_config(name: str, from_hub: Mapping[str, Any]) -> Saved:
     with loading("the model", name):
         content, _ = PreTrainedConfig.get_config_dict(name, **from_hub)
+    if not isinstance(content, dict):
+        raise UserError(f"{name}/{CONFIG_NAME} is no JSON object")
     kind, version = content.get("model_type"), content.get("format_version")
     if kind != SleepingModelConfig.model_type:
         what = f"a model of type {kind}, saved without sleep" if kind else "no model"

@@ -55,6 +55,19 @@ def test_a_model_with_fast_weights_of_its_own(kind: str, tmp_path: Path) -> None
     assert load(tmp_path / "out").sleep_config == CONFIG
 
 
+def test_again_to_sleep_in_another_way(llama: Path, tmp_path: Path) -> None:
+    """Of a folder that it made; what was inserted stays, and the file is an adapter of the same base."""
+    convert(str(llama), tmp_path / "first", CONFIG, kind="jet", layers=2)
+    other = SleepConfig(window_size=32, num_sleep_passes=3)
+    done = convert(str(tmp_path / "first"), tmp_path / "second", other)
+    assert (done.added_parameters, done.checked_tokens) == (0, 16)
+    first, second = load(tmp_path / "first"), load(tmp_path / "second")
+    assert second.sleep_config == other
+    weights = second.state_dict()
+    assert all(torch.equal(x, weights[name]) for name, x in first.state_dict().items())
+    assert (tmp_path / "second/model.safetensors").stat().st_size < (llama / "model.safetensors").stat().st_size
+
+
 def test_layers_by_name(llama: Path, tmp_path: Path) -> None:
     done = convert(str(llama), tmp_path / "out", CONFIG, kind="jet", layers=[2, 0])
     assert done.behind == (2, 0)

@@ -158,7 +158,7 @@ def test_usage(reverie: Reverie) -> None:
 
 def test_without_transformers(reverie: Reverie, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    sentence = "this needs the package transformers; run pip install 'transformers>=5.23'"
+    sentence = "this needs the package transformers; run pip install 'reverie[hf]'"
     assert_one_line(reverie("convert", "--from", "llama", "--out", "out"), sentence)
     assert_one_line(reverie("generate", "llama", "--prompt", "a"), sentence)
 
