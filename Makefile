@@ -22,7 +22,7 @@ test: setup
 OLDEST = 5.21.0
 test-oldest: setup
 	.venv/bin/pip install --quiet --no-deps --upgrade --target .venv/oldest transformers==$(OLDEST)
-	PYTHONPATH=.venv/oldest .venv/bin/pytest -n 2 tests/hf tests/examples
+	PYTHONPATH=.venv/oldest .venv/bin/pytest -n 2 tests/hf
 
 lint: setup
 	.venv/bin/ruff check .

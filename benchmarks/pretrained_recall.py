@@ -22,7 +22,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from reverie.card import load_card
+from reverie.card import RunCard
 from reverie.evaluate import evaluate
 from reverie.files import write_atomic
 from reverie.model import LanguageModel, State
@@ -68,7 +68,7 @@ def main() -> None:
     runs = {seed: _trained(changed(recipe, train={"seed": seed}), arguments.runs / f"seed-{seed}") for seed in seeds}
     started = time.perf_counter()
     scores = [_scores(run, recipe.train.eval_examples) for run in runs.values()]
-    cards = [load_card(run / CARD_NAME) for run in runs.values()]
+    cards = [RunCard.model_validate_json((run / CARD_NAME).read_text()) for run in runs.values()]
     card = {
         "kind": "pretrained_recall",
         "name": recipe.name,
@@ -82,7 +82,7 @@ def main() -> None:
         "wall_time_s": time.perf_counter() - started,
         "tokens_of_a_run": cards[0].tokens,
         "parameters": cards[0].parameters,
-        "chance": 1 / recipe.task.num_values if hasattr(recipe.task, "num_values") else None,
+        "chance": recipe.task.chance(),
         "scores": {name: [score[name] for score in scores] for name in scores[0]},
         "curves": [[point.model_dump(mode="json") for point in card.curve] for card in cards],
     }

@@ -8,18 +8,30 @@ pass by. No module keeps state.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicCache, LinearAttentionCacheLayerMixin
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from reverie.hf.state import StateCache
 from reverie.model import State, Tokens
 
 INSERTED = "fast_weight_mixer"
+Kind = Literal["jet", "gdn"]
+
+
+class InsertConfig(NamedTuple):
+    """What was inserted; sizes as in `HybridConfig`."""
+
+    layers: tuple[int, ...]  # behind which blocks
+    kind: Kind
+    heads: int
+    key_size: int
+    value_size: int
+    conv_size: int = 4
 
 
 class SleepingBlock(nn.Module):
@@ -103,7 +115,7 @@ class DecoderBlocks:
         return cache.h, cache.state()
 
     def head(self, h: Tensor) -> Tensor:
-        return self.norm(h).last_hidden_state
+        return self.norm(h)["last_hidden_state"]
 
     def norm(self, h: Tensor) -> ModelOutput:
         """All that the decoder does behind its last block, to h [B, T, D]."""

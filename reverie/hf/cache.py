@@ -6,7 +6,7 @@ began together are a group with a `Context` of its own, and every row is compute
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -60,7 +60,7 @@ class SleepCache(Cache):
     def reset(self) -> None:
         self.groups, self.seen, self.complete = [], 0, True
 
-    def crop(self, *args: Any) -> None:
+    def crop(self, tokens_to_remove: int) -> None:
         raise UserError(
             "tokens that a sleeping model has read cannot be taken back: there is no crop, and no assistant"
         )

@@ -29,9 +29,9 @@ class Heads(NamedTuple):
     @classmethod
     def of(cls, block: nn.Module) -> Heads | None:
         """None where the block has no attention of the usual form behind a norm."""
-        norm = getattr(block, "input_layernorm", None)
+        gain = getattr(getattr(block, "input_layernorm", None), "weight", None)
         attention = next((m for m in block.modules() if _has_projections(m)), None)
-        if attention is None or not isinstance(getattr(norm, "weight", None), Tensor):
+        if attention is None or not isinstance(gain, Tensor):
             return None
         size = getattr(attention, "head_dim", None)
         weights = [getattr(attention, f"{name}_proj").weight.detach() for name in "qkv"]
@@ -41,7 +41,7 @@ class Heads(NamedTuple):
         if len(q) % len(k):
             return None
         k, v = (x.repeat_interleave(len(q) // len(k), dim=0) for x in (k, v))
-        return cls(q, k, v, norm.weight.detach())
+        return cls(q, k, v, gain.detach())
 
 
 def _has_projections(module: nn.Module) -> bool:

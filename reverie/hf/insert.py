@@ -8,34 +8,20 @@ what the next block attends with (inherit.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from reverie.errors import UserError
-from reverie.hf.blocks import INSERTED
+from reverie.hf.blocks import INSERTED, InsertConfig, Kind
 from reverie.hf.inherit import Heads, inherit
-from reverie.hf.models import decoder_of
-from reverie.hf.sleeping import install
+from reverie.hf.sleeping import install, sleeping_decoder
 from reverie.hf.state import StateCache
 from reverie.model import ConvTail, HybridConfig
 from reverie.model.fused import rms_norm
 from reverie.model.hybrid import MIXERS
-
-Kind = Literal["jet", "gdn"]
-
-
-class InsertConfig(NamedTuple):
-    """What was inserted; sizes as in `HybridConfig`."""
-
-    layers: tuple[int, ...]  # behind which blocks
-    kind: Kind
-    heads: int
-    key_size: int
-    value_size: int
-    conv_size: int = 4
 
 
 class Inserted(NamedTuple):
@@ -107,7 +93,7 @@ def insert_fast_weights(
     Raises UserError for blocks that the model does not have, or that have fast weights already.
     """
     install(model)
-    decoder = decoder_of(model)
+    decoder = sleeping_decoder(model)
     blocks = decoder.sleeping
     _check(model, blocks.num_blocks, blocks.fast_weight_blocks, layers)
     width = decoder.config.hidden_size

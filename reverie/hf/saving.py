@@ -206,12 +206,13 @@ def _own_config(name: str, saved: Saved) -> PreTrainedConfig:
 
 def _load_adapter(name: str, saved: Saved, own: PreTrainedConfig, base: str, kwargs: dict[str, Any]) -> PreTrainedModel:
     of_base = {key: value for key, value in kwargs.items() if key not in ("revision", "subfolder")}
+    dtype = own.dtype  # that of the model when it was saved; loading changes own
     try:
-        model = load_base(base, **({"dtype": own.dtype} | of_base), config=own, ignore_mismatched_sizes=True)
+        model = load_base(base, **({"dtype": dtype} | of_base), config=own, ignore_mismatched_sizes=True)
     except UserError as error:
         raise UserError(f"{error}; {name} is an adapter of it (base= says where else it is)") from error
     # Values that went through float16 and others that did not have been rounded in different ways.
-    comparable = (model.dtype == torch.float16) == (getattr(torch, saved.base_config["dtype"]) == torch.float16)
+    comparable = (model.dtype == torch.float16) == (dtype == torch.float16)
     if comparable and fingerprint(model.state_dict(), torch.bfloat16) != saved.base_fingerprint:
         raise UserError(f"{base} is not the model that {name} is an adapter of: its weights are others")
     _insert(model, saved.inserted)

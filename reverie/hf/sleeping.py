@@ -13,11 +13,11 @@ from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
-from transformers.utils import ModelOutput
+from transformers.utils.generic import ModelOutput
 
 from reverie.backward import EXACT, Backward
 from reverie.errors import UserError
-from reverie.hf.blocks import DecoderBlocks, InDecoder, SleepingBlock
+from reverie.hf.blocks import DecoderBlocks, InDecoder, InsertConfig, SleepingBlock
 from reverie.hf.models import check_decoder, decoder_of
 from reverie.hf.origin import Origin, origin_of
 from reverie.hf.reading import AWAKE, cache_for, read_batch, reads_newest_only, refuse_recording
@@ -25,6 +25,7 @@ from reverie.hf.state import StateCache
 from reverie.sleep import SleepConfig, plan
 
 Model = TypeVar("Model", bound=PreTrainedModel)
+Mixin = TypeVar("Mixin", bound=nn.Module)
 
 
 def add_sleep(model: Model, config: SleepConfig) -> Model:
@@ -38,7 +39,7 @@ def add_sleep(model: Model, config: SleepConfig) -> Model:
     Raises UserError for a model that cannot sleep, or a config that does not fit it.
     """
     install(model)
-    decoder = decoder_of(model)
+    decoder = sleeping_decoder(model)
     if not decoder.sleeping.fast_weight_blocks:
         raise UserError(
             f"{type(model).__name__} has no fast weights, so nothing would outlive its window: "
@@ -56,22 +57,22 @@ def install(model: PreTrainedModel) -> None:
     """Make the model read through `reverie.sleep`, with a window that is never full. Again: nothing happens."""
     if isinstance(model, SleepingCausalLM):
         return
-    decoder = decoder_of(model)
-    layers = check_decoder(model, decoder)
-    model.origin = origin_of(model)
-    blocks = DecoderBlocks(decoder, layers)
+    stock = decoder_of(model)
+    layers = check_decoder(model, stock)
+    origin = origin_of(model)
+    blocks = DecoderBlocks(stock, layers)
     shared = InDecoder(blocks.attends)
     for index, layer in enumerate(layers):
-        _mix_in(layer, SleepingBlock)
-        layer.index, layer.in_decoder = index, shared
-    _mix_in(decoder, SleepingDecoder)
-    decoder.__dict__["sleeping"] = blocks  # no submodule: it holds the decoder itself
+        block = _mix_in(layer, SleepingBlock)
+        block.index, block.in_decoder = index, shared
+    decoder = _mix_in(stock, SleepingDecoder)
+    decoder.sleeping = blocks
     decoder.sleep_config, decoder.backward_config, decoder.newest_only = AWAKE, EXACT, False
     decoder.inserted_configs = ()
-    _mix_in(model, SleepingCausalLM)
+    _mix_in(model, SleepingCausalLM).origin = origin
 
 
-def _mix_in(module: nn.Module, mixin: type) -> None:
+def _mix_in(module: nn.Module, mixin: type[Mixin]) -> Mixin:
     """Its class becomes a subclass of the same name, which transformers writes into files and looks up."""
     base = type(module)
 
@@ -80,6 +81,7 @@ def _mix_in(module: nn.Module, mixin: type) -> None:
         return mixin.forward(self, *args, **kwargs)
 
     module.__class__ = type(base.__name__, (mixin, base), {"__module__": base.__module__, "forward": forward})
+    return cast(Mixin, module)
 
 
 class SleepingDecoder(nn.Module):
@@ -89,6 +91,7 @@ class SleepingDecoder(nn.Module):
     sleeping: DecoderBlocks
     sleep_config: SleepConfig
     backward_config: Backward
+    inserted_configs: tuple[InsertConfig, ...]  # a call of insert_fast_weights each
     newest_only: bool  # while a call runs that reads the newest token's logits alone
 
     def forward(
@@ -104,10 +107,10 @@ class SleepingDecoder(nn.Module):
         if isinstance(past_key_values, StateCache):
             given = {"input_ids": input_ids, "inputs_embeds": inputs_embeds, "position_ids": position_ids}
             return super().forward(past_key_values=past_key_values, use_cache=use_cache, **given, **kwargs)
-        if (input_ids is None) == (inputs_embeds is None):
+        tokens = inputs_embeds if input_ids is None else input_ids
+        if tokens is None or (input_ids is not None and inputs_embeds is not None):
             raise UserError("give either input_ids or inputs_embeds")
         refuse_recording(self.config, kwargs)
-        tokens = inputs_embeds if input_ids is None else input_ids
         cache = cache_for(past_key_values, attention_mask, tokens, self.sleeping, position_ids)
         h = read_batch(
             self.sleeping,
@@ -134,7 +137,7 @@ class SleepingCausalLM(nn.Module):
     origin: Origin | None  # of its pretrained part
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        decoder = decoder_of(self)
+        decoder = sleeping_decoder(self)
         decoder.newest_only = reads_newest_only(kwargs.get("labels"), kwargs.get("logits_to_keep"))
         try:
             return super().forward(*args, **kwargs)
@@ -143,21 +146,22 @@ class SleepingCausalLM(nn.Module):
 
     @property
     def sleep_config(self) -> SleepConfig:
-        return decoder_of(self).sleep_config
+        return sleeping_decoder(self).sleep_config
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """With how it sleeps and what was inserted, for `reverie.hf.load`; arguments as in transformers."""
         from reverie.hf.saving import save_sleeping  # which loads models, and so imports this file
 
-        save_sleeping(self, Path(save_directory), super().save_pretrained, *args, **kwargs)
+        save_whole = super().save_pretrained  # pyright: ignore[reportAttributeAccessIssue]
+        save_sleeping(self, Path(save_directory), save_whole, *args, **kwargs)
 
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """Windows and passes are made again in the backward pass; layer by layer would lose their states."""
-        decoder_of(self).backward_config = Backward(activation_checkpoint="window")
+        sleeping_decoder(self).backward_config = Backward(activation_checkpoint="window")
 
     def gradient_checkpointing_disable(self) -> None:
-        decoder_of(self).backward_config = EXACT
+        sleeping_decoder(self).backward_config = EXACT
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        return decoder_of(self).backward_config != EXACT
+        return sleeping_decoder(self).backward_config != EXACT

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from reverie.hf.bases import load_base
 from reverie.hf.blocks import inserted_mixer
 from reverie.hf.insert import insert_fast_weights, inserted_parameters
-from reverie.hf.models import decoder_of
-from reverie.hf.sleeping import install
+from reverie.hf.sleeping import install, sleeping_decoder
 from reverie.hf.state import StateCache
 from reverie.model import LanguageModel, PretrainedModel, State, Tokens
 
@@ -27,11 +25,11 @@ class PretrainedLM(LanguageModel):
 
     @property
     def layers(self) -> nn.ModuleList:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return decoder_of(self.lm).sleeping.layers
+        return sleeping_decoder(self.lm).sleeping.layers
 
     @property
     def fast_weight_blocks(self) -> Sequence[int]:
-        return decoder_of(self.lm).sleeping.fast_weight_blocks
+        return sleeping_decoder(self.lm).sleeping.fast_weight_blocks
 
     def fast_weight_parameters(self) -> list[nn.Parameter]:
         """Inserted layers; in a model with fast weights of its own, the blocks that hold them."""
@@ -40,12 +38,12 @@ class PretrainedLM(LanguageModel):
         return [p for i in self.fast_weight_blocks for p in self.layers[i].parameters()]
 
     def embed(self, tokens: Tokens) -> Tensor:
-        return decoder_of(self.lm).sleeping.embed(tokens)
+        return sleeping_decoder(self.lm).sleeping.embed(tokens)
 
     def blocks(
         self, h: Tensor, state: State, start: int, stop: int, *, span: int, output: bool = True
     ) -> tuple[Tensor, State]:
-        return decoder_of(self.lm).sleeping.blocks(h, state, start, stop, span=span, output=output)
+        return sleeping_decoder(self.lm).sleeping.blocks(h, state, start, stop, span=span, output=output)
 
     def head(self, h: Tensor) -> Tensor:
         """Logits, by all that the model does behind its last block."""
@@ -70,4 +68,4 @@ def pretrained_lm(config: PretrainedModel, seed: int) -> PretrainedLM:
             value_size=config.value_size,
             seed=seed,
         )
-    return PretrainedLM(lm.to(torch.float32))
+    return PretrainedLM(lm.float())

@@ -79,4 +79,4 @@ def with_tail(
     """x with the inputs before it in front (zero where there are none), and the tail for the next call."""
     before = x.new_zeros(x.shape[0], conv_size - 1, x.shape[2]) if tail is None else tail.x
     extended = torch.cat([before, x], dim=1)
-    return extended, ConvTail(extended[:, x.shape[1] :])
+    return extended, ConvTail(extended[:, x.shape[1] :].clone())  # a view would hold the whole window in memory

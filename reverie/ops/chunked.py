@@ -62,7 +62,8 @@ class _Chunked(torch.autograd.Function):
         saved, rest = wy.Saved(*tensors[:fields]), tensors[fields:]
         decays = wy.Decays(*rest) if rest else None
         do = None if do is None else layout.chunks(do, saved.k.dtype)
-        *sequences, dS0 = wy.backward(saved, decays, do, None if dS is None else dS.flatten(0, 1), ctx.scale)
+        with torch.autocast(saved.k.device.type, enabled=False):  # of whoever calls backward inside of one
+            *sequences, dS0 = wy.backward(saved, decays, do, None if dS is None else dS.flatten(0, 1), ctx.scale)
         back = [None if x is None else layout.whole(x, t) for x, t in zip(sequences, ctx.dtypes, strict=False)]
         back.append(None if dS0 is None else dS0.unflatten(0, (-1, layout.H)).to(ctx.dtypes[-1]))
         return *(x if needed else None for x, needed in zip(back, ctx.needs_input_grad, strict=False)), None, None, None

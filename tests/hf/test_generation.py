@@ -10,7 +10,7 @@ import torch
 from sleeping_models import L, asleep, sleeping
 from tiny import text
 from torch import Tensor
-from transformers import PreTrainedModel, TextStreamer
+from transformers import TextStreamer
 from transformers.cache_utils import DynamicCache
 
 from reverie.errors import UserError
@@ -26,7 +26,7 @@ MODES: dict[str, dict[str, Any]] = {
 }
 
 
-def generate(model: PreTrainedModel, tokens: Tensor, new: int = 2 * L, **options: Any) -> Tensor:
+def generate(model: Any, tokens: Tensor, new: int = 2 * L, **options: Any) -> Any:
     torch.manual_seed(3)
     options = {"max_new_tokens": new, "min_new_tokens": new, "pad_token_id": 0} | options
     return model.generate(tokens, **options)

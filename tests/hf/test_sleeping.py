@@ -11,7 +11,8 @@ import torch
 from sleeping_models import HYBRIDS, TRANSFORMERS, L, asleep, insert, sleeping
 from tiny import text, tiny
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from torch.utils._pytree import tree_map_only
+from transformers import LlamaForCausalLM, PreTrainedModel
 
 import reverie.hf.models
 from reverie.errors import UserError
@@ -69,15 +70,8 @@ def change_fast_weights(cache: SleepCache, change: Callable[[Tensor], Tensor]) -
 
     def changed(state: State) -> State:
         fast_weights = tuple(None if x is None else change(x) for x in state.fast_weights)
-        entries = tuple(
-            entry and entry._replace(**{k: change(x) for k, x in entry._asdict().items() if isinstance(x, Tensor)})
-            for entry in state.cache
-        )
-        convs = tuple(
-            entry and entry._replace(conv=tuple(None if x is None else change(x) for x in entry.conv))
-            for entry in entries
-        )
-        return State(fast_weights, convs)
+        cache: Any = tree_map_only(Tensor, change, state.cache)
+        return State(fast_weights, cache)
 
     for i, group in enumerate(cache.groups):
         context = group.context
@@ -196,5 +190,5 @@ def test_the_class_keeps_its_name() -> None:
     """transformers writes it into config.json, and looks blocks up by it."""
     model = sleeping("llama", asleep())
     assert type(model).__name__ == "LlamaForCausalLM"
-    assert isinstance(model, AutoModelForCausalLM._model_mapping[type(AutoConfig.for_model("llama"))])
+    assert isinstance(model, LlamaForCausalLM)
     assert {type(layer).__name__ for layer in sleeping_decoder(model).sleeping.layers} == {"LlamaDecoderLayer"}

@@ -76,6 +76,7 @@ def test_a_stage_of_fast_weights_leaves_the_pretrained_part_alone(base: Path, tm
     stage = {"share": 1.0, "parameters": "fast_weights", "eviction": "hard"}
     recipe = pretrained(base, train={"steps": 2, "stages": [stage]})
     model = build_model(recipe.model, recipe.train.seed)
+    assert isinstance(model, PretrainedLM)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     train(recipe, tmp_path / "run")
     from reverie.train.sharded import find_checkpoint, load_run

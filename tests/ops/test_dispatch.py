@@ -6,7 +6,8 @@ import logging
 
 import pytest
 import torch
-from random_inputs import RULES, Rule, call, random_inputs
+from random_inputs import RULES, Inputs, Rule, call, random_inputs
+from torch import Tensor
 
 from reverie.errors import UserError
 from reverie.ops import BACKENDS, dispatch, gated_delta_rule
@@ -55,6 +56,19 @@ def test_autocast_changes_nothing(rule: Rule, backend: str) -> None:
         cast = call(rule, inputs, backend=backend)
     assert cast[1].dtype == torch.float32
     torch.testing.assert_close(cast, plain, rtol=0, atol=0)
+
+
+@each_rule
+def test_autocast_around_backward_changes_nothing(rule: Rule) -> None:
+    gradients = list[Tensor]()
+    for enabled in (False, True):
+        inputs = Inputs(*(x.requires_grad_() for x in random_inputs(9, dtype=torch.float32)))
+        o, S = call(rule, inputs, backend="chunked")
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            (o.square().sum() + S.square().sum()).backward()
+        assert inputs.k.grad is not None
+        gradients.append(inputs.k.grad)
+    torch.testing.assert_close(*gradients, rtol=0, atol=0)
 
 
 @each_rule
