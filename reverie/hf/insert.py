@@ -107,10 +107,11 @@ def insert_fast_weights(
         for i in config.layers:
             weight = next(blocks.layers[i].parameters())
             mixer = InsertedMixer(width, config, getattr(decoder.config, "rms_norm_eps", 1e-6))
+            mixer.to(weight.device, weight.dtype)
             if inherited:
                 mixer.norm_weight.data.copy_(inherited[i].gain)
                 inherit(mixer.mixer, inherited[i])
-            setattr(blocks.layers[i], INSERTED, mixer.to(weight.device, weight.dtype))
+            setattr(blocks.layers[i], INSERTED, mixer)
     decoder.inserted_configs += (config,)
     total = _count(model)
     return Inserted(total - before, total)
@@ -136,8 +137,8 @@ def unfreeze(model: PreTrainedModel) -> None:
 
 
 def _inherited(blocks: nn.ModuleList, layers: Sequence[int]) -> dict[int, Heads] | None:
-    """What new layers begin with, by the block in front; None where not all can, or not alike."""
-    heads = {i: Heads.of(blocks[i + 1]) if i + 1 < len(blocks) else None for i in layers}
+    """What new layers begin with, by the block in front (the last one: its own). None if not all can, or alike."""
+    heads = {i: Heads.of(blocks[min(i + 1, len(blocks) - 1)]) for i in layers}
     known = {i: found for i, found in heads.items() if found is not None}
     shapes = {(found.q.shape, found.v.shape) for found in known.values()}
     return known if len(known) == len(layers) and len(shapes) == 1 else None

@@ -140,7 +140,9 @@ def _save_config(model: Any, state: Mapping[str, Tensor], folder: Path, base: st
         },
     )
     kind = {"model_type": SleepingModelConfig.model_type, "transformers_version": transformers.__version__}
-    (folder / CONFIG_NAME).write_text(json.dumps(kind | saved.model_dump(mode="json"), indent=2) + "\n")
+    # pydantic would write infinities, which Mamba-2 configs hold, as null.
+    content = kind | saved.model_dump(mode="json", exclude={"base_config"}) | {"base_config": saved.base_config}
+    (folder / CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n")
 
 
 # Loading

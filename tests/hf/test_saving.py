@@ -96,7 +96,7 @@ def test_an_adapter_is_the_same_model(kind: str, bases: Callable[..., Path], tmp
     assert {path.name for path in tmp_path.iterdir()} == {"config.json", "generation_config.json", "model.safetensors"}
 
 
-@pytest.mark.parametrize(("kind", "size"), [("llama", "40KB"), ("qwen3_next", "40KB"), ("olmo_hybrid", "1GB")])
+@pytest.mark.parametrize(("kind", "size"), [("llama", "40KB"), ("qwen3_next", "40KB"), ("bamba", "1GB")])
 def test_a_trained_model_is_saved_whole(kind: str, size: str, bases: Callable[..., Path], tmp_path: Path) -> None:
     model = sleeping(bases(kind))
     train(model)

@@ -1,0 +1,99 @@
+"""New layers look things up as the next block's attention does."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from tiny import text, tiny
+
+from reverie.hf.blocks import inserted_mixer
+from reverie.hf.inherit import Heads
+from reverie.hf.insert import InsertedMixer, insert_fast_weights
+from reverie.hf.sleeping import sleeping_decoder
+from reverie.model.fast_weights import FastWeightMixer
+from reverie.model.fused import rms_norm
+
+H, D = 4, 8  # heads of queries and their size; 2 heads of keys
+
+
+def inserted(kind: str, behind: int, **sizes: int) -> tuple[InsertedMixer, torch.nn.Module]:
+    """A new layer, and the block whose attention it begins with."""
+    model = tiny("llama", dtype=torch.float32)
+    for name, p in model.named_parameters():
+        if "layernorm" in name:
+            torch.nn.init.uniform_(p, 0.5, 2.0)
+    insert_fast_weights(model, [behind], kind, **sizes)  # pyright: ignore[reportArgumentType]
+    layers = sleeping_decoder(model).sleeping.layers
+    mixer = inserted_mixer(layers[behind])
+    assert isinstance(mixer, InsertedMixer)
+    return mixer, layers[min(behind + 1, 3)]
+
+
+@pytest.mark.parametrize("kind", ["jet", "gdn"])
+@pytest.mark.parametrize("behind", [1, 3], ids=["between", "last"])
+def test_queries_keys_and_values_are_those_of_attention(kind: str, behind: int) -> None:
+    new, block = inserted(kind, behind)
+    attention, norm = block.get_submodule("self_attn"), block.get_submodule("input_layernorm")
+    h = torch.randn(2, 5, 32)
+    x = norm(h)
+    wanted = [attention.get_submodule(f"{name}_proj")(x).unflatten(-1, (-1, D)) for name in "qkv"]
+    wanted = [y if y.shape[2] == H else y.repeat_interleave(H // y.shape[2], dim=2) for y in wanted]
+    assert isinstance(new.mixer, FastWeightMixer)
+    q, k, v, _ = new.mixer.mix_qkv(rms_norm(h, new.norm_eps) * new.norm_weight, None)
+    for given, of_attention in zip((q, k, v), wanted, strict=True):
+        torch.testing.assert_close(given.unflatten(-1, (H, D)), F.silu(of_attention), rtol=1e-4, atol=1e-5)
+
+
+def test_sizes_that_are_given_begin_at_random() -> None:
+    new, block = inserted("jet", 1, heads=4, key_size=8, value_size=8)
+    heads = Heads.of(block)
+    assert heads is not None
+    assert not torch.equal(new.mixer.qkv_proj.weight[: H * D], heads.q.flatten(0, 1))
+    assert torch.equal(new.norm_weight, torch.ones(32))
+
+
+def test_attention_of_another_form_is_not_inherited() -> None:
+    """Compressed keys and values (Kimi), or no attention at all (Mamba-2)."""
+    assert Heads.of(sleeping_layers("kimi_linear")[1]) is None
+    assert Heads.of(sleeping_layers("bamba")[0]) is None
+
+
+def sleeping_layers(kind: str) -> torch.nn.ModuleList:
+    from reverie.hf.models import decoder_of
+
+    layers = decoder_of(tiny(kind, dtype=torch.float32)).layers
+    assert isinstance(layers, torch.nn.ModuleList)
+    return layers
+
+
+def test_all_or_none() -> None:
+    """Layers of one call have one size, so where one cannot inherit all begin at random."""
+    model = tiny("llama", dtype=torch.float32)
+    layers = model.get_submodule("model.layers")
+    assert isinstance(layers, torch.nn.ModuleList)
+    layers[2].self_attn.k_proj = torch.nn.Identity()  # pyright: ignore[reportAttributeAccessIssue, reportArgumentType]
+    insert_fast_weights(model, [0, 1])
+    first = inserted_mixer(layers[0])
+    assert isinstance(first, InsertedMixer)
+    assert torch.equal(first.norm_weight, torch.ones(32))
+
+
+def test_what_it_adds_to_smollm2() -> None:
+    """Six layers are less than a tenth, as the paper has it for Ouro. On the meta device: sizes alone."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30}
+    heads = {"num_attention_heads": 9, "num_key_value_heads": 3, "tie_word_embeddings": True}
+    with torch.device("meta"):
+        model = LlamaForCausalLM(LlamaConfig(**sizes, **heads))
+    assert 0.05 < insert_fast_weights(model, [4, 9, 14, 19, 24, 29]).share < 0.1
+
+
+def test_the_logits_are_bit_for_bit_what_they_were() -> None:
+    tokens = text(9)
+    for kind in ("jet", "gdn"):
+        model = tiny("llama", dtype=torch.float32)
+        wanted = model(tokens).logits
+        insert_fast_weights(model, [0, 3], kind)  # pyright: ignore[reportArgumentType]
+        assert torch.equal(model(tokens).logits, wanted)
