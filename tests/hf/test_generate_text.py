@@ -90,7 +90,7 @@ def test_progress(sleeper: Sleeper) -> None:
 
 def test_temperature(sleeper: Sleeper) -> None:
     def drawn(temperature: float, seed: int) -> str:
-        return generate(*sleeper, BOOK, max_tokens=30, temperature=temperature, seed=seed).text
+        return generate(*sleeper, BOOK[-20:], max_tokens=30, temperature=temperature, seed=seed).text
 
     assert drawn(1.0, 0) == drawn(1.0, 0)
     assert len({drawn(1.0, seed) for seed in range(3)}) == 3
