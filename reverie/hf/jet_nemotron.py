@@ -17,7 +17,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache, GenerationMixin
 from transformers import initialization as init
 from transformers.cache_utils import Cache
-from transformers.masking_utils import create_masks_for_generate
+from transformers.masking_utils import (
+    create_causal_mask,
+    create_recurrent_attention_mask,
+    create_sliding_window_causal_mask,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast
 from transformers.models.olmo2.modeling_olmo2 import Olmo2RMSNorm  # its gain multiplies in float32, as theirs does
@@ -39,6 +43,11 @@ from reverie.model.fused import normalise
 
 LAYER_TYPES = {"jet": "linear_attention", "attn": "full_attention", "swa": "sliding_attention"}
 """What config.json says, and what transformers calls it: caches and masks are made by these names."""
+MASKS = {
+    "linear_attention": create_recurrent_attention_mask,
+    "full_attention": create_causal_mask,
+    "sliding_attention": create_sliding_window_causal_mask,
+}
 
 
 @strict
@@ -213,10 +222,16 @@ class JetNemotronModel(JetNemotronPreTrainedModel):
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = torch.arange(seen, seen + h.shape[1], device=h.device)[None]
         masks: Any = attention_mask  # `generate` may have made them
+        types = self.config.layer_types or []
         if not isinstance(masks, dict):
-            masks = create_masks_for_generate(self.config, h, masks, past_key_values, position_ids)
+            given = {"config": self.config, "inputs_embeds": h, "attention_mask": masks, "position_ids": position_ids}
+            # Each by a layer of its own kind, which transformers before 5.23 does not find by itself.
+            masks = {
+                kind: MASKS[kind](**given, past_key_values=past_key_values, layer_idx=types.index(kind))
+                for kind in dict.fromkeys(types)
+            }
         position_embeddings = self.rotary_emb(h, position_ids)
-        for layer, kind in zip(self.layers, self.config.layer_types or (), strict=True):
+        for layer, kind in zip(self.layers, types, strict=True):
             h = layer(
                 h,
                 attention_mask=masks[kind],

@@ -162,6 +162,11 @@ class SleepingCausalLM(nn.Module):
     def gradient_checkpointing_disable(self) -> None:
         sleeping_decoder(self).backward_config = EXACT
 
+    activation_checkpointing_enable, activation_checkpointing_disable = (  # their names from transformers 6 on
+        gradient_checkpointing_enable,
+        gradient_checkpointing_disable,
+    )
+
     @property
     def is_gradient_checkpointing(self) -> bool:
         return sleeping_decoder(self).backward_config != EXACT

@@ -268,7 +268,7 @@ def test_sliding_attention_sees_its_window_and_no_more() -> None:
 def test_gradients_reach_every_parameter(model: JetNemotronForCausalLM, tokens: Tensor, checkpointing: bool) -> None:
     model.train()
     if checkpointing:
-        model.activation_checkpointing_enable()
+        model.gradient_checkpointing_enable()
     model(tokens, labels=tokens).loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None, name

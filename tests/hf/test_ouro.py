@@ -220,7 +220,7 @@ def test_padding_on_the_left_changes_nothing(model: OuroForCausalLM, tokens: Ten
 def test_gradients_reach_all_but_the_gate(model: OuroForCausalLM, tokens: Tensor, checkpointing: bool) -> None:
     model.train()
     if checkpointing:
-        model.activation_checkpointing_enable()
+        model.gradient_checkpointing_enable()
     model(tokens, labels=tokens).loss.backward()
     for name, parameter in model.named_parameters():
         if "early_exit_gate" in name:
