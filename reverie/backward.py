@@ -98,7 +98,7 @@ def _checkpointed(run: Callable[..., Result], *arguments: Any, **named: Any) -> 
         arguments, named = tree_unflatten(leaves, spec)
         return run(*arguments, **named)
 
-    return checkpoint(run_leaves, *leaves, use_reentrant=False, preserve_rng_state=False)  # pyright: ignore[reportReturnType]
+    return checkpoint(run_leaves, *leaves, use_reentrant=False)  # pyright: ignore[reportReturnType]
 
 
 def through(state: State, start: State) -> State:

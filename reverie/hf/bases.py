@@ -27,7 +27,7 @@ def load_base(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
     """A causal language model in evaluation mode, from safetensors (smollm2: GGUF).
 
     No pickle is read, and no code that comes with a model is run. A looped model (Ouro) runs its stack once awake:
-    passes of sleep are its loop.
+    passes of sleep take the place of its loop.
 
     Args:
         name_or_path: "smollm2", a folder, or a hub id.

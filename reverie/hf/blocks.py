@@ -12,7 +12,6 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicCache, LinearAttentionCacheLayerMixin
 from transformers.utils.generic import ModelOutput
 
@@ -47,11 +46,11 @@ class SleepingBlock(nn.Module):
         if call.stop == 0:
             raise _Embedded(hidden_states)
         if self.index == call.start - 1:
-            return self.in_decoder.packed(call.h)
+            return self.in_decoder.packed(call.h.to(hidden_states.device))
         if not call.start <= self.index < call.stop:
             return self.in_decoder.packed(hidden_states)
         if self.index == call.start:
-            hidden_states = call.h
+            hidden_states = call.h.to(hidden_states.device)  # blocks may be on several devices
         if self.in_decoder.attends[self.index]:
             kwargs["attention_mask"] = _within_span(kwargs.get("attention_mask"), hidden_states, call)
         output = super().forward(hidden_states, *args, **kwargs)
@@ -86,7 +85,7 @@ class _Embedded(Exception):
 class DecoderBlocks:
     """`SleepingModel` over a decoder; its head is the final norm, so that the causal LM around it makes the logits."""
 
-    def __init__(self, decoder: PreTrainedModel, layers: nn.ModuleList) -> None:
+    def __init__(self, decoder: Any, layers: nn.ModuleList) -> None:
         self.decoder, self.layers = decoder, layers
         self.recurrent, self.attends = block_kinds(decoder, len(layers))
 
@@ -132,7 +131,7 @@ def inserted_mixer(layer: nn.Module) -> nn.Module | None:
     return getattr(layer, INSERTED, None)
 
 
-def block_kinds(decoder: PreTrainedModel, num_blocks: int) -> tuple[list[bool], list[bool]]:
+def block_kinds(decoder: Any, num_blocks: int) -> tuple[list[bool], list[bool]]:
     """Of each block, whether it is recurrent, and whether it attends; by the cache that transformers makes for it."""
     layers = DynamicCache(config=decoder.config).layers
     if not layers:  # made as they are used, all for attention

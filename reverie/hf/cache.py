@@ -100,9 +100,11 @@ def begin(mask: Tensor | None, tokens: Tensor, empty: Context) -> SleepCache:
     cache = SleepCache()
     B, T = tokens.shape[:2]
     rows = torch.arange(B, device=tokens.device)
-    if mask is None or bool(mask.all()):
+    if mask is None or (mask.shape == tokens.shape[:2] and bool(mask.all())):
         cache.groups = [Group(rows, 0, empty)]
         return cache
+    if mask.shape != tokens.shape[:2]:
+        raise UserError(f"attention_mask must be [{B}, {T}] as the tokens are, got {list(mask.shape)}")
     text = mask.bool()
     first = text.int().argmax(1)
     last = T - 1 - text.flip(1).int().argmax(1)

@@ -29,19 +29,27 @@ class Heads(NamedTuple):
     @classmethod
     def of(cls, block: nn.Module) -> Heads | None:
         """None where the block has no attention of the usual form behind a norm."""
-        gain = getattr(getattr(block, "input_layernorm", None), "weight", None)
+        norm = getattr(block, "input_layernorm", None)
         attention = next((m for m in block.modules() if _has_projections(m)), None)
-        if attention is None or not isinstance(gain, Tensor):
+        if attention is None or not isinstance(norm, nn.Module):
             return None
         size = getattr(attention, "head_dim", None)
         weights = [getattr(attention, f"{name}_proj").weight.detach() for name in "qkv"]
         if not size or any(len(weight) % size for weight in weights) or len(weights[1]) != len(weights[2]):
             return None
         q, k, v = (weight.unflatten(0, (-1, size)) for weight in weights)
-        if len(q) % len(k):
+        heads = getattr(getattr(attention, "config", None), "num_attention_heads", len(q))
+        if len(q) != heads or len(q) % len(k):  # more rows than heads: some of them are gates
             return None
         k, v = (x.repeat_interleave(len(q) // len(k), dim=0) for x in (k, v))
-        return cls(q, k, v, gain.detach())
+        return cls(q, k, v, _gain(norm, q))
+
+
+def _gain(norm: nn.Module, like: Tensor) -> Tensor:
+    """By what a norm multiplies, whether it keeps that, or that less one. Asked with ±1: mean 0, mean square 1."""
+    x = torch.ones(like.shape[-1], device=like.device, dtype=like.dtype)
+    x[1::2] = -1
+    return (norm(x) - norm(-x)).detach() / (2 * x)
 
 
 def _has_projections(module: nn.Module) -> bool:

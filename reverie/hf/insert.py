@@ -8,7 +8,7 @@ what the next block attends with (inherit.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import torch
 from torch import Tensor, nn
@@ -92,6 +92,11 @@ def insert_fast_weights(
 
     Raises UserError for blocks that the model does not have, or that have fast weights already.
     """
+    if kind not in get_args(Kind):
+        raise UserError(f"kind must be {' or '.join(get_args(Kind))}, got {kind}")
+    for name, size in {"heads": heads, "key_size": key_size, "value_size": value_size}.items():
+        if size is not None and size < 1:
+            raise UserError(f"{name} must be at least 1, got {size}")
     install(model)
     decoder = sleeping_decoder(model)
     blocks = decoder.sleeping
@@ -105,7 +110,7 @@ def insert_fast_weights(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         for i in config.layers:
-            weight = next(blocks.layers[i].parameters())
+            weight = next(p for p in blocks.layers[i].parameters() if p.is_floating_point())
             mixer = InsertedMixer(width, config, getattr(decoder.config, "rms_norm_eps", 1e-6))
             mixer.to(weight.device, weight.dtype)
             if inherited:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -30,6 +32,7 @@ CANNOT = {
     "mamba2": "it has no attention, so no window of its own to clear",
     "zamba": "its Mamba layers go on from earlier tokens one token at a time only",
     "zamba2": "its attention blocks share weights across the depth of the model and keep no place in it",
+    "lfm2_moe": "its convolutions hold a few tokens, and no fast weights",
     "lfm2": "its convolutions hold a few tokens, and no fast weights",
     "recurrent_gemma": "its recurrent blocks keep their state inside of modules",
     "rwkv": "its state does not go through transformers' cache",
@@ -60,9 +63,14 @@ def check_decoder(model: PreTrainedModel, decoder: PreTrainedModel) -> nn.Module
             f"{name} ({kind}) cannot sleep: its decoder has no plain list of blocks. Tested types: "
             + ", ".join((*HYBRIDS, *TRANSFORMERS))
         )
+    if any("position" in child for child, _ in decoder.named_children()):
+        raise UserError(f"{name} ({kind}) cannot sleep: it adds learned positions in front of its blocks")
+    if any("past_key_values" not in inspect.signature(type(layer).forward).parameters for layer in layers):
+        raise UserError(f"{name} ({kind}) cannot sleep: its blocks do not take the cache as past_key_values")
     steps = getattr(model.config, "total_ut_steps", 1)
     if steps != 1:
         raise UserError(
-            f"{name} runs its stack {steps} times awake: load it with total_ut_steps=1, passes of sleep are its loop"
+            f"{name} runs its stack {steps} times awake: load it with total_ut_steps=1, "
+            "since passes of sleep take the place of its loop"
         )
     return layers

@@ -44,10 +44,11 @@ def _as_loaded(parameter: Tensor) -> bool:
 
 
 def fingerprint(state_dict: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:
-    """SHA-256 over names, shapes and evenly spaced elements of all that was not inserted.
+    """SHA-256 over names, shapes and evenly spaced elements of all that was not inserted, and the sums of all elements.
 
     Args:
-        dtype: rounded to this. In bfloat16 it is the same whether a model was loaded as float32, float64 or bfloat16.
+        dtype: rounded to this, and without sums. In bfloat16 it is the same whether a model was loaded as float32,
+            float64 or bfloat16.
     """
     digest = hashlib.sha256()
     for name in sorted(state_dict):
@@ -58,12 +59,20 @@ def fingerprint(state_dict: Mapping[str, Tensor], dtype: torch.dtype | None = No
             sample = sample.to(dtype)
         digest.update(f"{name} {list(state_dict[name].shape)} {sample.dtype}\n".encode())
         digest.update(sample.view(torch.uint8).numpy().tobytes())
+        if dtype is None and sample.is_floating_point():  # a few rows of an embedding may have been trained
+            digest.update(f"{_sum(state_dict[name]):.7e}".encode())
     return digest.hexdigest()
 
 
 def is_inserted(name: str) -> bool:
     """Whether a parameter of this name belongs to an inserted layer."""
     return f".{INSERTED}." in name
+
+
+def _sum(tensor: Tensor) -> float:
+    if isinstance(tensor, DTensor):
+        tensor = tensor.full_tensor()
+    return float(torch.sum(tensor.detach(), dtype=torch.float64))
 
 
 def _sample(tensor: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from functools import wraps
 from pathlib import Path
+from types import MethodType
 from typing import Any, TypeVar, cast
 
 from torch import Tensor, nn
@@ -65,11 +66,17 @@ def install(model: PreTrainedModel) -> None:
     for index, layer in enumerate(layers):
         block = _mix_in(layer, SleepingBlock)
         block.index, block.in_decoder = index, shared
+    checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+    if checkpointing:  # of single layers, which would lose their states
+        model.gradient_checkpointing_disable()
     decoder = _mix_in(stock, SleepingDecoder)
     decoder.sleeping = blocks
     decoder.sleep_config, decoder.backward_config, decoder.newest_only = AWAKE, EXACT, False
     decoder.inserted_configs = ()
-    _mix_in(model, SleepingCausalLM).origin = origin
+    sleeping = _mix_in(model, SleepingCausalLM)
+    sleeping.origin = origin
+    if checkpointing:
+        sleeping.gradient_checkpointing_enable()
 
 
 def _mix_in(module: nn.Module, mixin: type[Mixin]) -> Mixin:
@@ -81,6 +88,8 @@ def _mix_in(module: nn.Module, mixin: type[Mixin]) -> Mixin:
         return mixin.forward(self, *args, **kwargs)
 
     module.__class__ = type(base.__name__, (mixin, base), {"__module__": base.__module__, "forward": forward})
+    if "_old_forward" in module.__dict__:  # accelerate, which moves inputs between devices, has put itself around it
+        module.__dict__["_old_forward"] = MethodType(type(module).forward, module)
     return cast(Mixin, module)
 
 
@@ -88,6 +97,7 @@ class SleepingDecoder(nn.Module):
     """Mixed in front of a decoder's class."""
 
     config: PretrainedConfig
+    layers: nn.ModuleList
     sleeping: DecoderBlocks
     sleep_config: SleepConfig
     backward_config: Backward
@@ -111,16 +121,17 @@ class SleepingDecoder(nn.Module):
         if tokens is None or (input_ids is not None and inputs_embeds is not None):
             raise UserError("give either input_ids or inputs_embeds")
         refuse_recording(self.config, kwargs)
-        cache = cache_for(past_key_values, attention_mask, tokens, self.sleeping, position_ids)
+        blocks = self.sleeping if self.sleeping.decoder is self else DecoderBlocks(self, self.layers)  # a replica's own
+        cache = cache_for(past_key_values, attention_mask, tokens, blocks, position_ids)
         h = read_batch(
-            self.sleeping,
+            blocks,
             tokens,
             cache,
             self.sleep_config,
             newest_only=self.newest_only,
             backward=self.backward_config,
         )
-        output = self.sleeping.norm(h[:, -1:].detach())  # for what this decoder calls its output
+        output = blocks.norm(h[:, -1:].detach())  # for what this decoder calls its output
         output["last_hidden_state"] = h
         output["past_key_values"] = cache if (self.config.use_cache if use_cache is None else use_cache) else None
         return output

@@ -118,8 +118,10 @@ class StateCache(Cache):
     def update_recurrent_state(
         self, recurrent_states: Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any
     ) -> Tensor:
-        self.fast_weights[layer_idx] = recurrent_states
-        return recurrent_states
+        """In float32 at least: under autocast some models hand over bfloat16."""
+        kept = recurrent_states.to(torch.promote_types(recurrent_states.dtype, torch.float32))
+        self.fast_weights[layer_idx] = kept
+        return kept
 
     def _conv(self, layer_idx: int, state_idx: int) -> Tensor | None:
         conv = self.entries[layer_idx].conv

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from reverie.errors import UserError
 from reverie.hf.bases import load_base
 from reverie.hf.blocks import inserted_mixer
 from reverie.hf.insert import insert_fast_weights, inserted_parameters
@@ -68,4 +70,10 @@ def pretrained_lm(config: PretrainedModel, seed: int) -> PretrainedLM:
             value_size=config.value_size,
             seed=seed,
         )
-    return PretrainedLM(lm.float())
+    model = PretrainedLM(lm.float())
+    if not model.fast_weight_blocks:
+        raise UserError(f"{config.pretrained} has no fast weights: say with model.behind where to put some in")
+    known = len(cast(Tensor, lm.get_input_embeddings().weight))
+    if config.vocab_size > known:
+        raise UserError(f"the task has {config.vocab_size} tokens, and {config.pretrained} knows {known}")
+    return model

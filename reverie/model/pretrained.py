@@ -30,5 +30,5 @@ class PretrainedModel(BaseModel):
 
     @property
     def has_fast_weights(self) -> bool:
-        """Its own, or inserted ones; a model with neither cannot sleep, which shows when it is loaded."""
+        """Its own, or inserted ones; a model with neither is an error when it is loaded."""
         return True

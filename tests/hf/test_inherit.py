@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 from tiny import text, tiny
 
+from reverie.errors import UserError
 from reverie.hf.blocks import inserted_mixer
 from reverie.hf.inherit import Heads
 from reverie.hf.insert import InsertedMixer, insert_fast_weights
@@ -45,6 +48,20 @@ def test_queries_keys_and_values_are_those_of_attention(kind: str, behind: int) 
         torch.testing.assert_close(given.unflatten(-1, (H, D)), F.silu(of_attention), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["gemma", "olmo2", "qwen3_next"])
+def test_new_layers_can_learn(kind: str) -> None:
+    """Whatever the model's norms keep (gemma: their factor less one), what goes into a new layer is not zero."""
+    model = tiny(kind, dtype=torch.float32, head_dim=8)
+    insert_fast_weights(model, [1])
+    tokens = text(9)
+    model(tokens, labels=tokens).loss.backward()
+    mixer = inserted_mixer(sleeping_decoder(model).sleeping.layers[1])
+    assert isinstance(mixer, InsertedMixer)
+    assert mixer.mixer.out_proj.weight.grad is not None
+    assert mixer.mixer.out_proj.weight.grad.abs().max() > 0
+    assert mixer.norm_weight.abs().mean() > 0.1
+
+
 def test_sizes_that_are_given_begin_at_random() -> None:
     new, block = inserted("jet", 1, heads=4, key_size=8, value_size=8)
     heads = Heads.of(block)
@@ -65,6 +82,16 @@ def sleeping_layers(kind: str) -> torch.nn.ModuleList:
     layers = decoder_of(tiny(kind, dtype=torch.float32)).layers
     assert isinstance(layers, torch.nn.ModuleList)
     return layers
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [({"kind": "gsa"}, "kind must be jet or gdn, got gsa"), ({"heads": 0}, "heads must be at least 1, got 0")],
+)
+def test_what_cannot_be_inserted(options: dict[str, Any], sentence: str) -> None:
+    model = tiny("llama", dtype=torch.float32)
+    with pytest.raises(UserError, match=sentence):
+        insert_fast_weights(model, [1], **options)
 
 
 def test_all_or_none() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 import pytest
 import torch
+from accelerate import dispatch_model
 from sleeping_models import HYBRIDS, TRANSFORMERS, L, asleep, insert, sleeping
 from tiny import text, tiny
 from torch import Tensor
@@ -144,7 +146,7 @@ def test_hand_written_passes() -> None:
             h = plain.forward(layer, h, position_embeddings=angles)
             mixer = getattr(layer, "fast_weight_mixer", None)
             if mixer is not None:
-                normed = torch.nn.functional.rms_norm(h, h.shape[-1:], eps=1e-6)
+                normed = torch.nn.functional.rms_norm(h, h.shape[-1:], eps=1e-6) * mixer.norm_weight
                 y, fast_weights[i], _ = mixer.mixer(normed, fast_weights[i], None, span=L)
                 h = h + y
         return h
@@ -157,13 +159,23 @@ def test_hand_written_passes() -> None:
     torch.testing.assert_close(model(tokens).logits[:, L:], logits, rtol=1e-6, atol=1e-6)
 
 
-def test_checkpointed_windows_give_the_same_gradients() -> None:
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_checkpointed_windows_give_the_same_gradients(when: str) -> None:
+    """Switched on before the model could sleep or after it; with dropout, whose draws must come again."""
     tokens, gradients = text(3 * L + 1), list[dict[str, Tensor]]()
     for checkpointing in (False, True):
-        model = sleeping("qwen3_next", asleep(2)).train()
-        if checkpointing:
+        model = insert("llama", tiny("llama", attention_dropout=0.3)).train()
+        if checkpointing and when == "before":
+            model = tiny("llama", attention_dropout=0.3).train()
             model.gradient_checkpointing_enable()
-            assert model.is_gradient_checkpointing
+            model = insert("llama", model)
+        model = add_sleep(model, asleep(2))
+        for name, parameter in model.named_parameters():
+            if name.endswith("out_proj.weight"):
+                torch.nn.init.constant_(parameter, 0.1)
+        if checkpointing and when == "after":
+            model.gradient_checkpointing_enable()
+        torch.manual_seed(4)
         model(tokens, labels=tokens).loss.backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
@@ -178,12 +190,42 @@ def test_checkpointed_windows_give_the_same_gradients() -> None:
         (lambda: tiny("qwen3_next"), asleep(loop=(1, 9)), r"looped_blocks \[1, 9\] must end at or before 4"),
         (lambda: tiny("mamba2", num_heads=4, head_dim=16), asleep(), "cannot sleep: it has no attention"),
         (lambda: tiny("gpt2", n_embd=32, n_layer=2, n_head=2), asleep(), "its decoder has no plain list of blocks"),
+        (lambda: tiny("biogpt"), asleep(), "it adds learned positions in front of its blocks"),
+        (lambda: tiny("gpt_neox"), asleep(), "its blocks do not take the cache as past_key_values"),
         (lambda: tiny("llama").model, asleep(), "it takes a decoder with a language-modelling head"),
     ],
 )
 def test_what_cannot_sleep(make: Callable[[], PreTrainedModel], config: Any, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         add_sleep(make(), config)
+
+
+def test_blocks_that_accelerate_has_dispatched() -> None:
+    """Its hooks stand around forward; the model sleeps all the same."""
+    tokens = text(3 * L)
+    wanted = sleeping("llama", asleep(2), dtype=torch.float32)(tokens)
+    model = insert("llama", tiny("llama", dtype=torch.float32))
+    dispatched: Any = dispatch_model(tiny("llama", dtype=torch.float32), {"": "cpu"}, force_hooks=True)
+    model = add_sleep(insert("llama", dispatched), asleep(2))
+    torch.manual_seed(5)
+    for name, parameter in model.named_parameters():
+        if name.endswith("out_proj.weight"):
+            torch.nn.init.normal_(parameter, std=0.3)
+    output = model(tokens)
+    assert isinstance(output.past_key_values, SleepCache)
+    torch.testing.assert_close(output.logits, wanted.logits)
+
+
+def test_a_replica_reads_through_its_own_blocks() -> None:
+    """As nn.DataParallel makes it: with other parameters, the original's are not touched."""
+    model = sleeping("llama", asleep(2), dtype=torch.float32)
+    other = sleeping("llama", asleep(2), dtype=torch.float32, seed=3)
+    replica = copy.copy(sleeping_decoder(model))
+    replica.__dict__ = sleeping_decoder(model).__dict__.copy()
+    replica._modules = sleeping_decoder(other)._modules
+    tokens = text(2 * L)
+    wanted = sleeping_decoder(other)(input_ids=tokens).last_hidden_state
+    torch.testing.assert_close(replica(input_ids=tokens).last_hidden_state, wanted)
 
 
 def test_the_class_keeps_its_name() -> None:

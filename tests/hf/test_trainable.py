@@ -95,6 +95,8 @@ def test_a_stage_of_fast_weights_leaves_the_pretrained_part_alone(base: Path, tm
         ({"behind": [1, 1]}, "behind must be different indices of blocks"),
         ({"behind": [9]}, "has blocks 0 to 3, there is none behind 9"),
         ({"pretrained": "no/such/folder"}, "no/such/folder"),
+        ({"behind": ()}, "has no fast weights: say with model.behind where to put some in"),
+        ({"vocab_size": 99}, "the task has 99 tokens, and .* knows 61"),
     ],
 )
 def test_what_cannot_be_built(base: Path, changes: dict[str, Any], sentence: str) -> None:
