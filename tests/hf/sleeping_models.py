@@ -13,7 +13,7 @@ from reverie.hf.sleeping import add_sleep
 from reverie.sleep import SleepConfig
 
 L = 8
-TRANSFORMERS = ["llama", "qwen2", "qwen3"]
+TRANSFORMERS = ["llama", "qwen2", "qwen3", "ouro"]
 HYBRIDS = [kind for kind in CONFIGS if kind not in TRANSFORMERS]
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+import reverie.hf  # noqa: F401  # which makes jet_nemotron and ouro known
+
 BASE: dict[str, Any] = {
     "vocab_size": 61,
     "hidden_size": 32,
@@ -74,6 +76,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "chunk_size": 8,
         "time_step_min": 1e-9,  # transformers applies it to many tokens, and not to a single one
     },
+    "jet_nemotron": {
+        "layer_types": ["jet", "attn", "jet", "swa"],
+        "efficient_attention_config": {
+            "jet": {"expand_v": 2.0, "head_dim": 8, "num_heads": 4, "conv_size": 4, "dconv_generator_reduction": 8}
+            | {"dconv_implementation": "triton", "mode": "chunk", "norm_eps": 1e-5},
+            "swa": {"window_size": 5},
+        },
+    },
+    "ouro": {"total_ut_steps": 1, "head_dim": 8, "num_key_value_heads": 4, "early_exit_threshold": 1.0},
     "llama": {},
     "qwen2": {},
     "qwen3": {"head_dim": 8},
