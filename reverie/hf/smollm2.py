@@ -48,6 +48,7 @@ def load_smollm2_model(dtype: torch.dtype = torch.float32, **kwargs: Any) -> Pre
     )
     # It is no quantised model any more; save_pretrained would refuse it as one.
     model.hf_quantizer = None
+    model.is_quantized = False  # no more: else transformers refuses float() and half()
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.config._name_or_path = model.name_or_path = SMOLLM2

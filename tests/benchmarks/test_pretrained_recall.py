@@ -88,3 +88,10 @@ def test_zeroed_fast_weights_hold_nothing_of_earlier_windows(base: Path) -> None
         asleep = [rollout(model, x, mask, config)[0] for x in (tokens, other)]
     torch.testing.assert_close(*forgetful)
     assert (asleep[0] - asleep[1]).abs().max() > 1e-4
+
+
+def test_the_readme_has_the_card_s_numbers() -> None:
+    root = Path(__file__).parents[2]
+    card = json.loads((root / "results" / "recall" / "smollm2.json").read_text())
+    assert len(card["seeds"]) >= 3
+    assert bench.table(card) in (root / "README.md").read_text()
