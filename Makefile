@@ -31,7 +31,7 @@ lint: setup
 
 check: lint test
 
-# make results    every card and figure in results/ anew: four hours on two cores, resumable
+# make results    every card and figure in results/ anew: five hours on two cores, resumable
 RESULTS = rule110/nano rule110/nano-t6 depo/nano depo/nano-n8 depo/nano-no-curriculum gsm_infinite/nano
 results: setup
 	for recipe in $(RESULTS); do \
@@ -43,6 +43,7 @@ results: setup
 	done
 	.venv/bin/python benchmarks/gsm_infinite.py --out results/gsm_infinite/generator.json
 	.venv/bin/python benchmarks/scaling.py --out results/scaling.json
+	.venv/bin/python benchmarks/pretrained_recall.py --out results/recall/smollm2.json
 	.venv/bin/python benchmarks/kills.py depo/nano --set train.checkpoint_every=50 --set sleep.num_sleep_passes=4 --out results/reliability/kills.json
 
 # make performance    cards, figures and tables of docs/PERFORMANCE.md anew: a quarter of an hour on two quiet cores
