@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from sleeping_models import L, asleep, sleeping
+from sleeping_models import HYBRIDS, TRANSFORMERS, L, asleep, sleeping
 from tiny import text
 from torch import Tensor
 from transformers import TextStreamer
@@ -64,7 +64,7 @@ def test_padding_behind_a_text_changes_no_logits_of_it(kind: str) -> None:
     torch.testing.assert_close(logits[1, : L + 3], model(tokens[1:, : L + 3]).logits[0], rtol=1e-4, atol=1e-4)
 
 
-@each_kind
+@pytest.mark.parametrize("kind", [*HYBRIDS, *TRANSFORMERS])
 def test_memory_is_flat_over_twenty_windows(kind: str) -> None:
     """The bytes that a cache keeps alive, at the same place of every window, in writing and in reading."""
     model, held = sleeping(kind, asleep(2), dtype=torch.float32), list[int]()
