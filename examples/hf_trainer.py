@@ -56,7 +56,7 @@ def fine_tune(model: PreTrainedModel, texts: Texts, steps: int, out: Path) -> li
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--base", default="smollm2", help="smollm2, a folder, or a name on the hub")
+    parser.add_argument("--base", default="smollm2", help="smollm2, or a folder with a model of its vocabulary")
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--out", type=Path, default=Path("runs/trainer"))
     options = parser.parse_args()

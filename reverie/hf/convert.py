@@ -22,6 +22,7 @@ from reverie.hf.blocks import DecoderBlocks
 from reverie.hf.insert import Kind, insert_fast_weights
 from reverie.hf.models import decoder_of
 from reverie.hf.sleeping import add_sleep, install
+from reverie.model import count_parameters
 from reverie.sleep import SleepConfig
 
 SAMPLE = "While we are awake, words fill the window; asleep, we go over them again, and what was understood stays."
@@ -67,7 +68,7 @@ def convert(
     tokens = _sample(tokenizer, min(before.window_size, config.window_size))
     with torch.no_grad():
         wanted = model(tokens).logits
-    parameters = _count(model)
+    parameters = count_parameters(model)
     behind = _insert(model, kind, layers)
     add_sleep(model, config)
     _check(model, tokens, wanted)
@@ -79,7 +80,7 @@ def convert(
         files_bytes=sum(file.stat().st_size for file in out.iterdir()),
         num_blocks=_blocks(model).num_blocks,
         parameters=parameters,
-        added_parameters=_count(model) - parameters,
+        added_parameters=count_parameters(model) - parameters,
         kind=kind,
         behind=behind,
         checked_tokens=tokens.shape[1],
@@ -157,7 +158,3 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path)
 
 def _blocks(model: PreTrainedModel) -> DecoderBlocks:
     return cast(DecoderBlocks, decoder_of(model).sleeping)
-
-
-def _count(model: PreTrainedModel) -> int:
-    return sum(p.numel() for p in model.parameters())

@@ -19,7 +19,7 @@ from reverie.hf.blocks import INSERTED, InsertConfig, Kind
 from reverie.hf.inherit import Heads, inherit
 from reverie.hf.sleeping import install, sleeping_decoder
 from reverie.hf.state import StateCache
-from reverie.model import ConvTail, HybridConfig
+from reverie.model import ConvTail, HybridConfig, count_parameters
 from reverie.model.fused import rms_norm
 from reverie.model.hybrid import MIXERS
 
@@ -106,7 +106,7 @@ def insert_fast_weights(
     if inherited:
         (heads, key_size), value_size = inherited[layers[0]].q.shape[:2], inherited[layers[0]].v.shape[1]
     config = _sizes(width, tuple(sorted(layers)), kind, heads, key_size, value_size)
-    before = _count(model)
+    before = count_parameters(model)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         for i in config.layers:
@@ -118,7 +118,7 @@ def insert_fast_weights(
                 inherit(mixer.mixer, inherited[i])
             setattr(blocks.layers[i], INSERTED, mixer)
     decoder.inserted_configs += (config,)
-    total = _count(model)
+    total = count_parameters(model)
     return Inserted(total - before, total)
 
 
@@ -167,7 +167,3 @@ def _check(model: PreTrainedModel, num_blocks: int, taken: Sequence[int], layers
             raise UserError(f"{name} has blocks 0 to {num_blocks - 1}, there is none behind {i}")
         if i in taken:
             raise UserError(f"block {i} of {name} has fast weights already")
-
-
-def _count(model: nn.Module) -> int:
-    return sum(p.numel() for p in model.parameters())

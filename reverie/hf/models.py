@@ -31,14 +31,14 @@ CANNOT = {
     "mamba": "it has no attention, so no window of its own to clear",
     "mamba2": "it has no attention, so no window of its own to clear",
     "zamba": "its Mamba layers go on from earlier tokens one token at a time only",
-    "zamba2": "its attention blocks share weights across the depth of the model and keep no place in it",
+    "zamba2": "its attention blocks read the embeddings beside h, which a pass of sleep no longer has",
     "lfm2_moe": "its convolutions hold a few tokens, and no fast weights",
     "lfm2": "its convolutions hold a few tokens, and no fast weights",
     "recurrent_gemma": "its recurrent blocks keep their state inside of modules",
     "rwkv": "its state does not go through transformers' cache",
     "minimax": "its linear attention does not keep its state as a layer of transformers' cache",
 }
-"""Types that were looked at, and why not."""
+"""Types whose code was looked at, and why not."""
 
 
 def decoder_of(model: PreTrainedModel) -> PreTrainedModel:

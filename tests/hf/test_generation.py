@@ -137,7 +137,8 @@ def test_a_second_turn_goes_on(kind: str) -> None:
         ({"attention_mask": [[0, 0, 0], [1, 1, 1]]}, "row 0 of attention_mask is padding throughout"),
         ({"position_ids": [[0, 0, 1], [0, 1, 2]]}, "position_ids must count up"),
         ({"output_hidden_states": True}, "no single hidden_states"),
-        ({"attention_mask": "4d"}, "attention_mask must be"),
+        ({"attention_mask": [[[[1, 1, 1]] * 3]] * 2}, "got 4 dimensions"),
+        ({"attention_mask": [[1, 1, 1]]}, r"attention_mask must be \[2, 3\] as the tokens are, got \[1, 3\]"),
     ],
 )
 def test_what_a_sleeping_model_cannot_take(call: dict[str, Any], sentence: str) -> None:
@@ -146,8 +147,6 @@ def test_what_a_sleeping_model_cannot_take(call: dict[str, Any], sentence: str) 
     if "past_key_values" in given:
         given["past_key_values"] = DynamicCache()
         given["past_key_values"].update(torch.ones(2, 2, 1, 8), torch.ones(2, 2, 1, 8), 0)
-    if given.get("attention_mask") == "4d" if isinstance(given.get("attention_mask"), str) else False:
-        given["attention_mask"] = torch.ones(2, 1, 3, 3)
     with pytest.raises(UserError, match=sentence):
         model(tokens, **given)
 
