@@ -20,7 +20,7 @@ from reverie.errors import UserError
 from reverie.plots import plot_cards
 from reverie.progress import RunDisplay
 from reverie.recipe import Recipe, load_recipe
-from reverie.show import show_example
+from reverie.show import recipe_of_task, show_example
 from reverie.tables import comparison_table, depth_table, run_table
 from reverie.tasks import TASKS
 from reverie.terminal import AsJson, Device, Overrides, device_named, err_console, interruptible, out_console
@@ -148,12 +148,12 @@ def demo_command(
 
 @tasks_app.command("show")
 def show_command(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="A task (its nano recipe) or a recipe.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A task (its smallest recipe) or a recipe.")],
     overrides: Overrides = None,
     example: Annotated[int, typer.Option(min=0, help="Which held-out example.")] = 0,
 ) -> None:
     """Print a real example, coloured by window, phase and label."""
-    resolved = load_recipe(f"{name}/nano" if name in TASKS else name, overrides or [])
+    resolved = load_recipe(recipe_of_task(name) if name in TASKS else name, overrides or [])
     out_console.print(show_example(resolved, example), soft_wrap=False)
 
 

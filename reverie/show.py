@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from rich.text import Text
 
-from reverie.recipe import Recipe
+from reverie.recipe import Recipe, list_recipes
 
 WINDOW_STYLES = ("cyan", "magenta", "blue", "yellow")
 LABEL_STYLE = "bold green"
+
+
+def recipe_of_task(name: str) -> str:
+    """The smallest shipped recipe of a task: its nano, or the first one."""
+    shipped = [recipe for recipe in list_recipes() if recipe.startswith(f"{name}/")]
+    return min(shipped, key=lambda recipe: not recipe.endswith("/nano"))
 
 
 def show_example(recipe: Recipe, index: int = 0) -> Text:

@@ -9,7 +9,8 @@ from rich.text import Text
 from tiny_recipe import tiny_recipe
 
 from reverie.recipe import Recipe, load_recipe
-from reverie.show import LABEL_STYLE, WINDOW_STYLES, show_example
+from reverie.show import LABEL_STYLE, WINDOW_STYLES, recipe_of_task, show_example
+from reverie.tasks import TASKS
 
 RECIPES = [
     load_recipe("rule110/nano"),
@@ -67,3 +68,8 @@ def test_windows_and_labels_have_colours_of_their_own():
 def test_every_example_is_another_one():
     texts = {show_example(RECIPES[0], index).plain for index in range(5)}
     assert len(texts) == 5
+
+
+def test_every_task_has_a_recipe_to_show() -> None:
+    assert {name: recipe_of_task(name).split("/")[0] for name in TASKS} == {name: name for name in TASKS}
+    assert recipe_of_task("depo") == "depo/nano"
