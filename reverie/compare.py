@@ -49,6 +49,11 @@ def plan_runs(
             f"{recipe.name} has attention layers alone, so the number of sleep passes changes nothing: there is "
             "nothing to compare"
         )
+    if recipe.train.num_sleep_passes is not None and len(set(passes)) > 1:
+        raise UserError(
+            f"{recipe.name} draws its passes anew for every step, so runs with other passes would be the same one: "
+            "give the one number to score it with"
+        )
     runs = []
     for seed in dict.fromkeys(seeds):
         for n in dict.fromkeys(passes):
@@ -71,7 +76,7 @@ def _baseline(recipe: Recipe) -> Recipe:
         recipe,
         model={"layers": ["attn"] * len(recipe.hybrid.layers)},
         sleep={"num_sleep_passes": 1},
-        train={"stages": [{**stage.model_dump(), "parameters": "all"} for stage in kept]},
+        train={"num_sleep_passes": None, "stages": [{**stage.model_dump(), "parameters": "all"} for stage in kept]},
     )
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from fractions import Fraction
 from itertools import accumulate, pairwise
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -33,6 +34,7 @@ from pydantic_core import ErrorDetails
 from reverie.backward import Backward
 from reverie.errors import UserError
 from reverie.model import Eviction, HybridConfig, PretrainedModel
+from reverie.random_passes import RandomPasses
 from reverie.sleep import SleepConfig
 from reverie.tasks import TASKS, AnyTask
 
@@ -101,6 +103,9 @@ class TrainConfig(BaseModel):
     activation_checkpoint: Literal["none", "pass", "window"] = Field(
         default="none", description="what is computed again in the backward pass to save memory: passes, or windows too"
     )
+    num_sleep_passes: RandomPasses | None = Field(
+        default=None, description="drawn anew every step; sleep.num_sleep_passes if absent"
+    )
     bptt_passes: int | None = Field(
         default=None, ge=1, description="last passes over a window that gradients go back through; all if absent"
     )
@@ -160,6 +165,21 @@ class Recipe(BaseModel):
                 f"recipe {self.name} starts from {self.model.pretrained}: this takes a model of reverie's own"
             )
         return self.model
+
+    @model_validator(mode="before")
+    @classmethod
+    def _random_passes(cls, data: Any) -> Any:
+        """`sleep.num_sleep_passes = {distribution, mean, max}` trains with random N, then sleeps with their mean."""
+        sleep, train = (data.get(key) for key in ("sleep", "train")) if isinstance(data, Mapping) else (None, None)
+        passes = sleep.get("num_sleep_passes") if isinstance(sleep, Mapping) else None
+        if not isinstance(passes, Mapping) or not isinstance(sleep, Mapping) or not isinstance(train, Mapping):
+            return data
+        if train.get("num_sleep_passes") not in (None, passes):
+            raise ValueError("train.num_sleep_passes must be left out beside a table in sleep.num_sleep_passes")
+        mean = passes.get("mean")
+        usual = max(round(mean), 1) if isinstance(mean, int | float) and isfinite(mean) else 1  # else that is the error
+        sections = {"sleep": {**sleep, "num_sleep_passes": usual}, "train": {**train, "num_sleep_passes": passes}}
+        return {**data, **sections}
 
     @field_validator("model", mode="before")
     @classmethod
@@ -378,6 +398,8 @@ def _place(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
         return loc[:1] + loc[2:]
     if loc[:2] == ("train", "stages") and loc[3:]:
         return ("train", f"stages[{loc[2]}].{loc[3]}", *loc[4:])
+    if loc[:2] == ("train", "num_sleep_passes"):  # where `Recipe` has put it
+        return ("sleep", ".".join(map(str, loc[1:])))
     return loc
 
 
@@ -455,6 +477,7 @@ def _keys(data: Mapping[str, Any]) -> dict[str, list[str]]:
         "task": chosen,
         "model": MODELS[_model_kind(data.get("model"))],
         "train.stages": StageConfig,
+        "sleep.num_sleep_passes": RandomPasses,
     }
     return {section: list(config.model_fields) if config else [] for section, config in configs.items()}
 

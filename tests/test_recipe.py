@@ -303,7 +303,7 @@ BAD_FILES = {
     ): "task.rollout_steps is missing; it has no default, so the recipe must set it",
     "base = 3\n" + FULL: "base must be the name or the path of a recipe, got 3 in bad.toml",
     'base = "rule110/bse"': "there is no recipe rule110/bse, the base of bad.toml; did you mean rule110/base",
-    'base = "other.toml"': "there is no recipe other.toml, the base of bad.toml; there are demo, depo/base",
+    'base = "other.toml"': "there is no recipe other.toml, the base of bad.toml; there are demo, depo/any-n, depo/base",
     'base = "bad.toml"': "the bases run in a circle, bad -> bad; one of these recipes must do without a base",
     "[sleep]\nwindow_size == 3": "bad.toml is not valid TOML: Invalid value (at line 2, column 14)",
     "[sleep]\n[sleep]": "bad.toml is not valid TOML: Cannot declare ('sleep',) twice (at line 2, column 7)",

@@ -31,6 +31,14 @@ def stage_at(recipe: Recipe, step: int) -> Stage:
     return Stage(starts[i], starts[i + 1] - starts[i], stages[i].parameters == "fast_weights", sleep)
 
 
+def sleep_at(recipe: Recipe, step: int) -> SleepConfig:
+    """How training sleeps at a step: under the eviction of its stage, with a number of passes that may be drawn."""
+    sleep, passes = stage_at(recipe, step).sleep, recipe.train.num_sleep_passes
+    return (
+        sleep if passes is None else sleep.model_copy(update={"num_sleep_passes": passes.draw(recipe.train.seed, step)})
+    )
+
+
 def freeze_others(model: LanguageModel, stage: Stage) -> None:
     """Leave only the stage's parameters trainable: the others get no gradient, so that the optimisers pass them by."""
     model.requires_grad_(not stage.fast_weights_only)

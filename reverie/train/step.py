@@ -18,7 +18,7 @@ from reverie.tasks import Batch
 from reverie.train.distributed import ParallelModel, whole
 from reverie.train.optim import set_lr
 from reverie.train.stability import PassObserver
-from reverie.train.stages import freeze_others, stage_at
+from reverie.train.stages import freeze_others, sleep_at, stage_at
 
 
 class Step(NamedTuple):
@@ -49,6 +49,7 @@ def train_step(
     """
     stage = stage_at(recipe, step)
     freeze_others(model, stage)
+    sleep = sleep_at(recipe, step)
     parallel = parallel or ParallelModel(model, batch.tokens.device)
     processes = parallel.processes
     # Of each window, in all shares of the batch: all processes go the same way, whatever is in their own.
@@ -62,7 +63,7 @@ def train_step(
                 model,
                 batch.tokens,
                 batch.loss_mask,
-                stage.sleep,
+                sleep,
                 labelled=labelled,
                 backward=recipe.train.backward,
                 observe=observer,
