@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -23,7 +23,8 @@ from torch import Tensor
 
 from reverie.backward import EXACT, Backward, Observe, through
 from reverie.errors import UserError
-from reverie.model import Eviction, State, Tokens, evict
+from reverie.model import Eviction, SleepingModel, State, Tokens, evict
+from reverie.settling import Sleepers, in_order
 
 
 class SleepConfig(BaseModel):
@@ -35,27 +36,15 @@ class SleepConfig(BaseModel):
     num_sleep_passes: int = Field(default=1, ge=1, description="N; 1 is the ordinary hybrid")
     looped_blocks: tuple[int, int] | None = Field(default=None, description="blocks [a, b) of a pass; all if absent")
     eviction: Eviction = "hard"
+    tolerance: float | None = Field(
+        default=None, gt=0, description="a text wakes behind a pass that changes its fast weights less, relatively"
+    )
 
     @model_validator(mode="after")
     def _range(self) -> SleepConfig:
         if self.looped_blocks is not None and not 0 <= self.looped_blocks[0] < self.looped_blocks[1]:
             raise ValueError(f"looped_blocks must be [a, b] with 0 <= a < b, got {list(self.looped_blocks)}")
         return self
-
-
-@runtime_checkable
-class SleepingModel(Protocol):
-    """What a model must offer to sleep; `HybridLM` documents the calls."""
-
-    @property
-    def num_blocks(self) -> int: ...
-    @property
-    def fast_weight_blocks(self) -> Sequence[int]: ...
-    def embed(self, tokens: Tensor) -> Tensor: ...
-    def blocks(
-        self, h: Tensor, state: State, start: int, stop: int, *, span: int, output: bool = True
-    ) -> tuple[Tensor, State]: ...
-    def head(self, h: Tensor) -> Tensor: ...
 
 
 class Context(NamedTuple):
@@ -65,6 +54,7 @@ class Context(NamedTuple):
     window_start: State  # as this window found it
     window: tuple[Tensor, ...] = ()  # h [B, T, D] behind the looped blocks, pass 1, for this window's tokens
     length: int = 0  # tokens in this window
+    passes: int | Int[Tensor, " B"] = 0  # spent on all windows slept over; by row where they wake by themselves
 
     @classmethod
     def empty(cls, model: SleepingModel) -> Context:
@@ -135,28 +125,38 @@ def sleep(
 
     Each pass has a cache of its own: it sees what eviction kept of earlier windows, and nothing of the pass before but
     h and the fast weights. The blocks behind the loop run once, on the last h, as if pass 1 had not touched them.
+
+    With `tolerance`, N is the most: every text of the batch wakes by itself (`settling.py`).
     """
     N, a, b, kept = plan(model, config)
     first = backward.first_pass(N)
     run = backward.runner(model.blocks, config.window_size, first, observe)
-    state, before = context.state, context.window_start
-    if N > 1 and context.length:
-        h = torch.cat(context.window, dim=1)
-        for n in range(2, N + 1):
-            read = n < N or b < kept  # who reads this pass's h: the next pass, or the blocks behind the loop
-            state = through(state, before) if n == first else state  # where truncated gradients end
-            begin = State(state.fast_weights, before.cache)
-            h, passed = run(n, h, begin, a, b if read else min(b, kept), output=read)
-            state = state.splice(passed, a, b)
-        state = state.splice(before, b, model.num_blocks)
-        _, state = run(N, h, state, b, kept, output=False)
-    return forget(context._replace(state=state), config)
+    state, before, passes = context.state, context.window_start, context.passes
+    if N == 1 or not context.length:
+        return forget(context._replace(passes=passes + int(context.length > 0)), config)
+
+    def awake(n: int, h: Tensor, state: State, before: State, passes: int | Tensor) -> Context:
+        _, state = run(n, h, state.splice(before, b, model.num_blocks), b, kept, output=False)
+        return forget(Context(state, before, passes=passes + n), config)
+
+    h, sleepers = torch.cat(context.window, dim=1), Sleepers(config.tolerance)
+    passes = passes if config.tolerance is None else h.new_zeros(len(h), dtype=torch.long) + passes
+    for n in range(2, N + 1):
+        read = n < N or b < kept  # who reads this pass's h: the next pass, or the blocks behind the loop
+        state = through(state, before) if n == first else state  # where truncated gradients end
+        begin = State(state.fast_weights, before.cache)
+        h, passed = run(n, h, begin, a, b if read else min(b, kept), output=read)
+        state = state.splice(passed, a, b)
+        h, state, before, passes = sleepers.settle(n, begin, state, (h, state, before, passes), last=n == N)
+        if not sleepers:
+            break
+    return in_order([awake(*part) for part in sleepers.awake], sleepers.rows)
 
 
 def forget(context: Context, config: SleepConfig) -> Context:
     """Evict without sleep: the end of a window that was only predicted in."""
     state = evict(context.state, config.eviction, config.window_size)
-    return Context(state, state)
+    return Context(state, state, passes=context.passes)
 
 
 def read(

@@ -11,10 +11,10 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
 from transformers.cache_utils import Cache
 
 from reverie.errors import UserError
+from reverie.model import select_rows
 from reverie.sleep import Context
 
 
@@ -85,11 +85,6 @@ class SleepCache(Cache):
                 rows, sources = (torch.tensor(column, device=device) for column in zip(*taken, strict=True))
                 chosen.append(Group(rows, group.padding, select_rows(group.context, sources)))
         self.groups = chosen
-
-
-def select_rows(context: Context, rows: Int[Tensor, " rows"]) -> Context:
-    """The same for some rows of the batch, in this order."""
-    return tree_map_only(Tensor, lambda x: x.index_select(0, rows), context)
 
 
 def begin(mask: Tensor | None, tokens: Tensor, empty: Context) -> SleepCache:

@@ -2,9 +2,19 @@
 
 from reverie.model.config import HybridConfig
 from reverie.model.hybrid import HybridLM, count_parameters, new_model
-from reverie.model.language_model import LanguageModel
+from reverie.model.language_model import LanguageModel, SleepingModel
 from reverie.model.pretrained import PretrainedModel
-from reverie.model.state import CacheEntry, ConvTail, Eviction, KVCache, State, Tokens, evict
+from reverie.model.state import (
+    CacheEntry,
+    ConvTail,
+    Eviction,
+    KVCache,
+    State,
+    Tokens,
+    evict,
+    fast_weight_change,
+    select_rows,
+)
 
 __all__ = [
     "CacheEntry",
@@ -15,9 +25,12 @@ __all__ = [
     "KVCache",
     "LanguageModel",
     "PretrainedModel",
+    "SleepingModel",
     "State",
     "Tokens",
     "count_parameters",
     "evict",
+    "fast_weight_change",
     "new_model",
+    "select_rows",
 ]

@@ -3,11 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from reverie.model.state import State, Tokens
+
+
+@runtime_checkable
+class SleepingModel(Protocol):
+    """What a model must offer to sleep; `LanguageModel` documents the calls."""
+
+    @property
+    def num_blocks(self) -> int: ...
+    @property
+    def fast_weight_blocks(self) -> Sequence[int]: ...
+    def embed(self, tokens: Tensor) -> Tensor: ...
+    def blocks(
+        self, h: Tensor, state: State, start: int, stop: int, *, span: int, output: bool = True
+    ) -> tuple[Tensor, State]: ...
+    def head(self, h: Tensor) -> Tensor: ...
 
 
 class LanguageModel(nn.Module):

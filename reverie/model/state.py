@@ -5,12 +5,16 @@ A `State` is passed in and returned; nothing is updated in place, so gradients m
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeVar
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from reverie.model.rotary import shift
+
+Batched = TypeVar("Batched")
 
 Eviction = Literal["hard", "sliding"]
 
@@ -82,3 +86,24 @@ def evict(state: State, eviction: Eviction, window_size: int) -> State:
     if eviction == "hard":
         return state._replace(cache=(None,) * len(state.cache))
     return state._replace(cache=tuple(entry and entry.newest(window_size - 1) for entry in state.cache))
+
+
+def fast_weight_change(before: State, after: State) -> dict[int, Float[Tensor, " B"]]:
+    """‖after − before‖ / ‖after‖ by block whose fast weights differ: norms over all entries of that block and row."""
+    changes = {}
+    for block, (old, new) in enumerate(zip(before.fast_weights, after.fast_weights, strict=True)):
+        if new is None or new is old:
+            continue
+        norm = torch.linalg.vector_norm(new.flatten(1), dim=1)
+        change = norm if old is None else torch.linalg.vector_norm((new - old).flatten(1), dim=1)
+        changes[block] = change / norm.clamp_min(1e-12)
+    return changes
+
+
+def select_rows(tree: Batched, rows: Int[Tensor, " rows"]) -> Batched:
+    """The same for some rows of the batch, in this order; one may come several times.
+
+    Args:
+        tree: a State, or anything of tuples and tensors [B, …].
+    """
+    return tree_map_only(Tensor, lambda x: x.index_select(0, rows), tree)
