@@ -1,1 +1,6 @@
 """reverie: language models that sleep (LLM Sleep, arXiv 2605.26099)."""
+
+from reverie.memory import Memory, sleep_over
+from reverie.sleep import SleepConfig
+
+__all__ = ["Memory", "SleepConfig", "sleep_over"]

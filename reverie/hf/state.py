@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from reverie.model import State
+from reverie.model import CACHE_ENTRIES, State
 
 
 class LayerCache(NamedTuple):
@@ -36,6 +36,9 @@ class LayerCache(NamedTuple):
             return self._replace(conv=conv)
         drop = max(self.length - keep, 0)
         return LayerCache(self.k[:, :, drop:].clone(), self.v[:, :, drop:].clone(), self.first + drop, conv)
+
+
+CACHE_ENTRIES["LayerCache"] = LayerCache
 
 
 class StateCache(Cache):

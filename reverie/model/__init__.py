@@ -5,6 +5,7 @@ from reverie.model.hybrid import HybridLM, count_parameters, new_model
 from reverie.model.language_model import LanguageModel, SleepingModel
 from reverie.model.pretrained import PretrainedModel
 from reverie.model.state import (
+    CACHE_ENTRIES,
     CacheEntry,
     ConvTail,
     Eviction,
@@ -17,6 +18,7 @@ from reverie.model.state import (
 )
 
 __all__ = [
+    "CACHE_ENTRIES",
     "CacheEntry",
     "ConvTail",
     "Eviction",

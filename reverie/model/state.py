@@ -5,7 +5,7 @@ A `State` is passed in and returned; nothing is updated in place, so gradients m
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -50,6 +50,9 @@ class ConvTail(NamedTuple):
     def newest(self, keep: int) -> ConvTail:
         return ConvTail(self.x.clone())
 
+
+CACHE_ENTRIES: dict[str, type[Any]] = {"KVCache": KVCache, "ConvTail": ConvTail}
+"""Named tuples that a file may hold, by name; the kinds of other models are added where they are defined."""
 
 Cache = KVCache | ConvTail | None
 """Of one block of a `HybridLM`."""

@@ -1,0 +1,151 @@
+"""What sleep did to the fast weights, window by window: noted while a text is read, kept with its memory."""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import isfinite
+
+import torch
+from torch import Tensor
+
+from reverie.model import State, fast_weight_change
+
+MOST_WINDOWS = 1024  # a history is bounded, whatever the length of the text
+
+
+@dataclass(frozen=True)
+class Window:
+    """One window that was slept over."""
+
+    start: int  # its first token's index in the text
+    tokens: int
+    passes: float  # spent on it, mean over rows where each woke up by itself
+    seconds: float
+    change: Mapping[int, Mapping[int, float]]  # by pass (1, 2, …) and block: what it changed of the fast weights
+
+
+class History:
+    """The newest `MOST_WINDOWS` windows of one text, and how many there were in all.
+
+    `observe` belongs into `wake` and `sleep`; `close` says that a window is over.
+    """
+
+    def __init__(self) -> None:
+        self.num_windows = 0
+        self.num_tokens = 0
+        self.passes = 0.0  # of all windows
+        self.seconds = 0.0
+        self._windows: deque[Window] = deque(maxlen=MOST_WINDOWS)
+        self._open: dict[int, dict[int, Tensor]] = defaultdict(dict)
+
+    @property
+    def windows(self) -> tuple[Window, ...]:
+        """The newest, oldest first."""
+        return tuple(self._windows)
+
+    @property
+    def fast_weight_blocks(self) -> list[int]:
+        """Blocks of which a change was noted."""
+        return sorted({block for window in self._windows for by_block in window.change.values() for block in by_block})
+
+    def observe(self, n: int, h: Tensor, before: State, after: State) -> None:
+        """Behind blocks that ran in pass n: their change, mean over the rows that are there.
+
+        Blocks behind the loop may run twice as the same pass; what they did last is what stays.
+        """
+        with torch.no_grad():
+            self._open[n] |= {block: rows.mean() for block, rows in fast_weight_change(before, after).items()}
+
+    def close(self, tokens: int, passes: float, seconds: float) -> None:
+        """The window that was observed is over: its tokens, the passes spent on it, and how long it took."""
+        change = _finite({n: {block: float(x.float()) for block, x in row.items()} for n, row in self._open.items()})
+        self._open.clear()
+        self._windows.append(Window(self.num_tokens, tokens, passes, seconds, change))
+        self.num_windows += 1
+        self.num_tokens += tokens
+        self.passes += passes
+        self.seconds += seconds
+
+    def copy(self) -> History:
+        """One that can be gone on with while this one stays as it is."""
+        return History.from_tensors(self.tensors())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it, for a file; W windows, N passes at most, F blocks.
+
+        counts   int64 [2]            windows and tokens in all
+        totals   float64 [2]          passes and seconds in all
+        tokens   int64 [W]
+        spent    float64 [W, 2]       passes and seconds
+        blocks   int64 [F]
+        change   float32 [W, N, F]    NaN where a block did not run
+        """
+        blocks, windows = self.fast_weight_blocks, self.windows
+        passes = range(1, 1 + max((n for window in windows for n in window.change), default=0))
+        change = [[[w.change.get(n, {}).get(block, torch.nan) for block in blocks] for n in passes] for w in windows]
+        return {
+            "counts": torch.tensor([self.num_windows, self.num_tokens]),
+            "totals": torch.tensor([self.passes, self.seconds], dtype=torch.float64),
+            "tokens": torch.tensor([window.tokens for window in windows], dtype=torch.int64),
+            "spent": torch.tensor([[w.passes, w.seconds] for w in windows], dtype=torch.float64).reshape(-1, 2),
+            "blocks": torch.tensor(blocks, dtype=torch.int64),
+            "change": torch.tensor(change, dtype=torch.float32).reshape(len(windows), len(passes), len(blocks)),
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> History:
+        """What `tensors` gave. Raises ValueError for anything that it cannot have given."""
+        _check(tensors)
+        history, blocks, lengths = cls(), tensors["blocks"].tolist(), tensors["tokens"].tolist()
+        history.num_windows, history.num_tokens = tensors["counts"].tolist()
+        history.passes, history.seconds = tensors["totals"].tolist()
+        start = history.num_tokens - sum(lengths)
+        rows = zip(lengths, tensors["spent"].tolist(), tensors["change"].tolist(), strict=True)
+        for tokens, (passes, seconds), by_pass in rows:
+            change = _finite({n: dict(zip(blocks, row, strict=True)) for n, row in enumerate(by_pass, 1)})
+            history._windows.append(Window(start, tokens, passes, seconds, change))
+            start += tokens
+        return history
+
+
+def _finite(change: Mapping[int, Mapping[int, float]]) -> dict[int, dict[int, float]]:
+    """By pass and block, without what is no number (not run, or overflowed)."""
+    kept = {n: {block: x for block, x in sorted(row.items()) if isfinite(x)} for n, row in sorted(change.items())}
+    return {n: row for n, row in kept.items() if row}
+
+
+_TYPES = {
+    "counts": torch.int64,
+    "totals": torch.float64,
+    "tokens": torch.int64,
+    "spent": torch.float64,
+    "blocks": torch.int64,
+    "change": torch.float32,
+}
+
+
+def _check(tensors: Mapping[str, Tensor]) -> None:
+    if {name: tensor.dtype for name, tensor in tensors.items()} != _TYPES:
+        raise ValueError(f"a history is {', '.join(_TYPES)}, each of its own type")
+    counts, totals, tokens, spent, blocks, change = (tensors[name] for name in _TYPES)
+    if tokens.ndim != 1 or blocks.ndim != 1 or change.ndim != 3:
+        raise ValueError("tokens and blocks of a history have one dimension, its changes have three")
+    W, N, F = change.shape
+    shapes = [tuple(tensors[name].shape) for name in ("counts", "totals", "tokens", "spent", "blocks")]
+    if shapes != [(2,), (2,), (W,), (W, 2), (F,)]:
+        raise ValueError("the shapes of a history do not belong together")
+    num_windows, num_tokens = counts.tolist()
+    # Python's integers: a hostile sum must not wrap around.
+    if min(num_windows, MOST_WINDOWS) != W or num_windows > num_tokens:
+        raise ValueError("the windows of a history are not as many as it counted")
+    lengths, all_kept = tokens.tolist(), num_windows == W
+    if min(lengths, default=1) < 1 or not (sum(lengths) == num_tokens if all_kept else sum(lengths) < num_tokens):
+        raise ValueError("the windows of a history do not hold the tokens that it counted")
+    if not all(bool((x.isfinite() & (x >= 0)).all()) for x in (totals, spent)):
+        raise ValueError("passes and seconds of a history are numbers from 0 on")
+    if blocks.tolist() != sorted(set(blocks.tolist())) or (F and blocks[0] < 0):
+        raise ValueError("the blocks of a history are indices in ascending order")
+    if bool((change < 0).any() or change.isinf().any()) or (N == 0) != (F == 0):
+        raise ValueError("the changes of a history are numbers from 0 on")
