@@ -196,6 +196,8 @@ class Recipe(BaseModel):
                 f"model.vocab_size is {self.model.vocab_size}, but task {self.task.name} has {self.task.vocab_size} "
                 f"tokens; leave it out, the task decides it"
             )
+        if self.sleep.tolerance is not None:  # processes that train together must take the same passes
+            raise ValueError("sleep.tolerance is for a model that has been trained: leave it out, and give it to eval")
         looped = self.sleep.looped_blocks
         if looped and isinstance(self.model, HybridConfig) and looped[1] > len(self.model.layers):
             raise ValueError(
