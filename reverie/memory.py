@@ -289,7 +289,7 @@ def _check_shapes(header: Header, like: State, where: str) -> None:
     rows = len(header.info.tokens)
     wanted = {f"fast_weights.{i}": (rows, *x.shape[1:]) for i, x in enumerate(like.fast_weights) if x is not None}
     found = {name: shape for name, shape in header.shapes.items() if name.startswith("fast_weights.")}
-    if len(header.content.blocks) != len(like.cache) or (found and found != wanted):
+    if len(header.content.parts) != len(like.cache) or (found and found != wanted):
         raise UserError(f"{where} does not fit this model: its fast weights have other shapes")
 
 

@@ -53,7 +53,7 @@ class MemoryInfo(BaseModel):
         return self
 
 
-class _Block(BaseModel):
+class _Part(BaseModel):
     """What there is of one block: its cache's type and fields, a tensor's place taken by its name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,7 +67,7 @@ class _Content(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     info: MemoryInfo
-    blocks: list[_Block]
+    parts: list[_Part]
     history: bool
 
 
@@ -98,16 +98,16 @@ def to_bytes(info: MemoryInfo, state: State, history: Mapping[str, Tensor] | Non
     if len(json.dumps(info.notes).encode()) > MOST_NOTES_BYTES:
         raise UserError(f"the notes of a memory must fit into {MOST_NOTES_BYTES // 2**10} KiB")
     tensors: dict[str, Tensor] = {}
-    blocks = []
+    parts = []
     for i, (fast_weights, entry) in enumerate(zip(state.fast_weights, state.cache, strict=True)):
         if fast_weights is not None:
             tensors[f"fast_weights.{i}"] = fast_weights
         fields = {} if entry is None else _named(entry, f"cache.{i}", tensors)
         kind = None if entry is None else type(entry).__name__
-        blocks.append(_Block(fast_weights=fast_weights is not None, cache=kind, fields=fields))
+        parts.append(_Part(fast_weights=fast_weights is not None, cache=kind, fields=fields))
     tensors |= {f"history.{name}": x for name, x in (history or {}).items()}
     tensors = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
-    text = _Content(info=info, blocks=blocks, history=history is not None).model_dump_json()
+    text = _Content(info=info, parts=parts, history=history is not None).model_dump_json()
     return save_safetensors(tensors, {"format": FORMAT, "memory": text, "sha256": _checksum(text, tensors)})
 
 
@@ -188,7 +188,7 @@ def read_bytes(data: bytes, where: str, check: Callable[[Header], None]) -> Cont
         raise UserError(f"{where} was changed after it was written: its checksum is wrong")
     history = {name.removeprefix("history."): tensors.pop(name) for name in [*tensors] if name.startswith("history.")}
     try:
-        state = _state(header.content.blocks, tensors)
+        state = _state(header.content.parts, tensors)
     except (KeyError, TypeError):
         raise UserError(f"{where} is not a memory: its tensors are not those that its header describes") from None
     if tensors or bool(history) != header.content.history:
@@ -235,16 +235,16 @@ def _named(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     return value
 
 
-def _state(blocks: list[_Block], tensors: dict[str, Tensor]) -> State:
+def _state(parts: list[_Part], tensors: dict[str, Tensor]) -> State:
     """Takes what it uses out of `tensors`. Raises KeyError or TypeError where they do not fit."""
-    fast_weights = (tensors.pop(f"fast_weights.{i}") if block.fast_weights else None for i, block in enumerate(blocks))
-    return State(tuple(fast_weights), tuple(_entry(block, tensors) for block in blocks))
+    fast_weights = (tensors.pop(f"fast_weights.{i}") if part.fast_weights else None for i, part in enumerate(parts))
+    return State(tuple(fast_weights), tuple(_entry(part, tensors) for part in parts))
 
 
-def _entry(block: _Block, tensors: dict[str, Tensor]) -> CacheEntry | None:
-    if block.cache is None:
+def _entry(part: _Part, tensors: dict[str, Tensor]) -> CacheEntry | None:
+    if part.cache is None:
         return None
-    return CACHE_ENTRIES[block.cache](**{key: _value(value, tensors) for key, value in block.fields.items()})
+    return CACHE_ENTRIES[part.cache](**{key: _value(value, tensors) for key, value in part.fields.items()})
 
 
 def _value(value: Any, tensors: dict[str, Tensor]) -> Any:

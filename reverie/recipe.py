@@ -7,10 +7,8 @@ Every mistake is a `UserError` of one sentence.
 
 from __future__ import annotations
 
-import json
-import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from fractions import Fraction
 from itertools import accumulate, pairwise
@@ -29,12 +27,12 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_core import ErrorDetails
 
 from reverie.backward import Backward
 from reverie.errors import UserError
 from reverie.model import Eviction, HybridConfig, PretrainedModel
 from reverie.random_passes import RandomPasses
+from reverie.recipe_errors import any_of, out_of_place, sentence, shown
 from reverie.sleep import SleepConfig
 from reverie.tasks import TASKS, AnyTask
 
@@ -268,7 +266,7 @@ def checked(config: type[Config], values: Mapping[str, Any], options: Mapping[st
         option = "".join(options.get(str(key), f"--{key}") for key in first["loc"][:1])  # none: it is the whole config
         if first["type"] == "value_error":
             raise UserError(f"{option} {first.get('ctx', {})['error']}".strip()) from None
-        raise UserError(_out_of_place(option, [{**first, "loc": ()}])) from None
+        raise UserError(out_of_place(option, [{**first, "loc": ()}])) from None
 
 
 def _find(name: str, folder: Path, named_by: str) -> Path:
@@ -278,7 +276,7 @@ def _find(name: str, folder: Path, named_by: str) -> Path:
     if path.is_file() if is_path else name in shipped:
         return path
     near = get_close_matches(name.removesuffix(".toml"), shipped, n=3, cutoff=0.5)
-    hint = f"did you mean {_any_of(near)}?" if near else f"there are {', '.join(shipped)}, or the path of a .toml file"
+    hint = f"did you mean {any_of(near)}?" if near else f"there are {', '.join(shipped)}, or the path of a .toml file"
     raise UserError(f"there is no recipe {path if is_path else name}{named_by}; {hint}")
 
 
@@ -297,7 +295,7 @@ def _read_with_bases(path: Path) -> dict[str, Any]:
         if base is None:
             return data
         if not isinstance(base, str):
-            raise UserError(f"base must be the name or the path of a recipe, got {_shown(base)} in {path}")
+            raise UserError(f"base must be the name or the path of a recipe, got {shown(base)} in {path}")
         path = _find(base, path.parent, named_by=f", the base of {path}")
         known = [link.resolve() for link in chain]
         chain.append(path)
@@ -330,7 +328,7 @@ def _parse_override(override: str) -> dict[str, Any]:
     path = [key.strip() for key in keys.split(".")]
     if not equals or not all(path):
         raise UserError(
-            f"the override {_shown(override)} is not of the form section.key=value, like sleep.window_size=24"
+            f"the override {shown(override)} is not of the form section.key=value, like sleep.window_size=24"
         )
     try:
         [value] = tomllib.loads(f"value = {text}").values()
@@ -350,7 +348,7 @@ def _validate(name: str, data: dict[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate({**_with_tuples(data), "name": name}, strict=True)
     except ValidationError as error:
-        raise UserError(_sentence(error, data)) from None
+        raise UserError(sentence(error, _keys(data), MODELS)) from None
 
 
 def _with_tuples(value: Any) -> Any:
@@ -358,117 +356,6 @@ def _with_tuples(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _with_tuples(item) for key, item in value.items()}
     return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
-
-
-# What follows turns pydantic's report into one sentence.
-
-_MUST_BE = {
-    "int_type": "an integer",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "tuple_type": "a list",
-    "model_type": "a table",
-    "model_attributes_type": "a table",
-    "greater_than": "above {gt:.15g}",
-    "greater_than_equal": "at least {ge:.15g}",
-    "less_than": "below {lt:.15g}",
-    "less_than_equal": "at most {le:.15g}",
-    "finite_number": "a finite number",
-    "too_short": "a list of {min_length} or more",
-    "too_long": "a list of {max_length}",
-    "literal_error": "{expected}",  # in single quotes
-}
-
-
-def _sentence(error: ValidationError, data: Mapping[str, Any]) -> str:
-    """The first mistake, unknown keys before all others, and how many others there are."""
-    by_key: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
-    for details in error.errors():
-        details["loc"] = loc = _place(details["loc"])
-        by_key.setdefault(loc[:2], []).append(details)
-    mistakes = sorted(by_key.values(), key=lambda group: group[0]["type"] != "extra_forbidden")
-    others = len(mistakes) - 1
-    return _mistake(mistakes[0], data) + (f" (and {others} other error{'s' * (others > 1)})" if others else "")
-
-
-def _place(loc: tuple[int | str, ...]) -> tuple[int | str, ...]:
-    """Section, key and what follows inside the value; a key of a stage is one key, "stages[0].share".
-
-    pydantic puts the name of the task between "task" and the key, and the kind of model likewise.
-    """
-    if loc[1:2] and loc[1] in {"task": TASKS, "model": MODELS}.get(str(loc[0]), ()):
-        return loc[:1] + loc[2:]
-    if loc[:2] == ("train", "stages") and loc[3:]:
-        return ("train", f"stages[{loc[2]}].{loc[3]}", *loc[4:])
-    if loc[:2] == ("train", "num_sleep_passes"):  # where `Recipe` has put it
-        return ("sleep", ".".join(map(str, loc[1:])))
-    return loc
-
-
-def _mistake(errors: list[ErrorDetails], data: Mapping[str, Any]) -> str:
-    """What is wrong with one key; several errors are the branches of a union, each with its own reason."""
-    first = errors[0]
-    key = ".".join(map(str, first["loc"][:2]))
-    context = first.get("ctx", {})
-    match first["type"]:
-        case "extra_forbidden":
-            return f"{key} is not a known {'key' if '.' in key else 'section'}; {_hint(key, data)}"
-        case "missing" if "." not in key:
-            return f"section {key} is missing; a recipe needs {', '.join(_SECTIONS)}"
-        case "missing" if len(first["loc"]) == 2:
-            return f"{key} is missing; it has no default, so the recipe must set it"
-        case "union_tag_not_found":
-            return f"task.name is missing; it must be {_any_of(TASKS)}"
-        case "union_tag_invalid":
-            near = get_close_matches(context["tag"], TASKS, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            return f"task.name must be {_any_of(TASKS)}, got {_shown(first['input']['name'])}{hint}"
-        case "value_error":  # mostly of a validator over a whole section, which names its keys without the section
-            message = str(context["error"])
-            if "." in key:  # of a validator over one key
-                return f"{key} {message}"
-            named = re.split(r"\W", message)[0]
-            return f"{key}.{message}" if named in _keys(data).get(key, ()) else message
-    return _out_of_place(key, errors)
-
-
-def _out_of_place(key: str, errors: list[ErrorDetails]) -> str:
-    """A value of the wrong type or out of range, by the branches of the union that came closest to taking it."""
-
-    def closeness(error: ErrorDetails) -> tuple[int, bool]:
-        return len(_indices(error)), not error["type"].endswith("_type")
-
-    best = max(map(closeness, errors))
-    errors = [error for error in errors if closeness(error) == best]
-    last, indices = errors[-1], _indices(errors[-1])
-    if last["type"] == "missing":
-        return f"{key} must be a list of {indices[-1] + 1}, got {_shown(last['input'])}"
-    where = key + "".join(f"[{index}]" for index in indices)
-    if last["type"] not in _MUST_BE:
-        return f"{where} is wrong: {last['msg']}"
-    reasons = [_MUST_BE[error["type"]].format(**error.get("ctx", {})) for error in errors if error["type"] in _MUST_BE]
-    must_be = " or ".join(dict.fromkeys(reasons)).replace("'", '"')
-    return f"{where} must be {must_be}, got {_shown(last['input'])}"
-
-
-def _indices(error: ErrorDetails) -> list[int]:
-    return [part for part in error["loc"] if isinstance(part, int)]
-
-
-def _hint(key: str, data: Mapping[str, Any]) -> str:
-    """The known key nearest to an unknown one: the same in another section, similar in its own, similar anywhere."""
-    section, _, name = key.rpartition(".")
-    keys = _keys(data)
-    own = keys.get(re.sub(r"\[\d+\]", "", section), _SECTIONS)
-    dotted = {f"{owner}.{known}": known for owner in keys for known in keys[owner]}
-
-    def similar(names: Iterable[str], cutoff: float = 0.6) -> list[str]:
-        return get_close_matches(name, list(names), n=1, cutoff=cutoff)
-
-    near = [place for place, known in dotted.items() if known == name]
-    near += [key.removesuffix(name) + known for known in similar(own)]
-    near += [place for place, known in dotted.items() if [known] == similar(dotted.values(), cutoff=0.7)]
-    return f"did you mean {near[0]}?" if near else f"known are {', '.join(own)}"
 
 
 def _keys(data: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -482,13 +369,3 @@ def _keys(data: Mapping[str, Any]) -> dict[str, list[str]]:
         "sleep.num_sleep_passes": RandomPasses,
     }
     return {section: list(config.model_fields) if config else [] for section, config in configs.items()}
-
-
-def _any_of(names: Iterable[str]) -> str:
-    *rest, last = names
-    return f"{', '.join(rest)} or {last}" if rest else last
-
-
-def _shown(value: Any) -> str:
-    """As TOML writes it, or nearly."""
-    return json.dumps(value, default=str, ensure_ascii=False)

@@ -141,7 +141,7 @@ def test_a_pickle_or_another_models_weights_are_no_memory(file: File):
         (lambda content: content["info"].update(tokens=[11, 12]), "was changed after it was written"),
         (lambda content: content["info"].update(tokens=[1] * 3, passes=[1] * 3), "its fast weights have other shapes"),
         (lambda content: content["info"]["notes"].update(source="another"), "was changed after it was written"),
-        (lambda content: content["blocks"].pop(), "does not fit this model"),
+        (lambda content: content["parts"].pop(), "does not fit this model"),
     ],
 )
 def test_a_changed_description_is_refused(file: File, change: Callable[[dict[str, Any]], object], message: str):
@@ -161,19 +161,19 @@ def forged(file: File, change: Callable[[dict[str, Any], dict[str, Tensor]], obj
 
 def rename(content: dict[str, Any], tensors: dict[str, Tensor]) -> None:
     tensors["../../etc/passwd"] = tensors.pop("cache.0.k")
-    content["blocks"][0]["fields"]["k"]["tensor"] = "../../../other"
+    content["parts"][0]["fields"]["k"]["tensor"] = "../../../other"
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c, t: c["blocks"][0].update(cache="Popen"), "are not those that its header describes"),
-        (lambda c, t: c["blocks"][0].update(cache="__import__"), "are not those that its header describes"),
-        (lambda c, t: c["blocks"][0]["fields"].update(evil=1), "are not those that its header describes"),
-        (lambda c, t: c["blocks"][0]["fields"].pop("v"), "holds tensors|are not those"),
-        (lambda c, t: c["blocks"][0]["fields"].update(k=3), "kept other things|does not describe"),
-        (lambda c, t: c["blocks"][0]["fields"].update(rope_base="x"), "are not those that its header describes"),
-        (lambda c, t: c["blocks"][1].update(fast_weights=False), "does not describe"),
+        (lambda c, t: c["parts"][0].update(cache="Popen"), "are not those that its header describes"),
+        (lambda c, t: c["parts"][0].update(cache="__import__"), "are not those that its header describes"),
+        (lambda c, t: c["parts"][0]["fields"].update(evil=1), "are not those that its header describes"),
+        (lambda c, t: c["parts"][0]["fields"].pop("v"), "holds tensors|are not those"),
+        (lambda c, t: c["parts"][0]["fields"].update(k=3), "kept other things|does not describe"),
+        (lambda c, t: c["parts"][0]["fields"].update(rope_base="x"), "are not those that its header describes"),
+        (lambda c, t: c["parts"][1].update(fast_weights=False), "does not describe"),
         (rename, "are not those that its header describes"),
         (lambda c, t: t.update({"/etc/passwd": torch.zeros(2)}), "does not describe"),
         (lambda c, t: t.update({"fast_weights.1": torch.zeros(2, 9, 9, 9)}), "its fast weights have other shapes"),
