@@ -126,7 +126,7 @@ class RunCard(_Part):
 
     @property
     def depth_name(self) -> str:
-        return _depth_name(self.recipe)
+        return depth_name(self.recipe)
 
 
 class DepthResult(_Part):
@@ -187,7 +187,7 @@ class ComparisonCard(_Part):
 
     @property
     def depth_name(self) -> str:
-        return _depth_name(self.recipe)
+        return depth_name(self.recipe)
 
     def runs_of(self, result: Result) -> list[RunCard]:
         """The runs that `result` sums up, in the order of its seeds."""
@@ -260,7 +260,7 @@ def _label(model: ModelKind, num_sleep_passes: int) -> str:
     return model if model == "transformer" else f"N = {num_sleep_passes} ({model})"
 
 
-def _depth_name(recipe: dict[str, Any]) -> str:
+def depth_name(recipe: dict[str, Any]) -> str:
     """What "depth" counts in this recipe's task."""
     task = recipe.get("task")
     return _DEPTH_NAMES.get(task.get("name", ""), "depth") if isinstance(task, dict) else "depth"
@@ -312,7 +312,7 @@ def _result(runs: Sequence[RunCard], metric: Metric) -> Result:
         accuracy=statistics.fmean(accuracies),
         accuracy_std=_std(accuracies),
         accuracies=accuracies,
-        chance=_headline_chance(first, metric),
+        chance=headline_chance(first.chance, first.depths, metric),
         tokens_per_run=round(statistics.fmean(run.tokens for run in runs)),
         wall_time_s_per_run=statistics.fmean(run.wall_time_s for run in runs),
         by_depth=by_depth,
@@ -326,12 +326,12 @@ def headline(score: dict[str, Any], metric: Metric) -> float:
     return float(score[f"{metric}_accuracy"])
 
 
-def _headline_chance(run: RunCard, metric: Metric) -> float:
-    """Per question: the mean over the depths that were asked."""
+def headline_chance(chance: Chance, depths: Sequence[str], metric: Metric) -> float:
+    """Of that accuracy; per question: the mean over the depths that were asked."""
     if metric == "exact":
-        return run.chance.exact
-    asked = run.depths[-1:] if metric == "deepest" else run.depths
-    return statistics.fmean(run.chance.by_depth[d] for d in asked)
+        return chance.exact
+    asked = depths[-1:] if metric == "deepest" else depths
+    return statistics.fmean(chance.by_depth[d] for d in asked)
 
 
 def _std(values: Sequence[float]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -11,17 +12,18 @@ from typing import Annotated
 import torch
 import typer
 
-from reverie.card import ComparisonCard, RunCard
+from reverie.card import ComparisonCard, RunCard, save_card
 from reverie.cli_bench import app as bench_app
 from reverie.cli_data import app as data_app
 from reverie.cli_hf import app as hf_app
 from reverie.compare import FIGURE_NAME, Run, compare, plan_runs
 from reverie.errors import UserError
+from reverie.passes import evaluate_passes
 from reverie.plots import plot_cards
-from reverie.progress import RunDisplay
+from reverie.progress import PartDisplay, RunDisplay
 from reverie.recipe import Recipe, load_recipe
 from reverie.show import recipe_of_task, show_example
-from reverie.tables import comparison_table, depth_table, run_table
+from reverie.tables import comparison_table, depth_table, passes_tables, run_table
 from reverie.tasks import TASKS
 from reverie.terminal import AsJson, Device, Overrides, device_named, err_console, interruptible, out_console
 from reverie.train.distributed import Parallel, is_first, joined, restarted, started_by_torchrun
@@ -88,17 +90,61 @@ def train_command(
 
 @app.command("eval")
 def eval_command(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run.")],
-    passes: Annotated[int | None, typer.Option(help="Sleep passes N; as trained if absent.")] = None,
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Folders of runs.")],
+    passes: Annotated[
+        str | None, typer.Option(metavar="N", help="Sleep passes, such as 4 or 1,2,4 or 1..8; as trained if absent.")
+    ] = None,
+    tolerance: Annotated[
+        str | None, typer.Option(help="Adaptive sleep too: wake when a pass changes less, such as 0.8,0.5,0.3.")
+    ] = None,
+    examples: Annotated[
+        int | None, typer.Option(min=1, help="Held-out examples; as the recipe says if absent.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write a card (.json) of several passes, and its figure.")] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Evaluate the checkpoint of a run on held-out examples; accuracy at every depth, beside chance."""
-    card = evaluate_run(run, num_sleep_passes=passes, device=device_named(device))
+    """Evaluate the checkpoint of a run on held-out examples; accuracy at every depth, beside chance.
+
+    Of several runs, or at several numbers of passes: accuracy over the number of passes.
+    """
+    numbers = None if passes is None else sorted(set(_numbers(passes, "--passes")))
+    if len(runs) > 1 or tolerance is not None or out is not None or (numbers and len(numbers) > 1):
+        _eval_passes(runs, numbers, tolerance, examples, out, device_named(device), as_json)
+        return
+    card = evaluate_run(
+        runs[0], num_sleep_passes=numbers[0] if numbers else None, num_examples=examples, device=device_named(device)
+    )
     if as_json:
         typer.echo(card.model_dump_json())
     else:
         out_console.print(depth_table(card))
+
+
+def _eval_passes(
+    runs: list[Path],
+    numbers: list[int] | None,
+    tolerance: str | None,
+    examples: int | None,
+    out: Path | None,
+    device: torch.device,
+    as_json: bool,
+) -> None:
+    if numbers is None:
+        raise UserError("several runs, --tolerance and --out need --passes, such as --passes 1..8")
+    if out is not None and out.suffix != ".json":
+        raise UserError(f"--out must be the card's file and end in .json, got {out}; the figure is drawn beside it")
+    tolerances = [] if tolerance is None else _tolerances(tolerance)
+    with PartDisplay(err_console, "eval") as display:
+        card = evaluate_passes(runs, numbers, tolerances, num_examples=examples, device=device, report=display.update)
+    if as_json:
+        typer.echo(card.model_dump_json())
+    else:
+        for table in passes_tables(card):
+            out_console.print(table, "")
+    if out is not None:  # last: what took minutes is shown even where it cannot be written
+        save_card(card, out)
+        typer.echo(f"figure in {plot_cards([out])[0]}", err=True)
 
 
 @app.command("plot")
@@ -190,10 +236,26 @@ def _print_card(card: RunCard | ComparisonCard, as_json: bool) -> None:
 
 
 def _numbers(text: str, option: str) -> list[int]:
+    """Such as 4 or 1,2,4 or 1..8."""
     try:
-        return [int(part) for part in text.split(",")]
+        bounds = [[int(number) for number in part.split("..", 1)] for part in text.split(",")]
     except ValueError:
-        raise UserError(f"{option} must be whole numbers separated by commas, such as 1,2,4, got {text!r}") from None
+        raise UserError(
+            f"{option} must be whole numbers separated by commas, such as 1,2,4, or a range, such as 1..8, got {text!r}"
+        ) from None
+    if any(bound[0] > bound[-1] for bound in bounds):
+        raise UserError(f"{option} has a range that ends before it begins, {text!r}: give the smaller number first")
+    return [number for bound in bounds for number in range(bound[0], bound[-1] + 1)]
+
+
+def _tolerances(text: str) -> list[float]:
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 < tolerance < math.inf for tolerance in found):
+        raise UserError(f"--tolerance must be numbers above 0 separated by commas, such as 0.8,0.5,0.3, got {text!r}")
+    return found
 
 
 def _parallel(name: str) -> Parallel:

@@ -7,11 +7,9 @@ import os
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter
 
@@ -29,47 +27,25 @@ from reverie.card import (
     read_card,
 )
 from reverie.errors import UserError
+from reverie.figure_style import CHANCE, GREY, INK, STYLE, look_of
 from reverie.files import write_atomic
+from reverie.passes_card import PassesCard
+from reverie.passes_figure import draw_passes
 
-_KINDS: dict[str, type[RunCard | ComparisonCard | BenchmarkCard]] = {
+_KINDS: dict[str, type[RunCard | ComparisonCard | BenchmarkCard | PassesCard]] = {
     "run": RunCard,
     "comparison": ComparisonCard,
     "benchmark": BenchmarkCard,
+    "passes": PassesCard,
 }
-_INK = "#333333"
-_GREY = "#8c8c8c"
-_MARKERS = ("o", "s", "^", "D")
 _DPI = 150
-_CHANCE: dict[str, Any] = {"linestyle": "--", "color": _INK, "linewidth": 1, "label": "chance", "zorder": 1.9}
-_STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.titlecolor": _INK,
-    "axes.labelcolor": _INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": _GREY,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": "#e8e8e8",
-    "grid.linewidth": 0.7,
-    "xtick.color": _GREY,
-    "ytick.color": _GREY,
-    "xtick.labelcolor": _INK,
-    "ytick.labelcolor": _INK,
-    "lines.linewidth": 1.7,
-    "lines.markersize": 4.5,
-    "legend.frameon": False,
-}
 
 
-def figure(card: Card | BenchmarkCard) -> Figure:
-    """Both panels side by side: what was reached at each depth, and how it was learned. Of a benchmark, its own."""
-    if isinstance(card, BenchmarkCard):
-        with matplotlib.rc_context(_STYLE):
-            return draw(card)
+def figure(card: Card | BenchmarkCard | PassesCard) -> Figure:
+    """Both panels side by side: what was reached at each depth, and how it was learned. Other cards have their own."""
+    if isinstance(card, BenchmarkCard | PassesCard):
+        with matplotlib.rc_context(STYLE):
+            return draw(card) if isinstance(card, BenchmarkCard) else draw_passes(card)
     return _draw(card, [_over_depth, _over_tokens])
 
 
@@ -93,7 +69,7 @@ def accuracy_over_tokens(card: Card, depth: str | None = None) -> Figure:
 
 def save_figure(drawing: Figure, path: str | os.PathLike[str]) -> None:
     """Write a PNG in one move."""
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         write_atomic(path, lambda file: drawing.savefig(file, format="png", dpi=_DPI, metadata={"Software": None}))
 
 
@@ -112,7 +88,7 @@ def plot_cards(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[s
 def _draw(card: Card, panels: Sequence[Callable[[Axes, ComparisonCard], None]]) -> Figure:
     """The panels in a row, with the title above and one legend below."""
     comparison = _as_comparison(card)
-    with matplotlib.rc_context(_STYLE):
+    with matplotlib.rc_context(STYLE):
         width = 8.0 if len(panels) > 1 else 4.8
         drawing = Figure(figsize=(width, 3.5), layout="constrained")
         all_axes = drawing.subplots(1, len(panels), squeeze=False)[0]
@@ -125,7 +101,7 @@ def _draw(card: Card, panels: Sequence[Callable[[Axes, ComparisonCard], None]]) 
         lines, names = all_axes[0].get_legend_handles_labels()
         rows = math.ceil(len(names) / (width // 1.4))
         drawing.legend(lines, names, loc="outside lower center", ncols=math.ceil(len(names) / rows), columnspacing=1.4)
-        drawing.suptitle(f"{card.name}  ({_seed_note(card)})", x=0.01, ha="left", fontsize=10, color=_INK)
+        drawing.suptitle(f"{card.name}  ({_seed_note(card)})", x=0.01, ha="left", fontsize=10, color=INK)
     return drawing
 
 
@@ -164,7 +140,7 @@ def _over_depth(axes: Axes, card: ComparisonCard) -> None:
         means = [result.by_depth[depth].mean for depth in card.depths]
         axes.plot(depths, means, color=colour, marker=marker, label=result.label, clip_on=False)
     chances = [card.chance.by_depth[depth] for depth in card.depths]
-    axes.plot(depths, chances, **_CHANCE)
+    axes.plot(depths, chances, **CHANCE)
     _scale_depths(axes, depths)
 
 
@@ -196,7 +172,7 @@ def _over_models(axes: Axes, card: ComparisonCard) -> None:
         axes.vlines(column, min(values), max(values), colors=colour, alpha=0.25, linewidth=7, capstyle="butt")
         axes.plot([column] * len(values), values, ".", color=colour, alpha=0.6, markersize=4, gid="seeds")
         axes.plot([column], [result.accuracy], color=colour, marker=marker, markersize=6, label=result.label)
-    axes.axhline(card.results[0].chance, **_CHANCE)
+    axes.axhline(card.results[0].chance, **CHANCE)
 
 
 def _over_tokens(axes: Axes, card: ComparisonCard, depth: str | None = None) -> None:
@@ -225,17 +201,13 @@ def _over_tokens(axes: Axes, card: ComparisonCard, depth: str | None = None) -> 
         means = [statistics.fmean(curve[count] for curve in curves) for count in shared]
         axes.plot([count / unit for count in shared], means, color=colour, label=result.label, clip_on=False)
     chance = card.results[0].chance if single else card.chance.by_depth[depth]
-    axes.axhline(chance, **_CHANCE)
+    axes.axhline(chance, **CHANCE)
     axes.set_xlim(left=0)
 
 
 def _look(result: Result) -> tuple[str, str]:
-    """Colour and marker: the transformer grey, and N from orange over red to dark blue, the same in all figures."""
-    if result.model == "transformer":
-        return _GREY, "o"
-    rank = math.log2(max(1, result.num_sleep_passes))
-    place = min(rank / 3, 1.0)
-    return to_hex(matplotlib.colormaps["plasma_r"](0.22 + 0.73 * place)), _MARKERS[round(rank * 1.5) % len(_MARKERS)]
+    """Colour and marker: the transformer grey."""
+    return (GREY, "o") if result.model == "transformer" else look_of(result.num_sleep_passes)
 
 
 def _token_unit(card: ComparisonCard) -> tuple[float, str]:

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reverie.card import METRIC_NAMES, Chance, ComparisonCard, Result, RunCard
+from reverie.passes_card import AdaptiveResult, PassesCard, Regime
 
 Verdict = Literal["chance", "failing", "solved"]
 
@@ -18,6 +19,7 @@ NEAR_CHANCE = 0.03
 
 _MAX_DEPTHS = 5  # with more columns, 80 characters are not enough
 _MAX_POINTS = 12
+_MAX_NUMBERS = 8
 _STYLES: dict[Verdict, str] = {"chance": "dim", "failing": "", "solved": "bold"}
 _Item = TypeVar("_Item")
 
@@ -109,6 +111,70 @@ def depth_table(card: RunCard) -> Table:
     return table
 
 
+def passes_tables(card: PassesCard) -> list[Table]:
+    """Accuracy at every N by regime; and if the card has tolerances, what adaptive sleep reaches, spends and saves."""
+    return [_numbers_table(card), _adaptive_table(card)] if card.tolerances else [_numbers_table(card)]
+
+
+def _numbers_table(card: PassesCard) -> Table:
+    """One row for each regime, and one for its lowest and highest seed; the last row is chance."""
+    shown = _evenly(range(len(card.num_sleep_passes)), _MAX_NUMBERS)
+    unfinished = [run for run in card.runs if run.training.steps < run.planned_steps]
+    notes = "".join(
+        f"; {run.label}, seed {run.seed}: step {run.training.steps} of {run.planned_steps}" for run in unfinished
+    )
+    table = _table(
+        f"{card.name}: sleeping N passes",
+        f"{METRIC_NAMES[card.metric]} in %, {card.examples} held-out examples, the same for all{notes}",
+    )
+    table.add_column("trained with")
+    _columns(
+        table, left=(), right=(f"N = {card.num_sleep_passes[0]}", *(str(card.num_sleep_passes[i]) for i in shown[1:]))
+    )
+    for regime in card.regimes:
+        accuracies = [regime.fixed[i].accuracy for i in shown]
+        cells = [Text(_percent(part.mean), _STYLES[verdict(part.mean, card.metric_chance)]) for part in accuracies]
+        table.add_row(f"{regime.label}, {_seeds(regime.seeds)}", *cells)
+        if len(regime.seeds) > 1:
+            table.add_row("  lowest seed", *(_percent(part.low) for part in accuracies), style="dim")
+            table.add_row("  highest seed", *(_percent(part.high) for part in accuracies), style="dim")
+    table.add_section()
+    table.add_row("chance", *[_percent(card.metric_chance)] * len(shown), style="dim")
+    return table
+
+
+def _adaptive_table(card: PassesCard) -> Table:
+    """One row for each regime and tolerance: means over seeds."""
+    most = card.num_sleep_passes[-1]
+    starred = any(not all(result.reached) for regime in card.regimes for result in regime.adaptive)
+    table = _table(
+        f"adaptive sleep, at most {most} passes",
+        f"{METRIC_NAMES[card.metric]} in %; passes: spent on a window, on average; saved: of {most} passes; equal N: "
+        "the fewest passes, the same for every window, that are as accurate; gain: that less the passes spent"
+        + ("; * in a seed no N is as accurate, and its best one counts" if starred else ""),
+    )
+    table.add_column("trained with")
+    right = ("tolerance", "accuracy", f"at N = {most}", "passes", "saved", "equal N", "gain")
+    _columns(table, left=(), right=right)
+    for regime in card.regimes:
+        for i, result in enumerate(regime.adaptive):
+            table.add_row(regime.label if i == 0 else "", *_adaptive_cells(regime, result))
+        table.add_section()
+    return table
+
+
+def _adaptive_cells(regime: Regime, result: AdaptiveResult) -> list[str]:
+    return [
+        f"{result.tolerance:g}",
+        _percent(result.accuracy.mean),
+        _percent(regime.fixed[-1].accuracy.mean),
+        f"{result.passes.mean:.2f}",
+        f"{_percent(result.share_saved.mean, 0)} %",
+        f"{result.equal_passes.mean:.2f}" + ("" if all(result.reached) else "*"),
+        f"{result.saved.mean:+.2f}",
+    ]
+
+
 def wilson_interval(share: float, number: int, z: float = 1.96) -> tuple[float, float]:
     """Where a share measured on `number` independent questions may truly be (Wilson 1927), 95 % by default."""
     if number < 1:
@@ -151,6 +217,10 @@ def _depth_cell(accuracy: float, chance: Chance, depth: str) -> Text:
 def _mean_and_std(result: Result) -> str:
     mean = f"{_percent(result.accuracy):>5}"
     return mean if len(result.seeds) == 1 else f"{mean} ± {_percent(result.accuracy_std)}"
+
+
+def _seeds(seeds: Sequence[int]) -> str:
+    return f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
 
 
 def _percent(share: float, decimals: int = 1) -> str:

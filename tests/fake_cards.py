@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from reverie.card import Chance, ComparisonCard, CurvePoint, ModelKind, RunCard, compare_runs
+from reverie.passes_card import Evaluated, PassesCard, PassesRun, Training, regimes_of
 from reverie.provenance import Hardware
+from reverie.random_passes import RandomPasses
 
 HARDWARE = Hardware(
     cpu="Some CPU", cores=16, threads=8, memory_gib=128.0, gpu="Some GPU", python="3.11.7", torch="2.13.0",
@@ -93,3 +96,51 @@ def comparison(seeds: int = 3, depths: tuple[int, ...] = (1, 2, 4, 8, 12, 16), *
                 )
             )  # fmt: skip
     return compare_runs("depo/small", "exact" if one else "question", runs)
+
+
+def passes_card(
+    regimes: Sequence[int | RandomPasses], seeds: int = 3, numbers: Sequence[int] = range(1, 9), **changes: Any
+) -> PassesCard:
+    """Depo at two depths: fixed N fall off on both sides of theirs, random ones rise and stay; chance is 0.25."""
+    tolerances = changes.pop("tolerances", [0.5, 0.1])
+    runs = [_passes_run(trained, seed, numbers, tolerances) for trained in regimes for seed in range(seeds)]
+    fields: dict[str, Any] = {
+        "name": "fake",
+        "metric": "deepest",
+        "num_sleep_passes": list(numbers),
+        "tolerances": tolerances,
+        "examples": 512,
+        "commit": "0123456789",
+        "date": "2026-07-01T12:00:00Z",
+        "hardware": HARDWARE,
+        "wall_time_s": 12.0,
+        "chance": Chance(by_depth={"2": 0.25, "4": 0.25}, exact=0.01),
+        "metric_chance": 0.25,
+        "regimes": regimes_of(runs, "deepest"),
+        "runs": runs,
+    }
+    return PassesCard(**{**fields, **changes})
+
+
+def _passes_run(
+    trained: int | RandomPasses, seed: int, numbers: Sequence[int], tolerances: Sequence[float]
+) -> PassesRun:
+    def accuracy(n: float) -> float:
+        risen = 0.25 + 0.75 / (1 + math.exp(2.5 - 1.5 * n)) - 0.01 * seed
+        return risen - 0.1 * abs(n - trained) if isinstance(trained, int) else risen
+
+    def point(n: int, spent: float, tolerance: float | None = None) -> Evaluated:
+        score = summary({2: 1.0, 4: min(1.0, max(0.0, accuracy(spent)))}, exact=0.1)
+        return Evaluated(num_sleep_passes=n, tolerance=tolerance, mean_passes=spent, wall_time_s=1.0, score=score)
+
+    most = max(numbers)
+    return PassesRun(
+        name="fake",
+        seed=seed,
+        trained_with=trained,
+        parameters=1000,
+        recipe={"train": {"steps": 10}},
+        training=Training(steps=10, tokens=1000, wall_time_s=9.0, commit=None, hardware=None),
+        fixed=[point(n, float(n)) for n in numbers],
+        adaptive=[point(most, most * (1 - t) ** 0.5 - 0.1 * seed, t) for t in tolerances],
+    )

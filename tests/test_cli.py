@@ -18,6 +18,7 @@ from tiny_recipe import tiny_recipe, write_tiny
 from reverie import cli
 from reverie.card import RunCard, load_card, save_card
 from reverie.compare import Run
+from reverie.passes_card import PassesCard
 from reverie.recipe import load_recipe
 from reverie.train.checkpoint import FILE_NAME
 from reverie.train.loop import train
@@ -88,6 +89,24 @@ def test_eval(reverie: Reverie, run: Path, arguments: list[str], passes: int):
     assert done.code == 0
     assert f"N = {passes}" in done.out
     assert done.err == ""
+
+
+def test_eval_at_several_numbers_of_passes(reverie: Reverie, run: Path):
+    arguments = ("eval", run, "--passes", "1..2,4", "--tolerance", "0.5", "--examples", "8")
+    done = reverie(*arguments, "--out", "any/n.json")
+    assert done.code == 0
+    assert "tiny: sleeping N passes" in done.out
+    assert "adaptive sleep, at most 4 passes" in done.out
+    assert done.err.splitlines()[-1] == "figure in any/n.png"
+    assert Path("any/n.png").read_bytes().startswith(b"\x89PNG")
+    card = PassesCard.model_validate(the_json(reverie(*arguments, "--json")))
+    assert (card.num_sleep_passes, card.tolerances, card.examples) == ([1, 2, 4], [0.5], 8)
+    assert reverie("plot", "any/n.json", "--out", "figures") == (0, "figures/n.png\n", "")
+
+
+def test_eval_of_as_many_examples_as_asked(reverie: Reverie, run: Path):
+    card = RunCard.model_validate(the_json(reverie("eval", run, "--examples", "8", "--passes", "3", "--json")))
+    assert (card.score["examples"], card.num_sleep_passes) == (8, 3)
 
 
 def test_plot(reverie: Reverie, tmp_path: Path):
@@ -203,6 +222,18 @@ def test_python_dash_m_reverie(tmp_path: Path):
         ("train rule110/nano --max-restarts 2", "--max-restarts is for the processes of --nproc: add that, or give it"),
         ("eval nowhere", "there is no run at nowhere"),
         ("eval .", "there is no run at ."),
+        ("eval . --passes 1..8", "there is no run at ."),
+        ("eval . --passes x", "--passes must be whole numbers separated by commas, such as 1,2,4, or a range, such as"),
+        ("eval . --passes 1..", "--passes must be whole numbers"),
+        ("eval . --passes 1..2..3", "--passes must be whole numbers"),
+        ("eval . --passes 5..2", "--passes has a range that ends before it begins, '5..2'"),
+        ("eval . .", "several runs, --tolerance and --out need --passes, such as --passes 1..8"),
+        ("eval . --tolerance 0.1", "several runs, --tolerance and --out need --passes"),
+        ("eval . --passes 2 --tolerance 0", "--tolerance must be numbers above 0 separated by commas"),
+        ("eval . --passes 2 --tolerance 0.1,nan", "--tolerance must be numbers above 0"),
+        ("eval . --passes 2 --tolerance x", "--tolerance must be numbers above 0"),
+        ("eval . --passes 2 --tolerance=-1", "--tolerance must be numbers above 0"),
+        ("eval . --passes 2 --out card.png", "--out must be the card's file and end in .json, got card.png"),
         ("plot absent.json", "there is no result card at absent.json"),
         ("plot .", "cannot read ."),
         ("compare nowhere", "there is no recipe nowhere"),
@@ -231,7 +262,8 @@ def test_cuda_without_cuda(reverie: Reverie, run: Path):
 
 
 def test_eval_of_bad_runs(reverie: Reverie, run: Path, tmp_path: Path):
-    assert_one_line(reverie("eval", run, "--passes", "0"), "num_sleep_passes must be at least 1, got 0")
+    for passes in ("0", "0..2"):
+        assert_one_line(reverie("eval", run, "--passes", passes), "num_sleep_passes must be at least 1, got 0")
     (tmp_path / FILE_NAME).write_bytes((run / FILE_NAME).read_bytes()[:-100])
     assert_one_line(reverie("eval", tmp_path), f"{FILE_NAME} is cut short or damaged")
     assert_one_line(reverie("train", write_tiny(tmp_path), "--out", tmp_path, "--resume"), "is cut short or damaged")
@@ -257,7 +289,7 @@ def test_a_folder_that_cannot_be_made(reverie: Reverie, tmp_path: Path):
         ("trian", "No such command 'trian'"),
         ("train", "Missing argument 'RECIPE'"),
         ("train rule110/nano --nope", "No such option: --nope"),
-        ("eval . --passes x", "--passes"),
+        ("eval . --examples 0", "--examples"),
         ("plot", "Missing argument"),
         ("tasks show rule110 --example -1", "--example"),
         ("tasks show rule110 --example x", "--example"),

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from tiny_recipe import tiny_recipe
 
 import reverie.evaluate
-from reverie.evaluate import evaluate, score_batch
+from reverie.evaluate import evaluate, evaluate_batch, evaluate_sleep
 from reverie.generate import greedy
 from reverie.model import HybridLM
 from reverie.recipe import Recipe, changed, load_recipe
@@ -166,7 +166,7 @@ def test_writing_and_being_shown_the_answer_have_the_same_questions_right(
     model = tiny_model("attn", "gdn", "attn", seed=seed)
     sleep = SleepConfig.model_validate({"window_size": window_size, "num_sleep_passes": N, "eviction": eviction})
     batch = own_answers(model, sleep, {1: 0, 4: 1, 6: 1, 7: 2})
-    shown, written = (score_batch(model, batch, sleep, generate=generate) for generate in (False, True))
+    shown, written = (evaluate_batch(model, batch, sleep, generate=generate).score for generate in (False, True))
     assert {row for row, found in written.by_depth.items() if found.questions_correct} == {0, 2, 3, 5}
     assert shown.by_depth == written.by_depth  # the loss too
 
@@ -175,7 +175,7 @@ def test_what_is_written_follows_from_what_was_written_before(tiny_model: Callab
     """Where only the first of its tokens is not the answer's, the others are right again. The question stays wrong."""
     model, sleep = tiny_model("attn", "gdn", "attn"), SleepConfig(window_size=8)
     batch = own_answers(model, sleep, dict.fromkeys(range(8), 0))
-    shown, written = (score_batch(model, batch, sleep, generate=generate) for generate in (False, True))
+    shown, written = (evaluate_batch(model, batch, sleep, generate=generate).score for generate in (False, True))
     assert shown.examples_correct == written.examples_correct == 0
     assert written.tokens_correct == 3 * 1 + 3 * 2 + 2 * 3
 
@@ -199,3 +199,35 @@ def test_only_a_task_with_one_answer_at_its_end_is_written():
     model = unsure_model(RULE110)
     shown, written = (evaluate(model, RULE110.task, RULE110.sleep, 8, generate=generate) for generate in (False, True))
     assert shown == written
+
+
+# -- the sleep it takes
+
+
+@pytest.mark.parametrize("recipe", [RULE110, DEPO], ids=["rule110", "depo"])
+def test_a_fixed_number_of_passes_is_spent_on_every_window(recipe: Recipe):
+    task, sleep = recipe.task, recipe.sleep.model_copy(update={"num_sleep_passes": 3})
+    found = evaluate_sleep(unsure_model(recipe), task, sleep, 20)
+    batch = task.batch("test", 0, 0, range(20))
+    labelled = [bool(mask.any()) for mask in batch.loss_mask.split(sleep.window_size, dim=1)]
+    assert found.windows == 20 * labelled.count(False) > 0
+    assert found.mean_passes == 3
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 40])
+def test_adaptive_sleep_is_scored_text_by_text(monkeypatch: pytest.MonkeyPatch, batch_size: int):
+    """How the examples are cut into batches changes neither passes nor score."""
+    model, sleep = unsure_model(RULE110), RULE110.sleep.model_copy(update={"num_sleep_passes": 6, "tolerance": 0.4})
+    whole = evaluate_sleep(model, RULE110.task, sleep, 40)
+    monkeypatch.setattr(reverie.evaluate, "LARGEST_BATCH", batch_size)
+    cut = evaluate_sleep(model, RULE110.task, sleep, 40)
+    assert (cut.passes, cut.windows) == (whole.passes, whole.windows)
+    assert cut.score.tokens_correct == whole.score.tokens_correct
+    assert 2 < whole.mean_passes < 6  # else this test would tell little
+
+
+def test_no_window_no_passes():
+    sleep = RULE110.sleep.model_copy(update={"window_size": RULE110.task.sequence_length})
+    found = evaluate_sleep(unsure_model(RULE110), RULE110.task, sleep, 4)
+    assert (found.windows, found.passes) == (0, 0)
+    assert math.isnan(found.mean_passes)

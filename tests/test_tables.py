@@ -6,12 +6,21 @@ import io
 import math
 
 import pytest
-from fake_cards import comparison, run_card, summary
+from fake_cards import comparison, passes_card, run_card, summary
 from rich.console import Console
 from rich.table import Table
 
 from reverie.card import ComparisonCard, RunCard, compare_runs
-from reverie.tables import comparison_table, depth_table, result_verdict, run_table, verdict, wilson_interval
+from reverie.random_passes import RandomPasses
+from reverie.tables import (
+    comparison_table,
+    depth_table,
+    passes_tables,
+    result_verdict,
+    run_table,
+    verdict,
+    wilson_interval,
+)
 
 
 def printed(table: Table, width: int = 80) -> list[str]:
@@ -164,3 +173,48 @@ def test_a_depth_below_the_mark_is_not_solved_by_the_mean():
 def test_colour_marks_solved_and_chance():
     cells = comparison_table(small()).columns[3].cells  # depth 2
     assert [getattr(cell, "style", None) for cell in cells][:3] == ["dim", "", "bold"]
+
+
+RANDOM = RandomPasses(distribution="uniform", mean=4, max=7)
+
+
+def test_accuracy_at_every_number_of_passes():
+    card = passes_card([4, RANDOM])
+    lines = printed(passes_tables(card)[0])
+    assert max(map(len, lines)) <= 80
+    rows = [line.split() for line in lines]
+    assert ["trained", "with", "N", "=", "1", *"2345678"] in rows
+    for regime in card.regimes:
+        at = rows.index(f"{regime.label}, 3 seeds".split() + [f"{100 * r.accuracy.mean:.1f}" for r in regime.fixed])
+        assert rows[at + 1] == ["lowest", "seed", *(f"{100 * r.accuracy.low:.1f}" for r in regime.fixed)]
+        assert rows[at + 2] == ["highest", "seed", *(f"{100 * r.accuracy.high:.1f}" for r in regime.fixed)]
+    assert ["chance", *["25.0"] * 8] in rows
+
+
+def test_what_adaptive_sleep_reaches_spends_and_saves():
+    card = passes_card([4, RANDOM], seeds=1)
+    lines = printed(passes_tables(card)[1])
+    assert max(map(len, lines)) <= 80
+    result = card.regimes[1].adaptive[0]
+    row = next(line for line in lines if line.startswith("random N, 1 to 7"))
+    assert row.split()[5:] == [
+        "0.5", f"{100 * result.accuracy.mean:.1f}", f"{100 * card.regimes[1].fixed[-1].accuracy.mean:.1f}",
+        f"{result.passes.mean:.2f}", "29", "%", f"{result.equal_passes.mean:.2f}", f"{result.saved.mean:+.2f}",
+    ]  # fmt: skip
+    assert not any("*" in line for line in lines)
+    assert len(passes_tables(passes_card([4], tolerances=[]))) == 1
+
+
+def test_a_seed_that_beats_every_fixed_number_is_starred():
+    lines = printed(passes_tables(passes_card([4], numbers=[1, 8], tolerances=[0.7]))[1])
+    assert any("8.00*" in line for line in lines)
+    assert "in a seed no N is as accurate" in " ".join(lines)
+
+
+def test_an_unfinished_run_is_named():
+    card = passes_card([4], seeds=1)
+    training = card.runs[0].training.model_copy(update={"steps": 7})
+    said = printed(
+        passes_tables(card.model_copy(update={"runs": [card.runs[0].model_copy(update={"training": training})]}))[0]
+    )
+    assert "N = 4, seed 0: step 7 of 10" in " ".join(" ".join(said).split())

@@ -16,7 +16,7 @@ from reverie.provenance import commit_id, hardware
 from reverie.recipe import Recipe, changed
 from reverie.tasks import Score
 from reverie.train.build import build_model
-from reverie.train.checkpoint import Progress
+from reverie.train.checkpoint import Checkpoint, Progress
 from reverie.train.distributed import ALONE, Processes
 from reverie.train.sharded import find_checkpoint, load_run
 
@@ -57,8 +57,33 @@ def make_card(
     return RunCard(**content)
 
 
-def evaluate_run(run: Path, *, num_sleep_passes: int | None = None, device: torch.device | str = "cpu") -> RunCard:
+def evaluate_run(
+    run: Path,
+    *,
+    num_sleep_passes: int | None = None,
+    num_examples: int | None = None,
+    device: torch.device | str = "cpu",
+) -> RunCard:
     """Evaluate the checkpoint of a run, if asked with another number of sleep passes than it was trained with.
+
+    Args:
+        num_examples: as many as the recipe says if absent.
+
+    Raises:
+        UserError: there is no run, or its checkpoint cannot be read.
+    """
+    checkpoint = load_checkpoint_of(run)
+    recipe = checkpoint.recipe
+    if num_sleep_passes is not None:
+        recipe = changed(recipe, sleep={"num_sleep_passes": num_sleep_passes})
+    model = trained_model(checkpoint, device)
+    examples = num_examples or recipe.train.eval_examples
+    score = evaluate(model, recipe.task, recipe.sleep, examples, generate=True, device=device)
+    return make_card(recipe, model, checkpoint.progress, score, commit_id())
+
+
+def load_checkpoint_of(run: Path) -> Checkpoint:
+    """The newest checkpoint in the folder of a run.
 
     Raises:
         UserError: there is no run, or its checkpoint cannot be read.
@@ -66,11 +91,11 @@ def evaluate_run(run: Path, *, num_sleep_passes: int | None = None, device: torc
     place = find_checkpoint(run)
     if place is None:
         raise UserError(f"there is no run at {run}: give the folder that reverie train wrote, such as runs/depo/nano")
-    checkpoint = load_run(place)
-    recipe = checkpoint.recipe
-    if num_sleep_passes is not None:
-        recipe = changed(recipe, sleep={"num_sleep_passes": num_sleep_passes})
-    model = build_model(recipe.model, recipe.train.seed).to(device)
+    return load_run(place)
+
+
+def trained_model(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> LanguageModel:
+    """The model of a checkpoint's recipe, with its weights."""
+    model = build_model(checkpoint.recipe.model, checkpoint.recipe.train.seed).to(device)
     checkpoint.restore_model(model)
-    score = evaluate(model, recipe.task, recipe.sleep, recipe.train.eval_examples, generate=True, device=device)
-    return make_card(recipe, model, checkpoint.progress, score, commit_id())
+    return model
