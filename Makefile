@@ -46,9 +46,9 @@ results: setup
 	.venv/bin/python benchmarks/pretrained_recall.py --out results/recall/smollm2.json
 	.venv/bin/python benchmarks/kills.py depo/nano --set train.checkpoint_every=50 --set sleep.num_sleep_passes=4 --out results/reliability/kills.json
 
-# make performance    cards, figures and tables of docs/PERFORMANCE.md anew: a quarter of an hour on two quiet cores
+# make performance    cards, figures and tables of docs/PERFORMANCE.md anew: half an hour on two quiet cores
 performance: setup
-	for name in ops train sleep memory; do \
+	for name in ops train sleep memory wake; do \
 		.venv/bin/reverie bench $$name --out results/performance/$$name.json || exit 1; \
 	done
 	.venv/bin/python benchmarks/performance.py

@@ -48,6 +48,12 @@ def memory_command(out: Out = None, as_json: AsJson = False) -> None:
     _bench("memory", out, as_json)
 
 
+@app.command("wake")
+def wake_command(out: Out = None, as_json: AsJson = False) -> None:
+    """Time and memory of a token awake after 1,000 to 1,000,000 consolidated tokens, beside a full KV cache."""
+    _bench("wake", out, as_json)
+
+
 def _bench(name: str, out: Path | None, as_json: bool) -> None:
     with PartDisplay(err_console, name) as display:
         card: BenchmarkCard = run_benchmark(name, display.update)

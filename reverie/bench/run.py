@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 
-from reverie.bench import memory, ops, sleep, train
+from reverie.bench import memory, ops, sleep, train, wake
 from reverie.bench.card import BenchmarkCard, Findings, Report
 from reverie.bench.machine import Peak, library_versions, measure_peak
 from reverie.provenance import commit_id, hardware
@@ -16,6 +16,7 @@ BENCHMARKS: dict[str, Callable[[Peak, Report], Findings]] = {
     "train": train.measure,
     "sleep": sleep.measure,
     "memory": memory.measure,
+    "wake": wake.measure,
 }
 
 

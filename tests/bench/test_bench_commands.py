@@ -15,7 +15,7 @@ from reverie.bench import ops, run
 from reverie.bench.card import BenchmarkCard, Report
 from reverie.card import read_card
 
-NAMES = ["ops", "train", "sleep", "memory"]
+NAMES = ["ops", "train", "sleep", "memory", "wake"]
 
 
 @pytest.fixture

@@ -29,8 +29,8 @@ def finds(ratio: float) -> Any:
     return measure
 
 
-def test_there_are_four() -> None:
-    assert list(BENCHMARKS) == ["ops", "train", "sleep", "memory"]
+def test_there_are_five() -> None:
+    assert list(BENCHMARKS) == ["ops", "train", "sleep", "memory", "wake"]
 
 
 @pytest.mark.parametrize(("ratio", "met"), [(2.9, False), (3.1, True)])

@@ -1,0 +1,175 @@
+"""A token awake: right first, then timed; flat in time and memory, however much was consolidated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from fake_benchmark import PEAK, Calls, Parts, never, one_round
+
+from reverie.bench import wake
+from reverie.bench.card import Row, number
+from reverie.bench.figure import lines_of
+from reverie.bench.timing import Timing
+from reverie.bench.wake import TIME_TARGET, measure, tensor_bytes
+from reverie.errors import UserError
+from reverie.model import HybridConfig
+
+L = 4
+STOPS = (8, 40, 80)
+TRANSFORMER = "transformer"
+
+
+@pytest.fixture(autouse=True)
+def invented_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wake, "read_limit", lambda: 10.0)
+
+
+@pytest.fixture
+def config(tiny_config: Callable[..., HybridConfig]) -> HybridConfig:
+    return tiny_config("attn", "gdn", "attn", "gdn")
+
+
+def measured(config: HybridConfig, parts: Parts | None = None) -> wake.Findings:
+    return measure(PEAK, parts or Parts(), config, L, STOPS, passes=(1, 2))
+
+
+def of(rows: list[Row], model: str) -> list[Row]:
+    return [row for row in rows if row["model"] == model]
+
+
+def test_a_model_measured(config: HybridConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wake, "alternate", one_round)
+    parts = Parts()
+    findings = measured(config, parts)
+    parts.assert_whole()
+    targets, tokens, memory, consolidation = findings.details.tables.values()
+    for rows in (tokens, memory):
+        assert [(row["model"], row["tokens"]) for row in rows] == [
+            (model, stop) for model in ("sleep, N = 1", "sleep, N = 2", TRANSFORMER) for stop in STOPS
+        ]
+    assert all(number(row, "ms") > 0 and number(row, "%_of_read_limit") > 0 for row in tokens)
+    assert len(targets) == 1 + 2 * 3
+    assert findings.ratio == pytest.approx(number(targets[4], "ratio"), rel=1e-4)
+    assert targets[4]["what"] == "ms: 80 over 8 tokens, sleep, N = 2"
+    assert [(row["N"], row["tokens"]) for row in consolidation] == [(1, 80), (2, 80)]
+    assert all(row["GFLOPS"] > 0 for row in consolidation)  # type: ignore[operator]
+
+
+def test_what_is_read_and_kept_grows_for_the_transformer_alone(
+    config: HybridConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wake, "alternate", one_round)
+    _, tokens, memory, _ = measured(config).details.tables.values()
+    for table, column in ((tokens, "read_MB"), (memory, "context_MB")):
+        for model in ("sleep, N = 1", "sleep, N = 2"):
+            assert len({row[column] for row in of(table, model)}) == 1
+        grown = [number(row, column) for row in of(table, TRANSFORMER)]
+        assert all(b > a for a, b in pairwise(grown))
+    # Four blocks with keys and values of one head of four numbers of four bytes.
+    assert [number(row, "context_MB") for row in of(memory, TRANSFORMER)] == [4 * 2 * 4 * 4 * n / 1e6 for n in STOPS]
+
+
+def test_what_a_token_reads(config: HybridConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wake, "alternate", one_round)
+    _, tokens, *_ = measured(config).details.tables.values()
+    parameters = sum(p.numel() for p in wake.random_model(config, 0).parameters()) - 10 * 8  # ten of the rows
+    fast_weights, keys, tails = 2 * 2 * (3 * 5), 2 * 2 * 4 * (L // 2), 2 * 3 * 2 * (3 + 3 + 5)
+    assert number(tokens[0], "read_MB") * 1e6 == pytest.approx(4 * (parameters + fast_weights + keys + tails))
+
+
+def invented(seconds: Callable[[str, int], list[float]]) -> Callable[..., dict[str, Timing]]:
+    """In place of `alternate`: rounds by model and tokens."""
+
+    def timed(calls: Calls, **_: Any) -> dict[str, Timing]:
+        sides = {name: name.rsplit(", ", 1) for name in calls}
+        return {name: Timing(rounds=seconds(model, int(tokens))) for name, (model, tokens) in sides.items()}
+
+    return timed
+
+
+def drifting(model: str, tokens: int) -> list[float]:
+    """A machine that gets slower all the time; a token costs more at N = 2, and behind 80 tokens."""
+    cost = {"sleep, N = 1": 1.0, "sleep, N = 2": 1.01, TRANSFORMER: float(tokens)}[model]
+    late = 1.1 if (model, tokens) == ("sleep, N = 2", 80) else 1.0
+    return [4e-3 * cost * late * drift for drift in (1.0, 2.0, 3.0)]
+
+
+def test_ratios_are_of_the_same_round(config: HybridConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wake, "alternate", invented(drifting))
+    findings = measured(config)
+    assert findings.ratio == pytest.approx(1.1)
+    assert findings.target == TIME_TARGET
+    assert not findings.reached
+    targets, tokens, *_ = findings.details.tables.values()
+    by_what = {str(row["what"]): (row["ratio"], row["verdict"]) for row in targets}
+    assert by_what["ms: sleep, N = 2 over sleep, N = 1"] == (pytest.approx(1.01), "met")  # the median over all stops
+    assert by_what["ms: 80 over 8 tokens, sleep, N = 1"] == (1.0, "met")
+    assert by_what["ms: 80 over 8 tokens, sleep, N = 2"] == (pytest.approx(1.1), "not met")
+    assert by_what["memory of the context: 80 over 8 tokens, sleep, N = 2"] == (1.0, "met")
+    assert [row["ms"] for row in of(tokens, "sleep, N = 1")] == [pytest.approx(8 / L)] * 3  # a call is a window
+    assert [row["over_first"] for row in of(tokens, TRANSFORMER)] == [1.0, 5.0, 10.0]
+    row = of(tokens, TRANSFORMER)[0]
+    assert row["%_of_read_limit"] == pytest.approx(10 * number(row, "read_MB") / number(row, "ms"))
+
+
+def test_a_cache_without_room_is_left_out_and_named(config: HybridConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wake, "alternate", invented(drifting))
+    monkeypatch.setattr(wake, "available_bytes", lambda: 2 * 4 * 2 * 4 * 4 * 41.0)  # half of it: 41 tokens
+    findings = measured(config)
+    _, tokens, memory, _ = findings.details.tables.values()
+    assert [row.get("ms") is None for row in of(tokens, TRANSFORMER)] == [False, False, True]
+    assert all(row["context_MB"] for row in of(memory, TRANSFORMER))
+    assert "for the transformer at 80 tokens (0.0 GiB)." in findings.details.notes[-1]
+
+
+@pytest.mark.parametrize("stop", STOPS)
+def test_a_wrong_token_is_not_timed(config: HybridConfig, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
+    right, calls = wake.read, []
+
+    def read(*arguments: Any) -> Any:
+        calls.append(arguments)
+        logits, context = right(*arguments)
+        return (logits * 1.001 if len(calls) == 1 + STOPS.index(stop) else logits), context
+
+    monkeypatch.setattr(wake, "read", read)
+    monkeypatch.setattr(wake, "alternate", never)
+    with pytest.raises(
+        UserError, match=f"^nothing is measured: N = 1, a window token by token behind {stop} tokens is"
+    ):
+        measured(config)
+
+
+@pytest.mark.parametrize("name", ["check_sleep", "check_full_cache"])
+def test_nothing_is_consolidated_before_the_checks(
+    config: HybridConfig, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def wrong(*_: Any) -> None:
+        raise UserError("nothing is measured")
+
+    monkeypatch.setattr(wake, name, wrong)
+    monkeypatch.setattr(wake, "random_model", never)
+    with pytest.raises(UserError, match="nothing is measured"):
+        measured(config)
+
+
+def test_the_figure_has_a_line_a_model(config: HybridConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wake, "alternate", invented(drifting))
+    card: Any = measured(config)
+    for panel in card.details.panels:
+        lines = lines_of(card, panel)
+        assert list(lines) == ["sleep, N = 1", "sleep, N = 2", TRANSFORMER]
+        assert all(xs == list(STOPS) for xs, _ in lines.values())
+
+
+def test_bytes_are_of_what_is_kept_alive() -> None:
+    held = torch.zeros(100)
+    assert tensor_bytes((held[:1], {"same": held.view(10, 10)}, None, 3)) == 400
+
+
+def test_shipped_stops_are_whole_windows() -> None:
+    assert all(stop % wake.WINDOW == 0 for stop in wake._marks(wake.STOPS, wake.WINDOW))
+    assert set(wake.STOPS) <= set(wake._marks(wake.STOPS, wake.WINDOW))
