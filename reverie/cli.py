@@ -16,6 +16,7 @@ from reverie.card import ComparisonCard, RunCard, save_card
 from reverie.cli_bench import app as bench_app
 from reverie.cli_data import app as data_app
 from reverie.cli_hf import app as hf_app
+from reverie.cli_watch import app as watch_app
 from reverie.compare import FIGURE_NAME, Run, compare, plan_runs
 from reverie.errors import UserError
 from reverie.passes import evaluate_passes
@@ -45,6 +46,7 @@ app.add_typer(tasks_app, name="tasks")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 app.add_typer(hf_app)
+app.add_typer(watch_app)
 
 RecipeName = Annotated[
     str, typer.Argument(metavar="RECIPE", help="A shipped recipe such as depo/nano, or a .toml file.")
