@@ -70,8 +70,8 @@ ROOMS = {
     "cli_memory": "errors answer answer_tables chat chat_session cli_hf memory progress reading shipped sleep sleeper "
     "terminal",
     "cli_watch": "errors plots terminal watch watch_figure watch_table",
-    "cli": "errors recipe card passes plots tables tasks train show progress compare terminal cli_bench cli_data cli_hf "
-    "cli_watch",
+    "cli": "errors recipe card passes plots tables tasks train show progress compare terminal "
+    "cli_bench cli_data cli_hf cli_memory cli_store cli_watch",
     "__main__": "cli",
     "train.__main__": "errors cli train",  # a process of `reverie train --nproc`: the same command
 }
