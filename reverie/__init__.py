@@ -1,6 +1,7 @@
 """reverie: language models that sleep (LLM Sleep, arXiv 2605.26099)."""
 
 from reverie.memory import Memory, sleep_over
+from reverie.memory_store import MemoryStore
 from reverie.sleep import SleepConfig
 
-__all__ = ["Memory", "SleepConfig", "sleep_over"]
+__all__ = ["Memory", "MemoryStore", "SleepConfig", "sleep_over"]
