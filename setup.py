@@ -1,9 +1,12 @@
-"""What pyproject.toml cannot say: the recipes at the top of the checkout are installed inside the package."""
+"""What pyproject.toml cannot say: what else than code is installed inside the package.
+
+The recipes are from the top of the checkout; the example is the model and the text of `reverie ask --example`.
+"""
 
 from setuptools import find_namespace_packages, setup
 
 setup(
     packages=[*find_namespace_packages(include=["reverie*"]), "reverie.recipes"],
     package_dir={"reverie.recipes": "recipes"},
-    package_data={"reverie.recipes": ["**/*.toml"]},
+    package_data={"reverie.recipes": ["**/*.toml"], "reverie.example": ["*.safetensors", "*.txt"]},
 )

@@ -16,6 +16,7 @@ from reverie.card import ComparisonCard, RunCard, save_card
 from reverie.cli_bench import app as bench_app
 from reverie.cli_data import app as data_app
 from reverie.cli_hf import app as hf_app
+from reverie.cli_memory import app as memory_app
 from reverie.cli_store import app as store_app
 from reverie.cli_watch import app as watch_app
 from reverie.compare import FIGURE_NAME, Run, compare, plan_runs
@@ -47,6 +48,7 @@ app.add_typer(tasks_app, name="tasks")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 app.add_typer(hf_app)
+app.add_typer(memory_app)
 app.add_typer(store_app)
 app.add_typer(watch_app)
 

@@ -43,7 +43,7 @@ def convert_command(
     kind = _kind(insert, layers, behind)
     places = (6 if layers is None else layers) if behind is None else _numbers(behind, "--behind", "4,9,14")
     config = _sleep_config(window, passes, eviction, loop)
-    _quiet_transformers()
+    quiet_transformers()
     from reverie.hf.convert import conversion_table, convert
 
     with interruptible("nothing is left of it"), err_console.status("converting"):
@@ -69,7 +69,7 @@ def generate_command(
 ) -> None:
     """Read a text of any length with a model that sleeps, then go on with it."""
     where = device_named(device)
-    _quiet_transformers()
+    quiet_transformers()
     from reverie.hf.generate import generate, load_sleeper, read_prompt
 
     text = read_prompt(prompt_file, prompt)
@@ -111,7 +111,7 @@ def _hold(text: str) -> None:
     """For --json, which prints all at the end."""
 
 
-def _quiet_transformers() -> None:
+def quiet_transformers() -> None:
     """Have it say nothing but errors, and show bars for downloads alone. Raises UserError where it is not installed."""
     try:
         import transformers

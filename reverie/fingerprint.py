@@ -37,6 +37,8 @@ def module_of(model: object) -> nn.Module:
 
     Raises UserError for anything else.
     """
+    if isinstance(part := getattr(model, "sleeping", None), nn.Module):
+        return part
     if isinstance(model, nn.Module):
         return model
     for name in ("sleeping", "decoder"):

@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from reverie.train.worker import Event
@@ -111,22 +112,25 @@ class RowDisplay(_Display):
 
 
 class ReadDisplay(_Display):
-    """Shows windows, tokens/s and the time left of a text that is being read."""
+    """Shows windows, tokens/s, bytes held and the time left of a text that is being read."""
 
     def __init__(self, console: Console, name: str) -> None:
         super().__init__(console)
-        self._name, self._begun = name, 0.0
+        self._name = name
+        self._begun: tuple[float, int, int] | None = None  # time, windows and tokens of the first update
 
-    def update(self, windows: int, total: int, tokens: int) -> None:
+    def update(self, windows: int, total: int, tokens: int, held: int | None = None) -> None:
         """Before the first window, and after every one of them. The bar ends with the last, for text comes next."""
         now = time.monotonic()
-        if windows:
-            seconds = max(now - self._begun, 1e-9)
-            left_s = seconds / windows * (total - windows)
-            self._show(self._name, "window", windows, total, f"{tokens / seconds:,.0f} tok/s", left_s)
-        else:
-            self._begun = now
-            if total and self._console.is_terminal:
-                self._show(self._name, "window", 0, total, "", 0.0)
+        if self._begun is None:
+            self._begun = now, windows, tokens
+        begun, first, skipped = self._begun
+        if windows > first:
+            seconds = max(now - begun, 1e-9)
+            left_s = seconds / (windows - first) * (total - windows)
+            numbers = f"{(tokens - skipped) / seconds:,.0f} tok/s" + ("" if held is None else f"  {decimal(held)}")
+            self._show(self._name, "window", windows, total, numbers, left_s)
+        elif total and self._console.is_terminal:
+            self._show(self._name, "window", windows, total, "", 0.0)
         if windows == total:
             self._progress.stop()

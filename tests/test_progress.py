@@ -141,6 +141,20 @@ def test_windows_of_a_text(monkeypatch: pytest.MonkeyPatch):
     ]
 
 
+def test_a_text_that_is_gone_on_with(monkeypatch: pytest.MonkeyPatch):
+    """Speed and time are those of the windows read now; what is held stands beside them."""
+    screen = Screen(monkeypatch)
+    with ReadDisplay(screen.console, "reading") as display:
+        for windows in range(7, 11):
+            display.update(windows, 10, 512 * windows, 8192 if windows > 7 else 0)
+            screen.now += LINE_INTERVAL_S
+    assert screen.lines == [
+        "reading  window 8/10  51 tok/s  8.2 kB  ETA 0:20",
+        "reading  window 9/10  51 tok/s  8.2 kB  ETA 0:10",
+        "reading  window 10/10  51 tok/s  8.2 kB  ETA 0:00",
+    ]
+
+
 @pytest.mark.parametrize("windows", [0, 2])
 def test_the_bar_of_windows_ends_with_the_last_one(monkeypatch: pytest.MonkeyPatch, windows: int):
     """What is written next to the terminal stays below it."""

@@ -12,6 +12,7 @@ from reverie.hf.cache import SleepCache
 from reverie.hf.hybrid import ReverieHybridConfig, ReverieHybridForCausalLM, load_hybrid, save_hybrid
 from reverie.hf.insert import InsertConfig, freeze_pretrained, insert_fast_weights, unfreeze
 from reverie.hf.jet_nemotron import JetNemotronConfig, JetNemotronForCausalLM
+from reverie.hf.memory import cache_of
 from reverie.hf.ouro import OuroConfig, OuroForCausalLM
 from reverie.hf.saving import load
 from reverie.hf.sleeping import add_sleep
@@ -28,6 +29,7 @@ __all__ = [
     "SleepCache",
     "SleepConfig",
     "add_sleep",
+    "cache_of",
     "freeze_pretrained",
     "insert_fast_weights",
     "load",

@@ -87,8 +87,10 @@ class SleepCache(Cache):
         self.groups = chosen
 
 
-def begin(mask: Tensor | None, tokens: Tensor, empty: Context) -> SleepCache:
+def begin(mask: Tensor | None, tokens: Tensor, context: Context) -> SleepCache:
     """The cache in front of the first tokens [B, T]; `mask` [B, T] is 0 on padding, in front of a text or behind it.
+
+    `context` is what the rows know before: nothing, or what a memory holds of earlier texts.
 
     Raises UserError where a row is padding throughout, or has padding inside its text.
     """
@@ -96,7 +98,7 @@ def begin(mask: Tensor | None, tokens: Tensor, empty: Context) -> SleepCache:
     B, T = tokens.shape[:2]
     rows = torch.arange(B, device=tokens.device)
     if mask is None or (mask.shape == tokens.shape[:2] and bool(mask.all())):
-        cache.groups = [Group(rows, 0, empty)]
+        cache.groups = [Group(rows, 0, context)]
         return cache
     if mask.shape != tokens.shape[:2]:
         raise UserError(f"attention_mask must be [{B}, {T}] as the tokens are, got {list(mask.shape)}")
@@ -109,5 +111,6 @@ def begin(mask: Tensor | None, tokens: Tensor, empty: Context) -> SleepCache:
         raise UserError("attention_mask must be 1 on every token of a text: padding belongs in front of it or behind")
     cache.complete = bool((last == T - 1).all())
     for padding in first.unique().tolist():
-        cache.groups.append(Group(rows[first == padding], padding, empty))
+        together = rows[first == padding]
+        cache.groups.append(Group(together, padding, select_rows(context, together)))
     return cache

@@ -84,7 +84,7 @@ def convert(
         kind=kind,
         behind=behind,
         checked_tokens=tokens.shape[1],
-        **config.model_dump(),
+        **config.model_dump(exclude={"tolerance"}),
     )
 
 

@@ -124,6 +124,11 @@ class ReverieHybridForCausalLM(PreTrainedModel, GenerationMixin):
         plan(self.lm, config)
         self.config.sleep = _as_dict(config)
 
+    @property
+    def sleeping(self) -> HybridLM:
+        """For `reverie.sleep` and `reverie.memory`, which read and remember without `generate`."""
+        return self.lm
+
     @can_return_tuple
     def forward(
         self,

@@ -80,12 +80,21 @@ def cache_for(
         raise UserError(f"a sleeping model goes on from the cache that it returned, not from a {type(past).__name__}")
     if mask is not None and mask.ndim != 2:
         raise UserError(f"attention_mask must be [batch, tokens], 0 on padding; got {mask.ndim} dimensions")
-    cache = begin(mask, tokens, Context.empty(model))
+    cache = begin(mask, tokens, _known(past, tokens, model))
     _refuse_packing(positions, cache)
     if isinstance(past, SleepCache):  # the caller's own, which has read nothing yet
         past.groups, past.complete = cache.groups, cache.complete
         return past
     return cache
+
+
+def _known(past: Any, tokens: Tensor, model: SleepingModel) -> Context:
+    """What the rows know before their first token: what `cache_of` took from a memory, or nothing."""
+    if not isinstance(past, SleepCache) or not past.groups:
+        return Context.empty(model)
+    if past.batch_size != len(tokens):
+        raise UserError(f"the memory holds {past.batch_size} texts, but these are tokens of {len(tokens)}: branch it")
+    return past.groups[0].context
 
 
 def _check_goes_on(past: SleepCache, mask: Tensor | None, tokens: Tensor) -> None:

@@ -23,6 +23,7 @@ from reverie.hf.models import check_decoder, decoder_of
 from reverie.hf.origin import Origin, origin_of
 from reverie.hf.reading import AWAKE, cache_for, read_batch, reads_newest_only, refuse_recording
 from reverie.hf.state import StateCache
+from reverie.model import LanguageModel
 from reverie.sleep import SleepConfig, plan
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -158,6 +159,16 @@ class SleepingCausalLM(nn.Module):
     @property
     def sleep_config(self) -> SleepConfig:
         return sleeping_decoder(self).sleep_config
+
+    @property
+    def sleeping(self) -> LanguageModel:
+        """For `reverie.sleep` and `reverie.memory`, which read and remember without `generate`."""
+        from reverie.hf.trainable import PretrainedLM  # which installs, and so imports this file
+
+        # Always the same one, by which its fingerprint is known; in a tuple, since it is no part of this module.
+        if "_sleeping" not in self.__dict__:
+            self.__dict__["_sleeping"] = (PretrainedLM(cast(PreTrainedModel, self)),)
+        return self.__dict__["_sleeping"][0]
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """With how it sleeps and what was inserted, for `reverie.hf.load`; arguments as in transformers."""
