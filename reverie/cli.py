@@ -21,7 +21,7 @@ from reverie.cli_store import app as store_app
 from reverie.cli_watch import app as watch_app
 from reverie.compare import FIGURE_NAME, Run, compare, plan_runs
 from reverie.errors import UserError
-from reverie.passes import evaluate_passes
+from reverie.passes.evaluation import evaluate_passes
 from reverie.plots import plot_cards
 from reverie.progress import PartDisplay, RunDisplay
 from reverie.recipe import Recipe, load_recipe

@@ -10,18 +10,18 @@ from typing import Annotated, Any
 
 import typer
 
-from reverie.answer import ask, examine
-from reverie.answer_tables import answers_table, do_it_yourself, examined_sentence, example_table
-from reverie.chat import Chat
-from reverie.chat_session import Session, lines
 from reverie.cli_hf import quiet_transformers
 from reverie.errors import UserError
-from reverie.memory import Memory
+from reverie.memory.memory import Memory
 from reverie.progress import ReadDisplay
-from reverie.reading import begin, read_file, read_text
-from reverie.shipped import load_example_text
 from reverie.sleep import SleepConfig
-from reverie.sleeper import Sleeper, load_sleeper
+from reverie.talk.answer import ask, examine
+from reverie.talk.answer_tables import answers_table, do_it_yourself, examined_sentence, example_table
+from reverie.talk.chat import Chat
+from reverie.talk.chat_session import Session, lines
+from reverie.talk.reading import begin, read_file, read_text
+from reverie.talk.shipped import load_example_text
+from reverie.talk.sleeper import Sleeper, load_sleeper
 from reverie.terminal import AsJson, Device, device_named, err_console, interruptible, out_console
 
 app = typer.Typer(rich_markup_mode=None)

@@ -13,7 +13,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from reverie.memory_store import MemoryStore, StoreEntry
+from reverie.memory.store import MemoryStore, StoreEntry
 from reverie.terminal import AsJson, interruptible, out_console
 
 app = typer.Typer(rich_markup_mode=None)

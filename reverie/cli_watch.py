@@ -11,9 +11,9 @@ import typer
 from reverie.errors import UserError
 from reverie.plots import save_figure
 from reverie.terminal import AsJson, Device, device_named, out_console
-from reverie.watch import Watch, watch_memory, watch_run
-from reverie.watch_figure import draw
-from reverie.watch_table import watch_table
+from reverie.watch.collect import Watch, watch_memory, watch_run
+from reverie.watch.figure import draw
+from reverie.watch.table import watch_table
 
 app = typer.Typer(rich_markup_mode=None)
 

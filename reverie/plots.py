@@ -29,8 +29,8 @@ from reverie.card import (
 from reverie.errors import UserError
 from reverie.figure_style import CHANCE, GREY, INK, STYLE, look_of
 from reverie.files import write_atomic
-from reverie.passes_card import PassesCard
-from reverie.passes_figure import draw_passes
+from reverie.passes.card import PassesCard
+from reverie.passes.figure import draw_passes
 
 _KINDS: dict[str, type[RunCard | ComparisonCard | BenchmarkCard | PassesCard]] = {
     "run": RunCard,

@@ -37,7 +37,10 @@ class SleepConfig(BaseModel):
     looped_blocks: tuple[int, int] | None = Field(default=None, description="blocks [a, b) of a pass; all if absent")
     eviction: Eviction = "hard"
     tolerance: float | None = Field(
-        default=None, gt=0, description="a text wakes behind a pass that changes its fast weights less, relatively"
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="a text wakes behind a pass that changes its fast weights less, relatively",
     )
 
     @model_validator(mode="after")

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reverie.card import METRIC_NAMES, Chance, ComparisonCard, Result, RunCard
-from reverie.passes_card import AdaptiveResult, PassesCard, Regime
+from reverie.passes.card import AdaptiveResult, PassesCard, Regime
 
 Verdict = Literal["chance", "failing", "solved"]
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from reverie.card import Chance, ComparisonCard, CurvePoint, ModelKind, RunCard, compare_runs
-from reverie.passes_card import Evaluated, PassesCard, PassesRun, Training, regimes_of
+from reverie.passes.card import Evaluated, PassesCard, PassesRun, Training, regimes_of
 from reverie.provenance import Hardware
 from reverie.random_passes import RandomPasses
 

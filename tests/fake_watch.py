@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-from reverie.history import Window
+from reverie.memory.history import Window
 from reverie.sleep import SleepConfig
-from reverie.watch import Answers, Line, Watch
+from reverie.watch.collect import Answers, Line, Watch
 
 
 def watched(windows: int, passes: int, blocks: list[int], *, adaptive: bool = False, asked: bool = False) -> Watch:

@@ -18,7 +18,7 @@ from tiny_recipe import tiny_recipe, write_tiny
 from reverie import cli
 from reverie.card import RunCard, load_card, save_card
 from reverie.compare import Run
-from reverie.passes_card import PassesCard
+from reverie.passes.card import PassesCard
 from reverie.recipe import load_recipe
 from reverie.train.checkpoint import FILE_NAME
 from reverie.train.loop import train

@@ -15,9 +15,10 @@ from command_line import Reverie, assert_one_line, assert_usage, in_empty_folder
 from safetensors import safe_open
 from tiny_sleeper import FACTS, QUESTION, tiny_run
 
-from reverie import answer_tables, cli_memory, reading, shipped
-from reverie.memory_file import read_info
-from reverie.shipped import export_example
+from reverie import cli_memory
+from reverie.memory.file import read_info
+from reverie.talk import answer_tables, reading, shipped
+from reverie.talk.shipped import export_example
 
 BOOK = " ".join([FACTS] * 4)  # 56 words, 7 windows
 
@@ -109,7 +110,7 @@ def test_ask(reverie: Reverie, memory: str) -> None:
 def test_the_example(reverie: Reverie, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a model that was trained for nothing."""
     export_example(Path("model"), Path("example"), 1)
-    monkeypatch.setattr("reverie.sleeper.EXAMPLE", Path("example"))
+    monkeypatch.setattr("reverie.talk.sleeper.EXAMPLE", Path("example"))
     monkeypatch.setattr(answer_tables, "EXAMPLE", Path("example"))
     shown = shipped.load_example_text(Path("example"))
     monkeypatch.setattr(cli_memory, "load_example_text", lambda: shown)
@@ -124,7 +125,7 @@ def test_the_example(reverie: Reverie, monkeypatch: pytest.MonkeyPatch) -> None:
     [read] = [line.split() for line in lines if line.startswith("reverie read")]
     assert reverie(*read[1:]).code == 0
     assert any(line.startswith('reverie ask example --memory facts.safetensors "') for line in lines)
-    python = done.out[done.out.index("from reverie.answer") :]
+    python = done.out[done.out.index("from reverie.talk.answer") :]
     exec(python, {})
 
 

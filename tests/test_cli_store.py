@@ -11,8 +11,8 @@ import pytest
 import torch
 from command_line import Reverie, assert_one_line, in_empty_folder, the_json
 
-from reverie.memory import Memory, sleep_over
-from reverie.memory_store import MemoryStore
+from reverie.memory.memory import Memory, sleep_over
+from reverie.memory.store import MemoryStore
 from reverie.sleep import SleepConfig
 
 

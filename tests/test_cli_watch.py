@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from reverie.history import History
-from reverie.memory import sleep_over
+from reverie.memory.history import History
+from reverie.memory.memory import sleep_over
 from reverie.model import new_model
 from reverie.sleep import SleepConfig
 from reverie.train.checkpoint import FILE_NAME, Progress, save_checkpoint
-from reverie.watch import Watch
+from reverie.watch.collect import Watch
 from tests.command_line import Reverie, assert_one_line, assert_usage, in_empty_folder, the_json
 from tests.tiny_recipe import tiny_recipe
 

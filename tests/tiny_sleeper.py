@@ -10,7 +10,7 @@ from tiny_recipe import tiny_recipe
 
 from reverie.model import LanguageModel
 from reverie.recipe import Recipe, changed
-from reverie.sleeper import Sleeper, load_sleeper
+from reverie.talk.sleeper import Sleeper, load_sleeper
 from reverie.train.build import build_model
 from reverie.train.checkpoint import FILE_NAME, Progress, save_checkpoint
 

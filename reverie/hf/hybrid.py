@@ -126,7 +126,7 @@ class ReverieHybridForCausalLM(PreTrainedModel, GenerationMixin):
 
     @property
     def sleeping(self) -> HybridLM:
-        """For `reverie.sleep` and `reverie.memory`, which read and remember without `generate`."""
+        """For `reverie.sleep` and `reverie.memory.memory`, which read and remember without `generate`."""
         return self.lm
 
     @can_return_tuple

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from reverie.hf.cache import Group, SleepCache
-from reverie.memory import Memory
+from reverie.memory.memory import Memory
 
 
 def cache_of(memory: Memory) -> SleepCache:

@@ -162,7 +162,7 @@ class SleepingCausalLM(nn.Module):
 
     @property
     def sleeping(self) -> LanguageModel:
-        """For `reverie.sleep` and `reverie.memory`, which read and remember without `generate`."""
+        """For `reverie.sleep` and `reverie.memory.memory`, which read and remember without `generate`."""
         from reverie.hf.trainable import PretrainedLM  # which installs, and so imports this file
 
         # Always the same one, by which its fingerprint is known; in a tuple, since it is no part of this module.

@@ -14,8 +14,6 @@ from command_line import Reverie, assert_one_line, in_empty_folder, the_json
 from tiny_folder import tiny_folder, tiny_tokenizer
 from torch import nn
 
-from reverie.answer import ask
-from reverie.chat import Chat
 from reverie.errors import UserError
 from reverie.hf import save_hybrid
 from reverie.hf.convert import convert
@@ -24,10 +22,12 @@ from reverie.hf.insert import inserted_parameters
 from reverie.hf.language import ChatLanguage
 from reverie.hf.reading import AWAKE
 from reverie.hf.saving import load
-from reverie.memory import Memory, sleep_over
+from reverie.memory.memory import Memory, sleep_over
 from reverie.model import HybridLM
 from reverie.sleep import SleepConfig
-from reverie.sleeper import Sleeper, load_sleeper
+from reverie.talk.answer import ask
+from reverie.talk.chat import Chat
+from reverie.talk.sleeper import Sleeper, load_sleeper
 
 L = 8
 BOOK = "It was a dark and stormy night. Rain fell in torrents, except at times.\n"

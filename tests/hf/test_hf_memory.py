@@ -17,7 +17,7 @@ from reverie.errors import UserError
 from reverie.hf.hybrid import ReverieHybridForCausalLM
 from reverie.hf.memory import cache_of
 from reverie.hf.state import LayerCache
-from reverie.memory import Memory, sleep_over
+from reverie.memory.memory import Memory, sleep_over
 from reverie.model import HybridLM
 from reverie.sleep import Context, read
 

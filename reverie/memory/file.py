@@ -1,0 +1,257 @@
+"""Memories as safetensors: what a file holds, and what is refused before anything of it is believed.
+
+    metadata   format, `memory` (JSON: how it was made, and where each tensor belongs), `sha256` of all that follows it
+    tensors    fast_weights.{block}, cache.{block}.{field} under sliding eviction, history.{name}
+
+Nothing is unpickled, and no name in a file is taken for a path or for code: unknown ones are refused.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from reverie.errors import UserError
+from reverie.memory.fingerprint import tensor_bytes
+from reverie.model import CACHE_ENTRIES, CacheEntry, State
+from reverie.sleep import SleepConfig
+
+FORMAT = "reverie memory 1"
+MOST_HEADER_BYTES = 2**22
+MOST_NOTES_BYTES = 2**16
+_LENGTH_BYTES = 8  # of the header's length, in front of it
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+class MemoryInfo(BaseModel):
+    """What the header of a memory's file says, before any tensor is read."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens: list[Count] = Field(min_length=1, description="consolidated, by row of the batch")
+    passes: list[Count] = Field(description="spent, by row")
+    config: SleepConfig
+    fingerprint: str = Field(pattern="^[0-9a-f]{64}$")
+    notes: dict[str, str]
+    nbytes: Count = Field(description="of all tensors")
+    created: str
+
+    @model_validator(mode="after")
+    def _fits(self) -> MemoryInfo:
+        if len(self.tokens) != len(self.passes):
+            raise ValueError("tokens and passes have different numbers of rows")
+        return self
+
+
+class _Part(BaseModel):
+    """What there is of one block: its cache's type and fields, a tensor's place taken by its name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fast_weights: bool
+    cache: str | None
+    fields: dict[str, Any]
+
+
+class _Content(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    info: MemoryInfo
+    parts: list[_Part]
+    history: bool
+
+
+class Header(NamedTuple):
+    """The checked beginning of a file."""
+
+    content: _Content
+    text: str  # `content` as it was written
+    sha256: str
+    shapes: dict[str, tuple[int, ...]]  # of all tensors
+    file_bytes: int
+
+    @property
+    def info(self) -> MemoryInfo:
+        return self.content.info
+
+
+class Content(NamedTuple):
+    """What a file holds, checked against its header and checksum."""
+
+    info: MemoryInfo
+    state: State
+    history: dict[str, Tensor] | None
+
+
+def to_bytes(info: MemoryInfo, state: State, history: Mapping[str, Tensor] | None) -> bytes:
+    """The file's content. Raises UserError for notes above `MOST_NOTES_BYTES`."""
+    if len(json.dumps(info.notes).encode()) > MOST_NOTES_BYTES:
+        raise UserError(f"the notes of a memory must fit into {MOST_NOTES_BYTES // 2**10} KiB")
+    tensors: dict[str, Tensor] = {}
+    parts = []
+    for i, (fast_weights, entry) in enumerate(zip(state.fast_weights, state.cache, strict=True)):
+        if fast_weights is not None:
+            tensors[f"fast_weights.{i}"] = fast_weights
+        fields = {} if entry is None else _named(entry, f"cache.{i}", tensors)
+        kind = None if entry is None else type(entry).__name__
+        parts.append(_Part(fast_weights=fast_weights is not None, cache=kind, fields=fields))
+    tensors |= {f"history.{name}": x for name, x in (history or {}).items()}
+    tensors = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
+    text = _Content(info=info, parts=parts, history=history is not None).model_dump_json()
+    return save_safetensors(tensors, {"format": FORMAT, "memory": text, "sha256": _checksum(text, tensors)})
+
+
+def header_size(start: bytes, where: str) -> int:
+    """Bytes up to the first tensor, from the first eight bytes of a file or more of them.
+
+    Raises UserError where no memory can begin so.
+    """
+    length = int.from_bytes(start[:_LENGTH_BYTES], "little")
+    if len(start) < _LENGTH_BYTES or not 2 <= length <= MOST_HEADER_BYTES:
+        raise UserError(f"{where} is not a memory: it does not begin like one that reverie wrote")
+    return _LENGTH_BYTES + length
+
+
+def read_header(start: bytes, where: str) -> Header:
+    """The header from the beginning of a file, `header_size` bytes or more of it.
+
+    Raises UserError, in one sentence, where it is not that of a memory.
+    """
+    end = header_size(start, where)
+    if len(start) < end:
+        raise UserError(f"{where} is cut short: it ends within its header")
+    try:
+        entries = json.loads(start[_LENGTH_BYTES:end])
+        metadata = entries.pop("__metadata__")
+        text, sha256, format = metadata["memory"], metadata["sha256"], metadata["format"]
+        ends = [0, *(entry["data_offsets"][1] for entry in entries.values())]
+        shapes = {name: tuple(map(int, entry["shape"])) for name, entry in entries.items()}
+        size = int(max(ends))
+    except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, OverflowError):
+        raise UserError(f"{where} is not a memory: its header is not one that reverie wrote") from None
+    if format != FORMAT:
+        raise UserError(f"{where} is not a memory of this version: its format is {format!r:.40}, not {FORMAT!r}")
+    try:
+        content = _Content.model_validate_json(text)
+    except (ValidationError, TypeError) as error:
+        fault = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": "no text"}
+        place = ".".join(map(str, fault["loc"])) or "all of it"
+        raise UserError(f"{where} is not a memory: its description is wrong at {place} ({fault['msg']:.80})") from None
+    if content.info.nbytes != size or not isinstance(sha256, str):
+        raise UserError(f"{where} is not a memory: its header does not agree with itself")
+    return Header(content, text, sha256, shapes, end + size)
+
+
+def read_info(source: bytes | str | Path, where: str | None = None) -> MemoryInfo:
+    """What a memory is, from the beginning of its file or from its path, without reading a tensor.
+
+    Raises UserError, in one sentence, where it is none.
+    """
+    if isinstance(source, bytes):
+        return read_header(source, where or "this").info
+    return _open(Path(source), lambda start, _: read_header(start, where or str(source)).info)
+
+
+def read_file(path: Path, check: Callable[[Header], None]) -> Content:
+    """A file's content; what `check` raises against its header comes before a tensor is read."""
+
+    def read(start: bytes, size: int) -> tuple[Header, int]:
+        header = read_header(start, str(path))
+        check(header)
+        return header, size
+
+    header, size = _open(path, read)
+    _check_size(header, size, str(path))
+    return read_bytes(path.read_bytes(), str(path), check)
+
+
+def read_bytes(data: bytes, where: str, check: Callable[[Header], None]) -> Content:
+    """As `read_file`, from the bytes of a file."""
+    header = read_header(data, where)
+    check(header)
+    _check_size(header, len(data), where)
+    try:
+        tensors = load_safetensors(data)
+    except (SafetensorError, ValueError, RuntimeError, KeyError) as error:
+        raise UserError(f"{where} is not a memory: {str(error).splitlines()[0]:.120}") from None
+    if _checksum(header.text, tensors) != header.sha256:
+        raise UserError(f"{where} was changed after it was written: its checksum is wrong")
+    history = {name.removeprefix("history."): tensors.pop(name) for name in [*tensors] if name.startswith("history.")}
+    try:
+        state = _state(header.content.parts, tensors)
+    except (KeyError, TypeError):
+        raise UserError(f"{where} is not a memory: its tensors are not those that its header describes") from None
+    if tensors or bool(history) != header.content.history:
+        raise UserError(f"{where} is not a memory: it holds tensors that its header does not describe")
+    return Content(header.info, state, history if header.content.history else None)
+
+
+def _open(path: Path, read: Callable[[bytes, int], Any]) -> Any:
+    try:
+        with path.open("rb") as file:
+            start = file.read(_LENGTH_BYTES)
+            size = file.seek(0, 2)
+            file.seek(0)
+            return read(file.read(header_size(start, str(path))), size)
+    except FileNotFoundError:
+        raise UserError(f"there is no memory at {path}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+
+
+def _check_size(header: Header, size: int, where: str) -> None:
+    if size != header.file_bytes:
+        fault = "is cut short" if size < header.file_bytes else "is too long"
+        raise UserError(f"{where} {fault}: it holds {size:,} of {header.file_bytes:,} bytes")
+
+
+def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(text.encode())
+    for name, x in sorted(tensors.items()):
+        digest.update(f"{name} {x.dtype} {tuple(x.shape)} ".encode())
+        digest.update(tensor_bytes(x))
+    return digest.hexdigest()
+
+
+def _named(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """`value` with the name of each tensor in its place; the tensors go into `tensors`."""
+    if isinstance(value, Tensor):
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, tuple):
+        fields = value._asdict().items() if hasattr(value, "_asdict") else enumerate(value)  # pyright: ignore
+        parts = {str(key): _named(part, f"{name}.{key}", tensors) for key, part in fields}
+        return parts if hasattr(value, "_asdict") else [*parts.values()]
+    return value
+
+
+def _state(parts: list[_Part], tensors: dict[str, Tensor]) -> State:
+    """Takes what it uses out of `tensors`. Raises KeyError or TypeError where they do not fit."""
+    fast_weights = (tensors.pop(f"fast_weights.{i}") if part.fast_weights else None for i, part in enumerate(parts))
+    return State(tuple(fast_weights), tuple(_entry(part, tensors) for part in parts))
+
+
+def _entry(part: _Part, tensors: dict[str, Tensor]) -> CacheEntry | None:
+    if part.cache is None:
+        return None
+    return CACHE_ENTRIES[part.cache](**{key: _value(value, tensors) for key, value in part.fields.items()})
+
+
+def _value(value: Any, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, dict):
+        return tensors.pop(value["tensor"])
+    if isinstance(value, list):
+        return tuple(_value(part, tensors) for part in value)
+    if value is None or isinstance(value, int | float):
+        return value
+    raise TypeError(f"no part of a cache: {value!r}")

@@ -1,0 +1,1 @@
+"""Trained models evaluated at any number of sleep passes."""

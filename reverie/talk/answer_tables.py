@@ -1,0 +1,69 @@
+"""Answers on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich import box
+from rich.filesize import decimal
+from rich.table import Table
+from rich.text import Text
+
+from reverie.talk.answer import Answer, Examined
+from reverie.talk.shipped import EXAMPLE, TEXT
+from reverie.talk.sleeper import Sleeper
+
+
+def answers_table(answers: Sequence[Answer]) -> Table:
+    """Questions and answers; how sure the model was, of answers of one token."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("question")
+    table.add_column("answer", style="bold")
+    if any(answer.probability is not None for answer in answers):
+        table.add_column("probability", justify="right")
+    for answer in answers:
+        sure = "" if answer.probability is None else f"{answer.probability:.2f}"
+        table.add_row(Text(answer.question), Text(answer.text), sure)
+    return table
+
+
+def example_table(done: Examined) -> Table:
+    """Answers from the memory beside those from an empty one, and the share of each that is right."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True)
+    table.add_column("question", footer="right")
+    table.add_column("right answer", justify="right")
+    for name, accuracy in (("from memory", done.accuracy), ("empty memory", done.blank_accuracy)):
+        table.add_column(name, justify="right", footer=f"{100 * accuracy:.0f} %")
+    for answer, blank, right in zip(done.answers, done.blank, done.right, strict=True):
+        table.add_row(Text(answer.question), right, _marked(answer, right), _marked(blank, right))
+    return table
+
+
+def _marked(answer: Answer, right: str) -> Text:
+    good = answer.text == right
+    return Text(f"{answer.text} {'✓' if good else '✗'}", style="green" if good else "red")
+
+
+def examined_sentence(sleeper: Sleeper, done: Examined) -> str:
+    memory = done.memory
+    tokens, L, passes = int(memory.tokens[0]), memory.config.window_size, int(memory.passes[0])
+    windows = -(-tokens // L)
+    return (
+        f"{sleeper.name}: read {tokens:,} tokens in {windows} windows of {L} and slept over each, {passes / windows:g} "
+        f"passes, {done.seconds:.1f} s. The text is gone; the memory has {decimal(memory.nbytes)}. Asked from it alone:"
+    )
+
+
+def do_it_yourself(question: str) -> str:
+    """The same with commands, and in Python."""
+    return f"""\
+reverie read example {EXAMPLE / TEXT} --memory facts.safetensors
+reverie ask example --memory facts.safetensors "{question}"
+
+from reverie.talk.answer import ask
+from reverie.memory.memory import sleep_over
+from reverie.talk.sleeper import load_sleeper
+
+sleeper = load_sleeper("example")
+memory = sleep_over(sleeper, [sleeper.text(open("{EXAMPLE / TEXT}").read())])
+print(ask(sleeper, memory, ["{question}"])[0].text)"""

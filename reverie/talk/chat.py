@@ -1,0 +1,167 @@
+"""A conversation with a model that sleeps: over its window when that is full, and whenever it is told to.
+
+What the session knows is a memory, and the tokens heard since the last sleep. Sleep goes over those tokens afresh, so
+what it leaves depends on the words alone, not on how they were cut into turns.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.filesize import decimal
+from torch import Tensor
+
+from reverie.errors import UserError
+from reverie.memory.history import History
+from reverie.memory.memory import Memory, sleep_over
+from reverie.sleep import read
+from reverie.talk.answer import AWAKE, awake_ids, starting_point
+from reverie.talk.sleeper import Sleeper
+
+TURNS = "turns"  # among a memory's notes: how often the model was spoken to
+UNFINISHED = "\ufffd"  # what a tokenizer writes for the first bytes of a character
+
+
+@dataclass(frozen=True)
+class Nap:
+    """One sleep of a conversation."""
+
+    tokens: int
+    passes: int
+    seconds: float
+    memory: Memory
+
+    def sentence(self) -> str:
+        """ "slept over 512 tokens, 4 passes, 0.8 s; 12,288 tokens in memory, 1.2 MB" """
+        tokens = "1 token" if self.tokens == 1 else f"{self.tokens:,} tokens"
+        passes = "1 pass" if self.passes == 1 else f"{self.passes} passes"
+        return f"slept over {tokens}, {passes}, {self.seconds:.1f} s; {holds(self.memory)}"
+
+
+def holds(memory: Memory) -> str:
+    """ "12,288 tokens in memory, 1.2 MB" """
+    return f"{int(memory.tokens[0]):,} tokens in memory, {decimal(memory.nbytes)}"
+
+
+class Chat:
+    """One conversation.
+
+    Args:
+        memory: what the model knows beforehand, and how it sleeps; `Memory.empty(sleeper)` knows nothing. One that
+            `save` left goes on where that conversation was.
+        temperature: of drawing tokens; at 0 the most likely one is taken.
+        max_tokens: of an answer; the language's own if absent.
+        on_sleep: called behind every sleep.
+
+    Raises UserError for a memory of several texts.
+    """
+
+    def __init__(
+        self,
+        sleeper: Sleeper,
+        memory: Memory,
+        *,
+        temperature: float = 0.0,
+        max_tokens: int | None = None,
+        seed: int = 0,
+        on_sleep: Callable[[Nap], None] = lambda nap: None,
+    ) -> None:
+        self.sleeper, self.temperature, self.on_sleep = sleeper, temperature, on_sleep
+        self.max_tokens = max_tokens or sleeper.language.max_answer_tokens
+        self.random = torch.Generator(sleeper.device).manual_seed(seed)
+        self._wake_up(memory)
+
+    def _wake_up(self, memory: Memory) -> None:
+        """As the one who saved this memory was."""
+        self.context = starting_point(self.sleeper, memory)
+        self.awake, self.turns = awake_ids(memory), _count(memory.notes.get(TURNS, "0"))
+        self.memory = replace(memory, notes={key: x for key, x in memory.notes.items() if key not in (AWAKE, TURNS)})
+
+    @torch.no_grad()
+    def say(self, text: str, write: Callable[[str], None] = lambda text: None) -> str:
+        """Tell the model something; its answer, which goes to `write` piece by piece. "" where nothing was asked.
+
+        Raises UserError for words that the model does not know; then it has heard nothing.
+        """
+        language = self.sleeper.language
+        ids = self.sleeper.question(text, begun=self.turns > 0)
+        logits = self._hear(ids)
+        self.turns += 1
+        if not language.is_question(text):
+            return ""
+        said, shown = list[int](), ""
+        while not said or (len(said) < self.max_tokens and said[-1] not in language.end_ids):
+            if said:
+                logits = self._hear(said[-1:])
+            said.append(self._choose(logits))
+            so_far = self.sleeper.decode(said)
+            if so_far.startswith(shown) and not so_far.endswith(UNFINISHED):
+                write(so_far[len(shown) :])
+                shown = so_far
+        if said[-1] not in language.end_ids or self.sleeper.decode(said[-1:]):
+            self._hear(said[-1:])  # an end that is no word is heard with the next turn, which begins with it
+        answer = self.sleeper.decode(said)
+        write(answer[len(shown) :])
+        return answer
+
+    @torch.no_grad()
+    def sleep(self) -> bool:
+        """Sleep over what was heard since the last time, if anything was."""
+        if not self.awake:
+            return False
+        tokens, begun = torch.tensor([self.awake], device=self.sleeper.device), time.perf_counter()
+        before = self.memory
+        history = History() if before.history is None else before.history.copy()
+        self.memory = sleep_over(self.sleeper.sleeping, tokens, before.config, memory=before, history=history)
+        self.context, self.awake = self.memory.context, []
+        seconds, passes = time.perf_counter() - begun, int(self.memory.passes[0] - before.passes[0])
+        self.on_sleep(Nap(tokens.shape[1], passes, seconds, self.memory))
+        return True
+
+    def save(self, path: Path) -> None:
+        """The conversation so far as a memory file, from which `load` goes on.
+
+        Tokens awake are read again at once, here as there, so that both go on alike to the last bit.
+
+        Raises UserError where it cannot be written.
+        """
+        notes = {"model": self.sleeper.name, AWAKE: json.dumps(self.awake), TURNS: str(self.turns)}
+        kept = replace(self.memory, notes={**self.memory.notes, **notes})
+        kept.save(path)
+        self.context = starting_point(self.sleeper, kept)
+
+    def load(self, path: Path) -> None:
+        """Go on with another conversation or memory. Raises UserError if that is none, or of another model."""
+        self._wake_up(Memory.load(path, self.sleeper.sleeping))
+
+    def _hear(self, ids: list[int]) -> Tensor:
+        """Take in tokens, asleep in between where the window is full; the logits behind the last, [vocab]."""
+        logits = torch.empty(0)
+        while ids:
+            if len(self.awake) == self.memory.config.window_size:
+                self.sleep()
+            room = self.memory.config.window_size - len(self.awake)
+            piece, ids = ids[:room], ids[room:]
+            tokens = torch.tensor([piece], device=self.sleeper.device)
+            logits, self.context = read(
+                self.sleeper.sleeping, tokens, self.context, self.memory.config, newest_only=True
+            )
+            self.awake += piece
+        return logits[0, -1]
+
+    def _choose(self, logits: Tensor) -> int:
+        if self.temperature == 0:
+            return int(logits.argmax())
+        shares = (logits.float() / self.temperature).softmax(-1)
+        return int(torch.multinomial(shares, 1, generator=self.random))
+
+
+def _count(note: str) -> int:
+    if not note.isdecimal() or len(note) > 18:
+        raise UserError(f'the note "{TURNS}" of the memory must be a number, got {note!r}')
+    return int(note)

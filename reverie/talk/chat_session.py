@@ -1,0 +1,143 @@
+"""`reverie chat`: lines from a terminal or a pipe, to the model or to the session."""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TextIO
+
+from reverie.errors import UserError
+from reverie.talk.chat import Chat, Nap, holds
+
+HELP = """\
+/save FILE    save the chat; without FILE to where it was saved or loaded last
+/branch FILE  save a copy, and go on where it was
+/load FILE    go on with another chat, or from another memory
+/sleep        sleep over what was said since the last time
+/memory       what the memory holds
+/quit         leave, as Ctrl-D does; what was not saved is forgotten"""
+
+
+def lines(file: TextIO, idle: float | None) -> Iterator[str | None]:
+    """Lines without their ends, as they come; None after every `idle` seconds without one. Ends with the file."""
+    if idle is None:
+        yield from (line.rstrip("\r\n") for line in file)
+        return
+    # What has come is cut into lines here: behind a buffer of Python's, select would not see it.
+    rest = b""
+    while True:
+        if not select.select([file], [], [], idle)[0]:
+            yield None
+            continue
+        data = os.read(file.fileno(), 2**16)
+        *whole, rest = (rest + data).split(b"\n")
+        yield from (line.decode(errors="replace").rstrip("\r") for line in whole)
+        if not data:
+            if rest:
+                yield rest.decode(errors="replace")
+            return
+
+
+class Session:
+    """A chat, and what is said about it.
+
+    Args:
+        path: where it was loaded from.
+        say: gets the model's words, piece by piece.
+        tell: gets a line about what happens.
+        prompt: said when it is the user's turn.
+    """
+
+    def __init__(
+        self,
+        chat: Chat,
+        path: Path | None,
+        *,
+        say: Callable[[str], None],
+        tell: Callable[[str], None],
+        prompt: str,
+    ) -> None:
+        self.chat, self.path, self.say, self.tell, self.prompt = chat, path, say, tell, prompt
+        self._midline = False
+        chat.on_sleep = self._slept
+
+    def run(self, lines: Iterable[str | None]) -> None:
+        """Until there are no more lines, or /quit. None among them is a while without a word."""
+        self._write(self.prompt)
+        for line in lines:
+            if line is None:
+                if self.chat.sleep():
+                    self._write(self.prompt)
+                continue
+            self._midline = False  # behind what was typed
+            if line.strip() == "/quit":
+                return
+            try:
+                self._take(line.strip())
+            except UserError as error:
+                self.tell(f"error: {error}")
+            self._write(self.prompt)
+
+    def _take(self, line: str) -> None:
+        if not line.startswith("/"):
+            if line:
+                self._answer(line)
+            return
+        command, _, argument = line.partition(" ")
+        path = Path(argument.strip()) if argument.strip() else None
+        match command:
+            case "/save":
+                self._save(path or self.path, stays=True)
+            case "/branch":
+                self._save(path, stays=False)
+            case "/load":
+                self._load(path)
+            case "/sleep":
+                if not self.chat.sleep():
+                    self.tell("nothing was said since the last sleep")
+            case "/memory":
+                self.tell(self._described())
+            case "/help":
+                self.tell(HELP)
+            case _:
+                raise UserError(f"there is no command {command}; /help lists them")
+
+    def _answer(self, line: str) -> None:
+        if self.chat.say(line, self._write):
+            self._write("\n")
+
+    def _write(self, text: str) -> None:
+        if text:
+            self.say(text)
+            self._midline = not text.endswith("\n")
+
+    def _save(self, path: Path | None, *, stays: bool) -> None:
+        if path is None:
+            raise UserError(f"say where to: {'/save' if stays else '/branch'} FILE")
+        self.chat.save(path)
+        self.path = path if stays else self.path
+        self.tell(f"saved in {path}: {holds(self.chat.memory)}, {len(self.chat.awake)} awake")
+
+    def _load(self, path: Path | None) -> None:
+        if path is None:
+            raise UserError("say where from: /load FILE")
+        self.chat.load(path)
+        self.path = path
+        self.tell(f"loaded {path}: {holds(self.chat.memory)}, {len(self.chat.awake)} awake")
+
+    def _described(self) -> str:
+        memory, config = self.chat.memory, self.chat.memory.config
+        source = memory.notes.get("source")
+        about = f" of {source}" if source else ""
+        return (
+            f"{holds(memory)}{about}, {int(memory.passes[0]):,} passes so far; {len(self.chat.awake)} of "
+            f"{config.window_size} tokens awake"
+        )
+
+    def _slept(self, nap: Nap) -> None:
+        """On a line of its own, also in the midst of an answer."""
+        if self._midline:
+            self._write("\n")
+        self.tell(f"({nap.sentence()})")

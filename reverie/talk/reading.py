@@ -1,0 +1,165 @@
+"""`reverie read`: a text of any length becomes a memory file, which can be broken off and gone on with.
+
+The file is saved every minute and at the end. Since sleep over a window depends on the memory before it and on its
+tokens alone, a reading that went on is bit for bit one that was never broken off.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from rich.filesize import decimal
+from torch import Tensor
+
+from reverie.errors import UserError
+from reverie.memory.history import History
+from reverie.memory.memory import Memory, sleep_over
+from reverie.sleep import SleepConfig
+from reverie.talk.sleeper import Sleeper
+from reverie.train.stop import stop_requests
+
+SAVE_EVERY_S = 60.0
+
+Report = Callable[[int, int, int, int], None]  # windows read, windows in all, tokens read, bytes held
+
+
+@dataclass(frozen=True)
+class Read:
+    """What came of reading a text, or of a part of it."""
+
+    memory: Memory
+    tokens: int  # of the whole text
+    new_tokens: int  # read this time
+    seconds: float
+    stopped: signal.Signals | None = None  # what broke it off
+
+    @property
+    def complete(self) -> bool:
+        return int(self.memory.tokens[0]) == self.tokens
+
+    def sentence(self) -> str:
+        memory, passes = self.memory, int(self.memory.passes[0])
+        windows = -(-int(memory.tokens[0]) // memory.config.window_size)
+        speed = f"read {self.new_tokens:,} tokens at {self.new_tokens / max(self.seconds, 1e-9):,.0f} tok/s"
+        part = "all of it is" if self.complete else f"{int(memory.tokens[0]):,} of {self.tokens:,} tokens are"
+        return (
+            f"{speed if self.new_tokens else 'nothing was left to read'}; {part} in {decimal(memory.nbytes)}, slept "
+            f"over in {windows:,} {'window' if windows == 1 else 'windows'}, {passes:,} passes"
+        )
+
+    def summary(self) -> dict[str, Any]:
+        """For --json."""
+        return {
+            "tokens": int(self.memory.tokens[0]),
+            "tokens_of_text": self.tokens,
+            "complete": self.complete,
+            "passes": int(self.memory.passes[0]),
+            "nbytes": self.memory.nbytes,
+            "tokens_per_second": self.new_tokens / max(self.seconds, 1e-9),
+        }
+
+
+def read_file(path: str) -> str:
+    """A text in UTF-8, or standard input where the path is "-". Raises UserError if there is none, or it is empty."""
+    name = "standard input" if path == "-" else path
+    try:
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {name}: {error.strerror}") from None
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        raise UserError(f"{name} is no text in UTF-8") from None
+    if not text.strip():
+        raise UserError(f"{name} holds no text")
+    return text
+
+
+def begin(out: Path, resume: bool, sleeper: Sleeper, config: SleepConfig | None) -> Memory | None:
+    """The memory to go on from, None at a beginning.
+
+    Args:
+        config: settings that a resumed reading must have begun with; any if absent.
+
+    Raises UserError where `out` is in the way, or is not there, or is of another model or settings.
+    """
+    if not resume:
+        if out.exists():
+            raise UserError(f"{out} is there already: --resume goes on with it, or choose another name")
+        return None
+    memory = Memory.load(out, sleeper.sleeping)
+    if config is not None and config != memory.config:
+        raise UserError(f"{out} was begun with other passes or another tolerance: leave both out to go on as it began")
+    return memory
+
+
+@torch.no_grad()
+def read_text(
+    sleeper: Sleeper,
+    tokens: Int[Tensor, " T"],
+    out: Path,
+    *,
+    notes: Mapping[str, str],
+    memory: Memory | None = None,
+    report: Report = lambda windows, total, read, held: None,
+) -> Read:
+    """Sleep over a text window by window and leave the memory in `out`; Ctrl-C and SIGTERM end behind a window.
+
+    Args:
+        notes: kept with the memory.
+        memory: of the beginning of this text, to go on from.
+
+    Raises UserError where the memory is of another text, or `out` cannot be written.
+    """
+    config = sleeper.sleep_config if memory is None else memory.config
+    L, T, first = config.window_size, len(tokens), 0 if memory is None else _tokens_read(memory, tokens, out)
+    history = History() if memory is None or memory.history is None else memory.history.copy()
+    total, done, begun = -(-T // L), first, time.monotonic()
+    saved = begun
+    report(-(-done // L), total, done, 0 if memory is None else memory.nbytes)
+    with stop_requests() as stop:
+        while memory is None or (done < T and stop.requested is None):
+            window = tokens[None, done : done + L]
+            memory = sleep_over(sleeper.sleeping, window, config, memory=memory, history=history)
+            done += window.shape[1]
+            report(-(-done // L), total, done, memory.nbytes)
+            if done < T and time.monotonic() - saved >= SAVE_EVERY_S:
+                _save(memory, tokens[:done], T, notes, out)
+                saved = time.monotonic()
+        if done > first:
+            memory = _save(memory, tokens[:done], T, notes, out)
+    return Read(memory, T, done - first, time.monotonic() - begun, stop.requested if done < T else None)
+
+
+def _save(memory: Memory, read: Tensor, total: int, notes: Mapping[str, str], out: Path) -> Memory:
+    complete = {"complete": "yes" if len(read) == total else f"no, {len(read)} of {total} tokens"}
+    memory = replace(memory, notes={**notes, **complete, "tokens_sha256": _digest(read)})
+    memory.save(out)
+    return memory
+
+
+def _tokens_read(memory: Memory, tokens: Tensor, out: Path) -> int:
+    """How far the memory is in this text. Raises UserError if it is of another, or its last window was not full."""
+    read = int(memory.tokens[0])
+    if "tokens_sha256" not in memory.notes or memory.batch_size != 1:
+        raise UserError(f"{out} is no memory that reverie read has made: choose another name")
+    if read > len(tokens) or memory.notes["tokens_sha256"] != _digest(tokens[:read]):
+        raise UserError(f"{out} is a memory of another text: choose another name for this one")
+    if read < len(tokens) and read % memory.config.window_size:
+        raise UserError(
+            f"{out} has read a shorter text to its end: choose another name to read this one from its start"
+        )
+    return read
+
+
+def _digest(tokens: Tensor) -> str:
+    return hashlib.sha256(tokens.cpu().to(torch.int64).numpy().astype("<i8").tobytes()).hexdigest()

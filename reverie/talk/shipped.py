@@ -1,0 +1,89 @@
+"""Small models that travel: one safetensors file with weights and recipe; and the example inside the package.
+
+The example is a model trained by the recipe gsm_infinite/example, a held-out text of its task, and questions about it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+from safetensors.torch import save_file
+
+from reverie.errors import UserError
+from reverie.files import write_atomic
+from reverie.recipe import Recipe
+from reverie.tasks import GsmInfinite
+from reverie.train.checkpoint import Checkpoint, Progress, checkpoint_metadata, checkpoint_recipe, load_checkpoint
+from reverie.train.sharded import find_checkpoint, load_run
+
+EXAMPLE = Path(__file__).parent.parent / "example"
+WANTED = "a run of reverie train, a folder of reverie convert, or example"
+MODEL, TEXT, QUESTIONS = "model.safetensors", "text.txt", "questions.txt"
+
+
+def export_model(run: Path, out: Path) -> None:
+    """Write the model of a run as one file: weights and resolved recipe, without what training alone needs.
+
+    Raises UserError where there is no run, or `out` cannot be written.
+    """
+    place = find_checkpoint(run)
+    if place is None:
+        raise UserError(f"there is no run at {run}: give the folder that reverie train wrote, such as runs/depo/nano")
+    checkpoint = load_run(place)
+    weights = {name: x.contiguous() for name, x in checkpoint.tensors.items() if name.startswith("model.")}
+    done = Progress(checkpoint.progress.step, checkpoint.progress.tokens, checkpoint.progress.wall_time_s)
+    metadata = checkpoint_metadata(checkpoint.recipe, done)
+    write_atomic(out, lambda temporary: save_file(weights, temporary, metadata=metadata))
+
+
+def load_model_file(path: Path) -> Checkpoint:
+    """What `export_model` wrote. Raises UserError for any other file."""
+    try:
+        return load_checkpoint(path)
+    except UserError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        raise UserError(f"{path} holds no model that this version of reverie can read: give {WANTED}") from error
+
+
+class ShippedText(NamedTuple):
+    """What the example reads and is asked."""
+
+    text: str
+    questions: tuple[tuple[str, str], ...]  # and the right answers
+
+
+def load_example_text(folder: Path = EXAMPLE) -> ShippedText:
+    """Raises UserError where the package holds no example."""
+    try:
+        text = (folder / TEXT).read_text(encoding="utf-8")
+        lines = (folder / QUESTIONS).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise UserError(f"there is no example at {folder}: {error.strerror}; install reverie again") from error
+    pairs = tuple((question, answer) for question, _, answer in (line.partition("\t") for line in lines if line))
+    return ShippedText(text, pairs)
+
+
+def export_example(run: Path, out: Path, index: int) -> None:
+    """Write the example's three files: the model of a run, and held-out text `index` of its task with its questions."""
+    export_model(run, out / MODEL)
+    shown = held_out_text(checkpoint_recipe(out / MODEL), index)
+    write_atomic(out / TEXT, f"{shown.text}\n".encode())
+    write_atomic(out / QUESTIONS, "".join(f"{question}\t{answer}\n" for question, answer in shown.questions).encode())
+
+
+def held_out_text(recipe: Recipe, index: int) -> ShippedText:
+    """The facts of a held-out example of GSM-Infinite, a sentence a line, and what is asked about them."""
+    task = recipe.task
+    if not isinstance(task, GsmInfinite) or task.num_questions == 1:
+        raise UserError(f"recipe {recipe.name} has no texts with several questions: take gsm_infinite/example")
+    batch = task.batch("test", seed=0, step=0, examples=range(index, index + 1))
+    tokens, text, start = batch.tokens[0], task.text, task.sections()[0].length
+    facts = text.decode(tokens[:start].tolist()).replace(". ", ".\n").replace("Problem: ", "Problem:\n")
+    asked, begin = list[tuple[str, str]](), start
+    for end in (batch.loss_mask[0].nonzero()[:, 0] + 1).tolist():
+        answer = text.decode([int(batch.targets[0, end - 1])])
+        asked.append((text.decode(tokens[begin:end].tolist()), answer))
+        begin = end
+    return ShippedText(facts, tuple(asked))

@@ -1,0 +1,108 @@
+"""A model on disk, ready to read text: what `reverie read`, `ask` and `chat` begin with.
+
+sleeper = load_sleeper("runs/gsm_infinite/nano")
+memory = sleep_over(sleeper, sleeper.text(open("book.txt").read()))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from reverie.errors import UserError
+from reverie.language import Language, language_of
+from reverie.recipe import Recipe
+from reverie.sleep import SleepConfig, SleepingModel
+from reverie.talk.shipped import EXAMPLE, MODEL, WANTED, load_model_file
+from reverie.train.build import build_model
+from reverie.train.checkpoint import Checkpoint
+from reverie.train.sharded import find_checkpoint, load_run
+
+
+@dataclass(frozen=True, eq=False)
+class Sleeper:
+    """A model, how it sleeps, and how it is spoken to.
+
+    `dataclasses.replace(sleeper, sleep_config=…)` is the same model asleep in another way.
+    """
+
+    name: str
+    sleeping: SleepingModel
+    sleep_config: SleepConfig
+    language: Language
+    device: torch.device
+
+    def encode(self, text: str) -> list[int]:
+        """Raises UserError for words that the model does not know."""
+        return self.language.encode(text)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.language.decode(ids)
+
+    def text(self, text: str) -> Int[Tensor, " T"]:
+        """Token ids of a text that is read from its beginning, padded as in training.
+
+        Raises UserError where it holds no token, or words that the model does not know.
+        """
+        ids = self.encode(text)
+        if not ids:
+            raise UserError("there is nothing to read: the text is empty")
+        return torch.tensor(self.language.padded(ids, self.sleep_config.window_size), device=self.device)
+
+    def question(self, text: str, *, begun: bool = False) -> list[int]:
+        """Token ids of what is to be answered, by itself or behind earlier turns.
+
+        Raises UserError where there are none, or for words that the model does not know.
+        """
+        ids = self.language.question(text, begun=begun)
+        if not ids:
+            raise UserError("there is nothing to answer: the question is empty")
+        return ids
+
+
+def load_sleeper(place: str | Path, device: torch.device | str = "cpu") -> Sleeper:
+    """A model of reverie or of transformers, in evaluation mode.
+
+    Args:
+        place: the folder of a run of `reverie train`; a folder of `reverie convert` or of `save_pretrained`, with its
+            tokenizer; a file of `export_model`; or "example", the model that ships with the package.
+
+    Raises UserError where there is none of these, or it is damaged, or cannot sleep.
+    """
+    where, path = torch.device(device), Path(place)
+    if str(place) == "example":
+        return _of_task(load_model_file(EXAMPLE / MODEL), "example", where)
+    if path.is_file():
+        return _of_task(load_model_file(path), path.stem, where)
+    if path.is_dir() and (checkpoint := find_checkpoint(path)) is not None:
+        return _of_task(load_run(checkpoint), path.name, where)
+    if (path / "config.json").is_file():
+        return _of_transformers(path, where)
+    raise UserError(f"there is no model at {place}: give {WANTED}")
+
+
+def _of_task(checkpoint: Checkpoint, name: str, device: torch.device) -> Sleeper:
+    recipe = checkpoint.recipe
+    _check_sleeps(recipe, checkpoint.path)
+    model = build_model(recipe.model, recipe.train.seed).to(device)
+    checkpoint.restore_model(model)
+    return Sleeper(name, model.eval(), recipe.sleep, language_of(recipe.task), device)
+
+
+def _check_sleeps(recipe: Recipe, path: Path) -> None:
+    if not recipe.model.has_fast_weights:
+        raise UserError(f"{path} holds a transformer, which has no fast weights to keep a text in")
+
+
+def _of_transformers(folder: Path, device: torch.device) -> Sleeper:
+    try:
+        from reverie.hf.language import load_speaker
+    except ImportError:
+        raise UserError("this needs the package transformers; run pip install 'reverie[hf]'") from None
+    model, config, language = load_speaker(folder, device)
+    return Sleeper(folder.name, model, config, language, device)

@@ -1,0 +1,1 @@
+"""`reverie watch`: what sleep does along one text."""

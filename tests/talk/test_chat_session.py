@@ -1,0 +1,109 @@
+"""What is typed into `reverie chat`, and what is told about it."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from tiny_sleeper import FACTS, QUESTION, tiny_sleeper
+
+from reverie.memory.memory import Memory
+from reverie.talk.chat import Chat
+from reverie.talk.chat_session import Session, lines
+from reverie.talk.sleeper import Sleeper
+
+
+@pytest.fixture(scope="module")
+def sleeper(tmp_path_factory: pytest.TempPathFactory) -> Sleeper:
+    return tiny_sleeper(tmp_path_factory.mktemp("run"))
+
+
+class Typed:
+    """A session with these lines; what the model said and what was told."""
+
+    def __init__(self, sleeper: Sleeper, *typed: str | None, prompt: str = "") -> None:
+        self.said, self.told = "", list[str]()
+        chat = Chat(sleeper, Memory.empty(sleeper))
+        self.session = Session(chat, None, say=self._say, tell=self.told.append, prompt=prompt)
+        self.session.run(typed)
+
+    def _say(self, text: str) -> None:
+        self.said += text
+
+
+def test_a_conversation(sleeper: Sleeper) -> None:
+    typed = Typed(sleeper, FACTS, "", QUESTION, "/memory")
+    assert typed.said.count("\n") == 1  # of the question
+    assert typed.told[0].startswith("(slept over 8 tokens, 2 passes, 0.")
+    assert typed.told[-1] == "16 tokens in memory, 512 bytes, 4 passes so far; 5 of 8 tokens awake"
+    prompted = Typed(sleeper, FACTS, "", QUESTION, "/memory", prompt="> ").said
+    assert prompted == f"> > > {typed.said}> > "
+    assert Typed(sleeper, "How many", None, "/quit", prompt="> ").said == "> > \n> "  # it sleeps on a line of its own
+
+
+def test_it_sleeps_when_told_and_when_nothing_is_said(sleeper: Sleeper) -> None:
+    """Once, however long nothing is said."""
+    typed = Typed(sleeper, "How many", None, None, None, "/sleep", "How many", "/sleep", None)
+    assert len([line for line in typed.told if line.startswith("(slept over 1 token,")]) == 2
+    assert typed.told[1] == "nothing was said since the last sleep"
+
+
+def test_save_branch_load(sleeper: Sleeper, tmp_path: Path) -> None:
+    one, other = tmp_path / "one.safetensors", tmp_path / "the other.safetensors"
+    typed = Typed(
+        sleeper, "How many", f"/save {one}", "does", f"/branch {other}", "Heron Marsh", "/save", f"/load {other}"
+    )
+    assert typed.told == [
+        f"saved in {one}: 0 tokens in memory, 0 bytes, 1 awake",
+        f"saved in {other}: 0 tokens in memory, 0 bytes, 2 awake",
+        f"saved in {one}: 0 tokens in memory, 0 bytes, 3 awake",
+        f"loaded {other}: 0 tokens in memory, 0 bytes, 2 awake",
+    ]
+    assert typed.session.path == other
+    loaded = Typed(sleeper, f"/load {one}", "/memory")
+    assert loaded.told[-1].endswith("3 of 8 tokens awake")
+
+
+def test_mistakes_are_told_and_the_session_goes_on(sleeper: Sleeper, tmp_path: Path) -> None:
+    typed = Typed(
+        sleeper, "a unicorn", "/svae", "/save", "/branch", "/load", f"/load {tmp_path}/none", "/help", "/quit", "x"
+    )
+    assert [line for line in typed.told if line.startswith("error: ")] == [
+        "error: 'a unicorn' is not in the vocabulary of these worlds: this model knows the words of its task alone; "
+        "`reverie tasks show gsm_infinite` has a text",
+        "error: there is no command /svae; /help lists them",
+        "error: say where to: /save FILE",
+        "error: say where to: /branch FILE",
+        "error: say where from: /load FILE",
+        f"error: there is no memory at {tmp_path}/none",
+    ]
+    assert "/branch FILE" in typed.told[-1]  # nothing came after /quit
+
+
+def test_lines_as_they_come_and_none_in_between() -> None:
+    """Of a file that can be waited for, as a terminal: several lines at once, and a last one without an end."""
+    here, there = os.pipe()
+
+    def write() -> None:
+        os.write(there, "one\ntwö\r\nth".encode())
+        time.sleep(0.25)
+        os.write(there, b"ree\nfour")
+        os.close(there)
+
+    writer = threading.Thread(target=write)
+    with os.fdopen(here) as file:
+        writer.start()
+        came = list(lines(file, 0.1))
+    writer.join()
+    assert [line for line in came if line is not None] == ["one", "twö", "three", "four"]
+    assert came[:2] == ["one", "twö"]
+    assert came[2] is None
+
+
+def test_lines_of_a_pipe(tmp_path: Path) -> None:
+    (tmp_path / "typed").write_text("one\n\ntwo")
+    with (tmp_path / "typed").open() as file:
+        assert list(lines(file, None)) == ["one", "", "two"]
