@@ -36,12 +36,8 @@ class SleepConfig(BaseModel):
     num_sleep_passes: int = Field(default=1, ge=1, description="N; 1 is the ordinary hybrid")
     looped_blocks: tuple[int, int] | None = Field(default=None, description="blocks [a, b) of a pass; all if absent")
     eviction: Eviction = "hard"
-    tolerance: float | None = Field(
-        default=None,
-        gt=0,
-        allow_inf_nan=False,
-        description="a text wakes behind a pass that changes its fast weights less, relatively",
-    )
+    # A text wakes behind the first pass that changes its fast weights by less, relatively.
+    tolerance: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="see settling.py")
 
     @model_validator(mode="after")
     def _range(self) -> SleepConfig:
