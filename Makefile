@@ -11,7 +11,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 READY = .venv/ready
 
-.PHONY: demo test test-oldest lint check results performance setup clean
+.PHONY: demo test test-oldest lint check results example performance setup clean
 
 demo: setup
 	.venv/bin/reverie demo
@@ -31,7 +31,7 @@ lint: setup
 
 check: lint test
 
-# make results    every card and figure in results/ anew: five hours on two cores, resumable
+# make results    every card and figure in results/ anew: seven hours on two cores, resumable
 RESULTS = rule110/nano rule110/nano-t6 depo/nano depo/nano-n8 depo/nano-no-curriculum gsm_infinite/nano
 results: setup
 	for recipe in $(RESULTS); do \
@@ -41,10 +41,22 @@ results: setup
 		cp runs/compare/$$recipe/card.json results/$$recipe.json && \
 		cp runs/compare/$$recipe/figure.png results/$$recipe.png || exit 1; \
 	done
+	.venv/bin/reverie compare depo/any-n --passes 4 --seeds 0,1,2 --no-transformer --out runs/compare/depo/any-n
+	.venv/bin/reverie eval runs/compare/depo/nano/sleep-4-seed-* runs/compare/depo/any-n/sleep-4-seed-* \
+		--passes 1..8 --tolerance 0.8,0.65,0.5,0.4,0.3 --out results/depo/any-n.json
+	.venv/bin/reverie compare gsm_infinite/example --passes 3 --seeds 0,1,2 --no-transformer --out runs/compare/gsm_infinite/example
+	.venv/bin/reverie eval runs/compare/gsm_infinite/example/sleep-3-seed-* \
+		--passes 1..8 --tolerance 0.5,0.3,0.2,0.1,0.05 --out results/gsm_infinite/example.json
 	.venv/bin/python benchmarks/gsm_infinite.py --out results/gsm_infinite/generator.json
 	.venv/bin/python benchmarks/scaling.py --out results/scaling.json
 	.venv/bin/python benchmarks/pretrained_recall.py --out results/recall/smollm2.json
 	.venv/bin/python benchmarks/kills.py depo/nano --set train.checkpoint_every=50 --set sleep.num_sleep_passes=4 --out results/reliability/kills.json
+
+# make example    the model that ships with the package, its text, questions and card, from the runs of make results
+example: setup
+	.venv/bin/python -c 'from reverie.talk.shipped import export_example; \
+		export_example("runs/compare/gsm_infinite/example/sleep-3-seed-0", "reverie/example", 0)'
+	.venv/bin/reverie watch runs/compare/gsm_infinite/example/sleep-3-seed-0 --examples 512 --out docs/watch.png
 
 # make performance    cards, figures and tables of docs/PERFORMANCE.md anew: half an hour on two quiet cores
 performance: setup

@@ -43,7 +43,7 @@ ROOMS = {
     "bench": "errors ops model backward sleep tasks recipe provenance train",
     "passes": "errors model sleep recipe random_passes evaluate provenance card figure_style train",
     "watch": "errors model memory recipe sleep tasks card figure_style train",
-    "talk": "errors files hf language memory recipe sleep tasks train",
+    "talk": "errors files card hf language memory recipe sleep tasks train",
     "tables": "card passes",
     "plots": "errors files card bench figure_style passes",
     "compare": "errors files recipe card plots tables train",

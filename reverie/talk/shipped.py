@@ -10,11 +10,13 @@ from typing import NamedTuple
 
 from safetensors.torch import save_file
 
+from reverie.card import load_card, save_card
 from reverie.errors import UserError
 from reverie.files import write_atomic
 from reverie.recipe import Recipe
 from reverie.tasks import GsmInfinite
 from reverie.train.checkpoint import Checkpoint, Progress, checkpoint_metadata, checkpoint_recipe, load_checkpoint
+from reverie.train.result import CARD_NAME
 from reverie.train.sharded import find_checkpoint, load_run
 
 EXAMPLE = Path(__file__).parent.parent / "example"
@@ -65,9 +67,11 @@ def load_example_text(folder: Path = EXAMPLE) -> ShippedText:
     return ShippedText(text, pairs)
 
 
-def export_example(run: Path, out: Path, index: int) -> None:
-    """Write the example's three files: the model of a run, and held-out text `index` of its task with its questions."""
+def export_example(run: str | Path, out: str | Path, index: int) -> None:
+    """Write the example's files: the model of a run, its card, and held-out text `index` of its task with questions."""
+    run, out = Path(run), Path(out)
     export_model(run, out / MODEL)
+    save_card(load_card(run / CARD_NAME), out / CARD_NAME)
     shown = held_out_text(checkpoint_recipe(out / MODEL), index)
     write_atomic(out / TEXT, f"{shown.text}\n".encode())
     write_atomic(out / QUESTIONS, "".join(f"{question}\t{answer}\n" for question, answer in shown.questions).encode())
