@@ -11,8 +11,9 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from reverie.card import ComparisonCard, load_card
+from reverie.card import ComparisonCard, load_card, read_card
 from reverie.cli import app
+from reverie.passes.card import PassesCard
 from reverie.recipe import list_recipes, load_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -86,6 +87,19 @@ def test_every_quoted_result_is_in_its_card() -> None:
             parts = [result.by_depth[depth] for depth in card.depths]
             shown = [f"{100 * part.mean:.0f} ± {100 * part.std:.0f}" for part in parts]
             assert [cell.strip() for cell in rows[result.label]] == shown, result.label
+
+
+def test_the_tables_over_passes_are_in_their_card() -> None:
+    """docs/memory.md: accuracy over N, then what adaptive sleep spends and saves; means over seeds."""
+    text = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
+    card = read_card(ROOT / "results/depo/any-n.json", {"passes": PassesCard})
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    for regime in card.regimes:
+        assert [regime.label, *(f"{100 * point.accuracy.mean:.1f}" for point in regime.fixed)] in rows
+        for point in regime.adaptive:
+            numbers = [f"{point.tolerance:g}", f"{100 * point.accuracy.mean:.1f}", f"{point.passes.mean:.2f}"]
+            numbers += [f"{100 * point.share_saved.mean:.0f}", f"{point.equal_passes.mean:.2f}"]
+            assert [regime.label, *numbers] in rows
 
 
 def test_every_card_has_its_figure() -> None:
