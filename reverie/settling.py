@@ -9,19 +9,24 @@ from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from reverie.errors import UserError
 from reverie.model import State, fast_weight_change, select_rows
 
 Carried = TypeVar("Carried", bound=tuple[Any, ...])
 
 
 class Sleepers:
-    """The rows of a batch that sleep. Without `tolerance` all sleep to the last pass."""
+    """The rows of a batch that sleep. Without `tolerance` all sleep to the last pass.
 
-    def __init__(self, tolerance: float | None) -> None:
+    Raises UserError for a tolerance where gradients are `truncated` some passes before the last, which is not known.
+    """
+
+    def __init__(self, tolerance: float | None, *, truncated: bool) -> None:
+        if tolerance is not None and truncated:
+            raise UserError("bptt_passes counts from the last pass, which a tolerance does not know: give one of them")
         self.tolerance = tolerance
         self.awake: list[tuple[Any, ...]] = []  # of some rows: their last pass, and what they carried
         self.rows: list[Tensor | None] = []  # which rows; None: all of them
@@ -39,7 +44,10 @@ class Sleepers:
             return carried
         if self.tolerance is None:
             return carried
-        still = ~(largest_change(before, after) < self.tolerance)
+        changes = list(fast_weight_change(before, after).values())
+        if not changes:  # blocks without fast weights: no pass will ever change any
+            return self.settle(n, before, after, carried, last=True)
+        still = ~(torch.stack(changes).amax(dim=0) < self.tolerance)  # by row, of the block that changed most
         if bool(still.all()):
             return carried
         rows = torch.arange(len(still), device=still.device) if self._asleep is None else self._asleep
@@ -50,11 +58,6 @@ class Sleepers:
     def _wake(self, n: int, rows: Tensor | None, carried: tuple[Any, ...]) -> None:
         self.awake.append((n, *carried))
         self.rows.append(rows)
-
-
-def largest_change(before: State, after: State) -> Float[Tensor, " B"]:
-    """By row: the relative change of the block's fast weights that changed most."""
-    return torch.stack(list(fast_weight_change(before, after).values())).amax(dim=0)
 
 
 def in_order(parts: Sequence[Carried], rows: Sequence[Tensor | None]) -> Carried:

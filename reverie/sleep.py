@@ -138,7 +138,7 @@ def sleep(
         _, state = run(n, h, state.splice(before, b, model.num_blocks), b, kept, output=False)
         return forget(Context(state, before, passes=passes + n), config)
 
-    h, sleepers = torch.cat(context.window, dim=1), Sleepers(config.tolerance)
+    h, sleepers = torch.cat(context.window, dim=1), Sleepers(config.tolerance, truncated=first > 1)
     passes = passes if config.tolerance is None else h.new_zeros(len(h), dtype=torch.long) + passes
     for n in range(2, N + 1):
         read = n < N or b < kept  # who reads this pass's h: the next pass, or the blocks behind the loop

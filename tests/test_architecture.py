@@ -21,7 +21,7 @@ ROOMS = {
     "ops": "errors",
     "model": "errors ops",
     "backward": "model",
-    "settling": "model",
+    "settling": "errors model",
     "sleep": "errors model backward settling",
     "memory": "errors files model settling sleep",
     "tasks": "errors",

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import Reverie, assert_one_line, assert_usage, in_empty_folder, the_json
+from tiny_recipe import tiny_recipe
 
 from reverie.memory.history import History
 from reverie.memory.memory import sleep_over
@@ -13,8 +15,6 @@ from reverie.model import new_model
 from reverie.sleep import SleepConfig
 from reverie.train.checkpoint import FILE_NAME, Progress, save_checkpoint
 from reverie.watch.collect import Watch
-from tests.command_line import Reverie, assert_one_line, assert_usage, in_empty_folder, the_json
-from tests.tiny_recipe import tiny_recipe
 
 reverie = pytest.fixture(in_empty_folder)
 PNG = b"\x89PNG"

@@ -11,10 +11,11 @@ from pydantic import ValidationError
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
+from reverie.backward import Backward
 from reverie.errors import UserError
 from reverie.model import HybridLM, State, fast_weight_change, select_rows
 from reverie.recipe import load_recipe
-from reverie.settling import in_order, largest_change
+from reverie.settling import in_order
 from reverie.sleep import Context, SleepConfig, read, rollout, sleep, wake
 
 MakeModel = Callable[..., HybridLM]
@@ -44,6 +45,10 @@ def asleep(N: int, tolerance: float | None, eviction: str, loop: tuple[int, int]
 def slept(model: HybridLM, tokens: Tensor, config: SleepConfig, context: Context | None = None) -> Context:
     _, full = wake(model, tokens, context or Context.empty(model), config)
     return sleep(model, full, config)
+
+
+def largest_change(before: State, after: State) -> Tensor:
+    return torch.stack(list(fast_weight_change(before, after).values())).amax(dim=0)
 
 
 def changes(model: HybridLM, tokens: Tensor, eviction: str, loop: tuple[int, int] | None) -> list[Tensor]:
@@ -82,8 +87,6 @@ def test_every_row_wakes_behind_its_own_pass_with_what_that_many_passes_leave(
 ):
     model, tokens = tiny_model(*LAYERS), text()
     by_pass = changes(model, tokens, eviction, loop)
-    if not by_pass:  # an evicted loop of attention alone: there is one pass
-        return
     tolerance, wanted = middle_tolerance(by_pass)
     after = slept(model, tokens, asleep(MOST, tolerance, eviction, loop))
     assert torch.as_tensor(after.passes).tolist() == wanted
@@ -168,7 +171,24 @@ def test_parts_of_a_batch_come_back_in_order():
     assert torch.equal(together, x)
 
 
-@pytest.mark.parametrize("tolerance", [0, -0.1])
+@each_eviction
+def test_a_loop_without_fast_weights_is_over_behind_its_second_pass(tiny_model: MakeModel, eviction: str):
+    """Its passes change h alone, and no tolerance can see that."""
+    model, tokens = tiny_model("attn", "gdn", "attn", "gdn"), text()
+    after = slept(model, tokens, asleep(MOST, 0.3, eviction, (0, 1)))
+    assert_same(after.state, slept(model, tokens, asleep(2, None, eviction, (0, 1))).state)
+    assert torch.as_tensor(after.passes).tolist() == [2] * B
+
+
+def test_gradients_cannot_be_cut_off_before_a_pass_that_is_not_known(tiny_model: MakeModel):
+    model, tokens = tiny_model(*LAYERS), text(2 * L)
+    mask = torch.zeros_like(tokens, dtype=torch.bool)
+    mask[:, L:] = True
+    with pytest.raises(UserError, match="bptt_passes counts from the last pass"):
+        rollout(model, tokens, mask, asleep(MOST, 0.3, "hard"), backward=Backward(bptt_passes=1))
+
+
+@pytest.mark.parametrize("tolerance", [0, -0.1, float("inf"), float("nan")])
 def test_a_tolerance_is_above_zero(tolerance: float):
     with pytest.raises(ValidationError):
         asleep(3, tolerance, "hard")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_recipe import tiny_recipe
 from torch import Tensor, nn
 
 from reverie.errors import UserError
@@ -19,7 +20,6 @@ from reverie.tasks import Batch
 from reverie.train.build import build_model
 from reverie.train.checkpoint import FILE_NAME, Progress, save_checkpoint
 from reverie.watch.collect import Watch, watch_memory, watch_run
-from tests.tiny_recipe import tiny_recipe
 
 MakeModel = Callable[..., HybridLM]
 

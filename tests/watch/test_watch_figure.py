@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from fake_watch import watched
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
 
 from reverie.memory.history import Window
 from reverie.watch.collect import Watch
 from reverie.watch.figure import changes, draw, ends
-from tests.fake_watch import watched
 
 
 def heat_maps(figure: Figure) -> list[QuadMesh]:

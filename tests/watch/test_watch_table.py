@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from io import StringIO
 
+from fake_watch import watched
 from rich.console import Console
 
 from reverie.watch.collect import Watch
 from reverie.watch.table import watch_table
-from tests.fake_watch import watched
 
 
 def printed(watch: Watch) -> list[list[str]]:
