@@ -28,7 +28,7 @@ class RandomPasses(BaseModel):
 
     distribution: Literal["uniform", "poisson", "lognormal_poisson"]
     mean: float = Field(ge=1)
-    max: int = Field(ge=1)
+    max: int = Field(ge=1, le=10_000)
 
     @model_validator(mode="after")
     def _fits(self) -> RandomPasses:

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from fractions import Fraction
 from itertools import accumulate, pairwise
-from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -175,7 +174,7 @@ class Recipe(BaseModel):
         if train.get("num_sleep_passes") not in (None, passes):
             raise ValueError("train.num_sleep_passes must be left out beside a table in sleep.num_sleep_passes")
         mean = passes.get("mean")
-        usual = max(round(mean), 1) if isinstance(mean, int | float) and isfinite(mean) else 1  # else that is the error
+        usual = max(round(mean), 1) if isinstance(mean, int | float) and 0 < mean < 1e9 else 1  # else that is the error
         sections = {"sleep": {**sleep, "num_sleep_passes": usual}, "train": {**train, "num_sleep_passes": passes}}
         return {**data, **sections}
 

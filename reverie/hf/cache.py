@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from reverie.errors import UserError
+from reverie.memory.memory import Memory
 from reverie.model import select_rows
 from reverie.sleep import Context
 
@@ -34,6 +35,7 @@ class SleepCache(Cache):
         self.groups: list[Group] = []
         self.seen = 0
         self.complete = True  # whether the newest token of every row is text
+        self.origin: Memory | None = None  # what it was made of, until a model has taken it up
 
     @property
     def contexts(self) -> list[Context]:

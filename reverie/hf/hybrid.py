@@ -21,7 +21,7 @@ from reverie.backward import EXACT, Backward
 from reverie.errors import UserError
 from reverie.hf.bases import check_name, loading
 from reverie.hf.folders import replacing
-from reverie.hf.reading import AWAKE, cache_for, read_batch, reads_newest_only, refuse_recording
+from reverie.hf.reading import AWAKE, cache_for, read_batch, reads_newest_only, refuse_recording, take_up
 from reverie.model import HybridConfig, HybridLM
 from reverie.sleep import SleepConfig, plan
 
@@ -155,6 +155,7 @@ class ReverieHybridForCausalLM(PreTrainedModel, GenerationMixin):
             raise UserError("give either input_ids or inputs_embeds")
         refuse_recording(self.config, kwargs)
         tokens: Any = inputs_embeds if input_ids is None else input_ids
+        take_up(past_key_values, self)
         cache = cache_for(past_key_values, attention_mask, tokens, self.lm, position_ids)
         logits = read_batch(
             self.lm,

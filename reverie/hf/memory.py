@@ -18,5 +18,6 @@ def cache_of(memory: Memory) -> SleepCache:
     They may be padded in front, with the attention_mask that says so.
     """
     cache = SleepCache()
-    cache.groups = [Group(torch.arange(memory.batch_size), 0, memory.context)]
+    cache.groups = [Group(torch.arange(memory.batch_size, device=memory.tokens.device), 0, memory.context)]
+    cache.origin = memory
     return cache

@@ -88,6 +88,13 @@ def cache_for(
     return cache
 
 
+def take_up(past: Any, model: object) -> None:
+    """Raises UserError where a cache was made of a memory that is not this model's."""
+    if isinstance(past, SleepCache) and past.origin is not None:
+        past.origin.check(model)
+        past.origin = None
+
+
 def _known(past: Any, tokens: Tensor, model: SleepingModel) -> Context:
     """What the rows know before their first token: what `cache_of` took from a memory, or nothing."""
     if not isinstance(past, SleepCache) or not past.groups:

@@ -21,7 +21,7 @@ from reverie.errors import UserError
 from reverie.hf.blocks import DecoderBlocks, InDecoder, InsertConfig, SleepingBlock
 from reverie.hf.models import check_decoder, decoder_of
 from reverie.hf.origin import Origin, origin_of
-from reverie.hf.reading import AWAKE, cache_for, read_batch, reads_newest_only, refuse_recording
+from reverie.hf.reading import AWAKE, cache_for, read_batch, reads_newest_only, refuse_recording, take_up
 from reverie.hf.state import StateCache
 from reverie.model import LanguageModel
 from reverie.sleep import SleepConfig, plan
@@ -150,6 +150,7 @@ class SleepingCausalLM(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         decoder = sleeping_decoder(self)
+        take_up(kwargs.get("past_key_values"), self)
         decoder.newest_only = reads_newest_only(kwargs.get("labels"), kwargs.get("logits_to_keep"))
         try:
             return super().forward(*args, **kwargs)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -28,9 +28,20 @@ from reverie.sleep import SleepConfig
 FORMAT = "reverie memory 1"
 MOST_HEADER_BYTES = 2**22
 MOST_NOTES_BYTES = 2**16
+FIRST_BYTES = 2**16  # more than the header of most memories
+MOST_PASSES = 10_000  # N of a memory's config
 _LENGTH_BYTES = 8  # of the header's length, in front of it
 
+# No control characters but line breaks and tabs: a terminal takes others for commands.
+Text = Annotated[str, Field(pattern=r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$")]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+def _bounded(config: SleepConfig) -> SleepConfig:
+    """A file must not decide how long the next sleep takes."""
+    if config.num_sleep_passes > MOST_PASSES:
+        raise ValueError(f"more than {MOST_PASSES:,} passes")
+    return config
 
 
 class MemoryInfo(BaseModel):
@@ -40,11 +51,11 @@ class MemoryInfo(BaseModel):
 
     tokens: list[Count] = Field(min_length=1, description="consolidated, by row of the batch")
     passes: list[Count] = Field(description="spent, by row")
-    config: SleepConfig
+    config: Annotated[SleepConfig, AfterValidator(_bounded)]
     fingerprint: str = Field(pattern="^[0-9a-f]{64}$")
-    notes: dict[str, str]
+    notes: dict[Text, Text]
     nbytes: Count = Field(description="of all tensors")
-    created: str
+    created: str = Field(pattern=r"^[0-9T:+-]{1,40}$")
 
     @model_validator(mode="after")
     def _fits(self) -> MemoryInfo:
@@ -53,7 +64,7 @@ class MemoryInfo(BaseModel):
         return self
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
     """What there is of one block: its cache's type and fields, a tensor's place taken by its name."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,7 +78,7 @@ class _Content(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     info: MemoryInfo
-    parts: list[_Part]
+    parts: list[Part]
     history: bool
 
 
@@ -77,7 +88,8 @@ class Header(NamedTuple):
     content: _Content
     text: str  # `content` as it was written
     sha256: str
-    shapes: dict[str, tuple[int, ...]]  # of all tensors
+    tensors: dict[str, tuple[tuple[int, ...], str]]  # shape and dtype, as safetensors calls it
+    history_bytes: int
     file_bytes: int
 
     @property
@@ -104,7 +116,7 @@ def to_bytes(info: MemoryInfo, state: State, history: Mapping[str, Tensor] | Non
             tensors[f"fast_weights.{i}"] = fast_weights
         fields = {} if entry is None else _named(entry, f"cache.{i}", tensors)
         kind = None if entry is None else type(entry).__name__
-        parts.append(_Part(fast_weights=fast_weights is not None, cache=kind, fields=fields))
+        parts.append(Part(fast_weights=fast_weights is not None, cache=kind, fields=fields))
     tensors |= {f"history.{name}": x for name, x in (history or {}).items()}
     tensors = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
     text = _Content(info=info, parts=parts, history=history is not None).model_dump_json()
@@ -135,7 +147,9 @@ def read_header(start: bytes, where: str) -> Header:
         metadata = entries.pop("__metadata__")
         text, sha256, format = metadata["memory"], metadata["sha256"], metadata["format"]
         ends = [0, *(entry["data_offsets"][1] for entry in entries.values())]
-        shapes = {name: tuple(map(int, entry["shape"])) for name, entry in entries.items()}
+        tensors = {name: (tuple(map(int, entry["shape"])), str(entry["dtype"])) for name, entry in entries.items()}
+        spans = {name: entry["data_offsets"][1] - entry["data_offsets"][0] for name, entry in entries.items()}
+        history_bytes = int(sum(span for name, span in spans.items() if name.startswith("history.")))
         size = int(max(ends))
     except (ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError, OverflowError):
         raise UserError(f"{where} is not a memory: its header is not one that reverie wrote") from None
@@ -145,21 +159,35 @@ def read_header(start: bytes, where: str) -> Header:
         content = _Content.model_validate_json(text)
     except (ValidationError, TypeError) as error:
         fault = error.errors()[0] if isinstance(error, ValidationError) else {"loc": (), "msg": "no text"}
-        place = ".".join(map(str, fault["loc"])) or "all of it"
-        raise UserError(f"{where} is not a memory: its description is wrong at {place} ({fault['msg']:.80})") from None
+        place = plain(".".join(map(str, fault["loc"])))[:60] or "all of it"
+        message = plain(str(fault["msg"]))[:80]
+        raise UserError(f"{where} is not a memory: its description is wrong at {place} ({message})") from None
     if content.info.nbytes != size or not isinstance(sha256, str):
         raise UserError(f"{where} is not a memory: its header does not agree with itself")
-    return Header(content, text, sha256, shapes, end + size)
+    return Header(content, text, sha256, tensors, history_bytes, end + size)
 
 
-def read_info(source: bytes | str | Path, where: str | None = None) -> MemoryInfo:
+def plain(text: str) -> str:
+    """Without line breaks, and without what a terminal would take for a command."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+def read_info(source: bytes | str | Path, where: str | None = None, *, size: int | None = None) -> MemoryInfo:
     """What a memory is, from the beginning of its file or from its path, without reading a tensor.
 
-    Raises UserError, in one sentence, where it is none.
+    Args:
+        size: of the whole file, in bytes, where its beginning is given and the size is known.
+
+    Raises UserError, in one sentence, where it is none, or is cut short.
     """
-    if isinstance(source, bytes):
-        return read_header(source, where or "this").info
-    return _open(Path(source), lambda start, _: read_header(start, where or str(source)).info)
+
+    def read(start: bytes, size: int | None) -> MemoryInfo:
+        header = read_header(start, where or (str(source) if not isinstance(source, bytes) else "this"))
+        if size is not None:
+            _check_size(header, size, where or str(source))
+        return header.info
+
+    return read(source, size) if isinstance(source, bytes) else _open(Path(source), read)
 
 
 def read_file(path: Path, check: Callable[[Header], None]) -> Content:
@@ -168,11 +196,22 @@ def read_file(path: Path, check: Callable[[Header], None]) -> Content:
     def read(start: bytes, size: int) -> tuple[Header, int]:
         header = read_header(start, str(path))
         check(header)
+        _check_size(header, size, str(path))
         return header, size
 
-    header, size = _open(path, read)
-    _check_size(header, size, str(path))
+    _open(path, read)
     return read_bytes(path.read_bytes(), str(path), check)
+
+
+def read_with(fetch: Callable[[int], bytes], where: str, check: Callable[[Header], None]) -> Content:
+    """As `read_file`, from `fetch(n)`, which gives the first n bytes of a file, or all of a shorter one."""
+    wanted = FIRST_BYTES
+    while (needed := header_size(start := fetch(wanted), where)) > wanted:
+        wanted = needed
+    header = read_header(start, where)
+    check(header)
+    data = start if len(start) < wanted else fetch(header.file_bytes + 1)  # one more shows a file that is too long
+    return read_bytes(data, where, check)
 
 
 def read_bytes(data: bytes, where: str, check: Callable[[Header], None]) -> Content:
@@ -205,8 +244,8 @@ def _open(path: Path, read: Callable[[bytes, int], Any]) -> Any:
             return read(file.read(header_size(start, str(path))), size)
     except FileNotFoundError:
         raise UserError(f"there is no memory at {path}") from None
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+        raise UserError(f"cannot read {plain(str(path))}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def _check_size(header: Header, size: int, where: str) -> None:
@@ -235,13 +274,13 @@ def _named(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     return value
 
 
-def _state(parts: list[_Part], tensors: dict[str, Tensor]) -> State:
+def _state(parts: list[Part], tensors: dict[str, Tensor]) -> State:
     """Takes what it uses out of `tensors`. Raises KeyError or TypeError where they do not fit."""
     fast_weights = (tensors.pop(f"fast_weights.{i}") if part.fast_weights else None for i, part in enumerate(parts))
     return State(tuple(fast_weights), tuple(_entry(part, tensors) for part in parts))
 
 
-def _entry(part: _Part, tensors: dict[str, Tensor]) -> CacheEntry | None:
+def _entry(part: Part, tensors: dict[str, Tensor]) -> CacheEntry | None:
     if part.cache is None:
         return None
     return CACHE_ENTRIES[part.cache](**{key: _value(value, tensors) for key, value in part.fields.items()})

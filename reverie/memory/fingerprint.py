@@ -12,23 +12,26 @@ from torch import Tensor, nn
 
 from reverie.errors import UserError
 
-# What transformers writes into a config, or leaves out of it, from one save to the next.
+# What transformers writes into a config, or leaves out of it, from one save to the next; and what decoding alone reads.
 _VOLATILE = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 
 _known: WeakKeyDictionary[nn.Module, tuple[object, str]] = WeakKeyDictionary()
 
 
-def fingerprint(model: object) -> str:
+def fingerprint(model: object, *, anew: bool = False) -> str:
     """Hex SHA-256; the same wherever the same weights of the same dtype lie, and whatever wraps the model.
+
+    It is computed again when a weight has been written to or the config is another; with `anew` in any case, since
+    writing through `parameter.data` leaves no trace.
 
     Args:
         model: a module, or what sleeps through one, as `module_of` finds it.
     """
     module = module_of(model)
-    tensors = list(module.state_dict().values())
-    now = [(x.data_ptr(), 0 if x.is_inference() else x._version, x.shape, x.dtype) for x in tensors]
-    if _known.get(module, (None, ""))[0] != now:
-        _known[module] = now, _hash(module, tensors)
+    tensors, config = list(module.state_dict().values()), json.dumps(_config(module), sort_keys=True, default=str)
+    now = config, [(x.data_ptr(), 0 if x.is_inference() else x._version, x.shape, x.dtype) for x in tensors]
+    if anew or _known.get(module, (None, ""))[0] != now:
+        _known[module] = now, _hash(config, tensors)
     return _known[module][1]
 
 
@@ -52,12 +55,16 @@ def tensor_bytes(x: Tensor) -> memoryview:
     return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
-def _hash(module: nn.Module, tensors: list[Tensor]) -> str:
-    digest = hashlib.sha256(json.dumps(_config(module), sort_keys=True, default=str).encode())
+def _hash(config: str, tensors: list[Tensor]) -> str:
+    digest = hashlib.sha256(config.encode())
     for x in tensors:
         digest.update(f"{x.dtype} {tuple(x.shape)} ".encode())
         digest.update(tensor_bytes(x))
     return digest.hexdigest()
+
+
+def _volatile(key: str) -> bool:
+    return key in _VOLATILE or key[:1] == "_" or key.endswith("_token_id")
 
 
 def _config(module: nn.Module) -> dict[str, Any]:
@@ -66,5 +73,5 @@ def _config(module: nn.Module) -> dict[str, Any]:
     for name in ("model_dump", "to_dict"):
         if hasattr(config, name):
             content = getattr(config, name)()
-            return {key: value for key, value in content.items() if key not in _VOLATILE and key[:1] != "_"}
+            return {key: value for key, value in content.items() if not _volatile(key)}
     return {}

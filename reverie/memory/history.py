@@ -126,6 +126,10 @@ _TYPES = {
 }
 
 
+# A figure of anything larger would take for ever.
+_LARGEST, _MOST_PASSES, _MOST_BLOCKS = 1e15, 10_000, 512
+
+
 def _check(tensors: Mapping[str, Tensor]) -> None:
     if {name: tensor.dtype for name, tensor in tensors.items()} != _TYPES:
         raise ValueError(f"a history is {', '.join(_TYPES)}, each of its own type")
@@ -143,8 +147,10 @@ def _check(tensors: Mapping[str, Tensor]) -> None:
     lengths, all_kept = tokens.tolist(), num_windows == W
     if min(lengths, default=1) < 1 or not (sum(lengths) == num_tokens if all_kept else sum(lengths) < num_tokens):
         raise ValueError("the windows of a history do not hold the tokens that it counted")
-    if not all(bool((x.isfinite() & (x >= 0)).all()) for x in (totals, spent)):
-        raise ValueError("passes and seconds of a history are numbers from 0 on")
+    if not all(bool(((x >= 0) & (x <= _LARGEST)).all()) for x in (totals, spent)):
+        raise ValueError(f"passes and seconds of a history are numbers from 0 to {_LARGEST:.0e}")
+    if N > _MOST_PASSES or F > _MOST_BLOCKS:
+        raise ValueError(f"a history has at most {_MOST_PASSES:,} passes of {_MOST_BLOCKS} blocks")
     if blocks.tolist() != sorted(set(blocks.tolist())) or (F and blocks[0] < 0):
         raise ValueError("the blocks of a history are indices in ascending order")
     if bool((change < 0).any() or change.isinf().any()) or (N == 0) != (F == 0):

@@ -21,13 +21,15 @@ from typing import Any
 
 import torch
 from jaxtyping import Int
+from pydantic import ValidationError
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from reverie.errors import UserError
 from reverie.files import write_atomic
-from reverie.memory.file import Content, Header, MemoryInfo, read_bytes, read_file, to_bytes
+from reverie.memory.file import Content, Header, MemoryInfo, read_bytes, read_file, read_with, to_bytes
 from reverie.memory.fingerprint import fingerprint, module_of
+from reverie.memory.fits import check_fits
 from reverie.memory.history import History
 from reverie.model import SleepingModel, State, select_rows
 from reverie.settling import in_order
@@ -73,6 +75,8 @@ class Memory:
 
     def rows(self, indices: Int[Tensor, " rows"]) -> Memory:
         """These rows, in this order; one may come several times."""
+        if bool(((indices < 0) | (indices >= self.batch_size)).any()):
+            raise UserError(f"the memory holds {self.batch_size} texts, counted from 0: there is no row beyond them")
         context = self.context._replace(passes=self.passes)
         return replace(self, context=select_rows(context, indices), tokens=self.tokens[indices])
 
@@ -83,7 +87,11 @@ class Memory:
                 raise UserError(f"fast weights are floating-point numbers, so {target} cannot hold them")
             state = _map(lambda x: x.to(target) if x.is_floating_point() else x, self.context.state)
             return replace(self, context=_at_rest(state, self.passes))
-        move: Callable[[Tensor], Tensor] = lambda x: x.to(target)  # noqa: E731
+        try:
+            device = torch.device(target)
+        except RuntimeError:
+            raise UserError(f"there is no device {str(target)!r}: give one such as cpu or cuda, or a dtype") from None
+        move: Callable[[Tensor], Tensor] = lambda x: x.to(device)  # noqa: E731
         return replace(
             self, context=_at_rest(_map(move, self.context.state), move(self.passes)), tokens=move(self.tokens)
         )
@@ -94,15 +102,20 @@ class Memory:
 
     def to_bytes(self) -> bytes:
         """What `save` writes."""
-        info = MemoryInfo(
-            tokens=self.tokens.tolist(),
-            passes=self.passes.tolist(),
-            config=self.config,
-            fingerprint=self.fingerprint,
-            notes=dict(self.notes),
-            nbytes=self.nbytes + sum(x.nbytes for x in self._history().values()),
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
+        try:
+            info = MemoryInfo(
+                tokens=self.tokens.tolist(),
+                passes=self.passes.tolist(),
+                config=self.config,
+                fingerprint=self.fingerprint,
+                notes=dict(self.notes),
+                nbytes=self.nbytes + sum(x.nbytes for x in self._history().values()),
+                created=datetime.now(UTC).isoformat(timespec="seconds"),
+            )
+        except ValidationError as error:
+            fault = error.errors()[0]
+            place = ".".join(map(str, fault["loc"]))
+            raise UserError(f"the memory cannot be saved: its {place} is wrong ({fault['msg']:.80})") from None
         return to_bytes(info, self.context.state, self._history() if self.history else None)
 
     @classmethod
@@ -111,7 +124,8 @@ class Memory:
 
         Args:
             model: what `sleep_over` was given.
-            config: how the model sleeps from now on, if it does not say so itself; the number of passes may be another.
+            config: how the model sleeps from now on, if it does not say so as `sleep_config`; as the file says if
+                neither does. Passes and tolerance may be others than those that the memory was made with.
 
         Raises UserError, in one sentence, for a file that is missing, cut short, changed, or no memory at all, and for
         a memory of another model, or of other windows.
@@ -126,12 +140,26 @@ class Memory:
         return _loaded(model, config, where, partial(read_bytes, data, where))
 
     @classmethod
+    def fetch(
+        cls, fetch: Callable[[int], bytes], model: object, config: SleepConfig | None = None, *, where: str
+    ) -> Memory:
+        """As `load`, from `fetch(n)`, which gives the first n bytes of a file, or all of a shorter one."""
+        return _loaded(model, config, where, partial(read_with, fetch, where))
+
+    @classmethod
     def empty(cls, model: object, config: SleepConfig | None = None, batch_size: int = 1) -> Memory:
         """Of nothing yet."""
         sleeping, config = sleeping_part(model, config)
         tokens = torch.zeros(batch_size, dtype=torch.long, device=device_of(model))
         state = State.empty(sleeping.num_blocks)
         return cls(_at_rest(state, torch.zeros_like(tokens)), tokens, config, fingerprint(model))
+
+    def check(self, model: object, config: SleepConfig | None = None) -> None:
+        """Raises UserError where it is not of this model, or not of the windows that the model sleeps over."""
+        sleeping, config = sleeping_part(model, config or getattr(model, "sleep_config", None) or self.config)
+        if self.fingerprint != fingerprint(model):
+            raise UserError("the memory is of another model: its fast weights mean nothing to this one")
+        check_settings(self.config, config, "the memory", sleeping.num_blocks)
 
     def _history(self) -> dict[str, Tensor]:
         return self.history.tensors() if self.history else {}
@@ -161,20 +189,27 @@ def sleep_over(
 
     Raises UserError for an empty text, and where memory and texts do not fit.
     """
-    sleeping, config = sleeping_part(model, config or (memory and memory.config))
+    sleeping, config = sleeping_part(
+        model, config or getattr(model, "sleep_config", None) or (memory and memory.config)
+    )
     device = device_of(model)
-    texts = [row.to(device) for row in tokens]
+    texts = [_ids(row, i).to(device) for i, row in enumerate(tokens)]
     lengths = torch.tensor([len(row) for row in texts], device=device)
     before = memory or Memory.empty(model, config, len(texts))
-    _check_texts(lengths, config, before, fingerprint(model), history)
     if history is None and before.history is not None:
         history = before.history.copy()
+    before.check(model, config)
+    _check_texts(lengths, config, before, history)
     L, longest = config.window_size, int(lengths.max())
     rows, context = torch.arange(len(texts), device=device), before.context._replace(passes=before.passes)
     parts, of_rows = list[Context](), list[Tensor | None]()
     for start in range(0, longest, L):
         _tell(report, start, L, lengths, context)
-        context = _window(sleeping, [texts[row][start : start + L] for row in rows.tolist()], context, config, history)
+        pieces = [texts[row][start : start + L] for row in rows.tolist()]
+        try:
+            context = _window(sleeping, pieces, context, config, history)
+        except IndexError:
+            raise UserError(f"the texts hold token ids that the model does not know: {_range(texts)}") from None
         ended = lengths[rows] <= start + L
         if bool(ended.any()):
             parts.append(select_rows(context, ended.nonzero()[:, 0]))
@@ -204,20 +239,25 @@ def device_of(model: object) -> torch.device:
     return next(module_of(model).parameters()).device
 
 
-def _check_texts(
-    lengths: Tensor, config: SleepConfig, before: Memory, own_fingerprint: str, history: History | None
-) -> None:
-    if bool((lengths == 0).any()):
+def _ids(text: Any, row: int) -> Tensor:
+    ids = torch.as_tensor(text)
+    if ids.ndim != 1 or ids.is_floating_point() or ids.is_complex():
         raise UserError(
-            f"text {int((lengths == 0).int().argmax())} of the batch is empty: there is nothing to sleep over"
+            f"text {row} of the batch must be token ids in one dimension, got {list(ids.shape)} of {ids.dtype}; "
+            "tokens are [B, T], or a list of texts"
         )
+    if len(ids) == 0:
+        raise UserError(f"text {row} of the batch is empty: there is nothing to sleep over")
+    return ids.long()
+
+
+def _check_texts(lengths: Tensor, config: SleepConfig, before: Memory, history: History | None) -> None:
+    if len(lengths) == 0:
+        raise UserError("there is nothing to sleep over: the batch holds no text")
     if len(lengths) != before.batch_size:
         raise UserError(
             f"{len(lengths)} texts cannot continue a memory of {before.batch_size}: branch it, or pick rows of it"
         )
-    if before.fingerprint != own_fingerprint:
-        raise UserError("the memory is of another model: its fast weights mean nothing to this one")
-    _check_settings(before.config, config, "the memory")
     if len(lengths.unique()) > 1 and config.eviction == "sliding":
         raise UserError("under sliding eviction the texts of a batch must be equally long: sleep over them one by one")
     if len(lengths.unique()) > 1 and history is not None:
@@ -247,6 +287,10 @@ def _window(
     return after
 
 
+def _range(texts: list[Tensor]) -> str:
+    return f"they go from {min(int(text.min()) for text in texts)} to {max(int(text.max()) for text in texts)}"
+
+
 def _tell(report: Report | None, start: int, L: int, lengths: Tensor, context: Context) -> None:
     if report is not None:
         report(-(-start // L), -(-int(lengths.max()) // L), int(lengths.clamp(max=start).sum()), context)
@@ -255,65 +299,44 @@ def _tell(report: Report | None, start: int, L: int, lengths: Tensor, context: C
 def _loaded(model: object, config: SleepConfig | None, where: str, read: Callable[..., Content]) -> Memory:
     config = config or getattr(model, "sleep_config", None)
     sleeping, _ = sleeping_part(model, config or SleepConfig(window_size=1))
-    like = _one_token(sleeping, device_of(model))
+    device = device_of(model)
 
     def check(header: Header) -> None:
-        if header.info.fingerprint != fingerprint(model):
+        info = header.info
+        if info.fingerprint != fingerprint(model, anew=True):
             raise UserError(f"{where} is a memory of another model: its fast weights mean nothing to this one")
         if config is not None:
-            _check_settings(header.info.config, config, where)
-        _check_shapes(header, like, where)
+            check_settings(info.config, config, where, sleeping.num_blocks)
+        check_fits(header, sleeping, device, where)
 
     content = read(check)
-    info, device = content.info, device_of(model)
-    _check_structure(content.state, like, len(info.tokens), where)
+    info = content.info
+    if not all(bool(x.isfinite().all()) for x in tree_leaves(content.state) if isinstance(x, Tensor)):
+        raise UserError(f"{where} is not a memory that can be gone on with: it holds numbers that are not finite")
     try:
         history = None if content.history is None else History.from_tensors(content.history)
     except ValueError as error:
         raise UserError(f"{where} is not a memory: {error}") from None
     passes, tokens = (torch.tensor(counts, device=device) for counts in (info.passes, info.tokens))
     state = _map(lambda x: x.to(device), content.state)
-    return Memory(_at_rest(state, passes), tokens, info.config, info.fingerprint, info.notes, history)
+    return Memory(_at_rest(state, passes), tokens, config or info.config, info.fingerprint, info.notes, history)
 
 
-def _check_settings(made: SleepConfig, wanted: SleepConfig, where: str) -> None:
-    """Passes and tolerance may be any: they are spent anew on every window."""
+def check_settings(made: SleepConfig, wanted: SleepConfig, where: str, num_blocks: int) -> None:
+    """Raises UserError where a memory is of other windows, eviction or loop than a model sleeps with.
+
+    Passes and tolerance may be any: they are spent anew on every window.
+    """
+    all_blocks = (0, num_blocks)
     for name in ("window_size", "looped_blocks", "eviction"):
-        if getattr(made, name) != getattr(wanted, name):
+        ours, theirs = (getattr(config, name) for config in (wanted, made))
+        if name == "looped_blocks":
+            ours, theirs = ours or all_blocks, theirs or all_blocks
+        if ours != theirs:
             raise UserError(
-                f"{where} was made with {name} {_shown(getattr(made, name))}, and the model sleeps with "
-                f"{_shown(getattr(wanted, name))}: it cannot go on with that memory"
+                f"{where} was made with {name} {_shown(theirs)}, and the model sleeps with {_shown(ours)}: "
+                "it cannot go on with that memory"
             )
-
-
-def _check_shapes(header: Header, like: State, where: str) -> None:
-    """Of the fast weights, before any is read: a file must not decide how much is read."""
-    rows = len(header.info.tokens)
-    wanted = {f"fast_weights.{i}": (rows, *x.shape[1:]) for i, x in enumerate(like.fast_weights) if x is not None}
-    found = {name: shape for name, shape in header.shapes.items() if name.startswith("fast_weights.")}
-    if len(header.content.parts) != len(like.cache) or (found and found != wanted):
-        raise UserError(f"{where} does not fit this model: its fast weights have other shapes")
-
-
-def _check_structure(state: State, like: State, rows: int, where: str) -> None:
-    """Of what was read: the model's own kinds of cache, and one row a text in every tensor."""
-    for entry, own in zip(state.cache, like.cache, strict=True):
-        if entry is not None and [type(x) for x in _leaves(entry)] != [type(x) for x in _leaves(own)]:
-            raise UserError(f"{where} does not fit this model: it kept other things of its newest tokens")
-    tensors = [x for x in tree_leaves(state) if isinstance(x, Tensor)]
-    if any(x.ndim == 0 or len(x) != rows or not x.is_floating_point() for x in tensors):
-        raise UserError(f"{where} is not a memory: its tensors do not have a row for each of its {rows} texts")
-
-
-def _leaves(entry: Any) -> list[Any]:
-    return [type(entry), *tree_leaves(entry)]
-
-
-def _one_token(model: SleepingModel, device: torch.device) -> State:
-    """The state behind a single token: which tensors this model's has."""
-    with torch.no_grad():
-        token = torch.zeros(1, 1, dtype=torch.long, device=device)
-        return wake(model, token, Context.empty(model), SleepConfig(window_size=1))[1].state
 
 
 def _at_rest(state: State, passes: Tensor) -> Context:
@@ -326,4 +349,4 @@ def _map(change: Callable[[Tensor], Tensor], state: State) -> State:
 
 
 def _shown(value: object) -> str:
-    return "all blocks" if value is None else str(list(value) if isinstance(value, tuple) else value)
+    return str(list(value) if isinstance(value, tuple) else value)

@@ -11,11 +11,11 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, NamedTuple
 
 from reverie.errors import UserError
 from reverie.memory.file import MemoryInfo, header_size, read_info
@@ -82,7 +82,7 @@ class MemoryStore:
         with self._folder.alone():
             self._folder.remove_unfinished()
             victims = self._victims(name, len(data))
-            self._mark(name)  # before there is a file, else another process takes it for one used long ago
+            self._mark(name, len(data))  # before there is a file, else another process takes it for one used long ago
             self._folder.write(file, data)
             for victim in victims:
                 with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
@@ -97,14 +97,19 @@ class MemoryStore:
         Raises:
             UserError: there is none, the name is not allowed, or `Memory.load` would refuse the file.
         """
-        file = _file(name)
+        file, size = _file(name), 0
+
+        def fetch(end: int) -> bytes:
+            nonlocal size
+            size = len(data := self._folder.read(file, end))
+            return data
+
         try:
-            data = self._folder.read(file)
+            memory = Memory.fetch(fetch, model, config, where=self._folder.shown(file))
         except FileNotFoundError:
             raise self._absent(name) from None
-        memory = Memory.from_bytes(data, model, config, where=self._folder.shown(file))
         with contextlib.suppress(UserError):  # who may read but not write still gets it
-            self._mark(name)
+            self._mark(name, size)
         return memory
 
     def delete(self, name: str) -> None:
@@ -151,13 +156,13 @@ class MemoryStore:
         sizes = {f.removesuffix(_SUFFIX): size for f, size in self._folder.sizes().items() if f.endswith(_SUFFIX)}
         return {name: sizes[name] for name in sorted(sizes) if _NAME.fullmatch(name)}
 
-    def _infos(self, names: Collection[str]) -> dict[str, MemoryInfo | UserError]:
+    def _infos(self, sizes: Mapping[str, int]) -> dict[str, MemoryInfo | UserError]:
         """Without the files that have gone."""
-        heads = self._folder.read_beginnings([_file(name) for name in names], _HEAD)
-        infos = {name: self._info(name, head) for name, head in zip(names, heads, strict=True)}
+        heads = self._folder.read_beginnings([_file(name) for name in sizes], _HEAD)
+        infos = {name: self._info(name, head, sizes[name]) for name, head in zip(sizes, heads, strict=True)}
         return {name: info for name, info in infos.items() if info is not None}
 
-    def _info(self, name: str, head: bytes | Exception) -> MemoryInfo | UserError | None:
+    def _info(self, name: str, head: bytes | Exception, size: int) -> MemoryInfo | UserError | None:
         """None if the file has gone. Every read begins at 0, so that all bytes are those of one file."""
         end, where = _HEAD, _file(name)
         try:
@@ -165,7 +170,10 @@ class MemoryStore:
                 head, end = self._folder.read(_file(name), needed), needed
             if isinstance(head, Exception):
                 raise head
-            return read_info(head, where)
+            try:
+                return read_info(head, where, size=size)
+            except UserError:  # or it was replaced since the sizes were listed
+                return read_info(head, where, size=self._sizes().get(name, size))
         except FileNotFoundError:
             return None
         except UserError as error:
@@ -173,16 +181,17 @@ class MemoryStore:
 
     def _last_use(self, names: Collection[str]) -> dict[str, datetime]:
         marked = self._marked(names)
-        return {name: marked.get(name) or self._folder.written(_file(name)) or _EPOCH for name in names}
+        times = {name: marker.used for name, marker in marked.items()}
+        return {name: times.get(name) or self._folder.written(_file(name)) or _EPOCH for name in names}
 
-    def _marked(self, names: Collection[str]) -> dict[str, datetime]:
-        """When those that have a sound marker were last used."""
+    def _marked(self, names: Collection[str]) -> dict[str, _Marker]:
+        """Of those that have a sound one."""
         markers = zip(names, self._folder.read_beginnings([_marker(name) for name in names], 64), strict=True)
-        times = {name: _time(marker) for name, marker in markers if isinstance(marker, bytes)}
-        return {name: used for name, used in times.items() if used is not None}
+        sound = {name: _Marker.read(marker) for name, marker in markers if isinstance(marker, bytes)}
+        return {name: marker for name, marker in sound.items() if marker is not None}
 
-    def _mark(self, name: str) -> None:
-        self._folder.write(_marker(name), datetime.now(UTC).isoformat().encode())
+    def _mark(self, name: str, nbytes: int) -> None:
+        self._folder.write(_marker(name), f"{datetime.now(UTC).isoformat()} {nbytes}".encode())
 
     def _remove(self, name: str) -> None:
         self._folder.remove(_file(name))
@@ -208,10 +217,10 @@ class MemoryStore:
             )
         return victims
 
-    def _ours(self, names: Collection[str]) -> Collection[str]:
+    def _ours(self, sizes: Mapping[str, int]) -> Collection[str]:
         """Memories, and what was put as one: not the weights of a model that lie there by mistake."""
-        marked = self._marked(names)
-        infos = self._infos([name for name in names if name not in marked])
+        marked = {name for name, marker in self._marked(sizes).items() if marker.nbytes == sizes[name]}
+        infos = self._infos({name: size for name, size in sizes.items() if name not in marked})
         return {*marked, *(name for name, info in infos.items() if isinstance(info, MemoryInfo))}
 
 
@@ -228,10 +237,18 @@ def _marker(name: str) -> str:
     return f".used/{name}"
 
 
-def _time(marker: bytes) -> datetime | None:
-    """None for anything but an ISO time with its zone."""
-    try:
-        used = datetime.fromisoformat(marker.decode())
-    except ValueError:
-        return None
-    return used if used.tzinfo else None
+class _Marker(NamedTuple):
+    """When a memory was last used, and how large its file was: another file of that name is not ours."""
+
+    used: datetime
+    nbytes: int
+
+    @classmethod
+    def read(cls, content: bytes) -> _Marker | None:
+        """None for anything but an ISO time with its zone, and a number."""
+        try:
+            time, nbytes = content.decode().split()
+            used = datetime.fromisoformat(time)
+            return cls(used, int(nbytes)) if used.tzinfo else None
+        except ValueError:
+            return None

@@ -27,7 +27,8 @@ def model_kind(recipe: Recipe) -> str:
     """ "transformer", "hybrid" or "sleep": what the field calls a model of this recipe."""
     if not recipe.model.has_fast_weights:
         return "transformer"
-    return "hybrid" if recipe.sleep.num_sleep_passes == 1 else "sleep"
+    one_pass = recipe.sleep.num_sleep_passes == 1 and recipe.train.num_sleep_passes is None
+    return "hybrid" if one_pass else "sleep"
 
 
 def make_card(

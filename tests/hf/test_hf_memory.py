@@ -156,3 +156,12 @@ def test_the_part_that_sleeps_is_always_the_same(make: Callable[..., Any]) -> No
     assert list(model.state_dict()) == names
     changed = replace(sleep_over(model, text(L)), context=Context.empty(model.sleeping))
     assert changed.fingerprint == sleep_over(model, text(3)).fingerprint
+
+
+@pytest.mark.parametrize("kind", ["llama", "reverie_hybrid"])
+def test_a_memory_in_front_of_another_model_is_refused(make: Callable[..., Any], kind: str) -> None:
+    memory = sleep_over(make(kind), text(1, 2 * L))
+    with pytest.raises(UserError, match="the memory is of another model"):
+        make(kind, seed=1).generate(text(1, 3), past_key_values=cache_of(memory), max_new_tokens=1)
+    with pytest.raises(UserError, match="was made with eviction hard"):
+        make(kind, "sliding").generate(text(1, 3), past_key_values=cache_of(memory), max_new_tokens=1)

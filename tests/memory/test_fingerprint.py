@@ -58,6 +58,13 @@ def test_it_is_computed_once_for_the_same_weights(tiny_model: MakeModel, monkeyp
     assert fingerprint(model) != first
 
 
+def test_what_leaves_no_trace_is_found_when_computed_anew(tiny_model: MakeModel):
+    model = tiny_model("attn", "gdn")
+    first = fingerprint(model)
+    model.lm_head.weight.data.mul_(1.5)
+    assert fingerprint(model, anew=True) != first
+
+
 def test_what_has_no_weights_is_refused():
     with pytest.raises(UserError, match="a str is no model"):
         fingerprint("gpt")

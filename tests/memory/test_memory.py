@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -135,8 +136,18 @@ def test_other_numbers_of_passes_may_go_on_with_a_memory(make: Any, tmp_path: Pa
     model = make()
     sleep_over(model, text(1, 2 * L)).save(tmp_path / "a.safetensors")
     deeper = model._replace(sleep_config=model.sleep_config.model_copy(update={"num_sleep_passes": 5}))
-    memory = sleep_over(deeper, text(1, L), deeper.sleep_config, memory=Memory.load(tmp_path / "a.safetensors", deeper))
-    assert memory.passes.tolist() == [3 + 3 + 5]
+    loaded = Memory.load(tmp_path / "a.safetensors", deeper)
+    assert loaded.config == deeper.sleep_config
+    assert sleep_over(deeper, text(1, L), memory=loaded).passes.tolist() == [3 + 3 + 5]
+    as_made = Memory.load(tmp_path / "a.safetensors", model.sleeping)  # which does not say how it sleeps
+    assert as_made.config == model.sleep_config
+
+
+def test_all_blocks_by_name_are_all_blocks(make: Any):
+    model = make()
+    named = model.sleep_config.model_copy(update={"looped_blocks": (0, len(LAYERS))})
+    memory = sleep_over(model, text(1, L))
+    assert sleep_over(model, text(1, L), named, memory=memory).passes.tolist() == [6]
 
 
 def test_fifty_thousand_tokens_take_no_more_memory_than_the_first_window(tiny_model: MakeModel):
@@ -190,7 +201,7 @@ def test_progress_is_told_before_the_first_window_and_behind_each(make: Any):
     [
         ({"window_size": 7}, "was made with window_size 6, and the model sleeps with 7"),
         ({"eviction": "sliding"}, "was made with eviction hard, and the model sleeps with sliding"),
-        ({"looped_blocks": (0, 2)}, "was made with looped_blocks all blocks, and the model sleeps with [0, 2]"),
+        ({"looped_blocks": (0, 2)}, "was made with looped_blocks [0, 4], and the model sleeps with [0, 2]"),
     ],
 )
 def test_other_windows_are_refused_by_name(make: Any, tmp_path: Path, change: dict[str, Any], message: str):
@@ -221,6 +232,23 @@ def test_a_memory_of_another_model_is_refused(make: Any, tmp_path: Path):
     [
         (lambda m: sleep_over(m, torch.zeros(2, 0, dtype=torch.long)), "text 0 of the batch is empty"),
         (lambda m: sleep_over(m, [text(1, 3)[0], text(1, 0)[0]]), "text 1 of the batch is empty"),
+        (lambda m: sleep_over(m, text(1, 3)[0]), "text 0 of the batch must be token ids in one dimension"),
+        (lambda m: sleep_over(m, text(1, 3).float()), "text 0 of the batch must be token ids in one dimension"),
+        (lambda m: sleep_over(m, []), "the batch holds no text"),
+        (
+            lambda m: sleep_over(m, [torch.tensor([3, 99])]),
+            "token ids that the model does not know: they go from 3 to 99",
+        ),
+        (lambda m: sleep_over(m, text(2, 3)).rows(torch.tensor([2])), "there is no row beyond them"),
+        (lambda m: sleep_over(m, text(2, 3)).to("gpu"), "there is no device 'gpu'"),
+        (lambda m: replace(sleep_over(m, text(2, 3)), notes={"x": 3}).to_bytes(), "its notes.x is wrong"),
+        (lambda m: Memory.load("a\0b", m), "cannot read"),
+        (
+            lambda m: sleep_over(
+                m, [text(1, 3)[0], text(1, 4)[0]], memory=sleep_over(m, text(2, 3), history=History())
+            ),
+            "a history is of one text",
+        ),
         (lambda m: sleep_over(m.sleeping, text(1, 3)), "does not say how it sleeps"),
         (lambda m: sleep_over("gpt", text(1, 3), m.sleep_config), "a str cannot sleep"),
         (

@@ -58,7 +58,8 @@ class Files:
         return {file.removeprefix(f"{self.path}/") for file in files} - {".lock"}
 
     def stamp(self, name: str, hours_ago: float) -> None:
-        self[f".used/{name}"] = (datetime.now(UTC) - timedelta(hours=hours_ago)).isoformat().encode()
+        used = (datetime.now(UTC) - timedelta(hours=hours_ago)).isoformat()
+        self[f".used/{name}"] = f"{used} {self.fs.size(f'{self.path}/{name}.safetensors')}".encode()
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -282,6 +283,27 @@ def test_weights_of_someone_else_s_count_but_are_not_deleted(files: Files, memor
     assert refused(lambda: small.put("d", memories[0])) == f"{sentence} {len(FOREIGN):,}"
     assert names(store) == ["b", "c", "model"]
     assert files["model.safetensors"] == FOREIGN
+
+
+def test_what_took_the_place_of_a_memory_is_not_deleted(files: Files, memories: list[Memory], size: int):
+    """Its marker is still there, but speaks of another file."""
+    store = MemoryStore(files.url, limit_bytes=3 * size)
+    store.put("a", memories[0])
+    files["a.safetensors"] = FOREIGN
+    for name, memory in zip(("b", "c", "d", "e"), (*memories[1:], memories[0]), strict=True):
+        store.put(name, memory)
+    assert files["a.safetensors"] == FOREIGN
+    assert names(store) == ["a", "d", "e"]
+
+
+def test_one_that_is_cut_short_is_listed_with_its_problem(files: Files, memories: list[Memory]):
+    store = MemoryStore(files.url)
+    store.put("a", memories[0])
+    files["a.safetensors"] = files["a.safetensors"][:-10]
+    [entry] = store.list()
+    assert entry.info is None
+    assert entry.problem is not None
+    assert "is cut short" in entry.problem
 
 
 def test_other_files_and_folders_are_none_of_its_business(files: Files, memories: list[Memory], size: int):
