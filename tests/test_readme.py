@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -33,6 +34,31 @@ def test_the_quoted_sleep_loop_is_the_source() -> None:
 
 def test_the_python_example_runs() -> None:
     subprocess.run([sys.executable, "-c", blocks("python")[1]], check=True, timeout=120)
+
+
+def test_the_walk_through_of_memories_runs(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
+    code = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0]
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, timeout=120, cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.stdout.splitlines() == ["['3', '5']", "[('gull-island', [32])]"]
+
+
+def test_the_shipped_example_answers_as_documented() -> None:
+    """From its memory, and not without; the file travels with the package, so it must be small."""
+    done = CliRunner().invoke(app, ["ask", "--example", "--json"])
+    found = json.loads(done.stdout)
+    assert found["accuracy"] >= 7 / 8
+    assert found["accuracy_of_empty_memory"] <= 0.5
+    text = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
+    for answer in found["answers"]:
+        mark = "✓" if answer["text"] == answer["right"] else "✗"
+        assert re.search(rf"{re.escape(answer['question'])} +{answer['right']} +{answer['text']} {mark}", text)
+    assert (ROOT / "reverie" / "example" / "model.safetensors").stat().st_size < 10**6
+    score = load_card(ROOT / "reverie" / "example" / "card.json").score  # pyright: ignore[reportAttributeAccessIssue]
+    assert [round(100 * part["accuracy"]) for part in score["by_depth"].values()] == [98, 91, 79, 84]
+    assert "(98, 91, 79 and\n84 % for 1 to 4 operations" in text
 
 
 @pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)
