@@ -36,6 +36,8 @@ from reverie.train.result import evaluate_run
 from reverie.train.sharded import find_checkpoint
 from reverie.train.worker import Event
 
+MOST_PASSES = MOST_NUMBERS = 10_000  # of sleep; and of numbers in one option
+
 app = typer.Typer(
     help="Language models that sleep: they consolidate a full context window into fast weights.",
     no_args_is_help=True,
@@ -114,7 +116,7 @@ def eval_command(
 
     Of several runs, or at several numbers of passes: accuracy over the number of passes.
     """
-    numbers = None if passes is None else sorted(set(_numbers(passes, "--passes")))
+    numbers = None if passes is None else sorted(set(_passes(passes)))
     if len(runs) > 1 or tolerance is not None or out is not None or (numbers and len(numbers) > 1):
         _eval_passes(runs, numbers, tolerance, examples, out, device_named(device), as_json)
         return
@@ -182,9 +184,7 @@ def compare_command(
     """
     resolved = load_recipe(recipe, overrides or [])
     folder = out or Path("runs/compare") / resolved.name
-    runs = plan_runs(
-        resolved, _numbers(passes, "--passes"), _numbers(seeds, "--seeds"), folder, transformer=transformer
-    )
+    runs = plan_runs(resolved, _passes(passes), _numbers(seeds, "--seeds"), folder, transformer=transformer)
     _compare(resolved, runs, folder, jobs, device_named(device), as_json)
 
 
@@ -241,6 +241,13 @@ def _print_card(card: RunCard | ComparisonCard, as_json: bool) -> None:
         out_console.print(comparison_table(card) if isinstance(card, ComparisonCard) else run_table(card))
 
 
+def _passes(text: str) -> list[int]:
+    numbers = _numbers(text, "--passes")
+    if max(numbers) > MOST_PASSES:
+        raise UserError(f"--passes must be at most {MOST_PASSES:,}, got {max(numbers):,}")
+    return numbers
+
+
 def _numbers(text: str, option: str) -> list[int]:
     """Such as 4 or 1,2,4 or 1..8."""
     try:
@@ -251,6 +258,8 @@ def _numbers(text: str, option: str) -> list[int]:
         ) from None
     if any(bound[0] > bound[-1] for bound in bounds):
         raise UserError(f"{option} has a range that ends before it begins, {text!r}: give the smaller number first")
+    if sum(bound[-1] - bound[0] + 1 for bound in bounds) > MOST_NUMBERS:
+        raise UserError(f"{option} must be at most {MOST_NUMBERS:,} numbers, got {text!r:.60}")
     return [number for bound in bounds for number in range(bound[0], bound[-1] + 1)]
 
 

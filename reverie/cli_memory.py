@@ -6,22 +6,21 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from reverie.cli_hf import quiet_transformers
-from reverie.errors import UserError
+from reverie.errors import UserError, plain
 from reverie.memory.memory import Memory
 from reverie.progress import ReadDisplay
-from reverie.sleep import SleepConfig
 from reverie.talk.answer import ask, examine
 from reverie.talk.answer_tables import answers_table, do_it_yourself, examined_sentence, example_table
 from reverie.talk.chat import Chat
 from reverie.talk.chat_session import Session, lines
 from reverie.talk.reading import begin, read_file, read_text
 from reverie.talk.shipped import load_example_text
-from reverie.talk.sleeper import Sleeper, load_sleeper
+from reverie.talk.sleeper import Sleeper, load_memory, load_sleeper, with_passes
 from reverie.terminal import AsJson, Device, device_named, err_console, interruptible, out_console
 
 app = typer.Typer(rich_markup_mode=None)
@@ -53,17 +52,17 @@ def read_command(
     """
     content = read_file(text)
     sleeper = _load(model, device)
-    config = _settings(sleeper.sleep_config, passes, tolerance)
+    config = with_passes(sleeper.sleep_config, passes, tolerance)
     begun = begin(memory, resume, sleeper, config if passes or tolerance else None)
     sleeper = replace(sleeper, sleep_config=config if begun is None else begun.config)
     tokens = sleeper.text(content)
-    source = "standard input" if text == "-" else Path(text).name
+    source = "standard input" if text == "-" else plain(Path(text).name)
     with ReadDisplay(err_console, "reading") as display:
         done = read_text(
             sleeper,
             tokens,
             memory,
-            notes={"model": sleeper.name, "source": source},
+            notes={"model": plain(sleeper.name), "source": source},
             memory=begun,
             report=display.update,
         )
@@ -97,7 +96,9 @@ def ask_command(
     if model is None or memory is None or not questions:
         raise UserError(f"{_missing(model, memory)}, or --example alone for a demonstration")
     sleeper = _load(model, device)
-    known = Memory.load(memory, sleeper.sleeping)
+    known = load_memory(memory, sleeper)
+    if (complete := known.notes.get("complete", "yes")) != "yes":
+        _tell(f"{memory} holds a part of its text alone: {plain(complete).removeprefix('no, ')}")
     with interruptible("the memory is as it was"):
         answers = ask(sleeper, known, questions, max_tokens=tokens)
     if as_json:
@@ -114,10 +115,12 @@ def chat_command(
     ] = None,
     passes: Passes = None,
     tolerance: Tolerance = None,
-    idle: Annotated[float, typer.Option(min=0, help="Seconds without a word after which it sleeps; 0: never.")] = 30.0,
+    idle: Annotated[
+        float, typer.Option(min=0, max=86400, help="Seconds without a word after which it sleeps; 0: never.")
+    ] = 30.0,
     temperature: Annotated[float, typer.Option(min=0, help="Of drawing; 0 takes the most likely token.")] = 0.0,
     tokens: MaxTokens = None,
-    seed: Annotated[int, typer.Option(help="Of drawing.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of drawing.")] = 0,
     device: Device = "auto",
 ) -> None:
     """Talk with a model that sleeps over what was said when its window is full, or when nothing is said for a while.
@@ -125,10 +128,17 @@ def chat_command(
     /help lists what can be done besides.
     """
     sleeper = _load(model, device)
-    known = Memory.empty(sleeper) if memory is None else Memory.load(memory, sleeper.sleeping)
-    known = replace(known, config=_settings(known.config, passes, tolerance))
+    known = Memory.empty(sleeper) if memory is None else load_memory(memory, sleeper)
     at_terminal = sys.stdin.isatty()
-    chat = Chat(sleeper, known, temperature=temperature, max_tokens=tokens, seed=seed)
+    chat = Chat(
+        sleeper,
+        known,
+        num_sleep_passes=passes,
+        tolerance=tolerance,
+        temperature=temperature,
+        max_tokens=tokens,
+        seed=seed,
+    )
     session = Session(chat, memory, say=_say, tell=_tell, prompt="> " if at_terminal else "")
     with interruptible("what was not saved is forgotten"):
         session.run(lines(sys.stdin, idle if at_terminal and idle else None))
@@ -150,13 +160,6 @@ def _load(model: str, device: str) -> Sleeper:
     if (Path(model) / "config.json").is_file():
         quiet_transformers()
     return load_sleeper(model, where)
-
-
-def _settings(config: SleepConfig, passes: int | None, tolerance: float | None) -> SleepConfig:
-    if tolerance is not None and not tolerance > 0:
-        raise UserError(f"--tolerance must be above 0, such as 0.05, got {tolerance:g}")
-    given: dict[str, Any] = {"num_sleep_passes": passes, "tolerance": tolerance}
-    return config.model_copy(update={key: value for key, value in given.items() if value is not None})
 
 
 def _missing(model: str | None, memory: Path | None) -> str:

@@ -13,6 +13,7 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
+from reverie.errors import plain
 from reverie.memory.store import MemoryStore, StoreEntry
 from reverie.terminal import AsJson, interruptible, out_console
 
@@ -61,13 +62,8 @@ def _table(store: str, entries: Sequence[StoreEntry]) -> Table:
         tokens, passes = ("", "") if info is None else (_range(info.tokens), _range(info.passes))
         source = entry.problem if info is None else info.notes.get("source", "")
         cells = (entry.name, decimal(entry.nbytes), tokens, passes, source or "", f"{entry.used:%Y-%m-%d %H:%M}")
-        table.add_row(*map(_plain, cells), style="dim" if info is None else None)
+        table.add_row(*(Text(plain(cell)) for cell in cells), style="dim" if info is None else None)
     return table
-
-
-def _plain(text: str) -> Text:
-    """No markup, and nothing that steers a terminal: others may have written it."""
-    return Text("".join(c if c.isprintable() else "�" for c in text))
 
 
 def _range(numbers: Sequence[int]) -> str:

@@ -3,3 +3,8 @@
 
 class UserError(ValueError):
     """Bad input, in one sentence that names what is wrong and what would be right. The command line exits with 2."""
+
+
+def plain(text: str) -> str:
+    """One line of what others may have written, such as a file's notes: nothing in it steers a terminal."""
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

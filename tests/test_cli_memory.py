@@ -7,6 +7,7 @@ import json
 import os
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from tiny_sleeper import FACTS, QUESTION, tiny_run
 
 from reverie import cli_memory
 from reverie.memory.file import read_info
+from reverie.memory.memory import Memory
 from reverie.talk import answer_tables, reading, shipped
 from reverie.talk.shipped import export_example
+from reverie.talk.sleeper import load_sleeper
 
 BOOK = " ".join([FACTS] * 4)  # 56 words, 7 windows
 
@@ -107,6 +110,14 @@ def test_ask(reverie: Reverie, memory: str) -> None:
     assert Path(memory).read_bytes() == before
 
 
+def test_ask_says_what_was_not_read(reverie: Reverie, memory: str) -> None:
+    content = Memory.load(memory, load_sleeper("model"))
+    replace(content, notes={**content.notes, "complete": "no, 24 of 56 tokens"}).save("part.safetensors")
+    done = reverie("ask", "model", "--memory", "part.safetensors", QUESTION)
+    assert done.code == 0
+    assert done.err == "part.safetensors holds a part of its text alone: 24 of 56 tokens\n"
+
+
 def test_the_example(reverie: Reverie, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a model that was trained for nothing."""
     export_example(Path("model"), Path("example"), 1)
@@ -125,7 +136,7 @@ def test_the_example(reverie: Reverie, monkeypatch: pytest.MonkeyPatch) -> None:
     [read] = [line.split() for line in lines if line.startswith("reverie read")]
     assert reverie(*read[1:]).code == 0
     assert any(line.startswith('reverie ask example --memory facts.safetensors "') for line in lines)
-    python = done.out[done.out.index("from reverie.talk.answer") :]
+    python = done.out[done.out.index("from reverie import") :]
     exec(python, {})
 
 
@@ -161,8 +172,14 @@ def test_what_is_wrong_with_reading(reverie: Reverie, memory: str) -> None:
     assert_one_line(reverie("read", "model", "empty", *out), "empty holds no text")
     Path("prose").write_text("It was a dark and stormy night.")
     assert_one_line(reverie("read", "model", "prose", *out), "'It was a dark and stormy night.' is not in the vocab")
-    assert_one_line(reverie("read", "model", "book.txt", *out, "--tolerance", 0), "--tolerance must be above 0")
-    assert_one_line(reverie("read", "model", "book.txt", *out, "--tolerance", "nan"), "--tolerance must be above 0")
+    assert_one_line(
+        reverie("read", "model", "book.txt", *out, "--tolerance", 0), "the tolerance must be a number above 0"
+    )
+    assert_one_line(
+        reverie("read", "model", "book.txt", *out, "--tolerance", "nan"), "the tolerance must be a number above 0"
+    )
+    assert_one_line(reverie("read", "model", "book.txt", *out, "--tolerance", "inf"), "the tolerance must be a")
+    assert_one_line(reverie("read", "model", "book.txt", "--memory", "."), ". is a folder: give the name of a file")
     assert_one_line(reverie("read", "model", "book.txt", "--memory", memory), f"{memory} is there already: --resume")
     assert_one_line(reverie("read", "model", "book.txt", *out, "--resume"), "there is no memory at out.safetensors")
     assert_one_line(reverie("read", "model", "book.txt", "--memory", memory, "--resume", "--passes", 7), "other passes")
@@ -183,3 +200,11 @@ def test_what_is_wrong_with_asking(reverie: Reverie, memory: str) -> None:
     assert_one_line(reverie("ask", "model", "--memory", memory, "Who?"), "'Who?' is not in the vocabulary")
     assert_one_line(reverie("chat", "other", "--memory", memory), f"{memory} is a memory of another model")
     assert json.loads(reverie("ask", "model", "--memory", memory, QUESTION, "--json").out)
+
+
+def test_what_is_wrong_with_chatting(reverie: Reverie) -> None:
+    assert_one_line(reverie("chat", "model", "--temperature", 1e-5), "the temperature must be 0, for the most likely")
+    assert_one_line(reverie("chat", "model", "--tolerance", "inf"), "the tolerance must be a number above 0")
+    assert_usage(reverie("chat", "model", "--seed", -1), "--seed")
+    assert_usage(reverie("chat", "model", "--seed", 2**63), "--seed")
+    assert_usage(reverie("chat", "model", "--idle", 1e300), "--idle")

@@ -25,7 +25,7 @@ def reverie(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
 def memory(tiny_model: Callable[..., Any]) -> Memory:
     config = SleepConfig(window_size=4, num_sleep_passes=2)
     made = sleep_over(tiny_model("gdn", dtype=torch.float32), torch.zeros(1, 9, dtype=torch.long), config)
-    return replace(made, notes={"source": "[b]a\x1b[2J"})
+    return replace(made, notes={"source": "[b]a\u202e[2J"})
 
 
 def test_a_store_is_listed(reverie: Reverie, memory: Memory):
@@ -41,7 +41,7 @@ def test_a_store_is_listed(reverie: Reverie, memory: Memory):
     assert (foreign["name"], foreign["info"], foreign["nbytes"]) == ("foreign", None, 9)
     assert foreign["problem"]
     assert (moby["name"], moby["problem"], moby["nbytes"]) == ("moby-dick", None, len(memory.to_bytes()))
-    assert (moby["info"]["tokens"], moby["info"]["notes"]) == ([9], {"source": "[b]a\x1b[2J"})
+    assert (moby["info"]["tokens"], moby["info"]["notes"]) == ([9], {"source": "[b]a\u202e[2J"})
     assert moby["used"].endswith("+00:00")
 
 

@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fake_cards import run_card, summary
 from tiny_recipe import tiny_recipe
 
+from reverie.card import save_card
 from reverie.model import LanguageModel
 from reverie.recipe import Recipe, changed
 from reverie.talk.sleeper import Sleeper, load_sleeper
 from reverie.train.build import build_model
 from reverie.train.checkpoint import FILE_NAME, Progress, save_checkpoint
+from reverie.train.result import CARD_NAME
 
 TASKS: dict[str, dict[str, Any]] = {
     "rule110": {"name": "rule110", "num_states": 2, "width": 6, "rollout_steps": [1, 4]},
@@ -49,6 +52,7 @@ def tiny_run(folder: Path, task: str = "words", seed: int = 0, **sleep: Any) -> 
     model = disturbed(build_model(recipe.model, seed), seed)
     folder.mkdir(parents=True)
     save_checkpoint(folder / FILE_NAME, recipe, model, [], Progress(curve=[]))
+    save_card(run_card("sleep", 2, seed, summary({2: 0.5}, 0.1)), folder / CARD_NAME)
     return folder
 
 

@@ -20,7 +20,7 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
-from reverie.errors import UserError
+from reverie.errors import UserError, plain
 from reverie.memory.fingerprint import tensor_bytes
 from reverie.model import CACHE_ENTRIES, CacheEntry, State
 from reverie.sleep import SleepConfig
@@ -165,11 +165,6 @@ def read_header(start: bytes, where: str) -> Header:
     if content.info.nbytes != size or not isinstance(sha256, str):
         raise UserError(f"{where} is not a memory: its header does not agree with itself")
     return Header(content, text, sha256, tensors, history_bytes, end + size)
-
-
-def plain(text: str) -> str:
-    """Without line breaks, and without what a terminal would take for a command."""
-    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def read_info(source: bytes | str | Path, where: str | None = None, *, size: int | None = None) -> MemoryInfo:

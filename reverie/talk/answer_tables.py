@@ -60,9 +60,8 @@ def do_it_yourself(question: str) -> str:
 reverie read example {EXAMPLE / TEXT} --memory facts.safetensors
 reverie ask example --memory facts.safetensors "{question}"
 
-from reverie.talk.answer import ask
-from reverie.memory.memory import sleep_over
-from reverie.talk.sleeper import load_sleeper
+from reverie import sleep_over
+from reverie.talk import ask, load_sleeper
 
 sleeper = load_sleeper("example")
 memory = sleep_over(sleeper, [sleeper.text(open("{EXAMPLE / TEXT}").read())])

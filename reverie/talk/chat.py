@@ -7,6 +7,7 @@ what it leaves depends on the words alone, not on how they were cut into turns.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,14 +17,15 @@ import torch
 from rich.filesize import decimal
 from torch import Tensor
 
-from reverie.errors import UserError
+from reverie.errors import UserError, plain
 from reverie.memory.history import History
 from reverie.memory.memory import Memory, sleep_over
 from reverie.sleep import read
 from reverie.talk.answer import AWAKE, awake_ids, starting_point
-from reverie.talk.sleeper import Sleeper
+from reverie.talk.sleeper import Sleeper, load_memory, with_passes
 
 TURNS = "turns"  # among a memory's notes: how often the model was spoken to
+LEAST_TEMPERATURE = 1e-3  # below, drawing takes the most likely token, until logits / temperature overflow
 UNFINISHED = "\ufffd"  # what a tokenizer writes for the first bytes of a character
 
 
@@ -54,11 +56,12 @@ class Chat:
     Args:
         memory: what the model knows beforehand, and how it sleeps; `Memory.empty(sleeper)` knows nothing. One that
             `save` left goes on where that conversation was.
+        num_sleep_passes, tolerance: of every sleep, also after `load`; as the memory has them if absent.
         temperature: of drawing tokens; at 0 the most likely one is taken.
         max_tokens: of an answer; the language's own if absent.
         on_sleep: called behind every sleep.
 
-    Raises UserError for a memory of several texts.
+    Raises UserError for a memory of several texts, and for numbers out of range.
     """
 
     def __init__(
@@ -66,25 +69,43 @@ class Chat:
         sleeper: Sleeper,
         memory: Memory,
         *,
+        num_sleep_passes: int | None = None,
+        tolerance: float | None = None,
         temperature: float = 0.0,
         max_tokens: int | None = None,
         seed: int = 0,
         on_sleep: Callable[[Nap], None] = lambda nap: None,
     ) -> None:
+        if temperature != 0 and not LEAST_TEMPERATURE <= temperature < math.inf:
+            raise UserError(
+                f"the temperature must be 0, for the most likely token, or from {LEAST_TEMPERATURE:g} on, got "
+                f"{temperature:g}"
+            )
         self.sleeper, self.temperature, self.on_sleep = sleeper, temperature, on_sleep
+        self.num_sleep_passes, self.tolerance = num_sleep_passes, tolerance
         self.max_tokens = max_tokens or sleeper.language.max_answer_tokens
         self.random = torch.Generator(sleeper.device).manual_seed(seed)
         self._wake_up(memory)
 
     def _wake_up(self, memory: Memory) -> None:
-        """As the one who saved this memory was."""
+        """As the one who saved this memory was; what is refused changes nothing."""
+        config = with_passes(memory.config, self.num_sleep_passes, self.tolerance)
+        notes = {key: x for key, x in memory.notes.items() if key not in (AWAKE, TURNS)}
+        turns, awake = _count(memory.notes.get(TURNS, "0")), awake_ids(memory)
         self.context = starting_point(self.sleeper, memory)
-        self.awake, self.turns = awake_ids(memory), _count(memory.notes.get(TURNS, "0"))
-        self.memory = replace(memory, notes={key: x for key, x in memory.notes.items() if key not in (AWAKE, TURNS)})
+        self.turns, self.awake, self.memory = turns, awake, replace(memory, config=config, notes=notes)
 
     @torch.no_grad()
-    def say(self, text: str, write: Callable[[str], None] = lambda text: None) -> str:
+    def say(
+        self,
+        text: str,
+        write: Callable[[str], None] = lambda text: None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> str:
         """Tell the model something; its answer, which goes to `write` piece by piece. "" where nothing was asked.
+
+        Args:
+            stopped: asked behind every token whether the answer is to end there; what was written counts as said.
 
         Raises UserError for words that the model does not know; then it has heard nothing.
         """
@@ -95,7 +116,7 @@ class Chat:
         if not language.is_question(text):
             return ""
         said, shown = list[int](), ""
-        while not said or (len(said) < self.max_tokens and said[-1] not in language.end_ids):
+        while not said or (len(said) < self.max_tokens and said[-1] not in language.end_ids and not stopped()):
             if said:
                 logits = self._hear(said[-1:])
             said.append(self._choose(logits))
@@ -130,14 +151,14 @@ class Chat:
 
         Raises UserError where it cannot be written.
         """
-        notes = {"model": self.sleeper.name, AWAKE: json.dumps(self.awake), TURNS: str(self.turns)}
+        notes = {"model": plain(self.sleeper.name), AWAKE: json.dumps(self.awake), TURNS: str(self.turns)}
         kept = replace(self.memory, notes={**self.memory.notes, **notes})
         kept.save(path)
         self.context = starting_point(self.sleeper, kept)
 
     def load(self, path: Path) -> None:
         """Go on with another conversation or memory. Raises UserError if that is none, or of another model."""
-        self._wake_up(Memory.load(path, self.sleeper.sleeping))
+        self._wake_up(load_memory(path, self.sleeper))
 
     def _hear(self, ids: list[int]) -> Tensor:
         """Take in tokens, asleep in between where the window is full; the logits behind the last, [vocab]."""

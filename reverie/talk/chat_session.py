@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TextIO
 
-from reverie.errors import UserError
+from reverie.errors import UserError, plain
+from reverie.memory.file import read_info
 from reverie.talk.chat import Chat, Nap, holds
+from reverie.train.stop import Terminated, stop_requests
 
 HELP = """\
 /save FILE    save the chat; without FILE to where it was saved or loaded last
@@ -17,13 +20,14 @@ HELP = """\
 /load FILE    go on with another chat, or from another memory
 /sleep        sleep over what was said since the last time
 /memory       what the memory holds
-/quit         leave, as Ctrl-D does; what was not saved is forgotten"""
+/quit         leave, as Ctrl-D does; what was not saved is forgotten
+Ctrl-C ends an answer; where there is none, it leaves."""
 
 
 def lines(file: TextIO, idle: float | None) -> Iterator[str | None]:
     """Lines without their ends, as they come; None after every `idle` seconds without one. Ends with the file."""
     if idle is None:
-        yield from (line.rstrip("\r\n") for line in file)
+        yield from (line.decode(errors="replace").rstrip("\r\n") for line in file.buffer)
         return
     # What has come is cut into lines here: behind a buffer of Python's, select would not see it.
     rest = b""
@@ -79,6 +83,8 @@ class Session:
             except UserError as error:
                 self.tell(f"error: {error}")
             self._write(self.prompt)
+        if self.prompt:
+            self._write("\n")  # behind Ctrl-D
 
     def _take(self, line: str) -> None:
         if not line.startswith("/"):
@@ -86,7 +92,7 @@ class Session:
                 self._answer(line)
             return
         command, _, argument = line.partition(" ")
-        path = Path(argument.strip()) if argument.strip() else None
+        path = Path(os.path.expanduser(argument.strip())) if argument.strip() else None
         match command:
             case "/save":
                 self._save(path or self.path, stays=True)
@@ -105,8 +111,17 @@ class Session:
                 raise UserError(f"there is no command {command}; /help lists them")
 
     def _answer(self, line: str) -> None:
-        if self.chat.say(line, self._write):
+        """Ctrl-C at a terminal ends the answer alone."""
+        with stop_requests() as stop:
+            answer = self.chat.say(line, self._write, lambda: stop.requested is not None)
+        if answer:
             self._write("\n")
+        if stop.requested == signal.SIGTERM:
+            raise Terminated("terminated")
+        if stop.requested is not None:
+            if not answer or not self.prompt:
+                raise KeyboardInterrupt
+            self.tell("(cut off: what was written counts as said)")
 
     def _write(self, text: str) -> None:
         if text:
@@ -116,6 +131,8 @@ class Session:
     def _save(self, path: Path | None, *, stays: bool) -> None:
         if path is None:
             raise UserError(f"say where to: {'/save' if stays else '/branch'} FILE")
+        if path != self.path and path.exists() and not _is_memory(path):
+            raise UserError(f"{path} is there already and is no memory: choose another name")
         self.chat.save(path)
         self.path = path if stays else self.path
         self.tell(f"saved in {path}: {holds(self.chat.memory)}, {len(self.chat.awake)} awake")
@@ -130,7 +147,7 @@ class Session:
     def _described(self) -> str:
         memory, config = self.chat.memory, self.chat.memory.config
         source = memory.notes.get("source")
-        about = f" of {source}" if source else ""
+        about = f" of {plain(source)}" if source else ""
         return (
             f"{holds(memory)}{about}, {int(memory.passes[0]):,} passes so far; {len(self.chat.awake)} of "
             f"{config.window_size} tokens awake"
@@ -141,3 +158,11 @@ class Session:
         if self._midline:
             self._write("\n")
         self.tell(f"({nap.sentence()})")
+
+
+def _is_memory(path: Path) -> bool:
+    try:
+        read_info(path)
+    except UserError:
+        return False
+    return True

@@ -7,6 +7,7 @@ tokens alone, a reading that went on is bit for bit one that was never broken of
 from __future__ import annotations
 
 import hashlib
+import math
 import signal
 import sys
 import time
@@ -24,7 +25,9 @@ from reverie.errors import UserError
 from reverie.memory.history import History
 from reverie.memory.memory import Memory, sleep_over
 from reverie.sleep import SleepConfig
-from reverie.talk.sleeper import Sleeper
+from reverie.talk.answer import AWAKE
+from reverie.talk.chat import TURNS
+from reverie.talk.sleeper import Sleeper, load_memory
 from reverie.train.stop import stop_requests
 
 SAVE_EVERY_S = 60.0
@@ -92,11 +95,13 @@ def begin(out: Path, resume: bool, sleeper: Sleeper, config: SleepConfig | None)
 
     Raises UserError where `out` is in the way, or is not there, or is of another model or settings.
     """
+    if out.is_dir():
+        raise UserError(f"{out} is a folder: give the name of a file in it, such as {out / 'memory.safetensors'}")
     if not resume:
         if out.exists():
             raise UserError(f"{out} is there already: --resume goes on with it, or choose another name")
         return None
-    memory = Memory.load(out, sleeper.sleeping)
+    memory = load_memory(out, sleeper)
     if config is not None and config != memory.config:
         raise UserError(f"{out} was begun with other passes or another tolerance: leave both out to go on as it began")
     return memory
@@ -124,7 +129,7 @@ def read_text(
     L, T, first = config.window_size, len(tokens), 0 if memory is None else _tokens_read(memory, tokens, out)
     history = History() if memory is None or memory.history is None else memory.history.copy()
     total, done, begun = -(-T // L), first, time.monotonic()
-    saved = begun
+    saved = -math.inf  # the first window shows whether `out` can be written at all
     report(-(-done // L), total, done, 0 if memory is None else memory.nbytes)
     with stop_requests() as stop:
         while memory is None or (done < T and stop.requested is None):
@@ -150,6 +155,8 @@ def _save(memory: Memory, read: Tensor, total: int, notes: Mapping[str, str], ou
 def _tokens_read(memory: Memory, tokens: Tensor, out: Path) -> int:
     """How far the memory is in this text. Raises UserError if it is of another, or its last window was not full."""
     read = int(memory.tokens[0])
+    if AWAKE in memory.notes or TURNS in memory.notes:
+        raise UserError(f"{out} holds a chat, which would be lost: choose another name, or go on with reverie chat")
     if "tokens_sha256" not in memory.notes or memory.batch_size != 1:
         raise UserError(f"{out} is no memory that reverie read has made: choose another name")
     if read > len(tokens) or memory.notes["tokens_sha256"] != _digest(tokens[:read]):

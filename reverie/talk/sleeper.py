@@ -6,6 +6,7 @@ memory = sleep_over(sleeper, sleeper.text(open("book.txt").read()))
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from torch import Tensor
 
 from reverie.errors import UserError
 from reverie.language import Language, language_of
+from reverie.memory.file import read_info
+from reverie.memory.memory import Memory
 from reverie.recipe import Recipe
 from reverie.sleep import SleepConfig, SleepingModel
 from reverie.talk.shipped import EXAMPLE, MODEL, WANTED, load_model_file
@@ -84,6 +87,29 @@ def load_sleeper(place: str | Path, device: torch.device | str = "cpu") -> Sleep
     if (path / "config.json").is_file():
         return _of_transformers(path, where)
     raise UserError(f"there is no model at {place}: give {WANTED}")
+
+
+def load_memory(path: Path, sleeper: Sleeper) -> Memory:
+    """The memory in a file, which goes on with the passes and the tolerance that it was made with.
+
+    Raises UserError where it is none, or is of another model, or of other windows than those of the model.
+    """
+    made = read_info(path).config
+    passes = {"num_sleep_passes": made.num_sleep_passes, "tolerance": made.tolerance}
+    return Memory.load(path, sleeper, sleeper.sleep_config.model_copy(update=passes))
+
+
+def with_passes(config: SleepConfig, num_sleep_passes: int | None, tolerance: float | None) -> SleepConfig:
+    """Settings with another number of passes or another tolerance, where one is given.
+
+    Raises UserError for a number out of range.
+    """
+    if num_sleep_passes is not None and num_sleep_passes < 1:
+        raise UserError(f"the number of passes must be at least 1, got {num_sleep_passes}")
+    if tolerance is not None and not 0 < tolerance < math.inf:
+        raise UserError(f"the tolerance must be a number above 0, such as 0.05, got {tolerance:g}")
+    given = {"num_sleep_passes": num_sleep_passes, "tolerance": tolerance}
+    return config.model_copy(update={key: value for key, value in given.items() if value is not None})
 
 
 def _of_task(checkpoint: Checkpoint, name: str, device: torch.device) -> Sleeper:

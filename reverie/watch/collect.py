@@ -1,6 +1,6 @@
 """What a memory does while a text is read: its fast weights by window and pass, and what it can answer after each.
 
-The numbers alone, as `reverie watch --json` prints them; `watch_figure.py` draws them.
+The numbers alone, as `reverie watch --json` prints them; `figure.py` draws them.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from matplotlib.ticker import (
     StrMethodFormatter,
 )
 
+from reverie.errors import plain
 from reverie.figure_style import CHANCE, GREY, INK, STYLE
 from reverie.watch.collect import Answers, Watch
 
@@ -50,7 +51,7 @@ def draw(watch: Watch) -> Figure:
             _draw_answers(axes, answers, watch.texts)
         _scale_windows(panels, watch)
         drawing.align_ylabels(panels)
-        drawing.suptitle(watch.title, x=0.01, ha="left", fontsize=10, color=INK)
+        drawing.suptitle(plain(watch.title), x=0.01, ha="left", fontsize=10, color=INK, parse_math=False)
     return drawing
 
 

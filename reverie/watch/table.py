@@ -9,6 +9,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from reverie.errors import plain
 from reverie.memory.history import Window
 from reverie.watch.collect import Watch
 
@@ -35,7 +36,7 @@ def watch_table(watch: Watch) -> Group:
         table.add_row(f"{first + i + 1:,}", *_cells(window, passes), *asked)
         if _skipped(i + 1, len(watch.windows)):
             table.add_row("…")
-    return Group(Text(watch.title, "bold"), table, Text("; ".join(notes), "dim"))  # as wide as the terminal
+    return Group(Text(plain(watch.title), "bold"), table, Text("; ".join(notes), "dim"))  # as wide as the terminal
 
 
 def _cells(window: Window, passes: list[int]) -> list[str]:

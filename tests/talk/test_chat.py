@@ -121,8 +121,46 @@ def test_temperature(sleeper: Sleeper) -> None:
 
     assert drawn(temperature=1.0, seed=1) == drawn(temperature=1.0, seed=1)
     assert drawn(temperature=1.0, seed=1) != drawn(temperature=1.0, seed=2)
-    assert drawn(temperature=1e-6, seed=2) == drawn()
+    assert drawn(temperature=1e-3, seed=2) == drawn()
     assert {len(answer.split()) for answer in drawn(max_tokens=2)} == {0, 2}
+
+
+def test_temperature_out_of_range(sleeper: Sleeper) -> None:
+    for wrong in (1e-4, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="the temperature must be 0, for the most likely token, or from"):
+            chat_with(sleeper, temperature=wrong)
+
+
+def test_a_refused_load_leaves_the_chat_as_it_was(sleeper: Sleeper, tmp_path: Path) -> None:
+    chat, _ = chat_with(sleeper)
+    chat.say(TURNS[0])
+    before = (chat.context, chat.awake, chat.turns, chat.memory)
+    for notes in ({"turns": "x"}, {"awake": "x"}, {"awake": "[99999]"}):
+        replace(Memory.empty(sleeper), notes=notes).save(tmp_path / "bad.safetensors")
+        with pytest.raises(UserError, match='the note "'):
+            chat.load(tmp_path / "bad.safetensors")
+        assert all(x is y for x, y in zip(before, (chat.context, chat.awake, chat.turns, chat.memory), strict=True))
+
+
+def test_passes_that_were_asked_for_outlive_a_load(sleeper: Sleeper, tmp_path: Path) -> None:
+    """Without any, every memory goes on with its own."""
+    made = sleeper.sleep_config.model_copy(update={"num_sleep_passes": 3, "tolerance": 0.5})
+    Memory.empty(sleeper, made).save(tmp_path / "m.safetensors")
+    for given, wanted in (({}, (3, 0.5)), ({"num_sleep_passes": 5, "tolerance": 0.1}, (5, 0.1))):
+        chat, _ = chat_with(sleeper, **given)
+        chat.load(tmp_path / "m.safetensors")
+        assert (chat.memory.config.num_sleep_passes, chat.memory.config.tolerance) == wanted
+    with pytest.raises(UserError, match="the tolerance must be a number above 0, such as"):
+        chat_with(sleeper, tolerance=float("inf"))
+
+
+def test_an_answer_that_is_stopped_counts_as_said(sleeper: Sleeper) -> None:
+    chat, _ = chat_with(sleeper)
+    written = list[str]()
+    answer = chat.say(TURNS[0], written.append, lambda: len(written) >= 2)
+    assert len(answer.split()) == 2
+    assert chat.awake == heard(sleeper, TURNS[:1], [answer])
+    assert chat.turns == 1
 
 
 def test_what_it_does_not_understand_it_has_not_heard(sleeper: Sleeper) -> None:

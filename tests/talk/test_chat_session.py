@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -40,7 +42,7 @@ def test_a_conversation(sleeper: Sleeper) -> None:
     assert typed.told[0].startswith("(slept over 8 tokens, 2 passes, 0.")
     assert typed.told[-1] == "16 tokens in memory, 512 bytes, 4 passes so far; 5 of 8 tokens awake"
     prompted = Typed(sleeper, FACTS, "", QUESTION, "/memory", prompt="> ").said
-    assert prompted == f"> > > {typed.said}> > "
+    assert prompted == f"> > > {typed.said}> > \n"
     assert Typed(sleeper, "How many", None, "/quit", prompt="> ").said == "> > \n> "  # it sleeps on a line of its own
 
 
@@ -65,6 +67,54 @@ def test_save_branch_load(sleeper: Sleeper, tmp_path: Path) -> None:
     assert typed.session.path == other
     loaded = Typed(sleeper, f"/load {one}", "/memory")
     assert loaded.told[-1].endswith("3 of 8 tokens awake")
+
+
+def test_no_file_is_overwritten_but_memories(sleeper: Sleeper, tmp_path: Path) -> None:
+    thesis, memory, own = (tmp_path / name for name in ("thesis.txt", "memory.safetensors", "own.safetensors"))
+    thesis.write_text("years of work")
+    typed = Typed(sleeper, f"/save {memory}", f"/branch {memory}", f"/save {thesis}", f"/branch {thesis}")
+    assert [line.split(":")[0] for line in typed.told[:2]] == [f"saved in {memory}"] * 2
+    assert typed.told[2:] == [f"error: {thesis} is there already and is no memory: choose another name"] * 2
+    assert thesis.read_text() == "years of work"
+    typed.session.path = own
+    own.write_text("cut sh")  # whoever did that: it is where the chat belongs
+    typed.session.run(["/save"])
+    assert typed.told[-1].startswith(f"saved in {own}")
+
+
+def test_home_is_understood(sleeper: Sleeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    Typed(sleeper, "/save ~/chat.safetensors")
+    assert (tmp_path / "chat.safetensors").is_file()
+
+
+def test_notes_do_not_steer_the_terminal(sleeper: Sleeper) -> None:
+    typed = Typed(sleeper)
+    typed.session.chat.memory = replace(typed.session.chat.memory, notes={"source": "a\x1b[2J\nb"})
+    typed.session.run(["/memory"])
+    assert "of a\ufffd[2J\ufffdb, " in typed.told[-1]
+
+
+@pytest.mark.parametrize(("prompt", "number"), [("> ", signal.SIGINT), ("", signal.SIGINT), ("> ", signal.SIGTERM)])
+def test_ctrl_c_ends_the_answer(sleeper: Sleeper, prompt: str, number: signal.Signals) -> None:
+    """At a terminal; in a script, and by SIGTERM, it ends the chat."""
+    typed = Typed(sleeper, prompt=prompt)
+    chat = typed.session.chat
+    choose = chat._choose
+
+    def interrupted(logits: object) -> int:
+        os.kill(os.getpid(), number)
+        return choose(logits)  # type: ignore[arg-type]
+
+    chat._choose, chat.max_tokens = interrupted, 9  # type: ignore[method-assign]
+    if prompt and number == signal.SIGINT:
+        typed.session.run([QUESTION, "/memory"])
+        assert "(cut off: what was written counts as said)" in typed.told
+        assert typed.told[-1].endswith("tokens awake")
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            typed.session.run([QUESTION, "/memory"])
+    assert chat.turns == 1
 
 
 def test_mistakes_are_told_and_the_session_goes_on(sleeper: Sleeper, tmp_path: Path) -> None:
@@ -104,6 +154,7 @@ def test_lines_as_they_come_and_none_in_between() -> None:
 
 
 def test_lines_of_a_pipe(tmp_path: Path) -> None:
-    (tmp_path / "typed").write_text("one\n\ntwo")
+    """Also where they are not UTF-8."""
+    (tmp_path / "typed").write_bytes(b"one\r\n\ncaf\xe9\ntwo")
     with (tmp_path / "typed").open() as file:
-        assert list(lines(file, None)) == ["one", "", "two"]
+        assert list(lines(file, None)) == ["one", "", "caf\ufffd", "two"]

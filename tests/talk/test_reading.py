@@ -15,6 +15,7 @@ from tiny_sleeper import FACTS, tiny_sleeper
 import reverie.talk.reading as reading
 from reverie.errors import UserError
 from reverie.memory.memory import Memory, sleep_over
+from reverie.talk.chat import Chat
 from reverie.talk.reading import Read, begin, read_file, read_text
 from reverie.talk.sleeper import Sleeper
 
@@ -98,6 +99,23 @@ def test_it_saves_on_the_way(sleeper: Sleeper, tmp_path: Path, monkeypatch: pyte
     assert found == [0, *(8 * i for i in range(done.tokens // 8))]
 
 
+def test_it_saves_behind_the_first_window(sleeper: Sleeper, tmp_path: Path) -> None:
+    """Where nothing can be written, hours of reading would be lost."""
+    (tmp_path / "file").touch()
+    seen = list[int]()
+    with pytest.raises(UserError, match="cannot write"):
+        read_on(sleeper, tmp_path / "file" / "m.safetensors", report=lambda i, total, tokens, held: seen.append(i))
+    assert seen == [0, 1]
+
+
+def test_a_chat_is_not_read_on(sleeper: Sleeper, tmp_path: Path) -> None:
+    out = tmp_path / "m.safetensors"
+    read_on(sleeper, out, report=stop_after(2))
+    Chat(sleeper, Memory.load(out, sleeper)).save(out)
+    with pytest.raises(UserError, match="holds a chat, which would be lost: choose another name, or go on with"):
+        read_on(sleeper, out)
+
+
 def test_read_to_the_end_already(sleeper: Sleeper, tmp_path: Path) -> None:
     out = tmp_path / "m.safetensors"
     read_on(sleeper, out)
@@ -134,6 +152,12 @@ def test_begin(sleeper: Sleeper, tmp_path: Path) -> None:
         begin(out, True, sleeper, sleeper.sleep_config.model_copy(update={"num_sleep_passes": 3}))
     other = tiny_sleeper(tmp_path / "other", window_size=8)
     assert begin(out, True, other, None) is not None  # the same weights
+    for resume in (False, True):
+        with pytest.raises(UserError, match=f"{tmp_path} is a folder: give the name of a file in it, such as"):
+            begin(tmp_path, resume, sleeper, None)
+    longer = replace(sleeper, sleep_config=sleeper.sleep_config.model_copy(update={"window_size": 16}))
+    with pytest.raises(UserError, match=r"was made with window_size 8, and the model sleeps with 16"):
+        begin(out, True, longer, None)
     with pytest.raises(UserError, match="is a memory of another model"):
         begin(out, True, tiny_sleeper(tmp_path / "other", "depo"), None)
 

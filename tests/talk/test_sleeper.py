@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,10 +13,10 @@ from tiny_recipe import tiny_recipe
 from tiny_sleeper import FACTS, TASKS, disturbed, recipe_of, tiny_run, tiny_sleeper
 
 from reverie.errors import UserError
-from reverie.memory.memory import sleep_over
-from reverie.sleep import rollout
+from reverie.memory.memory import Memory, sleep_over
+from reverie.sleep import SleepConfig, rollout
 from reverie.talk.shipped import export_example, export_model, load_example_text
-from reverie.talk.sleeper import load_sleeper
+from reverie.talk.sleeper import load_memory, load_sleeper, with_passes
 from reverie.tasks import GsmInfinite
 from reverie.train.build import build_model
 from reverie.train.checkpoint import FILE_NAME, Progress, save_checkpoint
@@ -95,3 +96,27 @@ def test_nothing_to_read_or_to_answer(tmp_path: Path) -> None:
         sleeper.text(" \n")
     with pytest.raises(UserError, match="there is nothing to answer: the question is empty"):
         sleeper.question(" ")
+
+
+def test_a_memory_keeps_its_passes(tmp_path: Path) -> None:
+    """Whatever the model would spend now; but its windows are to be those of the model."""
+    sleeper = tiny_sleeper(tmp_path)
+    adaptive = sleeper.sleep_config.model_copy(update={"num_sleep_passes": 7, "tolerance": 0.25})
+    for made in (adaptive, sleeper.sleep_config):
+        Memory.empty(sleeper, made).save(tmp_path / "m.safetensors")
+        for config in (adaptive, sleeper.sleep_config):
+            assert load_memory(tmp_path / "m.safetensors", replace(sleeper, sleep_config=config)).config == made
+    other = sleeper.sleep_config.model_copy(update={"eviction": "sliding"})
+    with pytest.raises(UserError, match="was made with eviction hard, and the model sleeps with sliding"):
+        load_memory(tmp_path / "m.safetensors", replace(sleeper, sleep_config=other))
+
+
+def test_passes_out_of_range(tmp_path: Path) -> None:
+    config = SleepConfig(window_size=8)
+    assert with_passes(config, 3, 0.5) == SleepConfig(window_size=8, num_sleep_passes=3, tolerance=0.5)
+    assert with_passes(config, None, None) == config
+    for tolerance in (0.0, -1.0, float("nan"), float("inf")):
+        with pytest.raises(UserError, match="the tolerance must be a number above 0, such as"):
+            with_passes(config, None, tolerance)
+    with pytest.raises(UserError, match="the number of passes must be at least 1, got 0"):
+        with_passes(config, 0, None)

@@ -11,6 +11,7 @@ from tiny_recipe import tiny_recipe
 from torch import Tensor, nn
 
 from reverie.errors import UserError
+from reverie.memory.file import read_file, to_bytes
 from reverie.memory.history import History
 from reverie.memory.memory import Memory, sleep_over
 from reverie.model import HybridLM
@@ -170,3 +171,15 @@ def test_refuses_a_run_that_never_sleeps(tmp_path: Path) -> None:
 def test_refuses_a_folder_without_a_run(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no run"):
         watch_run(tmp_path)
+
+
+def test_a_history_beyond_belief_is_refused(tiny_model: MakeModel, tmp_path: Path) -> None:
+    """In a sentence, and not in a figure that nothing can draw."""
+    history, path = History(), tmp_path / "book.safetensors"
+    sleep_over(tiny_model("gdn"), torch.ones(1, 4).long(), SleepConfig(window_size=4), history=history).save(path)
+    content = read_file(path, lambda header: None)
+    assert content.history is not None
+    far = {**content.history, "totals": torch.tensor([1e308, 1e308], dtype=torch.float64)}
+    path.write_bytes(to_bytes(content.info, content.state, far))
+    with pytest.raises(UserError, match="is not a memory: passes and seconds of a history are numbers from 0 to"):
+        watch_memory(path)

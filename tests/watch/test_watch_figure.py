@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+
 import numpy as np
 import pytest
 from fake_watch import watched
@@ -77,3 +79,9 @@ def test_no_change_at_all_is_drawn_too() -> None:
 def test_changes_of_nothing_leave_time_and_passes() -> None:
     watch = watched(2, 1, [])
     assert [axes.get_ylabel() for axes in draw(watch).axes] == ["ms"]
+
+
+def test_a_name_is_no_formula() -> None:
+    figure = draw(watched(2, 1, [0]).model_copy(update={"name": "US$5 \\frac{ and $6\x1b[2J"}))
+    figure.savefig(BytesIO())
+    assert figure.get_suptitle().startswith("US$5 \\frac{ and $6\ufffd[2J: ")

@@ -32,3 +32,8 @@ def test_the_table_of_a_long_text_leaves_windows_out() -> None:
     assert windows == [*map(str, range(126, 138)), *(f"{n:,}" for n in range(1138, 1150))]
     assert [row for row in rows if row == ["…"]] == [["…"]]
     assert rows[1][4:] == ["pass", "1", "pass", "2", "pass", "4", "pass", "8", "pass", "20"]
+
+
+def test_a_name_does_not_steer_the_terminal() -> None:
+    title = " ".join(printed(watched(2, 1, [0]).model_copy(update={"name": "a\x1b[2J\nb"}))[0])
+    assert title.startswith("a\ufffd[2J\ufffdb: ")
