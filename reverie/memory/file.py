@@ -188,14 +188,13 @@ def read_info(source: bytes | str | Path, where: str | None = None, *, size: int
 def read_file(path: Path, check: Callable[[Header], None]) -> Content:
     """A file's content; what `check` raises against its header comes before a tensor is read."""
 
-    def read(start: bytes, size: int) -> tuple[Header, int]:
+    def read(start: bytes, size: int) -> Content:
         header = read_header(start, str(path))
         check(header)
         _check_size(header, size, str(path))
-        return header, size
+        return read_bytes(path.read_bytes(), str(path), _unless(header, check))
 
-    _open(path, read)
-    return read_bytes(path.read_bytes(), str(path), check)
+    return _open(path, read)
 
 
 def read_with(fetch: Callable[[int], bytes], where: str, check: Callable[[Header], None]) -> Content:
@@ -206,7 +205,12 @@ def read_with(fetch: Callable[[int], bytes], where: str, check: Callable[[Header
     header = read_header(start, where)
     check(header)
     data = start if len(start) < wanted else fetch(header.file_bytes + 1)  # one more shows a file that is too long
-    return read_bytes(data, where, check)
+    return read_bytes(data, where, _unless(header, check))
+
+
+def _unless(checked: Header, check: Callable[[Header], None]) -> Callable[[Header], None]:
+    """`check`, for a file that was replaced since its header was checked; a check hashes the whole model."""
+    return lambda header: None if header == checked else check(header)
 
 
 def read_bytes(data: bytes, where: str, check: Callable[[Header], None]) -> Content:
@@ -237,6 +241,8 @@ def _open(path: Path, read: Callable[[bytes, int], Any]) -> Any:
             size = file.seek(0, 2)
             file.seek(0)
             return read(file.read(header_size(start, str(path))), size)
+    except UserError:  # which is a ValueError
+        raise
     except FileNotFoundError:
         raise UserError(f"there is no memory at {path}") from None
     except (OSError, ValueError) as error:  # ValueError: a name with a NUL

@@ -1,4 +1,4 @@
-"""Whether a file's tensors are a memory of this model, told from the header: a file must not decide what is read.
+"""Whether a memory fits a model: its settings, and its tensors, told from the header before any of them is read.
 
 What a model keeps of one token and of two shows each tensor's shape, and along which dimension a cache grows.
 """
@@ -18,6 +18,23 @@ from reverie.sleep import Context, SleepConfig, wake
 
 _FLOATS = {"F16", "BF16", "F32", "F64"}
 MOST_HISTORY_BYTES = 2**26
+
+
+def check_settings(made: SleepConfig, wanted: SleepConfig, where: str, num_blocks: int) -> None:
+    """Raises UserError where a memory is of other windows, eviction or loop than a model sleeps with.
+
+    Passes and tolerance may be any: they are spent anew on every window.
+    """
+    all_blocks = (0, num_blocks)
+    for name in ("window_size", "looped_blocks", "eviction"):
+        ours, theirs = (getattr(config, name) for config in (wanted, made))
+        if name == "looped_blocks":
+            ours, theirs = ours or all_blocks, theirs or all_blocks
+        if ours != theirs:
+            raise UserError(
+                f"{where} was made with {name} {_shown(theirs)}, and the model sleeps with {_shown(ours)}: "
+                "it cannot go on with that memory"
+            )
 
 
 def check_fits(header: Header, model: SleepingModel, device: torch.device, where: str) -> None:
@@ -93,3 +110,7 @@ def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
         return
     for key, part in pairs:
         yield from _leaves(part, f"{name}.{key}")
+
+
+def _shown(value: object) -> str:
+    return str(list(value) if isinstance(value, tuple) else value)

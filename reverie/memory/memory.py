@@ -29,7 +29,7 @@ from reverie.errors import UserError
 from reverie.files import write_atomic
 from reverie.memory.file import Content, Header, MemoryInfo, read_bytes, read_file, read_with, to_bytes
 from reverie.memory.fingerprint import fingerprint, module_of
-from reverie.memory.fits import check_fits
+from reverie.memory.fits import check_fits, check_settings
 from reverie.memory.history import History
 from reverie.model import SleepingModel, State, select_rows
 from reverie.settling import in_order
@@ -91,10 +91,8 @@ class Memory:
             device = torch.device(target)
         except RuntimeError:
             raise UserError(f"there is no device {str(target)!r}: give one such as cpu or cuda, or a dtype") from None
-        move: Callable[[Tensor], Tensor] = lambda x: x.to(device)  # noqa: E731
-        return replace(
-            self, context=_at_rest(_map(move, self.context.state), move(self.passes)), tokens=move(self.tokens)
-        )
+        state = _map(lambda x: x.to(device), self.context.state)
+        return replace(self, context=_at_rest(state, self.passes.to(device)), tokens=self.tokens.to(device))
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """As a safetensors file, put in its place in one move. Raises UserError where it cannot be written."""
@@ -322,23 +320,6 @@ def _loaded(model: object, config: SleepConfig | None, where: str, read: Callabl
     return Memory(_at_rest(state, passes), tokens, config or info.config, info.fingerprint, info.notes, history)
 
 
-def check_settings(made: SleepConfig, wanted: SleepConfig, where: str, num_blocks: int) -> None:
-    """Raises UserError where a memory is of other windows, eviction or loop than a model sleeps with.
-
-    Passes and tolerance may be any: they are spent anew on every window.
-    """
-    all_blocks = (0, num_blocks)
-    for name in ("window_size", "looped_blocks", "eviction"):
-        ours, theirs = (getattr(config, name) for config in (wanted, made))
-        if name == "looped_blocks":
-            ours, theirs = ours or all_blocks, theirs or all_blocks
-        if ours != theirs:
-            raise UserError(
-                f"{where} was made with {name} {_shown(theirs)}, and the model sleeps with {_shown(ours)}: "
-                "it cannot go on with that memory"
-            )
-
-
 def _at_rest(state: State, passes: Tensor) -> Context:
     """Between two windows."""
     return Context(state, state, passes=passes)
@@ -346,7 +327,3 @@ def _at_rest(state: State, passes: Tensor) -> Context:
 
 def _map(change: Callable[[Tensor], Tensor], state: State) -> State:
     return tree_map_only(Tensor, change, state)
-
-
-def _shown(value: object) -> str:
-    return str(list(value) if isinstance(value, tuple) else value)
