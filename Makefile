@@ -31,7 +31,7 @@ lint: setup
 
 check: lint test
 
-# make results    every card and figure in results/ anew: seven hours on two cores, resumable
+# make results    every card and figure in results/ anew: six hours on two cores, resumable
 RESULTS = rule110/nano rule110/nano-t6 depo/nano depo/nano-n8 depo/nano-no-curriculum gsm_infinite/nano
 results: setup
 	for recipe in $(RESULTS); do \
