@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 
 from reverie.generate import greedy
-from reverie.sleep import SleepConfig, SleepingModel, labelled_windows, rollout
+from reverie.labels import labelled_windows
+from reverie.sleep import SleepConfig, SleepingModel, rollout
 from reverie.tasks import Batch, Score, Task, score
 
 # Of evaluation; it changes no result. Long examples of large models come in smaller batches.

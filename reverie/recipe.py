@@ -97,6 +97,12 @@ class TrainConfig(BaseModel):
     compile: bool = Field(
         default=False, description="run the blocks through torch.compile: faster steps after a minute of compiling"
     )
+    cuda_graph: bool = Field(
+        default=False, description="record a step and have the GPU replay it: faster where kernels are many and small"
+    )
+    init_from: str | None = Field(
+        default=None, description="folder of a run whose weights this one begins with; fresh ones if absent"
+    )
     activation_checkpoint: Literal["none", "pass", "window"] = Field(
         default="none", description="what is computed again in the backward pass to save memory: passes, or windows too"
     )

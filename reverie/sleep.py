@@ -6,7 +6,6 @@
 
 `read` drives them over a text that arrives in pieces, `rollout` over a training batch with labels. Both are the same
 functions in the same order, so training, evaluation and generation cannot disagree.
-
 The model is known only through `SleepingModel`. Shapes: B batch, T tokens, D width.
 """
 
@@ -23,6 +22,7 @@ from torch import Tensor
 
 from reverie.backward import EXACT, Backward, Observe, through
 from reverie.errors import UserError
+from reverie.labels import in_labelled, labelled_windows
 from reverie.model import Eviction, SleepingModel, State, Tokens, evict
 from reverie.settling import Sleepers, in_order
 
@@ -188,11 +188,6 @@ def read(
     return torch.cat(logits, dim=1), context
 
 
-def labelled_windows(loss_mask: Bool[Tensor, "B T"], window_size: int) -> list[bool]:
-    """Which windows hold a label of any row."""
-    return [bool(mask.any()) for mask in loss_mask.split(window_size, dim=1)]
-
-
 def rollout(
     model: SleepingModel,
     tokens: Int[Tensor, "B T"],
@@ -201,34 +196,40 @@ def rollout(
     *,
     labelled: Sequence[bool] | None = None,
     backward: Backward = EXACT,
-    observe: Callable[[int, int, Tensor, State, State], None] | None = None,
 ) -> tuple[Float[Tensor, "scored vocab"], Context]:
-    """Algorithm 1: sleep over windows without labels, predict in windows with labels.
+    """The logits of the labelled positions, in the order of `tokens[loss_mask]`, and the context at the end."""
+    labelled = labelled or labelled_windows(loss_mask, config.window_size)
+    h, context = rollout_hidden(model, tokens, config, labelled, backward=backward)
+    return model.head(h[in_labelled(loss_mask, config.window_size, labelled)]), context
 
-    A window counts as labelled if any row of the batch has a label in it. A last, shorter one without is slept over.
+
+def rollout_hidden(
+    model: SleepingModel,
+    tokens: Int[Tensor, "B T"],
+    config: SleepConfig,
+    labelled: Sequence[bool],
+    *,
+    backward: Backward = EXACT,
+    observe: Callable[[int, int, Tensor, State, State], None] | None = None,
+) -> tuple[Float[Tensor, "B T_labelled D"], Context]:
+    """Algorithm 1 up to the head: sleep over windows without labels, a last, shorter one too; predict in the others.
 
     Args:
-        labelled: for each window whether it counts as labelled, where rows beyond these decide it.
-        observe: called behind every pass with the window's index and what `Observe` says; under
-            `activation_checkpoint = "window"` again in the backward pass.
+        labelled: for each window whether it holds a label of any row, in this batch or in other parts of it.
+        observe: called behind every pass, also one made again, with the window's index and what `Observe` says.
 
-    Returns the logits of the labelled positions, in the order of `tokens[loss_mask]`, and the context at the end.
+    Returns h of all tokens in labelled windows, ready for `model.head`, and the context at the end.
     """
-    labelled = labelled_windows(loss_mask, config.window_size) if labelled is None else labelled
-    if not any(labelled):
-        raise UserError("no position is labelled: loss_mask must be true somewhere")
-    context, scored, places = Context.empty(model), [], []
+    context, predicted = Context.empty(model), []
     for i, window in enumerate(tokens.split(config.window_size, dim=1)):
-        passes = partial(observe, i) if observe is not None else None
         with torch.set_grad_enabled(torch.is_grad_enabled() and backward.reaches(i, labelled)):
-            through_window = backward.keep("window", _through_window)
+            through_window, watch = backward.keep("window", _through_window), observe and partial(observe, i)
             end = "forget" if labelled[i] else "sleep"
-            h, context = through_window(model, window, context, config, labelled[i], end, backward, passes)
-        if labelled[i]:
-            rows, columns = loss_mask[:, i * config.window_size :][:, : window.shape[1]].nonzero(as_tuple=True)
-            scored.append(h[rows, columns])
-            places.append(rows * tokens.shape[1] + columns + i * config.window_size)
-    return model.head(torch.cat(scored)[torch.cat(places).argsort()]), context
+            h, context = through_window(model, window, context, config, labelled[i], end, backward, watch)
+        predicted += [h] if labelled[i] else []
+    if not predicted:
+        raise UserError("no position is labelled: loss_mask must be true somewhere")
+    return torch.cat(predicted, dim=1), context
 
 
 def _through_window(

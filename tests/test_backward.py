@@ -338,7 +338,10 @@ class Kept(saved_tensors_hooks):
         patch.setattr(model, "head", behind_all)
 
     def _pack(self, tensor: Tensor) -> Tensor:
-        if tensor.is_floating_point() or tensor.ndim > 1:  # and not the places of the logits
+        # not the places of the labels, which are kept for the head
+        if tensor.dtype != torch.bool and (
+            tensor.is_floating_point() or tensor.ndim > 1
+        ):  # not the places of the logits
             self.windows.add(self._now)
         return tensor
 

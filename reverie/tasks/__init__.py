@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from reverie.tasks.base import Batch, DepthScore, Score, Section, Split, Task, score
+from reverie.tasks.base import Batch, DepthScore, DeviceTask, Score, Section, Split, Task, score
 from reverie.tasks.depo import Depo
 from reverie.tasks.gsm_infinite import GsmInfinite
 from reverie.tasks.recall import Recall
@@ -25,6 +25,7 @@ __all__ = [
     "Batch",
     "Depo",
     "DepthScore",
+    "DeviceTask",
     "GsmInfinite",
     "Recall",
     "Rule110",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 Split = Literal["train", "test"]
 
-_STREAMS: dict[Split, int] = {"train": 0, "test": 1}
+STREAMS: dict[Split, int] = {"train": 0, "test": 1}  # which stream of random words a split draws from
 
 
 class Batch(NamedTuple):
@@ -75,26 +76,46 @@ class Task(Protocol):
         ...
 
 
+@runtime_checkable
+class DeviceTask(Protocol):
+    """A task that makes its training data on any device, so that a fast GPU need not wait for the CPU."""
+
+    def batches_on(
+        self, device: torch.device, seed: int, steps: range, examples: range, max_depths: Sequence[int | None]
+    ) -> Batch:
+        """The training batches of several steps at once: fields [steps, B, T] on `device`.
+
+        Bit for bit those that `Task.batch("train", …)` makes of each step with its entry of `max_depths`. The host
+        only launches kernels, about as many for one step as for hundreds, and never waits for one.
+        """
+        ...
+
+
 def draw(split: Split, seed: int, step: int, examples: range, words: int) -> np.ndarray:
     """Random 64-bit words, uint64 [len(examples), words]; a row depends on (split, seed, step, example) alone.
 
     Philox is counter-based: (seed, step, split) is its key, and every example owns a fixed stretch of the counter. So
     neither order, nor how a batch is cut, nor the number of processes can change an example.
     """
+    check_draw(seed, step, examples)
+    if not examples:
+        return np.empty((0, words), dtype=np.uint64)
+    first, last = min(examples), max(examples)
+    blocks = -(-words // 4)  # one step of the counter yields four words
+    key = np.array([seed, step * len(STREAMS) + STREAMS[split]], dtype=np.uint64)
+    source = np.random.Philox(key=key, counter=first * blocks)
+    rows = source.random_raw((last - first + 1) * blocks * 4).reshape(-1, blocks * 4)[:, :words]
+    return rows if examples.step == 1 else rows[np.asarray(examples) - first]
+
+
+def check_draw(seed: int, step: int, examples: range) -> None:
+    """Raises ValueError for what `draw` does not take."""
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed is {seed}, it must be in 0..2**64-1")
     if not 0 <= step < 2**62:
         raise ValueError(f"step is {step}, it must be in 0..2**62-1")
-    if not examples:
-        return np.empty((0, words), dtype=np.uint64)
-    first, last = min(examples), max(examples)
-    if first < 0:
-        raise ValueError(f"examples starts at {first}, indices of examples must not be negative")
-    blocks = -(-words // 4)  # one step of the counter yields four words
-    key = np.array([seed, step * len(_STREAMS) + _STREAMS[split]], dtype=np.uint64)
-    source = np.random.Philox(key=key, counter=first * blocks)
-    rows = source.random_raw((last - first + 1) * blocks * 4).reshape(-1, blocks * 4)[:, :words]
-    return rows if examples.step == 1 else rows[np.asarray(examples) - first]
+    if examples and min(examples) < 0:
+        raise ValueError(f"examples starts at {min(examples)}, indices of examples must not be negative")
 
 
 def uniform(words: np.ndarray) -> np.ndarray:

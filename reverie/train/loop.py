@@ -20,18 +20,20 @@ from reverie.model import LanguageModel
 from reverie.provenance import commit_id
 from reverie.recipe import Recipe
 from reverie.sleep import SleepConfig
-from reverie.tasks import Batch, Score
-from reverie.train.batches import KILLED, batches
+from reverie.tasks import Score
+from reverie.train.batches import KILLED
 from reverie.train.build import build_model
 from reverie.train.checkpoint import Progress
 from reverie.train.compiled import compile_blocks, uncompiled
 from reverie.train.distributed import ALONE, ParallelModel, Processes, check_batch
+from reverie.train.graphed import GraphedSteps, check_graphable
 from reverie.train.lock import run_lock
 from reverie.train.optim import build_optimizers
+from reverie.train.ready import Ready, ready_batches
 from reverie.train.result import CARD_NAME, make_card
 from reverie.train.sharded import find_checkpoint, load_run, refuse_existing, remove_unfinished_folders, save_run
 from reverie.train.stages import stage_at
-from reverie.train.step import Step, not_finite, train_step
+from reverie.train.step import EagerSteps, Step, not_finite
 from reverie.train.stop import Stopped, StopRequest, stop_requests
 
 Report = Callable[[Progress, float], None]
@@ -65,7 +67,7 @@ def train(
         raise UserError(f"{out} holds no run to go on with: leave out --resume to start one")
     # A task that cannot make its examples says so here, before anything is written; evaluation needs them anyway.
     recipe.task.batch("test", 0, 0, range(len(recipe.task.depths())))
-    with run_lock(out) if processes.is_first else contextlib.nullcontext():
+    with run_lock(out) if processes.is_first else contextlib.nullcontext(), _float32_products(recipe, device):
         return _train(recipe, out, resume, device, report, commit, processes)
 
 
@@ -80,16 +82,19 @@ def _train(
 ) -> RunCard:
     model = build_model(recipe.model, recipe.train.seed)
     parallel = ParallelModel(model, device, processes)
+    graphed = recipe.train.cuda_graph
+    if graphed:
+        check_graphable(model, device, processes)
     if recipe.train.compile:
         compile_blocks(model, device)
-    optimizers = build_optimizers(model, recipe.optim)
+    optimizers = build_optimizers(model, recipe.optim, capturable=graphed)
     if processes.is_first:
         remove_unfinished_folders(out)
     progress = _start(recipe, out, resume, model, optimizers)
-    steps = processes.gather(progress.step)  # when all have seen what is there
-    if len(set(steps)) > 1:
+    found = processes.gather(progress.step)  # when all have seen what is there
+    if len(set(found)) > 1:
         raise UserError(
-            f"the processes found checkpoints of different steps in {out}, {min(steps)} and {max(steps)}: "
+            f"the processes found checkpoints of different steps in {out}, {min(found)} and {max(found)}: "
             "--out must be a folder that all of them see"
         )
 
@@ -109,35 +114,50 @@ def _train(
     with (
         stop_requests() as stop,
         _board(out, progress.step + 1) if processes.is_first else contextlib.nullcontext() as writer,
-        batches(recipe, progress.step, processes.share(recipe.train.batch_size)) as made,
+        ready_batches(recipe, progress.step, processes.share(recipe.train.batch_size), device) as made,
     ):
+        steps = (GraphedSteps if graphed else EagerSteps)(recipe, model, optimizers, parallel)
         started = time.perf_counter() - progress.wall_time_s
+
+        def settle() -> Step | None:
+            """The newest of the steps that were taken and not asked about yet; all are noted."""
+            try:
+                found = steps.found()
+            except FloatingPointError as error:
+                raise diverged(str(error)) from error
+            progress.wall_time_s = time.perf_counter() - started
+            progress.loss_sum += sum(step.loss for step in found)
+            progress.loss_count += len(found)
+            return found[-1] if found else None
+
         while progress.step < recipe.train.steps:
-            examples = _next_batch(made, stop)
+            ready = _next_batch(made, stop)
             # Now that each knows whether it has a batch: all take the step, or none.
-            request, lacking = processes.agree(stop.requested, lacking=examples is None)
+            request, lacking = processes.agree(stop.requested, lacking=ready is None)
             if request:
+                settle()
                 save()
                 raise Stopped(request, progress.step, recipe.train.steps)
-            if examples is None or lacking is not None:
+            if ready is None or lacking is not None:
                 raise UserError((f"rank {lacking} of {processes.world_size}: " if processes.parallel else "") + KILLED)
             progress.step += 1
             last = progress.step == recipe.train.steps
             measured = last or progress.step % recipe.train.eval_every == 0
-            batch = Batch(*(x.to(device) for x in examples))
+            saved = last or progress.step % recipe.train.checkpoint_every == 0
             try:
-                step = train_step(recipe, model, optimizers, progress.step - 1, batch, parallel, watch=measured)
+                steps.take(progress.step - 1, ready, watch=measured)
             except FloatingPointError as error:
                 raise diverged(str(error)) from error
             progress.tokens += recipe.train.batch_size * recipe.task.sequence_length
-            progress.wall_time_s = time.perf_counter() - started
-            progress.loss_sum, progress.loss_count = progress.loss_sum + step.loss, progress.loss_count + 1
+            newest = settle() if steps.full or measured or saved else None
+            if newest is None:
+                continue
             if measured:
-                _measure(recipe, parallel, progress, step, writer, device)
-            if last or progress.step % recipe.train.checkpoint_every == 0:
+                _measure(recipe, parallel, progress, newest, writer, device)
+            if saved:
                 save()
             if processes.is_first:
-                report(progress, step.loss)
+                report(progress, newest.loss)
     score = _evaluate(recipe, parallel, recipe.sleep, device, generate=True)
     card = make_card(recipe, model, progress, score, commit, processes)
     if processes.is_first:
@@ -149,6 +169,8 @@ def _start(recipe: Recipe, out: Path, resume: bool, model: LanguageModel, optimi
     """Where training begins: at step 0, or with `resume` where the checkpoint in `out`, if there is one, has it."""
     place = find_checkpoint(out)
     if place is None:
+        if recipe.train.init_from is not None:
+            _begin_with(recipe.train.init_from, recipe, model)
         return Progress()
     if not resume:
         refuse_existing(out)
@@ -159,7 +181,32 @@ def _start(recipe: Recipe, out: Path, resume: bool, model: LanguageModel, optimi
     return checkpoint.progress
 
 
-def _next_batch(made: Iterator[Batch], stop: StopRequest) -> Batch | None:
+def _begin_with(run: str, recipe: Recipe, model: LanguageModel) -> None:
+    """Take the weights of a run in another folder."""
+    place = find_checkpoint(Path(run))
+    if place is None:
+        raise UserError(f"train.init_from is {run}, but there is no checkpoint: give the folder of a run")
+    checkpoint = load_run(place)
+    if checkpoint.recipe.model != recipe.model:
+        raise UserError(
+            f"train.init_from is {run}, whose model is not the one of this recipe: their [model] must agree"
+        )
+    checkpoint.restore_model(model)
+
+
+@contextlib.contextmanager
+def _float32_products(recipe: Recipe, device: torch.device | str) -> Iterator[None]:
+    """Where most products are in bfloat16, a GPU may make those of float32 in TF32, which has more digits than that."""
+    before = torch.get_float32_matmul_precision()
+    if recipe.train.dtype == "bfloat16" and torch.device(device).type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _next_batch(made: Iterator[Ready], stop: StopRequest) -> Ready | None:
     """None if asked to stop, or if a process that makes batches has ended, as by a SIGTERM to the whole group."""
     try:
         return None if stop.requested else next(made)

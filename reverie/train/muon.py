@@ -51,17 +51,25 @@ class Muon(torch.optim.Muon):
                 if p.grad is not None:
                     shapes[p.shape].append(p)
             for same in shapes.values():
-                steps = _scaled_steps(torch.stack([self._averaged(p, group) for p in same]), group)
-                for p, step in zip(same, steps, strict=True):
-                    p.mul_(1 - group["lr"] * group["weight_decay"]).add_(step)
+                steps = _scaled_steps(torch.stack(self._averaged(same, group)), group)
+                _move(same, list(steps), group)
 
-    def _averaged(self, p: Any, group: dict[str, Any]) -> Tensor:
-        """What is to be orthogonalised: the gradient with momentum."""
-        state = self.state[p]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(p.grad)
-        buffer = state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
-        return p.grad.lerp(buffer, group["momentum"]) if group["nesterov"] else buffer
+    def _averaged(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        """What is to be orthogonalised: the gradients with momentum."""
+        gradients: list[Any] = [p.grad for p in parameters]
+        for p in parameters:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)  # pyright: ignore[reportArgumentType]
+        buffers = [self.state[p]["momentum_buffer"] for p in parameters]
+        # All of them by one kernel where there is one, as on a GPU.
+        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])  # pyright: ignore[reportPrivateImportUsage]
+        return list(torch._foreach_lerp(gradients, buffers, group["momentum"])) if group["nesterov"] else buffers  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _move(parameters: list[Tensor], steps: list[Tensor], group: dict[str, Any]) -> None:
+    if group["weight_decay"]:
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])  # pyright: ignore[reportPrivateImportUsage]
+    torch._foreach_add_(parameters, steps)  # pyright: ignore[reportPrivateImportUsage]
 
 
 class ShardedMuon(Muon):
@@ -82,7 +90,7 @@ class ShardedMuon(Muon):
     def _step(self, matrices: list[Any], group: dict[str, Any]) -> None:
         """One step of at most as many matrices as there are processes; process i orthogonalises matrix i."""
         rank, world_size = dist.get_rank(), dist.get_world_size()
-        updates = [self._averaged(p, group).to_local() for p in matrices]  # pyright: ignore[reportAttributeAccessIssue]
+        updates: list[Any] = [x.to_local() for x in self._averaged(matrices, group)]  # pyright: ignore[reportAttributeAccessIssue]
         nothing = [updates[0].new_empty(0)] * (world_size - len(matrices))
         if rank < len(matrices):
             rows, columns = matrices[rank].shape
@@ -93,9 +101,8 @@ class ShardedMuon(Muon):
             _exchange([*updates, *nothing], [0] * world_size)
             steps = [updates[0].new_empty(0)] * world_size
         received = _exchange(steps, [x.numel() for x in (*updates, *nothing)])
-        for p, step in zip(matrices, received, strict=False):
-            mine = p.to_local()
-            mine.mul_(1 - group["lr"] * group["weight_decay"]).add_(step.view_as(mine))
+        mine = [p.to_local() for p in matrices]
+        _move(mine, [step.view_as(p) for p, step in zip(mine, received, strict=False)], group)
 
 
 def _rows_of_each(rows: int, world_size: int) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -30,14 +31,24 @@ def parameter_groups(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Ten
     return matrices, rest
 
 
-def build_optimizers(model: nn.Module, config: OptimConfig) -> list[Optimizer]:
-    """[Muon, AdamW] over the two parameter groups, both at their peak learning rate."""
+def build_optimizers(model: nn.Module, config: OptimConfig, *, capturable: bool = False) -> list[Optimizer]:
+    """[Muon, AdamW] over the two parameter groups, both at their peak learning rate.
+
+    With `capturable` learning rates and counts of steps are where the parameters are, so that a CUDA graph reads them.
+    """
     matrices, rest = parameter_groups(model)
     sharded = any(hasattr(matrix, "to_local") for matrix in matrices.values())
     muon = ShardedMuon if sharded else Muon
+    device = next(model.parameters()).device
+
+    def lr(peak: float) -> Any:  # of Muon, PyTorch declares that it takes no tensor, and it does
+        return torch.tensor(peak, device=device) if capturable else peak
+
     return [
-        muon(matrices.items(), lr=config.muon_lr, weight_decay=config.weight_decay),
-        torch.optim.AdamW(rest.items(), lr=config.adamw_lr, weight_decay=config.weight_decay),
+        muon(matrices.items(), lr=lr(config.muon_lr), weight_decay=config.weight_decay),
+        torch.optim.AdamW(
+            rest.items(), lr=lr(config.adamw_lr), weight_decay=config.weight_decay, capturable=capturable
+        ),
     ]
 
 
@@ -59,4 +70,7 @@ def set_lr(optimizers: list[Optimizer], config: OptimConfig, step: int, total_st
     factor = lr_factor(config, step, total_steps)
     for optimizer, peak in zip(optimizers, (config.muon_lr, config.adamw_lr), strict=True):
         for group in optimizer.param_groups:
-            group["lr"] = peak * factor
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(peak * factor)
+            else:
+                group["lr"] = peak * factor

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from reverie.card import PassStatistics
-from reverie.model import LanguageModel
+from reverie.labels import count_labels, in_labelled
+from reverie.model import LanguageModel, State
 from reverie.recipe import Recipe
-from reverie.sleep import rollout
+from reverie.sleep import rollout_hidden
 from reverie.tasks import Batch
 from reverie.train.distributed import ParallelModel, whole
 from reverie.train.optim import set_lr
+from reverie.train.ready import Ready
 from reverie.train.stability import PassObserver
 from reverie.train.stages import freeze_others, sleep_at, stage_at
 
@@ -26,50 +29,43 @@ class Step(NamedTuple):
 
     loss: float  # nats per labelled token, of the whole batch
     gradient_norm: float  # before clipping
-    passes: PassStatistics | None  # if asked for
+    passes: PassStatistics | None = None  # if asked for
 
 
 def train_step(
     recipe: Recipe,
     model: LanguageModel,
-    optimizers: list[torch.optim.Optimizer],
+    optimizers: list[Optimizer],
     step: int,
     batch: Batch,
     parallel: ParallelModel | None = None,
     *,
+    labels: Sequence[int] | None = None,
     watch: bool = False,
 ) -> Step:
     """One optimiser step on the batch of that step (0 is the first), as its stage says.
 
-    The batch is where the model is; of several processes, which `parallel` knows, each has its share of it. With
-    `watch`, the passes asleep are measured.
+    The batch is where the model is; of several processes, which `parallel` knows, each has its share of it.
+
+    Args:
+        labels: how many there are in each window of this batch; to count them here, a GPU would have to be waited for.
+        watch: the passes asleep are measured.
 
     Raises:
         FloatingPointError: the loss or a gradient is not finite; parameters and optimisers are as before the step.
     """
-    stage = stage_at(recipe, step)
-    freeze_others(model, stage)
-    sleep = sleep_at(recipe, step)
+    freeze_others(model, stage_at(recipe, step))
     parallel = parallel or ParallelModel(model, batch.tokens.device)
     processes = parallel.processes
     # Of each window, in all shares of the batch: all processes go the same way, whatever is in their own.
-    labels = processes.sum([int(mask.sum()) for mask in batch.loss_mask.split(recipe.sleep.window_size, dim=1)])
-    labelled = [number > 0 for number in labels]
+    own = count_labels(batch.loss_mask, recipe.sleep.window_size) if labels is None else labels
+    all_labels = processes.sum(own)
+    labelled = [number > 0 for number in all_labels]
     observer = PassObserver(labelled, processes) if watch else None
 
     def own_loss(model: LanguageModel) -> Tensor:
-        with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=recipe.train.dtype == "bfloat16"):
-            logits, _ = rollout(
-                model,
-                batch.tokens,
-                batch.loss_mask,
-                sleep,
-                labelled=labelled,
-                backward=recipe.train.backward,
-                observe=observer,
-            )
-        loss = F.cross_entropy(logits.float(), batch.targets[batch.loss_mask], reduction="sum")
-        return loss / (sum(labels) / processes.world_size)  # its average over processes is that over labels
+        loss = loss_sum(recipe, model, step, batch, labelled, observer)
+        return loss / (sum(all_labels) / processes.world_size)  # its average over processes is that over labels
 
     value = processes.sum([parallel.backward(own_loss)])[0] / processes.world_size
     norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
@@ -78,12 +74,74 @@ def train_step(
         tensors += [(f"the gradient of {name}", p.grad) for name, p in model.named_parameters() if p.grad is not None]
         where = not_finite(tensors)
         raise FloatingPointError(f"the loss is {value}" + (f", and {where} is not finite" if where else ""))
+    set_lr_of(recipe, optimizers, step)
+    descend(recipe, model, optimizers, norm)
+    return Step(value, float(whole(norm)), observer.statistics() if observer else None)
+
+
+class EagerSteps:
+    """Takes steps one by one, and tells at once what they found."""
+
+    def __init__(
+        self, recipe: Recipe, model: LanguageModel, optimizers: list[Optimizer], parallel: ParallelModel
+    ) -> None:
+        self._run = recipe, model, optimizers
+        self._parallel = parallel
+        self._found: list[Step] = []
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to ask."""
+        return bool(self._found)
+
+    def take(self, step: int, ready: Ready, *, watch: bool) -> None:
+        """Raises FloatingPointError as `train_step` does."""
+        self._found.append(train_step(*self._run, step, ready.batch, self._parallel, labels=ready.labels, watch=watch))
+
+    def found(self) -> list[Step]:
+        """Of the steps since it was last asked."""
+        found, self._found = self._found, []
+        return found
+
+
+def loss_sum(
+    recipe: Recipe,
+    model: LanguageModel,
+    step: int,
+    batch: Batch,
+    labelled: Sequence[bool],
+    observe: Callable[[int, int, Tensor, State, State], None] | None = None,
+    *,
+    fixed_sizes: bool = False,
+) -> Tensor:
+    """Cross entropy in nats, summed over the labels of a batch.
+
+    With `fixed_sizes` logits are made of every token in labelled windows, and those without a label count nothing: then
+    no size, and nothing that the CPU does, depends on where labels stand.
+    """
+    sleep = sleep_at(recipe, step)
+    with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=recipe.train.dtype == "bfloat16"):
+        h, _ = rollout_hidden(model, batch.tokens, sleep, labelled, backward=recipe.train.backward, observe=observe)
+        targets, mask = (in_labelled(x, sleep.window_size, labelled) for x in (batch.targets, batch.loss_mask))
+        logits = model.head(h if fixed_sizes else h[mask])
+    if not fixed_sizes:
+        return F.cross_entropy(logits.float(), targets[mask], reduction="sum")
+    losses = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), reduction="none")
+    return (losses * mask.flatten()).sum()
+
+
+def descend(recipe: Recipe, model: nn.Module, optimizers: list[Optimizer], norm: Tensor) -> None:
+    """Clip the gradients, whose norm this is, move the parameters, and let the gradients go."""
     nn.utils.clip_grads_with_norm_(model.parameters(), recipe.optim.grad_clip, norm)
-    set_lr(optimizers, recipe.optim, step - stage.first, stage.steps)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
-    return Step(value, float(whole(norm)), observer.statistics() if observer else None)
+
+
+def set_lr_of(recipe: Recipe, optimizers: list[Optimizer], step: int) -> None:
+    """The learning rates of a step, which is one of its stage's."""
+    stage = stage_at(recipe, step)
+    set_lr(optimizers, recipe.optim, step - stage.first, stage.steps)
 
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:

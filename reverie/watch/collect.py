@@ -16,12 +16,13 @@ from torch import Tensor
 
 from reverie.card import depth_name
 from reverie.errors import UserError
+from reverie.labels import labelled_windows
 from reverie.memory.file import read_file
 from reverie.memory.history import History, Window
 from reverie.memory.memory import sleep_over
 from reverie.model import LanguageModel
 from reverie.recipe import Recipe
-from reverie.sleep import Context, SleepConfig, forget, labelled_windows, sleep, wake
+from reverie.sleep import Context, SleepConfig, forget, sleep, wake
 from reverie.tasks import Batch, Score, score
 from reverie.train.result import load_checkpoint_of, trained_model
 

@@ -17,6 +17,7 @@ from reverie.errors import UserError
 from reverie.model import LanguageModel
 from reverie.recipe import Recipe
 from reverie.train import loop
+from reverie.train import step as step_module
 from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint
 from reverie.train.loop import train
 from reverie.train.result import CARD_NAME
@@ -101,7 +102,7 @@ def test_a_gradient_that_is_not_finite_reaches_no_parameter(
 def test_weights_that_are_not_finite_are_not_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Undisturbed
 ):
-    take_step = loop.train_step
+    take_step = step_module.train_step
 
     def overshoot(recipe: Recipe, model: LanguageModel, rules: Any, step: int, *others: Any, **options: Any) -> Step:
         taken = take_step(recipe, model, rules, step, *others, **options)
@@ -111,7 +112,7 @@ def test_weights_that_are_not_finite_are_not_saved(
         return taken
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "train_step", overshoot)
+        patch.setattr(step_module, "train_step", overshoot)
         with pytest.raises(UserError, match=r"diverged at step 4 \(the parameter embedding\.weight is not finite\)"):
             train(tiny_recipe(), tmp_path)
     assert_good_and_resumable(tmp_path, 2, undisturbed(tiny_recipe()))

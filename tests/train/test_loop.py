@@ -24,7 +24,7 @@ from reverie.errors import UserError
 from reverie.model import HybridLM
 from reverie.recipe import Recipe, load_recipe
 from reverie.tasks import Batch
-from reverie.train import loop
+from reverie.train import ready
 from reverie.train.batches import KILLED, make_batch, max_depth
 from reverie.train.checkpoint import FILE_NAME, load_checkpoint
 from reverie.train.distributed import Processes
@@ -183,14 +183,13 @@ def batches(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, out: Path) -> list[
     """The tokens and labels that training puts through the model, step by step."""
     seen: list[Tensor] = []
     with monkeypatch.context() as patch:
-        roll = reverie.train.step.rollout
+        loss_sum = reverie.train.step.loss_sum
 
-        def watch(model: HybridLM, tokens: Tensor, loss_mask: Tensor, sleep: Any, **options: Any) -> Any:
-            assert sleep == recipe.sleep
-            seen.append(torch.stack([tokens, loss_mask.long()]))
-            return roll(model, tokens, loss_mask, sleep, **options)
+        def watch(recipe: Recipe, model: HybridLM, step: int, batch: Batch, *others: Any) -> Any:
+            seen.append(torch.stack([batch.tokens, batch.loss_mask.long()]))
+            return loss_sum(recipe, model, step, batch, *others)
 
-        patch.setattr(reverie.train.step, "rollout", watch)
+        patch.setattr(reverie.train.step, "loss_sum", watch)
         train(recipe, out)
     return seen
 
@@ -293,7 +292,7 @@ def ends(processes: Processes, out: Path) -> list[str]:
 
             yield made()
 
-        loop.batches = dying
+        ready.batches = dying
         with pytest.raises((UserError, Stopped)) as caught:
             train(tiny_recipe(), out / f"{rank}{sent}", processes=processes)
         said.append(str(caught.value))
@@ -307,3 +306,37 @@ def test_one_process_without_data_ends_all_of_them_before_the_same_step(tmp_path
     assert ours == theirs == [stopped, stopped, f"rank 0 of 2: {KILLED}", f"rank 1 of 2: {KILLED}"]
     assert load_checkpoint(tmp_path / "1True" / FILE_NAME).progress.step == 3
     assert load_checkpoint(tmp_path / "1False" / FILE_NAME).progress.step == 2
+
+
+# -- beginning with the weights of another run
+
+
+def test_a_run_begins_with_the_weights_of_another(tmp_path: Path, undisturbed: Undisturbed):
+    source = undisturbed(tiny_recipe())
+    recipe = tiny_recipe(train={"init_from": str(source), "seed": 3})
+    with pytest.raises(Killed):
+        train(recipe, tmp_path, report=kill_at(1))
+    train(recipe, tmp_path / "same", report=lambda *_: None)
+    first, theirs = load_checkpoint(tmp_path / FILE_NAME), load_checkpoint(source / FILE_NAME)
+    assert first.progress.step == 0
+    for name, tensor in first.tensors.items():
+        if name.startswith("model."):
+            assert torch.equal(tensor, theirs.tensors[name])
+    train(recipe, tmp_path, resume=True)  # from its own checkpoint, not from there again
+    assert_same_run(tmp_path, tmp_path / "same")
+
+
+@pytest.mark.parametrize(
+    ("run", "model", "sentence"),
+    [
+        ("nowhere", {}, "train.init_from is .*nowhere, but there is no checkpoint: give the folder of a run"),
+        ("source", {"width": 32}, r"whose model is not the one of this recipe: their \[model\] must agree"),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(
+    tmp_path: Path, undisturbed: Undisturbed, run: str, model: dict[str, Any], sentence: str
+):
+    path = undisturbed(tiny_recipe()) if run == "source" else tmp_path / run
+    with pytest.raises(UserError, match=sentence):
+        train(tiny_recipe(model=model, train={"init_from": str(path)}), tmp_path / "run")
+    assert not (tmp_path / "run" / FILE_NAME).exists()

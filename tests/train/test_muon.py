@@ -22,7 +22,8 @@ def matrices() -> list[nn.Parameter]:
 def steps(muon: type[torch.optim.Muon], **options: Any) -> list[Tensor]:
     """The matrices after four steps, in which some of them have no gradient now and then."""
     held, random = matrices(), torch.Generator().manual_seed(1)
-    optimizer = muon(held, lr=0.1, **options)
+    settings: dict[str, Any] = {"lr": 0.1, **options}
+    optimizer = muon(held, **settings)
     for step in range(4):
         for i, p in enumerate(held):
             gradient = torch.randn(p.shape, generator=random)
@@ -35,6 +36,13 @@ def steps(muon: type[torch.optim.Muon], **options: Any) -> list[Tensor]:
 def test_the_steps_of_pytorch(options: dict[str, Any]):
     for ours, theirs in zip(steps(Muon, **options), steps(torch.optim.Muon, **options), strict=True):
         assert (ours - theirs).abs().max() < 0.1 * 4 * 0.02  # four steps of 0.1; bfloat16 has three digits
+
+
+def test_a_learning_rate_may_be_a_tensor_that_is_filled_anew():
+    """As a CUDA graph needs it."""
+    options: dict[str, Any] = {"weight_decay": 0.3}
+    for as_number, as_tensor in zip(steps(Muon, **options), steps(Muon, lr=torch.tensor(0.1), **options), strict=True):
+        assert torch.allclose(as_number, as_tensor, atol=1e-6)
 
 
 def test_state_goes_to_pytorchs_and_back():

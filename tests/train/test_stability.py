@@ -15,9 +15,10 @@ from torch import Tensor
 
 from reverie.backward import EXACT, Backward
 from reverie.card import PassStatistics
+from reverie.labels import in_labelled, labelled_windows
 from reverie.model import HybridLM, State, new_model
 from reverie.recipe import Recipe
-from reverie.sleep import SleepConfig, labelled_windows, rollout
+from reverie.sleep import SleepConfig, rollout_hidden
 from reverie.train.batches import make_batch
 from reverie.train.loop import train
 from reverie.train.optim import build_optimizers
@@ -59,7 +60,9 @@ def labels(*windows: int) -> Tensor:
 
 
 def loss_of(model: HybridLM, mask: Tensor, config: SleepConfig, backward: Backward, observe: Any) -> Tensor:
-    return rollout(model, text(), mask, config, backward=backward, observe=observe)[0].square().sum()
+    labelled = labelled_windows(mask, L)
+    h, _ = rollout_hidden(model, text(), config, labelled, backward=backward, observe=observe)
+    return model.head(h[in_labelled(mask, L, labelled)]).square().sum()
 
 
 def measured(model: HybridLM, mask: Tensor, config: SleepConfig, backward: Backward = EXACT) -> PassStatistics:

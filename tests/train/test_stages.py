@@ -183,7 +183,7 @@ def watched(module: ModuleType, function: str, monkeypatch: pytest.MonkeyPatch) 
 def test_training_and_curve_have_the_eviction_of_the_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     recipe = staged(eval_every=1)
     with (
-        watched(reverie.train.step, "rollout", monkeypatch) as rollouts,
+        watched(reverie.train.step, "rollout_hidden", monkeypatch) as rollouts,
         watched(reverie.train.loop, "evaluate", monkeypatch) as evaluations,
     ):
         card = train(recipe, tmp_path)

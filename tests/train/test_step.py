@@ -11,7 +11,6 @@ from tiny_recipe import tiny_recipe
 from torch import Tensor
 from torch.optim import Optimizer
 
-import reverie.train.step
 from reverie.model import HybridLM, new_model
 from reverie.recipe import Recipe
 from reverie.train.batches import make_batch
@@ -72,14 +71,14 @@ def test_gradients_are_clipped_before_the_step_and_their_norm_is_from_before(mon
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_bfloat16_is_for_the_rollout_and_leaves_the_parameters_in_float32(monkeypatch: pytest.MonkeyPatch, dtype: str):
     seen: set[torch.dtype] = set()
-    roll = reverie.train.step.rollout
+    head = HybridLM.head
 
-    def watch(*arguments: Any, **options: Any) -> Any:
-        logits, context = roll(*arguments, **options)
+    def watch(model: HybridLM, h: torch.Tensor) -> torch.Tensor:
+        logits = head(model, h)
         seen.add(logits.dtype)
-        return logits, context
+        return logits
 
-    monkeypatch.setattr(reverie.train.step, "rollout", watch)
+    monkeypatch.setattr(HybridLM, "head", watch)
     recipe = tiny_recipe(train={"dtype": dtype})
     model, optimizers = new_run(recipe)
     assert all(math.isfinite(step.loss) for step in take_steps(recipe, model, optimizers))

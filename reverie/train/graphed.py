@@ -1,0 +1,154 @@
+"""`train.cuda_graph`: a whole training step, recorded once and then replayed by the GPU without the CPU.
+
+A step of a small model is thousands of kernels of a few microseconds each; launched one by one, most of the time goes
+into launching. Whatever a step reads must stand in the same place each time, and whatever the CPU decides must be
+decided before: so there is a graph for every number of passes, stage, and set of windows with labels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from reverie.errors import UserError
+from reverie.model import HybridLM, LanguageModel
+from reverie.recipe import Recipe
+from reverie.sleep import SleepConfig
+from reverie.tasks import Batch
+from reverie.train.distributed import ParallelModel, Processes
+from reverie.train.ready import Ready
+from reverie.train.stages import freeze_others, sleep_at, stage_at
+from reverie.train.step import Step, descend, loss_sum, set_lr_of, train_step
+
+# Real steps, not recorded: in them kernels are compiled and chosen, and optimisers make their state.
+WARM_UP = 3
+AHEAD = 20  # steps before the CPU asks what they found
+
+Replay = Callable[[], Tensor]
+Record = Callable[[Callable[[], Tensor]], Replay]
+"""Of a computation of some tensor: does it again each time it is called, into the same tensor."""
+
+
+class _Kind(NamedTuple):
+    """What one graph can do."""
+
+    sleep: SleepConfig
+    fast_weights_only: bool
+    labelled: tuple[bool, ...]
+
+
+def check_graphable(model: LanguageModel, device: torch.device | str, processes: Processes) -> None:
+    """Raises UserError where steps cannot be recorded."""
+    if torch.device(device).type != "cuda":
+        raise UserError(f"train.cuda_graph needs a CUDA device, this is {device}: set train.cuda_graph=false")
+    if processes.parallel:
+        raise UserError("train.cuda_graph is for a single process: set train.cuda_graph=false, or leave out --nproc")
+    if not isinstance(model, HybridLM):
+        raise UserError(
+            "train.cuda_graph takes reverie's own blocks, those of a pretrained model may wait for the GPU: set "
+            "train.cuda_graph=false"
+        )
+
+
+def cuda_graphs() -> Record:
+    """Recording does not compute. The graphs share their memory: each leaves nothing behind but what it returns."""
+    memory = torch.cuda.graph_pool_handle()
+
+    def record(compute: Callable[[], Tensor]) -> Replay:
+        graph = torch.cuda.CUDAGraph()
+        torch.cuda.synchronize()
+        # Other threads may talk to the GPU meanwhile, as the one does that pins memory.
+        with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
+            result = compute()
+
+        def replay() -> Tensor:
+            graph.replay()
+            return result
+
+        return replay
+
+    return record
+
+
+class GraphedSteps:
+    """Takes steps and tells later what they found; as `EagerSteps`."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        model: LanguageModel,
+        optimizers: list[Optimizer],
+        parallel: ParallelModel,
+        record: Record | None = None,
+    ) -> None:
+        self._recipe, self._model, self._optimizers, self._parallel = recipe, model, optimizers, parallel
+        self._record = record or cuda_graphs()
+        self._inputs: Batch | None = None
+        self._taken: Counter[_Kind] = Counter()
+        self._graphs: dict[_Kind, Replay] = {}
+        self._found: list[Step | tuple[int, Tensor]] = []  # or the step's number, and [loss, norm]
+
+    @property
+    def full(self) -> bool:
+        """Whether it is time to ask."""
+        return len(self._found) >= AHEAD
+
+    def take(self, step: int, ready: Ready, *, watch: bool) -> None:
+        """Raises FloatingPointError as `train_step` does."""
+        recipe, stage = self._recipe, stage_at(self._recipe, step)
+        kind = _Kind(sleep_at(recipe, step), stage.fast_weights_only, tuple(n > 0 for n in ready.labels))
+        if watch or self._taken[kind] < WARM_UP:
+            self._found.append(
+                train_step(
+                    recipe, self._model, self._optimizers, step, ready.batch, self._parallel,
+                    labels=ready.labels, watch=watch,
+                )
+            )  # fmt: skip
+        else:
+            self._found.append((step, self._replayed(kind, step, ready.batch)))
+        self._taken[kind] += 1
+
+    def found(self) -> list[Step]:
+        """Of the steps since it was last asked.
+
+        Raises:
+            FloatingPointError: the loss or the gradient was not finite; parameters are spoilt since then.
+        """
+        found, self._found = self._found, []
+        later = [numbers for step in found if not isinstance(step, Step) for numbers in step[1:]]
+        values = iter(torch.stack(later).tolist() if later else [])  # waits for the GPU, once
+        steps = []
+        for step in found:
+            if not isinstance(step, Step):
+                loss, norm = next(values)
+                if not math.isfinite(loss + norm):
+                    raise FloatingPointError(f"step {step[0] + 1} had a loss of {loss} and a gradient of norm {norm}")
+                step = Step(loss, norm)
+            steps.append(step)
+        return steps
+
+    def _replayed(self, kind: _Kind, step: int, batch: Batch) -> Tensor:
+        if self._inputs is None:
+            self._inputs = Batch(*(x.clone() for x in batch))
+        for place, x in zip(self._inputs, batch, strict=True):
+            place.copy_(x)
+        if kind not in self._graphs:
+            freeze_others(self._model, stage_at(self._recipe, step))
+            inputs = self._inputs
+            self._graphs[kind] = self._record(lambda: self._step(step, inputs, kind.labelled))
+        set_lr_of(self._recipe, self._optimizers, step)
+        return self._graphs[kind]().clone()
+
+    def _step(self, step: int, batch: Batch, labelled: tuple[bool, ...]) -> Tensor:
+        """The same as `train_step`, but for what would make the CPU wait; [loss, norm of the gradient]."""
+        loss = loss_sum(self._recipe, self._model, step, batch, labelled, fixed_sizes=True) / batch.loss_mask.sum()
+        loss.backward()
+        norm = nn.utils.get_total_norm([p.grad for p in self._model.parameters() if p.grad is not None])
+        descend(self._recipe, self._model, self._optimizers, norm)
+        return torch.stack([loss.detach(), norm])

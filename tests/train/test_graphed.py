@@ -1,0 +1,205 @@
+"""Recorded steps are those of `train_step`: their arithmetic anywhere, the recording itself where there is CUDA."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_recipe import tiny_recipe
+from torch import Tensor
+
+import reverie.train.loop
+from reverie.errors import UserError
+from reverie.labels import count_labels
+from reverie.model import new_model
+from reverie.recipe import Recipe
+from reverie.train.batches import make_batch
+from reverie.train.checkpoint import FILE_NAME, load_checkpoint
+from reverie.train.distributed import ParallelModel, Processes
+from reverie.train.graphed import WARM_UP, GraphedSteps, Replay, check_graphable
+from reverie.train.loop import train
+from reverie.train.optim import build_optimizers
+from reverie.train.ready import Ready
+from reverie.train.step import EagerSteps, Step, loss_sum
+from reverie.train.stop import Stopped
+
+STEPS = 8
+RANDOM = {"num_sleep_passes": {"distribution": "uniform", "mean": 2, "max": 3}}
+DEPO: dict[str, Any] = {
+    "name": "depo",
+    "max_nodes": 6,
+    "min_nodes": 4,
+    "mini_vocab": 4,
+    "num_queries": 3,
+    "max_hops": 2,
+    "test_hops": [1, 2],
+}
+
+
+def ready(recipe: Recipe, step: int) -> Ready:
+    batch = make_batch(recipe, step)
+    return Ready(batch, count_labels(batch.loss_mask, recipe.sleep.window_size))
+
+
+class Recorder:
+    """In place of CUDA graphs: recording computes nothing, and replaying reads what stands where it stood."""
+
+    def __init__(self) -> None:
+        self.recorded, self.replayed = 0, 0
+
+    def __call__(self, compute: Callable[[], Tensor]) -> Replay:
+        self.recorded += 1
+
+        def replay() -> Tensor:
+            self.replayed += 1
+            return compute()
+
+        return replay
+
+
+def run_of(recipe: Recipe) -> Any:
+    model = new_model(recipe.hybrid, 0)
+    return recipe, model, build_optimizers(model, recipe.optim), ParallelModel(model)
+
+
+def depo_recipe() -> Recipe:
+    """Where the labels stand differs from example to example."""
+    data = tiny_recipe(sleep={"window_size": 6}, train={"steps": STEPS}).model_dump(exclude={"model": {"vocab_size"}})
+    return Recipe.model_validate({**data, "task": DEPO})
+
+
+RECIPES = {
+    "rule 110": tiny_recipe(train={"steps": STEPS}),
+    "labels here and there": depo_recipe(),
+    "a number of passes for every step": tiny_recipe(sleep=RANDOM, train={"steps": STEPS}),
+    "made again": tiny_recipe(train={"steps": STEPS, "activation_checkpoint": "window", "bptt_windows": 0}),
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_recorded_steps_are_the_steps(recipe: Recipe):
+    """To rounding: sums over labels run over other tokens too, which count nothing."""
+    arguments, recorder = run_of(recipe), Recorder()
+    graphed = GraphedSteps(*arguments, record=recorder)
+    eager = EagerSteps(*(other := run_of(recipe)))
+    for step in range(STEPS):
+        for steps in (graphed, eager):
+            steps.take(step, ready(recipe, step), watch=False)
+    for mine, theirs in zip(graphed.found(), eager.found(), strict=True):
+        assert mine.loss == pytest.approx(theirs.loss, rel=1e-4)
+        assert mine.gradient_norm == pytest.approx(theirs.gradient_norm, rel=1e-3)
+    for (name, mine), theirs in zip(arguments[1].named_parameters(), other[1].parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
+    assert recorder.replayed == STEPS - WARM_UP * recorder.recorded or recipe.train.num_sleep_passes is not None
+    assert recorder.recorded >= 1
+
+
+def test_what_was_found_is_told_once_and_in_order():
+    recipe = RECIPES["rule 110"]
+    steps = GraphedSteps(*run_of(recipe), record=Recorder())
+    for step in range(STEPS):
+        steps.take(step, ready(recipe, step), watch=step == 5)
+    found = steps.found()
+    assert [step.passes is not None for step in found] == [step == 5 for step in range(STEPS)]
+    assert all(isinstance(step, Step) for step in found)
+    assert steps.found() == []
+
+
+def test_a_loss_that_is_not_finite_is_told_with_its_step():
+    recipe = RECIPES["rule 110"]
+    model = (arguments := run_of(recipe))[1]
+    steps = GraphedSteps(*arguments, record=Recorder())
+    for step in range(STEPS):
+        if step == 5:
+            with torch.no_grad():
+                model.embedding.weight.fill_(math.nan)
+        steps.take(step, ready(recipe, step), watch=False)
+    with pytest.raises(FloatingPointError, match="step 6 had a loss of nan"):
+        steps.found()
+
+
+def graphed_on_cpu(monkeypatch: pytest.MonkeyPatch, ahead: int = 4) -> None:
+    """As the loop runs them, with the recorder in place of CUDA."""
+    monkeypatch.setattr(reverie.train.loop, "check_graphable", lambda *_: None)
+    monkeypatch.setattr("reverie.train.graphed.cuda_graphs", Recorder)
+    monkeypatch.setattr("reverie.train.graphed.AHEAD", ahead)
+    build = build_optimizers
+    monkeypatch.setattr(
+        reverie.train.loop, "build_optimizers", lambda model, config, *, capturable: build(model, config)
+    )
+
+
+def test_a_run_has_the_same_curve_and_goes_on_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    graphed_on_cpu(monkeypatch)
+    settings = {"steps": 12, "eval_every": 5, "checkpoint_every": 4}
+    plain = train(tiny_recipe(train=settings), tmp_path / "plain")
+    recipe = tiny_recipe(train={**settings, "cuda_graph": True})
+    whole = train(recipe, tmp_path / "whole")
+
+    def stop(progress: Any, loss: float) -> None:
+        if progress.step == 10:
+            raise KeyboardInterrupt
+
+    with pytest.raises((KeyboardInterrupt, Stopped)):
+        train(recipe, tmp_path / "broken", report=stop)
+    assert load_checkpoint(tmp_path / "broken" / FILE_NAME).progress.step == 8
+    resumed = train(recipe, tmp_path / "broken", resume=True)
+    for card in (whole, resumed):
+        assert [point.step for point in card.curve] == [5, 10, 12]
+        for mine, theirs in zip(card.curve, plain.curve, strict=True):
+            assert mine.train_loss == pytest.approx(theirs.train_loss, rel=1e-3)
+            assert mine.passes is not None
+    weights = [load_checkpoint(tmp_path / name / FILE_NAME).tensors for name in ("whole", "plain", "broken")]
+    for name, tensor in weights[0].items():
+        if name != "rng":
+            torch.testing.assert_close(tensor, weights[1][name], rtol=1e-2, atol=1e-3)
+            torch.testing.assert_close(tensor, weights[2][name], rtol=1e-2, atol=1e-3)
+
+
+def test_divergence_between_two_looks_ends_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    graphed_on_cpu(monkeypatch)
+    losses: list[Tensor] = []
+
+    def spoilt(*arguments: Any, **options: Any) -> Tensor:
+        losses.append(loss_sum(*arguments, **options))
+        return losses[-1] * (math.nan if len(losses) == 3 else 1)
+
+    monkeypatch.setattr("reverie.train.graphed.loss_sum", spoilt)
+    recipe = tiny_recipe(train={"steps": 12, "cuda_graph": True, "checkpoint_every": 4, "eval_every": 12})
+    with pytest.raises(UserError, match=rf"training diverged .*step {WARM_UP + 3} had a loss of nan"):
+        train(recipe, tmp_path)
+    assert len(losses) > 3  # it went on until it looked
+    saved = load_checkpoint(tmp_path / FILE_NAME)
+    assert saved.progress.step == 4
+    assert all(tensor.isfinite().all() for name, tensor in saved.tensors.items() if name.startswith("model."))
+
+
+@pytest.mark.parametrize(
+    ("device", "processes", "sentence"),
+    [
+        ("cpu", Processes(), "train.cuda_graph needs a CUDA device, this is cpu: set train.cuda_graph=false"),
+        ("cuda", Processes(0, 2, "ddp"), "train.cuda_graph is for a single process"),
+    ],
+)
+def test_where_nothing_can_be_recorded_a_sentence_says_so(device: str, processes: Processes, sentence: str):
+    with pytest.raises(UserError, match=sentence):
+        check_graphable(new_model(tiny_recipe().hybrid, 0), device, processes)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+def test_cuda_graphs_give_the_same_curve(recipe: Recipe, dtype: str, compiled: bool, tmp_path: Path):
+    def curve(**train_options: Any) -> list[float]:
+        data = recipe.model_dump(mode="json", exclude={"model": {"vocab_size"}})
+        data["train"] |= {"dtype": dtype, "steps": 40, "eval_every": 10, **train_options}
+        card = train(Recipe.model_validate(data), tmp_path / str(len(list(tmp_path.iterdir()))), device="cuda")
+        return [point.train_loss for point in card.curve]
+
+    rough = 5e-2 if dtype == "bfloat16" else 1e-2
+    assert curve(cuda_graph=True, compile=compiled) == pytest.approx(curve(), rel=rough)
