@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +16,9 @@ from torch import Tensor
 import reverie.train.loop
 from reverie.errors import UserError
 from reverie.labels import count_labels
-from reverie.model import new_model
+from reverie.model import HybridLM, new_model
 from reverie.recipe import Recipe
+from reverie.tasks import Batch
 from reverie.train.batches import make_batch
 from reverie.train.checkpoint import FILE_NAME, load_checkpoint
 from reverie.train.distributed import ParallelModel, Processes
@@ -76,11 +78,13 @@ RECIPES = {
     "rule 110": tiny_recipe(train={"steps": STEPS}),
     "labels here and there": depo_recipe(),
     "a number of passes for every step": tiny_recipe(sleep=RANDOM, train={"steps": STEPS}),
+    "with jet layers": tiny_recipe(train={"steps": STEPS}, model={"layers": ["jet", "attn"]}),
     "made again": tiny_recipe(train={"steps": STEPS, "activation_checkpoint": "window", "bptt_windows": 0}),
 }
+each_recipe = pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 
 
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@each_recipe
 def test_recorded_steps_are_the_steps(recipe: Recipe):
     """To rounding: sums over labels run over other tokens too, which count nothing."""
     arguments, recorder = run_of(recipe), Recorder()
@@ -96,6 +100,19 @@ def test_recorded_steps_are_the_steps(recipe: Recipe):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
     assert recorder.replayed == STEPS - WARM_UP * recorder.recorded or recipe.train.num_sleep_passes is not None
     assert recorder.recorded >= 1
+
+
+@each_recipe
+def test_nothing_asks_what_is_in_a_tensor_or_stands_elsewhere(recipe: Recipe, monkeypatch: pytest.MonkeyPatch):
+    """Tensors on "meta" have no content, and there is no operation between them and those on the CPU."""
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which does not know "meta"
+    with torch.device("meta"):
+        model = HybridLM(recipe.hybrid)
+    steps = GraphedSteps(recipe, model, build_optimizers(model, recipe.optim), ParallelModel(model, "meta"), Recorder())
+    batch, labels = ready(recipe, 0)
+    batch = Batch(*(x.to("meta") for x in batch))
+    for step in range(2):
+        assert steps._step(step, batch, tuple(n > 0 for n in labels)).shape == (2,)
 
 
 def test_what_was_found_is_told_once_and_in_order():
@@ -193,7 +210,7 @@ def test_where_nothing_can_be_recorded_a_sentence_says_so(device: str, processes
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
+@each_recipe
 def test_cuda_graphs_give_the_same_curve(recipe: Recipe, dtype: str, compiled: bool, tmp_path: Path):
     def curve(**train_options: Any) -> list[float]:
         data = recipe.model_dump(mode="json", exclude={"model": {"vocab_size"}})
