@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Annotated, Literal
+from itertools import groupby
+from typing import Annotated, Literal, TypeVar
 
 import numpy as np
+import torch
+from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor
 
 from reverie.tasks.base import Batch, Section, Split, as_batch, draw
+from reverie.tasks.philox import draw_on, unsigned_remainder
 
 Steps = Annotated[int, Field(ge=0)]
+Bits = TypeVar("Bits", np.ndarray, Tensor)
 
 _QUERY = 2
 _FIRST_STEPS_TOKEN = 3
+_SCRAMBLERS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
 class Rule110(BaseModel):
@@ -22,7 +30,8 @@ class Rule110(BaseModel):
     The sequence is the states' windows one after the other, then the labels: `num_states` positions whose input is
     a query token followed by the labels shifted by one, and whose target is the label. In the paper 4 × 24 + 4 tokens.
 
-    With a range of rollout steps, t is drawn uniformly for each state and shown as the first token of its window.
+    With a range of rollout steps, t is drawn uniformly for each state and shown as the first token of its window. With
+    `ladder` besides, all have the deepest t that the curriculum has come to, and the sequence is that of a single t.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,6 +40,10 @@ class Rule110(BaseModel):
     num_states: int = Field(default=4, ge=1)
     width: int = Field(default=24, ge=3, le=48, description="bits of a state")
     rollout_steps: Steps | tuple[Steps, Steps] = Field(description="t, or its inclusive range")
+    ladder: bool = Field(
+        default=False,
+        description="train with the deepest t of the curriculum so far alone, test with the last; not shown",
+    )
     held_out_fraction: float = Field(
         default=0.0, ge=0, lt=1, description="share of all states that training never and testing only shows"
     )
@@ -40,6 +53,8 @@ class Rule110(BaseModel):
         low, high = self._steps_range
         if low > high:
             raise ValueError(f"rollout_steps is the range {low}..{high}, its first number must not exceed its second")
+        if self.ladder and low == high:
+            raise ValueError(f"ladder climbs a range of rollout_steps, like [1, {max(high, 2)}], got {high} alone")
         if self.held_out_fraction and not 1 <= self._num_held_out < 2**self.width:
             raise ValueError(
                 f"held_out_fraction {self.held_out_fraction} of {2**self.width} states is {self._num_held_out} states; "
@@ -68,14 +83,14 @@ class Rule110(BaseModel):
     def batch(self, split: Split, seed: int, step: int, examples: range, max_depth: int | None = None) -> Batch:
         """Examples as a `Batch` [B, num_states * (context_window + 1)]; question i asks for state i.
 
-        In training, `max_depth` cuts a range of t off behind it.
+        In training, `max_depth` cuts a range of t off behind it; tests of a ladder ask for its last.
         """
         words = draw(split, seed, step, examples, 2 * self.num_states)
         states = self._states(split, words[:, : self.num_states])  # [B, num_states]
-        low, high = self._steps_range
-        if split == "train" and max_depth is not None:
-            high = min(max(max_depth, low), high)
-        steps = low + (words[:, self.num_states :] % np.uint64(high - low + 1)).astype(np.int64)
+        low, _ = self._steps_range
+        choices = self._choices(max_depth if split == "train" else None)
+        above = np.full_like(words[:, self.num_states :], choices - 1) if self.ladder else words[:, self.num_states :]
+        steps = low + (above % np.uint64(choices)).astype(np.int64)
         labels = (evolve(states, steps, self.width) & np.uint64(1)).astype(np.int64)
 
         bits = (states[..., None] >> np.arange(self.width, dtype=np.uint64)) & np.uint64(1)
@@ -92,14 +107,45 @@ class Rule110(BaseModel):
             question=np.concatenate([blank - 1, np.arange(self.num_states) + np.zeros_like(labels)], axis=1),
         )
 
+    def batches_on(
+        self, device: torch.device, seed: int, steps: range, examples: range, max_depths: Sequence[int | None]
+    ) -> Batch:
+        """As `DeviceTask` says; fields [len(steps), B, num_states * (context_window + 1)]."""
+        if len(max_depths) != len(steps):
+            raise ValueError(f"max_depths has {len(max_depths)} entries for {len(steps)} steps, it must have one each")
+        words = draw_on(device, "train", seed, steps, examples, 2 * self.num_states)
+        first, end = self._numbers("train")
+        numbers = first + unsigned_remainder(words[..., : self.num_states], end - first)
+        states = _scramble(numbers, self.width)  # [steps, B, num_states]
+        low, high = self._steps_range
+        t = torch.full_like(states, low)
+        if self.ladder:
+            t += self._choices_on(device, max_depths) - 1
+        elif high > low:
+            t += unsigned_remainder(words[..., self.num_states :], self._choices_on(device, max_depths))
+        labels = _evolved(states, t, self.depths(), self.width) & 1
+
+        shown = [(_FIRST_STEPS_TOKEN + t - low)[..., None]] if self._shows_steps else []
+        bits = (states[..., None] >> torch.arange(self.width, device=device)) & 1
+        context = torch.cat([*shown, bits], dim=-1).flatten(-2)
+        query, blank = torch.full_like(labels[..., :1], _QUERY), torch.zeros_like(context)
+        question = torch.cat([blank - 1, torch.arange(self.num_states, device=device).expand_as(labels)], dim=-1)
+        return Batch(
+            tokens=torch.cat([context, query, labels[..., :-1]], dim=-1),
+            targets=torch.cat([blank, labels], dim=-1),
+            loss_mask=question >= 0,
+            depth=torch.cat([blank, t], dim=-1),
+            question=question,
+        )
+
     def depths(self) -> range:
         low, high = self._steps_range
         return range(low, high + 1)
 
     def chance(self) -> dict[int, float]:
         """By t: how often the commoner value of the label is right."""
-        low, high = self._steps_range
-        return {t: max(share := self._ones_in_tests(t), 1 - share) for t in range(low, high + 1)}
+        tested = self.depths()[-1:] if self.ladder else self.depths()
+        return {t: max(share := self._ones_in_tests(t), 1 - share) for t in tested}
 
     def _ones_in_tests(self, steps: int) -> float:
         """Share of labels that are 1; among few held-out states it may differ from that among all."""
@@ -123,7 +169,7 @@ class Rule110(BaseModel):
 
     @property
     def _shows_steps(self) -> bool:
-        return isinstance(self.rollout_steps, tuple)
+        return isinstance(self.rollout_steps, tuple) and not self.ladder
 
     @property
     def _steps_range(self) -> tuple[int, int]:
@@ -134,28 +180,58 @@ class Rule110(BaseModel):
     def _num_held_out(self) -> int:
         return round(self.held_out_fraction * 2**self.width)
 
+    def _choices(self, max_depth: int | None) -> int:
+        """How many values of t there are up to a limit, which leaves at least the smallest."""
+        low, high = self._steps_range
+        return (high if max_depth is None else min(max(max_depth, low), high)) - low + 1
+
+    def _choices_on(self, device: torch.device, max_depths: Sequence[int | None]) -> Int[Tensor, "steps 1 1"]:
+        """Filled in stretches of equal steps, of which a curriculum has few: a copy from the host would wait."""
+        stretches = groupby(map(self._choices, max_depths))
+        parts = [torch.full((sum(1 for _ in same), 1, 1), choices, device=device) for choices, same in stretches]
+        return torch.cat(parts) if parts else torch.ones(0, 1, 1, dtype=torch.int64, device=device)
+
+    def _numbers(self, split: Split) -> tuple[int, int]:
+        """The numbers of the states that a split shows, from the first to before the second."""
+        held_out, every = self._num_held_out, 2**self.width
+        if not held_out:
+            return 0, every
+        return (held_out, every) if split == "train" else (0, held_out)
+
     def _states(self, split: Split, words: np.ndarray) -> np.ndarray:
         """Random words to allowed states, uint64 of the same shape: uniform, exact and without rejection.
 
         States are numbered by a fixed scrambling of 0..2^width-1, and the first `_num_held_out` numbers are held out.
         """
-        low, high = 0, 2**self.width
-        if self._num_held_out:
-            low, high = (self._num_held_out, high) if split == "train" else (0, self._num_held_out)
-        return _scramble(np.uint64(low) + words % np.uint64(high - low), self.width)
+        first, end = self._numbers(split)
+        return _scramble(np.uint64(first) + words % np.uint64(end - first), self.width)
 
 
 def evolve(states: np.ndarray, steps: np.ndarray, width: int) -> np.ndarray:
     """`steps` [...] steps of Rule 110 on rings `states` [...], uint64 whose bit i is cell i; a state has its own t."""
-    ones, last = np.uint64(2**width - 1), np.uint64(width - 1)
-    one = np.uint64(1)
     now, result = states, states.copy()
     for t in range(1, int(steps.max(initial=0)) + 1):
-        left = ((now << one) | (now >> last)) & ones  # bit i holds cell i-1
-        right = ((now >> one) | (now << last)) & ones  # bit i holds cell i+1
-        now = (now | right) & ~(left & now & right)  # 110 = 0b01101110: alive if self or right is, unless all three are
+        now = _next(now, width)
         result = np.where(steps == t, now, result)
     return result
+
+
+def _evolved(states: Tensor, steps: Tensor, depths: range, width: int) -> Tensor:
+    """`evolve` of int64, told which steps there may be, since asking would wait for the device."""
+    now = result = states
+    for t in range(1, depths.stop):
+        now = _next(now, width)
+        if t in depths:
+            result = now if len(depths) == 1 else torch.where(steps == t, now, result)
+    return result
+
+
+def _next(now: Bits, width: int) -> Bits:
+    """One step. 110 = 0b01101110: a cell is alive if it or its right neighbour is, unless all three are."""
+    last = width - 1
+    left = (now << 1) | (now >> last)  # bit i holds cell i-1; the bit beyond the ring meets no bit of `now`
+    right = (now >> 1) | ((now & 1) << last)  # bit i holds cell i+1
+    return (now | right) ^ (left & now & right)
 
 
 @lru_cache(maxsize=1024)
@@ -175,11 +251,11 @@ def ones_share(width: int, steps: int) -> float:
     return float(np.bitwise_count(ends).mean() / ring)  # all cells of a random ring are alike
 
 
-def _scramble(numbers: np.ndarray, width: int) -> np.ndarray:
-    """A fixed bijection of 0..2^width-1, uint64: odd multipliers and right xor-shifts both are bijections there."""
-    ones, half = np.uint64(2**width - 1), np.uint64((width + 1) // 2)
+def _scramble(numbers: Bits, width: int) -> Bits:
+    """A fixed bijection of 0..2^width-1, uint64 or int64: odd multipliers and right xor-shifts both are bijections."""
+    ones, half = 2**width - 1, (width + 1) // 2
     mixed = numbers
-    for factor in (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB):
-        mixed = (mixed * np.uint64(factor)) & ones
+    for factor in _SCRAMBLERS:
+        mixed = (mixed * (factor & ones)) & ones  # no more of a factor matters to the bits that are left
         mixed = mixed ^ (mixed >> half)
     return mixed

@@ -1,13 +1,21 @@
 """Rule 110 against its lookup table on strings."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from reverie.tasks import Rule110, Split
+from reverie.tasks import Batch, Rule110, Split
+from reverie.tasks.base import DeviceTask
 from reverie.tasks.rule110 import evolve, ones_share
 
 # The rule's number in binary, by neighbourhood from 111 down to 000.
@@ -93,11 +101,122 @@ def test_range_of_steps_is_shown_and_uniform() -> None:
         assert (depth == steps).float().mean().item() == pytest.approx(0.25, abs=0.03)
 
 
+def test_a_ladder_is_one_single_t_after_the_other() -> None:
+    """In training that of the curriculum, in tests the last; the states are those of the single t."""
+    ladder = Rule110(rollout_steps=(2, 6), ladder=True, held_out_fraction=0.25)
+    for limit, steps in [(1, 2), (2, 2), (4, 4), (6, 6), (9, 6), (None, 6)]:
+        single = Rule110(rollout_steps=steps, held_out_fraction=0.25)
+        assert_same(ladder.batch("train", 3, 1, range(9), limit), single.batch("train", 3, 1, range(9)))
+        assert_same(
+            ladder.batch("test", 3, 1, range(9), limit),
+            Rule110(rollout_steps=6, held_out_fraction=0.25).batch("test", 3, 1, range(9)),
+        )
+    single = Rule110(rollout_steps=6, held_out_fraction=0.25)
+    for name in ("vocab_size", "context_window", "sequence_length"):
+        assert getattr(ladder, name) == getattr(single, name)
+    assert (ladder.chance(), ladder.chance_exact()) == (single.chance(), single.chance_exact())
+    assert ladder.token_names() == single.token_names()
+    assert ladder.depths() == range(2, 7)
+
+
 def test_bits_of_a_state_are_fair_and_unrelated() -> None:
     bits = Rule110(rollout_steps=4).batch("train", 0, 0, range(4000)).tokens[:, :96].double()
     assert (bits.mean(dim=0) - 0.5).abs().max() < 0.04
     correlation = bits.T.corrcoef() - torch.eye(96)
     assert correlation.abs().max() < 0.09
+
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+
+
+def stacked(task: Rule110, seed: int, steps: range, examples: range, max_depths: Sequence[int | None]) -> Batch:
+    """The training batches of these steps, made by numpy one after the other."""
+    made = [task.batch("train", seed, s, examples, limit) for s, limit in zip(steps, max_depths, strict=True)]
+    return Batch(*(torch.stack(fields) for fields in zip(*made, strict=True)))
+
+
+def assert_same(found: Batch, expected: Batch) -> None:
+    for name, a, b in zip(Batch._fields, found, expected, strict=True):
+        assert (a.dtype, a.shape) == (b.dtype, b.shape), name
+        assert torch.equal(a, b), name
+
+
+class OpsOnDevice(TorchDispatchMode):
+    """Counts what is launched; refuses tensors of the host, of which a device would have to wait for a copy."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device, self.launched = device, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, torch.Tensor)]
+        assert {x.device for x in tensors} <= {self.device}, func
+        self.launched += not any(out.alias_info for out in func._schema.returns)  # a view launches nothing
+        return result
+
+
+class TestBatchesOnADevice:
+    @settings(max_examples=40, deadline=None)
+    @given(data=st.data())
+    def test_they_are_those_of_numpy(self, data: st.DataObject) -> None:
+        low = data.draw(st.integers(0, 6))
+        steps = data.draw(st.sampled_from([low, (low, low), (low, low + 1), (low, low + 9)]))
+        task = Rule110(
+            num_states=data.draw(st.integers(1, 5)),
+            width=data.draw(st.integers(3, 48)),
+            rollout_steps=steps,
+            held_out_fraction=data.draw(st.sampled_from([0.0, 0.2, 0.7])),
+            ladder=isinstance(steps, tuple) and steps[0] < steps[1] and data.draw(st.booleans()),
+        )
+        first, many = data.draw(st.integers(0, 2**40)), data.draw(st.integers(1, 4))
+        limits = data.draw(st.lists(st.none() | st.integers(0, 20), min_size=many, max_size=many))
+        start, seed = data.draw(st.integers(0, 10_000)), data.draw(st.integers(0, 2**64 - 1))
+        examples = range(start, start + 5, data.draw(st.integers(1, 2)))
+        at = (seed, range(first, first + many), examples, limits)
+        assert_same(task.batches_on(CPU, *at), stacked(task, *at))
+
+    def test_the_paper_setting(self) -> None:
+        task = Rule110(rollout_steps=32)
+        at = (0, range(97_000, 97_003), range(128, 256), [None] * 3)
+        assert_same(task.batches_on(CPU, *at), stacked(task, *at))
+
+    @pytest.mark.parametrize("steps", [range(3, 3), range(2)])
+    def test_no_examples_or_no_steps(self, steps: range) -> None:
+        task = Rule110(rollout_steps=(1, 4))
+        batch = task.batches_on(CPU, 0, steps, range(2, 2), [None] * len(steps))
+        assert {tuple(field.shape) for field in batch} == {(len(steps), 0, task.sequence_length)}
+
+    @pytest.mark.parametrize(
+        "task", [Rule110(rollout_steps=32), Rule110(rollout_steps=(1, 16), held_out_fraction=0.1, width=48)]
+    )
+    def test_nothing_waits_and_launches_are_few(self, task: Rule110) -> None:
+        """A meta tensor has no values to wait for, and what it cannot tell cannot decide a shape or a branch."""
+        launched = []
+        for steps in (1, 200):
+            with OpsOnDevice(META) as ops:
+                batch = task.batches_on(META, 5, range(steps), range(512), [None] * steps)
+            assert batch.tokens.shape == (steps, 512, task.sequence_length)
+            launched.append(ops.launched)
+        assert launched[0] == launched[1] < 800
+
+    def test_a_limit_for_every_step(self) -> None:
+        with pytest.raises(ValueError, match="2 entries for 3 steps"):
+            Rule110(rollout_steps=4).batches_on(CPU, 0, range(3), range(2), [None, None])
+
+    def test_it_is_a_device_task(self) -> None:
+        assert isinstance(Rule110(rollout_steps=4), DeviceTask)
+
+    @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+    def test_on_cuda(self) -> None:
+        task, cuda = Rule110(rollout_steps=(1, 9), width=47, held_out_fraction=0.3), torch.device("cuda")
+        at = (2**64 - 5, range(7, 12), range(40, 90), [None, 3, 3, 5, 20])
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            batch = task.batches_on(cuda, *at)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert_same(Batch(*(field.cpu() for field in batch)), stacked(task, *at))
 
 
 class TestHeldOut:
@@ -159,6 +278,8 @@ class TestChance:
         ({"rollout_steps": 4, "held_out_fraction": 1.0}, "held_out_fraction"),
         ({"rollout_steps": 4, "width": 4, "held_out_fraction": 0.01}, "both splits need at least one"),
         ({}, "rollout_steps"),
+        ({"rollout_steps": 4, "ladder": True}, r"ladder climbs a range of rollout_steps, like \[1, 4\], got 4 alone"),
+        ({"rollout_steps": (3, 3), "ladder": True}, "got 3 alone"),
     ],
 )
 def test_bad_parameters(bad: dict[str, object], message: str) -> None:
