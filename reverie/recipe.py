@@ -74,6 +74,9 @@ class TrainConfig(BaseModel):
 
     steps: int = Field(ge=1)
     batch_size: int = Field(ge=1, description="examples a step, over all processes")
+    micro_batch: int | None = Field(
+        default=None, ge=1, description="examples at a time, to save memory; their gradients add up to the batch's"
+    )
     seed: int = Field(default=0, ge=0, lt=2**32, description="of the data and of the initial parameters")
     eval_every: int = Field(default=100, ge=1, description="steps")
     eval_examples: int = Field(default=512, ge=1)
@@ -115,6 +118,12 @@ class TrainConfig(BaseModel):
     bptt_windows: int | None = Field(
         default=None, ge=0, description="windows before its own that gradients of a label reach; all if absent"
     )
+
+    @model_validator(mode="after")
+    def _a_graph_is_of_a_whole_step(self) -> TrainConfig:
+        if self.cuda_graph and self.micro_batch is not None:
+            raise ValueError("cuda_graph records a step that takes its batch at once: leave out micro_batch, or it")
+        return self
 
     @property
     def backward(self) -> Backward:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -63,11 +64,16 @@ def train_step(
     labelled = [number > 0 for number in all_labels]
     observer = PassObserver(labelled, processes) if watch else None
 
-    def own_loss(model: LanguageModel) -> Tensor:
-        loss = loss_sum(recipe, model, step, batch, labelled, observer)
+    def own_loss(part: Batch, model: LanguageModel) -> Tensor:
+        loss = loss_sum(recipe, model, step, part, labelled, observer)
         return loss / (sum(all_labels) / processes.world_size)  # its average over processes is that over labels
 
-    value = processes.sum([parallel.backward(own_loss)])[0] / processes.world_size
+    own_value = 0.0
+    for part in micro_batches(recipe, batch, processes.world_size):
+        own_value += parallel.backward(partial(own_loss, part))
+        if observer is not None:
+            observer.next_part()
+    value = processes.sum([own_value])[0] / processes.world_size
     norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
     if not math.isfinite(value) or not whole(norm).isfinite():
         tensors = [(f"the parameter {name}", p) for name, p in model.named_parameters()]
@@ -102,6 +108,14 @@ class EagerSteps:
         """Of the steps since it was last asked."""
         found, self._found = self._found, []
         return found
+
+
+def micro_batches(recipe: Recipe, batch: Batch, world_size: int = 1) -> list[Batch]:
+    """The batch in parts of about `train.micro_batch` examples, as even as can be: as many parts in all processes."""
+    if recipe.train.micro_batch is None:
+        return [batch]
+    number = math.ceil(recipe.train.batch_size // world_size / recipe.train.micro_batch)
+    return [Batch(*columns) for columns in zip(*(x.tensor_split(number) for x in batch), strict=True)]
 
 
 def loss_sum(

@@ -11,13 +11,15 @@ from tiny_recipe import tiny_recipe
 from torch import Tensor
 from torch.optim import Optimizer
 
+from reverie.errors import UserError
 from reverie.model import HybridLM, new_model
-from reverie.recipe import Recipe
+from reverie.recipe import Recipe, changed
 from reverie.train.batches import make_batch
 from reverie.train.checkpoint import checkpoint_tensors
+from reverie.train.distributed import Processes
 from reverie.train.muon import Muon
 from reverie.train.optim import build_optimizers, lr_factor
-from reverie.train.step import Step, not_finite, train_step
+from reverie.train.step import Step, micro_batches, not_finite, train_step
 
 RECIPE = tiny_recipe()
 
@@ -84,6 +86,48 @@ def test_bfloat16_is_for_the_rollout_and_leaves_the_parameters_in_float32(monkey
     assert all(math.isfinite(step.loss) for step in take_steps(recipe, model, optimizers))
     assert seen == {getattr(torch, dtype)}
     assert {tensor.dtype for tensor in checkpoint_tensors(model, optimizers).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize("micro_batch", [1, 3, 8, 100])
+@pytest.mark.parametrize("checkpoint", ["none", "window"])
+def test_parts_of_a_batch_add_up_to_its_step(micro_batch: int, checkpoint: str):
+    """Rows have different numbers of labels, so that a mean of means would be another loss."""
+    whole = tiny_recipe(sleep={"num_sleep_passes": 3, "window_size": 5}, train={"activation_checkpoint": checkpoint})
+    inside = changed(whole, train={"micro_batch": micro_batch})
+    batch = make_batch(whole, 0)
+    batch.loss_mask[: len(batch.tokens) // 2] &= torch.arange(batch.tokens.shape[1]) % 3 == 0
+    found: list[tuple[Step, HybridLM]] = []
+    for recipe in (whole, inside):
+        model, optimizers = new_run(recipe)
+        with torch.no_grad():
+            model.lm_head.weight.normal_(generator=torch.Generator().manual_seed(0))
+        found.append((train_step(recipe, model, optimizers, 0, batch, watch=True), model))
+    (step, model), (other, like) = found
+    assert other.loss == pytest.approx(step.loss, rel=1e-5)
+    assert other.gradient_norm == pytest.approx(step.gradient_norm, rel=1e-4)
+    assert step.passes is not None
+    assert other.passes is not None
+    for name, values in step.passes.model_dump().items():
+        assert getattr(other.passes, name) == pytest.approx(values, rel=1e-3), name
+    for (name, p), q in zip(model.named_parameters(), like.parameters(), strict=True):
+        # Adam's first step is ±lr whatever the size of a gradient: one of rounding alone may go either way.
+        assert (p - q).abs().mean() < 1e-4, name
+
+
+def test_parts_are_as_even_as_can_be_and_as_many_in_all_processes():
+    recipe = tiny_recipe(train={"batch_size": 8, "micro_batch": 3})
+    batch = make_batch(recipe, 0)
+    assert [len(part.tokens) for part in micro_batches(recipe, batch)] == [3, 3, 2]
+    assert all(map(torch.equal, batch, map(torch.cat, zip(*micro_batches(recipe, batch), strict=True))))
+    recipe = changed(recipe, train={"batch_size": 7})
+    shares = [make_batch(recipe, 0, Processes(rank, 3, "ddp").share(7)) for rank in range(3)]
+    assert [[len(part.tokens) for part in micro_batches(recipe, share, 3)] for share in shares] == [[2], [2], [3]]
+    assert micro_batches(changed(recipe, train={"micro_batch": None}), batch) == [batch]
+
+
+def test_a_recorded_step_takes_its_batch_at_once():
+    with pytest.raises(UserError, match="cuda_graph records a step that takes its batch at once"):
+        changed(RECIPE, train={"micro_batch": 4, "cuda_graph": True})
 
 
 @pytest.mark.parametrize("what", ["parameter", "gradient"])
