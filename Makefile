@@ -3,6 +3,7 @@
 # make lint    set up in .venv, ruff, pyright
 # make check   both
 # make test-oldest    the tests of Hugging Face models with the oldest transformers that is declared
+# make test-triton    the tests of the GPU kernels, in Triton's interpreter and through its compiler for Hopper
 
 PYTHON ?= python3
 # Small models: spinning threads of two processes slow each other down several times.
@@ -11,7 +12,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 READY = .venv/ready
 
-.PHONY: demo test test-oldest lint check results example performance setup clean
+.PHONY: demo test test-oldest test-triton lint check results example performance setup clean
 
 demo: setup
 	.venv/bin/reverie demo
@@ -23,6 +24,12 @@ OLDEST = 5.21.0
 test-oldest: setup
 	.venv/bin/pip install --quiet --no-deps --upgrade --target .venv/oldest transformers==$(OLDEST)
 	PYTHONPATH=.venv/oldest .venv/bin/pytest -n 2 tests/hf
+
+# Beside .venv, since with Triton and no GPU the hybrids of transformers crash.
+test-triton: setup
+	.venv/bin/pip install --quiet --no-deps --upgrade --target .venv/triton triton==3.6.0
+	PYTHONPATH=.venv/triton TRITON_INTERPRET=1 .venv/bin/pytest -n 2 tests/ops/test_triton.py
+	PYTHONPATH=.venv/triton .venv/bin/pytest tests/ops/test_triton_compiled.py
 
 lint: setup
 	.venv/bin/ruff check .

@@ -2,14 +2,15 @@
 
 "chunked"    parallel form in plain torch, any device (the default)
 "reference"  token by token: the specification
+"triton"     one kernel forward and one backward for every 64 tokens; needs CUDA and triton
 "fla"        the kernels of flash-linear-attention; needs CUDA and `pip install reverie[fla]`
-"auto"       "fla" for CUDA tensors where it is installed, else "chunked"; logs its choice once
+"auto"       for CUDA tensors "triton" where one kernel is enough, else "fla" where it works, else "chunked"; logs
+             each choice once
 """
 
 from __future__ import annotations
 
 import functools
-import importlib.util
 import logging
 
 import torch
@@ -17,19 +18,34 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reverie.errors import UserError
-from reverie.ops import chunked, fla, reference
+from reverie.ops import chunked, fla, reference, triton
 
 logger = logging.getLogger("reverie")
 
-BACKENDS = ("auto", "chunked", "reference", "fla")
-_RECURRENCES = {"chunked": chunked.recurrence, "reference": reference.recurrence, "fla": fla.recurrence}
+BACKENDS = ("auto", "chunked", "reference", "fla", "triton")
+_RECURRENCES = {
+    "chunked": chunked.recurrence,
+    "reference": reference.recurrence,
+    "fla": fla.recurrence,
+    "triton": triton.recurrence,
+}
+
+
+@torch.compiler.assume_constant_result  # looks for packages and logs, which torch.compile cannot trace
+def _choose(device_type: str, small: bool) -> str:
+    choice, of = "chunked", ""
+    if device_type == "cuda" and small and triton.installed():
+        choice, of = "triton", f" of at most {triton.MAX_TOKENS} tokens"
+    elif device_type == "cuda" and fla.installed() and not fla.miscompiled():
+        choice = "fla"
+    _say(choice, device_type + " tensors" + of)
+    return choice
 
 
 @functools.cache
-def _choose(device_type: str) -> str:
-    choice = "fla" if device_type == "cuda" and importlib.util.find_spec("fla") is not None else "chunked"
-    logger.warning("backend 'auto' runs the fast weights on %r for %s tensors", choice, device_type)
-    return choice
+def _say(choice: str, tensors: str) -> None:
+    """Once."""
+    logger.warning("backend 'auto' runs the fast weights on %r for %s", choice, tensors)
 
 
 def _run(
@@ -52,7 +68,7 @@ def _run(
     if chunk_size is not None and chunk_size < 1:
         raise UserError(f"chunk_size must be at least 1, got {chunk_size}")
     if backend == "auto":
-        backend = _choose(k.device.type)
+        backend = _choose(k.device.type, triton.in_one_kernel(k, v))
     # Under autocast the products inside would fall to bfloat16, and the memory with them.
     with torch.autocast(k.device.type, enabled=False):
         return _RECURRENCES[backend](
@@ -91,14 +107,14 @@ def gated_delta_rule(
         initial_state: [B, H, K, V], the fast weights to start from; zero if None.
         scale: multiplies q; K^-1/2 if None.
         backend: see the module.
-        chunk_size: tokens per tile of the "chunked" backend; it changes the speed, not the result.
+        chunk_size: tokens per tile of the "chunked" and "triton" backends; it changes the speed, not the result.
 
     Returns:
         o [B, T, H, V] in v's dtype, and the final state [B, H, K, V] in float32 (float64 for float64 inputs).
         Differentiable in every input and in the initial state.
 
     Raises:
-        UserError: unknown backend, T = 0, or "fla" without fla-core or off CUDA.
+        UserError: unknown backend, T = 0, or "triton" or "fla" where they do not run (each module says where).
     """
     return _run(q, k, v, g, beta, initial_state, scale, backend, chunk_size, erase=True)
 

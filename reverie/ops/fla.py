@@ -2,12 +2,37 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from reverie.errors import UserError
+
+
+# What is installed does not change; torch.compile cannot trace how one finds out.
+@torch.compiler.assume_constant_result
+def installed() -> bool:
+    return importlib.util.find_spec("fla") is not None
+
+
+@torch.compiler.assume_constant_result
+def miscompiled() -> str:
+    """The version of triton that makes wrong gradients of fla's gated kernels on this GPU, or "".
+
+    On Hopper those from 3.4 until 3.7.1 do (flash-linear-attention#640); fla raises in the backward pass, unless it has
+    tilelang to go around them.
+    """
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9:
+        return ""
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+    wrong = (3, 4, 0) <= tuple(int(part) for part in version.split("+")[0].split(".")[:3]) < (3, 7, 1)
+    return version if wrong and importlib.util.find_spec("tilelang") is None else ""
 
 
 def recurrence(
@@ -27,22 +52,27 @@ def recurrence(
     Always the chunk kernels: the fused recurrent ones have no backward through the gated delta rule.
 
     Raises:
-        UserError: fla-core is not installed, or the tensors are not on a CUDA device.
+        UserError: fla-core is not installed, the tensors are not on a CUDA device, or the gradients would be wrong.
     """
-    if importlib.util.find_spec("fla") is None:
+    if not installed():
         raise UserError("backend 'fla' needs flash-linear-attention: pip install 'reverie[fla]', or use 'chunked'")
     if k.device.type != "cuda":
         raise UserError(f"backend 'fla' needs CUDA tensors, got {k.device.type}: use 'chunked' here")
+    if (version := miscompiled()) and (erase or g is not None) and torch.is_grad_enabled():
+        raise UserError(
+            f"backend 'fla' has wrong gradients on Hopper GPUs with triton {version}: install triton 3.7.1 or later or "
+            "tilelang, or use 'triton' or 'chunked'"
+        )
     kernel_q = k if q is None else q  # the kernels always read
     state = {"scale": scale, "initial_state": initial_state, "output_final_state": True}
     if not erase:
         from fla.ops.simple_gla import chunk_simple_gla  # pyright: ignore[reportMissingImports]
 
-        o, S = chunk_simple_gla(kernel_q, k, v * beta[..., None].to(v.dtype), g=g, **state)
+        o, S = chunk_simple_gla(kernel_q, k, v * beta[..., None].to(v.dtype), g=g, **state)  # pyright: ignore[reportCallIssue]
     else:
         from fla.ops.gated_delta_rule import chunk_gated_delta_rule  # pyright: ignore[reportMissingImports]
 
         # The delta rule too, as the gated one without decay: fla's kernel for it refuses float32.
         g = beta.new_zeros(beta.shape) if g is None else g
-        o, S = chunk_gated_delta_rule(kernel_q, k, v, g=g, beta=beta, **state)
+        o, S = chunk_gated_delta_rule(kernel_q, k, v, g=g, beta=beta, **state)  # pyright: ignore[reportCallIssue]
     return None if q is None else o, S

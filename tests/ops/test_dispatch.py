@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 
 import pytest
@@ -17,8 +18,8 @@ each_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 
 @each_rule
 def test_an_unknown_backend_is_an_error_that_names_the_known(rule: Rule) -> None:
-    with pytest.raises(UserError, match="unknown backend 'triton'") as caught:
-        call(rule, random_inputs(2), backend="triton")
+    with pytest.raises(UserError, match="unknown backend 'cuda'") as caught:
+        call(rule, random_inputs(2), backend="cuda")
     assert all(name in str(caught.value) for name in BACKENDS)
 
 
@@ -30,7 +31,7 @@ def test_no_token_is_an_error(rule: Rule, backend: str) -> None:
 
 
 def test_auto_is_chunked_on_cpu_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
-    dispatch._choose.cache_clear()
+    dispatch._say.cache_clear()
     inputs = random_inputs(5)
     with caplog.at_level(logging.INFO, "reverie"):
         outcomes = [call(gated_delta_rule, inputs, backend="auto") for _ in range(3)]
@@ -38,6 +39,40 @@ def test_auto_is_chunked_on_cpu_and_says_so_once(caplog: pytest.LogCaptureFixtur
         "backend 'auto' runs the fast weights on 'chunked' for cpu tensors"
     ]
     torch.testing.assert_close(outcomes[0], call(gated_delta_rule, inputs, backend="chunked"), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("installed", "small", "wanted"),
+    [
+        ("triton fla", True, "triton"),
+        ("triton fla", False, "fla"),
+        ("triton", False, "chunked"),
+        ("fla", True, "fla"),
+        ("", True, "chunked"),
+    ],
+)
+def test_auto_on_cuda_takes_the_fastest_that_runs(
+    installed: str, small: bool, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("triton", "fla"):
+        monkeypatch.setattr(f"reverie.ops.{name}.installed", lambda name=name: name in installed.split())
+    assert dispatch._choose("cuda", small) == wanted
+
+
+def test_auto_on_cuda_passes_by_kernels_with_wrong_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reverie.ops.triton.installed", lambda: True)
+    monkeypatch.setattr("reverie.ops.fla.installed", lambda: True)
+    monkeypatch.setattr("reverie.ops.fla.miscompiled", lambda: "3.6.0")
+    assert dispatch._choose("cuda", False) == "chunked"
+
+
+@pytest.mark.parametrize("backend", ["auto", "chunked"])
+def test_choosing_leaves_a_compiled_graph_whole(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dispatch, "_run", inspect.unwrap(dispatch._run))  # the checks of annotations do not compile
+    rule = torch.compile(inspect.unwrap(gated_delta_rule), backend="eager", fullgraph=True)
+    inputs = random_inputs(5, dtype=torch.float32)
+    compiled = call(rule, inputs, backend=backend)
+    torch.testing.assert_close(compiled, call(gated_delta_rule, inputs, backend="chunked"), rtol=0, atol=0)
 
 
 def test_the_default_is_chunked() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import importlib.util
 import sys
 from types import ModuleType
@@ -13,7 +14,7 @@ from random_inputs import RULES, Inputs, Rule, assert_same, call, outcome, rando
 from torch import Tensor
 
 from reverie.errors import UserError
-from reverie.ops import gated_delta_rule, hebbian_rule
+from reverie.ops import fla, gated_delta_rule, hebbian_rule
 
 each_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
 find_spec = importlib.util.find_spec
@@ -38,6 +39,31 @@ def test_off_cuda_the_error_names_the_device_and_a_backend(rule: Rule, monkeypat
     pretend(monkeypatch, installed=True)
     with pytest.raises(UserError, match="needs CUDA tensors, got cpu: use 'chunked'"):
         call(rule, random_inputs(2), backend="fla")
+
+
+@pytest.mark.parametrize(
+    ("version", "hopper", "tilelang", "wrong"),
+    [
+        ("3.3.1", True, False, False),
+        ("3.6.0", True, False, True),
+        ("3.6.0", True, True, False),
+        ("3.6.0", False, False, False),
+        ("3.7.1", True, False, False),
+        ("3.8.0+git12", True, False, False),
+    ],
+)
+def test_wrong_gradients_on_hopper_are_refused(
+    version: str, hopper: bool, tilelang: bool, wrong: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0) if hopper else (8, 0))
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name != "tilelang" or tilelang or None)
+    assert fla.miscompiled() == (version if wrong else "")
+    if wrong:
+        inputs: list[Any] = [x.as_subclass(OnCuda) for x in random_inputs(2)]
+        with pytest.raises(UserError, match=f"wrong gradients on Hopper GPUs with triton {version}"):
+            call(gated_delta_rule, Inputs(*inputs), backend="fla")
 
 
 class OnCuda(Tensor):
