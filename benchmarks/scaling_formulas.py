@@ -3,7 +3,7 @@
 Shapes: B batch, T tokens of a window, D width, H heads, K key size, V value size, M inner width of the MLP.
 A matrix product [m, k] × [k, n] is 2 m k n operations; elementwise steps count nothing. Bytes are those of float32.
 
-For hard eviction, the gated delta rule on the "chunked" backend, and windows of one chunk or of whole ones.
+For hard eviction, and the gated delta rule on the "chunked" backend, which fills up the last chunk of a window.
 """
 
 from __future__ import annotations
@@ -34,11 +34,17 @@ class Work(NamedTuple):
     scored: int  # labelled positions in the batch
     element: float = FLOAT32  # bytes of an element that a run keeps
     tensor: int = 1  # processes that share heads and MLP
+    tokens: int | None = None  # of a text; whole windows if None
 
     @property
     def window_tokens(self) -> int:
         """B · L."""
         return self.batch * self.sleep.window_size
+
+    def length(self, window: int) -> int:
+        """T: the last window may be a shorter one."""
+        L = self.sleep.window_size
+        return L if self.tokens is None else min(L, self.tokens - window * L)
 
 
 class Run(NamedTuple):
@@ -82,7 +88,7 @@ def runs(work: Work) -> list[Run]:
 def block_shapes(model: HybridConfig, kind: str) -> Shapes:
     """Every parameter of a block."""
     D, M, H, K, V = model.width, model.mlp_width, model.fast_heads, model.key_size, model.value_size
-    mlp: Shapes = {"mlp.in_proj.weight": (2 * M, D), "mlp.out_proj.weight": (D, M)}
+    mlp: Shapes = {"mlp.in_proj.weight": (2 * M, D), "mlp.out_proj.weight": (D, M)} if has_mlp(kind) else {}
     if kind == "attn":
         return {
             "mixer.q_gain": (model.num_heads, 1),
@@ -107,6 +113,10 @@ def block_shapes(model: HybridConfig, kind: str) -> Shapes:
         "mixer.kernel_out.bias": (taps,),
     }
     return {**mixer, **kernels, **mlp}
+
+
+def has_mlp(kind: str) -> bool:
+    return kind != "jet-only"
 
 
 def root_shapes(model: HybridConfig) -> Shapes:
@@ -183,28 +193,36 @@ def head_operations(work: Work) -> int:
 
 def operations(work: Work) -> Operations:
     """Matrix products of one step on all ranks together, without the optimiser's."""
-    T, mode = work.sleep.window_size, work.backward.activation_checkpoint
+    mode = work.backward.activation_checkpoint
     head = head_operations(work)
     forward, backward, recompute = head, 2 * head, 0
     all_runs = runs(work)
     trained = {run.window for run in all_runs if run.trained}
     layers = work.model.layers
     known = {
-        (kind, output): block_operations(work.model, kind, work.batch, T, output)
+        (kind, T, output): block_operations(work.model, kind, work.batch, T, output)
         for kind in set(layers)
+        for T in {work.length(run.window) for run in all_runs}
         for output in (True, False)
     }
     for run, following in zip(all_runs, [*all_runs[1:], None], strict=True):
-        costs = [known[layers[i], output] for i, output in run.blocks()]
+        T = work.length(run.window)
+        costs = [known[layers[i], T, output] for i, output in run.blocks()]
         again = sum(cost for cost, _ in costs)
         forward += again
         if run.trained:
             backward += sum(cost for _, cost in costs)
         if run.trained and mode != "none":  # all but its last product, whose inputs are the last that is kept
-            recompute += again - (2 * work.window_tokens * work.model.width * work.model.mlp_width if run.output else 0)
+            last = _last_product(work.model, layers[run.stop - 1]) if run.output else 0
+            recompute += again - 2 * work.batch * T * last
         if run.window in trained and mode == "window" and following is not None and following.window == run.window:
             recompute += again  # from the start of the window to the input of its last run
     return Operations(forward, backward, recompute)
+
+
+def _last_product(model: HybridConfig, kind: str) -> int:
+    """Elements of the matrix that a block multiplies with last."""
+    return prod(block_shapes(model, kind)["mlp.out_proj.weight" if has_mlp(kind) else "mixer.out_proj.weight"])
 
 
 def muon_operations(shapes: Shapes) -> int:
@@ -222,7 +240,8 @@ def block_elements(model: HybridConfig, kind: str, T: int, output: bool, tensor:
     `tensor` processes share heads and MLP; norms stay whole.
     """
     D, M = model.width, model.mlp_width / tensor
-    rest = D + 1 + 4 * M if output else 0  # MLP: its normed input, gate and up, silu(gate), their product
+    # MLP: its normed input, gate and up, silu(gate), their product
+    rest = D + 1 + 4 * M if output and has_mlp(kind) else 0
     if kind == "attn":
         q, kv, heads = D, model.kv_heads * model.head_size, 2 * model.num_heads + model.kv_heads
         # q k v, q k normed, q k turned, q scaled, o; what the norms and the softmax divide by
@@ -236,12 +255,14 @@ def _fast_weight_elements(model: HybridConfig, kind: str, T: int, output: bool) 
     HK, HV, HC = H * model.key_size, H * model.value_size, H * C
     qkv, edge = 2 * HK + HV, 1 + (model.conv_size - 1) / T  # zeros before the window, for the convolution
     conv = qkv * (edge + 2)  # the convolution's inputs, sigmoid and silu
-    if kind == "jet":  # q k v; v's inputs, kernels and sum; the network that makes the kernels
+    if kind != "gdn":  # q k v; v's inputs, kernels and sum; the network that makes the kernels
         conv = qkv + HV * (edge + model.conv_size + 1) + 2 * _kernel_hidden(model)
     gates = 2 * HK + 5 * H  # normed q and k; what α and β are made of
+    filled = C * ceil(T / C) / T
     write = 3 * HK + 2 * HV + HK * model.value_size / C + 3 * HC + 3 * H  # k thrice, z, w, S; P, inverse, decays; β
-    read = 2 * HK + HC + 5 * HV + H if output else 0  # q twice, M; the output normed, as it is and in order, gated
-    return conv + gates + write + read
+    read = 2 * HK + HC if output else 0  # q twice, M
+    normed = 5 * HV + H if output else 0  # the output normed, as it is and in order, gated
+    return conv + gates + filled * (write + read) + normed
 
 
 def fast_weight_bytes(work: Work, blocks: int | None = None) -> int:
@@ -254,7 +275,7 @@ def fast_weight_bytes(work: Work, blocks: int | None = None) -> int:
 
 def run_bytes(work: Work, run: Run) -> float:
     """What the backward pass needs of one run."""
-    T, layers = work.sleep.window_size, work.model.layers
+    T, layers = work.length(run.window), work.model.layers
     elements = sum(block_elements(work.model, layers[i], T, output, work.tensor) for i, output in run.blocks())
     return work.element * work.batch * elements
 
@@ -267,7 +288,8 @@ def head_bytes(work: Work) -> int:
 def kept_bytes(work: Work) -> float:
     """Alive between forward and backward, parameters left out."""
     mode, trained = work.backward.activation_checkpoint, [run for run in runs(work) if run.trained]
-    always = INDEX * work.window_tokens * len(work.labelled) + head_bytes(work)
+    tokens = work.batch * sum(work.length(window) for window in range(len(work.labelled)))
+    always = INDEX * tokens + head_bytes(work)
     if mode == "none":
         return always + sum(run_bytes(work, run) for run in trained)
     if mode == "pass":
@@ -296,4 +318,5 @@ def _input_bytes(work: Work, run: Run) -> int:
     """The h that a run starts from and the fast weights that it leaves to the next one."""
     fast = sum(work.model.layers[i] != "attn" for i, _ in run.blocks())
     last = run.window == len(work.labelled) - 1
-    return FLOAT32 * work.window_tokens * work.model.width + (0 if last else fast_weight_bytes(work, fast))
+    h = FLOAT32 * work.batch * work.length(run.window) * work.model.width
+    return h + (0 if last else fast_weight_bytes(work, fast))

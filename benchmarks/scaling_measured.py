@@ -37,11 +37,13 @@ OPTIM = OptimConfig(muon_lr=1e-3, adamw_lr=1e-3)
 def batch_of(work: Work) -> tuple[Tensor, Tensor]:
     """Tokens and loss mask: the labels stand at the end of labelled windows, the same number in each."""
     random, L = torch.Generator().manual_seed(0), work.sleep.window_size
-    tokens = torch.randint(work.model.vocab_size, (work.batch, L * len(work.labelled)), generator=random)
+    length = work.tokens or L * len(work.labelled)
+    tokens = torch.randint(work.model.vocab_size, (work.batch, length), generator=random)
     mask = torch.zeros_like(tokens, dtype=torch.bool)
     each = work.scored // (work.batch * sum(work.labelled))
     for window, labelled in enumerate(work.labelled):
-        mask[:, (window + 1) * L - each : (window + 1) * L] = labelled
+        end = window * L + work.length(window)
+        mask[:, end - each : end] = labelled
     return tokens, mask
 
 

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict
 
+COMMIT = "REVERIE_COMMIT"  # environment variable
+
 
 class Hardware(BaseModel):
     """What a run ran on; nothing that names a person, a host or a folder."""
@@ -44,14 +46,18 @@ def hardware() -> Hardware:
 
 
 def commit_id() -> str:
-    """The commit of the checkout this package runs from, `-dirty` if the package differs from it; else "unknown"."""
+    """The commit of the checkout this package runs from, `-dirty` if the package differs from it.
+
+    Where there is no checkout, what the environment variable REVERIE_COMMIT says; else "unknown".
+    """
+    elsewhere = os.environ.get(COMMIT, "unknown")
     package = Path(__file__).resolve().parent
     # A package installed below some other repository is not part of it.
     if _git(package, "rev-parse", "--show-prefix") != f"{package.name}/":
-        return "unknown"
+        return elsewhere
     commit = _git(package, "rev-parse", "--short=10", "HEAD")
     if commit is None:
-        return "unknown"
+        return elsewhere
     return f"{commit}-dirty" if _git(package, "status", "--porcelain", "--", ".") else commit
 
 

@@ -59,3 +59,10 @@ def test_an_installed_package_has_no_commit(checkout: Path, monkeypatch):
     assert commit_id() == "unknown"
     monkeypatch.setenv("PATH", "")
     assert commit_id() == "unknown"
+
+
+def test_where_there_is_no_checkout_the_environment_may_say(checkout: Path, monkeypatch):
+    monkeypatch.setenv(reverie.provenance.COMMIT, "0123456789")
+    assert commit_id() == _git(checkout, "rev-parse", "HEAD")[:10]  # it knows better
+    monkeypatch.setattr(reverie.provenance, "__file__", str(checkout / "elsewhere" / "provenance.py"))
+    assert commit_id() == "0123456789"

@@ -189,7 +189,7 @@ BAD_OVERRIDES = {
     "sleep.looped_blocks=[]": "sleep.looped_blocks must be a list of 2, got []",
     "sleep.looped_blocks=[1,2,3]": "sleep.looped_blocks must be a list of 2, got [1, 2, 3]",
     "train.dtype=float16": 'train.dtype must be "float32" or "bfloat16", got "float16"',
-    'model.layers=["attn","gdm"]': 'model.layers[1] must be "attn", "gdn" or "jet", got "gdm"',
+    'model.layers=["attn","gdm"]': 'model.layers[1] must be "attn", "gdn", "jet" or "jet-only", got "gdm"',
     # wrong type: nothing is quietly converted
     "sleep.window_size=many": 'sleep.window_size must be an integer, got "many"',
     'sleep.window_size="3"': 'sleep.window_size must be an integer, got "3"',

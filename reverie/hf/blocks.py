@@ -8,15 +8,17 @@ pass by. No module keeps state.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin, DynamicCache, LinearAttentionCacheLayerMixin
 from transformers.utils.generic import ModelOutput
 
+from reverie.errors import UserError
+from reverie.hf.attending import Attend, compiled
 from reverie.hf.state import StateCache
-from reverie.model import State, Tokens
+from reverie.model import ConvTail, State, Tokens
 
 INSERTED = "fast_weight_mixer"
 Kind = Literal["jet", "gdn"]
@@ -36,6 +38,7 @@ class InsertConfig(NamedTuple):
 class SleepingBlock(nn.Module):
     """Mixed in front of the class of a decoder's layer."""
 
+    stock: type[nn.Module]  # what it was before
     index: int
     in_decoder: InDecoder
 
@@ -52,12 +55,17 @@ class SleepingBlock(nn.Module):
         if self.index == call.start:
             hidden_states = call.h.to(hidden_states.device)  # blocks may be on several devices
         if self.in_decoder.attends[self.index]:
-            kwargs["attention_mask"] = _within_span(kwargs.get("attention_mask"), hidden_states, call)
-        output = super().forward(hidden_states, *args, **kwargs)
+            kwargs["attention_mask"] = call.narrowed(kwargs.get("attention_mask"), hidden_states)
+        if (attend := self.in_decoder.attend) is None:
+            output = super().forward(hidden_states, *args, **kwargs)
+        else:
+            entry, kwargs = call.entries[self.index], {key: x for key, x in kwargs.items() if key != "past_key_values"}
+            output, k, v = attend(self, hidden_states, entry.k, entry.v, kwargs)
+            call.entries[self.index] = entry._replace(k=k, v=v)
         self.in_decoder.returns = len(output) if isinstance(output, tuple) else None
         h = output[0] if isinstance(output, tuple) else output
         if (inserted := inserted_mixer(self)) is not None:
-            h = inserted(h, call, self.index)
+            h = _write(inserted, h, call, self.index)
         if self.index == call.stop - 1:
             call.h = h
         return self.in_decoder.packed(h)
@@ -68,6 +76,7 @@ class InDecoder:
 
     def __init__(self, attends: Sequence[bool]) -> None:
         self.attends = attends
+        self.attend: Attend | None = None  # how blocks run that were compiled
         self.returns: int | None = None  # the length of a tuple, known once a block has run; None: h itself
 
     def packed(self, h: Tensor) -> Any:
@@ -96,6 +105,19 @@ class DecoderBlocks:
     @property
     def fast_weight_blocks(self) -> Sequence[int]:
         return [i for i, layer in enumerate(self.layers) if self.recurrent[i] or inserted_mixer(layer) is not None]
+
+    def compile(self, backend: str) -> None:
+        """Blocks run through `torch.compile` from now on. Raises UserError where they hold more than attention does."""
+        if any(self.recurrent) or not all(self.attends):
+            raise UserError(
+                f"train.compile takes decoders whose blocks all attend, and {type(self.decoder).__name__} has others: "
+                "set train.compile=false"
+            )
+        attend = compiled(backend, self.layers)
+        for layer in self.layers:
+            cast(SleepingBlock, layer).in_decoder.attend = attend
+            if (inserted := inserted_mixer(layer)) is not None:
+                inserted.compile(backend=backend, dynamic=False)
 
     def embed(self, tokens: Tokens) -> Tensor:
         """All that the decoder does in front of its first block."""
@@ -142,16 +164,10 @@ def block_kinds(decoder: Any, num_blocks: int) -> tuple[list[bool], list[bool]]:
     )
 
 
-def _within_span(mask: Tensor | None, h: Tensor, call: StateCache) -> Tensor | None:
-    """The model's own mask [1, 1, T, past + T], narrowed so that a token sees no more than `span`, itself included."""
-    T, seen = h.shape[1], call.past + h.shape[1]
-    if seen <= call.span:
-        return mask
-    query = torch.arange(call.past, seen, device=h.device)[:, None]
-    key = torch.arange(seen, device=h.device)
-    allowed = (key <= query) & (key > query - call.span)
-    if mask is None:
-        mask = torch.ones(1, 1, T, seen, dtype=torch.bool, device=h.device)
-    if mask.dtype == torch.bool:
-        return mask & allowed
-    return mask.masked_fill(~allowed, torch.finfo(mask.dtype).min)
+def _write(inserted: nn.Module, h: Tensor, call: StateCache, index: int) -> Tensor:
+    """Through the layer behind block `index`, whose fast weights and convolution are in the call."""
+    entry = call.entries[index]
+    tail = ConvTail(entry.conv[0]) if entry.conv and entry.conv[0] is not None else None
+    h, call.fast_weights[index], tail = inserted(h, call.fast_weights[index], tail)
+    call.entries[index] = entry._replace(conv=(tail.x,))
+    return h

@@ -18,7 +18,6 @@ from reverie.errors import UserError
 from reverie.hf.blocks import INSERTED, InsertConfig, Kind
 from reverie.hf.inherit import Heads, inherit
 from reverie.hf.sleeping import install, sleeping_decoder
-from reverie.hf.state import StateCache
 from reverie.model import ConvTail, HybridConfig, count_parameters
 from reverie.model.fused import rms_norm
 from reverie.model.hybrid import MIXERS
@@ -62,14 +61,11 @@ class InsertedMixer(nn.Module):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
         nn.init.zeros_(self.mixer.out_proj.weight)
 
-    def forward(self, h: Tensor, call: StateCache, index: int) -> Tensor:
-        """h [B, T, D] behind block `index`; its fast weights and convolution are in `call`."""
-        entry = call.entries[index]
-        tail = ConvTail(entry.conv[0]) if entry.conv and entry.conv[0] is not None else None
+    def forward(self, h: Tensor, fast_weights: Tensor | None, tail: ConvTail | None) -> tuple[Tensor, Tensor, ConvTail]:
+        """h [B, T, D], with what the layer adds; its fast weights and the convolution's tail, before and after."""
         x = rms_norm(h, self.norm_eps) * self.norm_weight
-        y, call.fast_weights[index], tail = self.mixer(x, call.fast_weights[index], tail, span=call.span)
-        call.entries[index] = entry._replace(conv=(tail.x,))
-        return h + y.to(h.dtype)
+        y, new_fast_weights, new_tail = self.mixer(x, fast_weights, tail, span=0)  # which is attention's concern
+        return h + y.to(h.dtype), new_fast_weights, new_tail
 
 
 def insert_fast_weights(

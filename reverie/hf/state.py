@@ -54,6 +54,18 @@ class StateCache(Cache):
         self.entries = [_entry(entry) for entry in state.cache]
         cached = next((entry for entry in self.entries[start:stop] if entry.k is not None), LayerCache())
         self.past, self.first = cached.length, cached.first
+        self._narrowed: tuple[Tensor | None, Tensor | None] | None = None
+
+    def narrowed(self, mask: Tensor | None, h: Tensor) -> Tensor | None:
+        """The model's own mask [1, 1, T, past + T], such that a token sees no more than `span`, itself included.
+
+        None is a causal mask, which attention kernels know by themselves, and stays None where nothing is out of sight.
+        """
+        if self.past + h.shape[1] <= self.span:
+            return mask
+        if self._narrowed is None or self._narrowed[0] is not mask:  # all blocks are given the same
+            self._narrowed = mask, _within(self.span, mask, self.past, h)
+        return self._narrowed[1]
 
     def state(self) -> State:
         cache = (entry if entry.k is not None or entry.conv else None for entry in self.entries)
@@ -150,3 +162,15 @@ def _entry(entry: object) -> LayerCache:
     if not isinstance(entry, LayerCache):
         raise TypeError(f"expected a LayerCache, got {type(entry).__name__}")
     return entry
+
+
+def _within(span: int, mask: Tensor | None, past: int, h: Tensor) -> Tensor:
+    T, seen = h.shape[1], past + h.shape[1]
+    query = torch.arange(past, seen, device=h.device)[:, None]
+    key = torch.arange(seen, device=h.device)
+    allowed = (key <= query) & (key > query - span)
+    if mask is None:
+        mask = torch.ones(1, 1, T, seen, dtype=torch.bool, device=h.device)
+    if mask.dtype == torch.bool:
+        return mask & allowed
+    return mask.masked_fill(~allowed, torch.finfo(mask.dtype).min)

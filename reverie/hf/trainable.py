@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -39,6 +39,9 @@ class PretrainedLM(LanguageModel):
             return list(inserted_parameters(self.lm).values())
         return [p for i in self.fast_weight_blocks for p in self.layers[i].parameters()]
 
+    def compile_blocks(self, backend: str) -> None:
+        sleeping_decoder(self.lm).sleeping.compile(backend)
+
     def embed(self, tokens: Tokens) -> Tensor:
         return sleeping_decoder(self.lm).sleeping.embed(tokens)
 
@@ -71,6 +74,9 @@ def pretrained_lm(config: PretrainedModel, seed: int) -> PretrainedLM:
             seed=seed,
         )
     model = PretrainedLM(lm.float())
+    for layer in model.layers:
+        if (inserted := inserted_mixer(layer)) is not None:
+            cast(Any, inserted).mixer.backend = config.backend
     if not model.fast_weight_blocks:
         raise UserError(f"{config.pretrained} has no fast weights: say with model.behind where to put some in")
     known = len(cast(Tensor, lm.get_input_embeddings().weight))

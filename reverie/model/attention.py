@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from reverie.model.config import HybridConfig
 from reverie.model.fused import rms_norm
@@ -13,6 +14,10 @@ from reverie.model.rotary import rotate
 from reverie.model.state import KVCache
 
 QK_GAIN = 1.5  # where the heads' own gain starts
+
+# Where compiled blocks leave out the scores behind a band: FlexAttention has no backward on CPU, and below so many
+# scores a mask of them all costs nothing.
+FLEX_DEVICES, FLEX_SCORES = {"cuda"}, 2**18
 
 
 class Attention(nn.Module):
@@ -59,14 +64,31 @@ class Attention(nn.Module):
         in_reach = T + span - 1  # keys that the oldest query may still see, up to the newest
         k, v = k[:, -in_reach:], v[:, -in_reach:]
         S = k.shape[1]
-        mask, causal = None, False
-        if T == S <= span:
-            causal = True
-        elif T > 1:
+        q, k, v = (x.to(v.dtype).transpose(1, 2) for x in (q, k, v))  # q has its gain's type under autocast
+        grouped = self.heads[0] != self.heads[1]
+        if T == S <= span or T == 1:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, enable_gqa=grouped)
+        elif torch.compiler.is_compiling() and q.device.type in FLEX_DEVICES and T * S >= FLEX_SCORES:
+            _make_band(T, S, span, q.device)
+            y = flex_attention(q, k, v, block_mask=_bands[T, S, span, q.device], enable_gqa=grouped)
+            assert isinstance(y, Tensor)  # it returns more if asked
+        else:
             behind = torch.arange(S - T, S, device=q.device)[:, None] - torch.arange(S, device=q.device)
             mask = (behind >= 0) & (behind < span)
-        q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-        y = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=causal, enable_gqa=self.heads[0] != self.heads[1]
-        )
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
         return y.transpose(1, 2)
+
+
+_bands: dict[tuple[int, int, int, torch.device], BlockMask] = {}  # a compiled block reads it as a constant
+
+
+@torch.compiler.assume_constant_result
+def _make_band(T: int, S: int, span: int, device: torch.device) -> None:
+    """Which tiles of T × S scores hold any of the band: made while a block is compiled, not as it runs."""
+
+    def in_band(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        behind = query + (S - T) - key
+        return (behind >= 0) & (behind < span)
+
+    if (T, S, span, device) not in _bands:
+        _bands[T, S, span, device] = create_block_mask(in_band, None, None, T, S, device=device)

@@ -6,12 +6,15 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-BlockKind = Literal["attn", "gdn", "jet"]
+BlockKind = Literal["attn", "gdn", "jet", "jet-only"]
 UpdateRule = Literal["hebbian", "delta", "gated_delta"]
+Backend = Literal["auto", "chunked", "reference", "fla", "triton"]
 
 
 class HybridConfig(BaseModel):
     """Sizes of a `HybridLM`. Blocks of kind "gdn" and "jet" hold fast weights, "attn" blocks hold a KV cache.
+
+    "jet-only" is a Jet layer without an MLP behind it, as the paper inserts them into a pretrained transformer.
 
     A pattern of "attn" alone is the `transformer` baseline (paper equation 4), an alternating one the `hybrid`
     (equation 5).
@@ -33,7 +36,7 @@ class HybridConfig(BaseModel):
     value_size: int = Field(ge=1, description="V, columns of a head's fast weights")
     conv_size: int = Field(default=4, ge=1, description="taps of the short causal convolution")
     update_rule: UpdateRule = "gated_delta"
-    backend: Literal["auto", "chunked", "reference", "fla"] = "chunked"
+    backend: Backend = "chunked"
 
     norm_eps: float = Field(default=1e-6, gt=0)
 

@@ -17,17 +17,17 @@ from reverie.model.language_model import LanguageModel
 from reverie.model.mlp import SwiGLU
 from reverie.model.state import Cache, State, Tokens
 
-MIXERS = {"attn": Attention, "gdn": GatedDeltaNet, "jet": JetLayer}
+MIXERS = {"attn": Attention, "gdn": GatedDeltaNet, "jet": JetLayer, "jet-only": JetLayer}
 
 
 class Block(nn.Module):
-    """pre-norm → mixer → residual → pre-norm → SwiGLU → residual."""
+    """pre-norm → mixer → residual → pre-norm → SwiGLU → residual. The last three are missing in "jet-only"."""
 
     def __init__(self, config: HybridConfig, kind: str) -> None:
         super().__init__()
         self.norm_eps = config.norm_eps
         self.mixer = MIXERS[kind](config)
-        self.mlp = SwiGLU(config)
+        self.mlp = None if kind == "jet-only" else SwiGLU(config)
 
     def forward(
         self, h: Float[Tensor, "B T D"], fast_weights: Tensor | None, cache: Cache, *, span: int, output: bool = True
@@ -36,7 +36,7 @@ class Block(nn.Module):
         y, fast_weights, cache = self.mixer(rms_norm(h, self.norm_eps), fast_weights, cache, span=span, output=output)
         if output:
             h = h + y
-            h = h + self.mlp(rms_norm(h, self.norm_eps))
+            h = h if self.mlp is None else h + self.mlp(rms_norm(h, self.norm_eps))
         return h, fast_weights, cache
 
 

@@ -44,6 +44,11 @@ class LanguageModel(nn.Module):
         """What the layers with fast weights add to a transformer: the parameters of their mixers."""
         raise NotImplementedError
 
+    def compile_blocks(self, backend: str) -> None:
+        """In place: from now on they run through `torch.compile` with this backend."""
+        for block in self.layers:
+            block.compile(backend=backend, dynamic=False)
+
     def embed(self, tokens: Tokens) -> Float[Tensor, "B T D"]:
         raise NotImplementedError
 

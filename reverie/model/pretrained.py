@@ -6,6 +6,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from reverie.model.config import Backend
+
 
 class PretrainedModel(BaseModel):
     """Where the model comes from; with `behind`, layers with fast weights are inserted (`hf.insert_fast_weights`)."""
@@ -21,6 +23,7 @@ class PretrainedModel(BaseModel):
     )
     key_size: int | None = Field(default=None, ge=1, description="K")
     value_size: int | None = Field(default=None, ge=1, description="V")
+    backend: Backend = Field(default="auto", description="of the new layers, as in HybridConfig")
 
     @model_validator(mode="after")
     def _blocks(self) -> PretrainedModel:

@@ -8,10 +8,9 @@ import sys
 from contextlib import AbstractContextManager
 
 import torch
-from torch import nn
 
 from reverie.errors import UserError
-from reverie.model import HybridLM, LanguageModel
+from reverie.model import LanguageModel
 
 # A block is compiled anew for each length of window, with and without fast weights to start from, and with and without
 # output. Beyond the limit it would silently run uncompiled.
@@ -22,13 +21,9 @@ BACKEND = "inductor"
 def compile_blocks(model: LanguageModel, device: torch.device | str = "cpu") -> None:
     """In place; names and values of the parameters stay, and what is computed does, to rounding.
 
-    Raises UserError where there is no C++ compiler, which code for CPU needs, and for a pretrained model.
+    Raises UserError where there is no C++ compiler, which code for CPU needs, and for a pretrained model with other
+    blocks than attention.
     """
-    if not isinstance(model, HybridLM):
-        raise UserError(
-            "train.compile takes reverie's own blocks, those of a pretrained model run as they come: "
-            "set train.compile=false"
-        )
     compiler = os.environ.get("CXX") or ("clang++" if sys.platform == "darwin" else "g++")
     if torch.device(device).type == "cpu" and shutil.which(compiler) is None:
         raise UserError(
@@ -36,9 +31,7 @@ def compile_blocks(model: LanguageModel, device: torch.device | str = "cpu") -> 
             "name another in the environment variable CXX, or set train.compile=false"
         )
     torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-    for block in model.layers:
-        assert isinstance(block, nn.Module)
-        block.compile(backend=BACKEND, dynamic=False)
+    model.compile_blocks(BACKEND)
 
 
 def uncompiled() -> AbstractContextManager[None]:

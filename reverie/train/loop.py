@@ -187,7 +187,8 @@ def _begin_with(run: str, recipe: Recipe, model: LanguageModel) -> None:
     if place is None:
         raise UserError(f"train.init_from is {run}, but there is no checkpoint: give the folder of a run")
     checkpoint = load_run(place)
-    if checkpoint.recipe.model != recipe.model:
+    models = [model.model_dump(exclude={"backend"}) for model in (checkpoint.recipe.model, recipe.model)]
+    if models[0] != models[1]:
         raise UserError(
             f"train.init_from is {run}, whose model is not the one of this recipe: their [model] must agree"
         )

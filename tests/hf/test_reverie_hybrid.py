@@ -176,7 +176,7 @@ def test_a_new_model_begins_as_a_hybrid_does(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"layers": ["attn", "dream"]}, "layers: 1: Input should be 'attn', 'gdn' or 'jet'"),
+        ({"layers": ["attn", "dream"]}, "layers: 1: Input should be 'attn', 'gdn', 'jet' or 'jet-only'"),
         ({"width": 7}, "width 7 must be an even multiple of num_heads"),
         ({"sleep": {"window_size": 0}}, "window_size: Input should be greater than or equal to 1"),
         ({"sleep": {"window_size": 4, "looped_blocks": [0, 9]}}, r"looped_blocks \[0, 9\] must end at or before 4"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -9,13 +10,16 @@ import pytest
 import torch
 from tiny import text, tiny
 from tiny_recipe import tiny_recipe
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
+from reverie.backward import Backward
 from reverie.errors import UserError
 from reverie.hf.insert import inserted_parameters
 from reverie.hf.trainable import PretrainedLM
-from reverie.model import PretrainedModel
+from reverie.model import PretrainedModel, State
 from reverie.recipe import Recipe
-from reverie.sleep import Context, SleepConfig, read, rollout
+from reverie.sleep import Context, SleepConfig, read, rollout, rollout_hidden
 from reverie.train.build import build_model
 from reverie.train.loop import train
 from reverie.train.result import evaluate_run
@@ -89,6 +93,13 @@ def test_a_stage_of_fast_weights_leaves_the_pretrained_part_alone(base: Path, tm
     assert moved <= {f"lm.{name}" for name in inserted_parameters(model.lm)}
 
 
+def test_new_layers_run_on_the_backend_that_is_asked_for(base: Path) -> None:
+    config = PretrainedModel(vocab_size=9, pretrained=str(base), behind=(1,), backend="fla")
+    model = build_model(config, 0)
+    with pytest.raises(UserError, match=r"^backend 'fla' needs"):
+        model.blocks(torch.zeros(1, 2, 32), State.empty(4), 0, 4, span=9)
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -102,3 +113,33 @@ def test_a_stage_of_fast_weights_leaves_the_pretrained_part_alone(base: Path, tm
 def test_what_cannot_be_built(base: Path, changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises((UserError, ValueError), match=sentence):
         build_model(PretrainedModel(**{"vocab_size": 9, "pretrained": str(base), "behind": (1,)} | changes), 0)
+
+
+class Places(TorchDispatchMode):
+    """Devices of all that is computed. Without content no number can be read: to wait for one is an error here."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        self.found |= {x.device.type for x in tree_leaves(out) if isinstance(x, torch.Tensor)}
+        return out
+
+
+@pytest.mark.parametrize("eviction", ["hard", "sliding"])
+@pytest.mark.parametrize("checkpoint", ["none", "window"])
+def test_a_step_stays_on_its_device_and_waits_for_nothing(
+    base: Path, monkeypatch: pytest.MonkeyPatch, eviction: Any, checkpoint: Any
+) -> None:
+    """As it must on a GPU; tensors without content have a device of their own."""
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())  # which has none for it
+    model = build_model(pretrained(base).model, 0).to("meta")
+    config = SleepConfig(window_size=8, num_sleep_passes=3, eviction=eviction)
+    tokens, backward = text(20).to("meta"), Backward(activation_checkpoint=checkpoint)
+    with Places() as places:
+        h, _ = rollout_hidden(model, tokens, config, [False, False, True], backward=backward)
+        model.head(h[:, -2:]).square().mean().backward()
+    assert places.found == {"meta"}
+    assert all(p.grad is not None for p in model.parameters())

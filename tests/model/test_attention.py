@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch.nn.attention import flex_attention as flex
 
 from reverie.model import HybridConfig, HybridLM, KVCache
+from reverie.model import attention as attention_module
 from reverie.model.attention import Attention
 from reverie.model.rotary import rotate
 
@@ -102,3 +106,45 @@ def test_gradients(tiny_config: Callable[..., HybridConfig], attention: Attentio
         return torch.cat([y_1, y_2], 1)
 
     assert torch.autograd.gradcheck(two_calls, [x.requires_grad_(), *parameters.values()], fast_mode=True)
+
+
+def test_a_compiled_band_is_the_same(
+    tiny_model: Callable[..., HybridLM], attention: Attention, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What runs on CUDA, traced with its gradient; and compiled once for each of two shapes that take turns."""
+    monkeypatch.setattr(attention_module, "FLEX_DEVICES", {"cpu"})
+    monkeypatch.setattr(attention_module, "FLEX_SCORES", 0)
+    monkeypatch.setattr(flex, "_validate_device", lambda *_: None)  # it refuses gradients on CPU, for speed alone
+    x = torch.randn((2, 300, 8), generator=torch.Generator().manual_seed(0), dtype=torch.float64, requires_grad=True)
+    compiled, count = compiled_attention(attention)
+    for _ in range(2):
+        for cached, T in ((0, 300), (99, 150)):
+            with torch.no_grad():
+                cache = attention(x[:, :cached], None, None, span=100)[2] if cached else None
+            results = [call(x[:, :T], None, cache, span=100)[0] for call in (attention, compiled)]
+            gradients = [torch.autograd.grad(y.square().sum(), [x, *attention.parameters()]) for y in results]
+            torch.testing.assert_close(results[1], results[0])
+            torch.testing.assert_close(gradients[1], gradients[0])
+    assert count() == 2
+
+
+def compiled_attention(attention: Attention) -> tuple[Callable[..., Any], Callable[[], int]]:
+    """Without code generation, and how often it has been compiled."""
+    counter = CompileCounterWithBackend("aot_eager")
+    torch._dynamo.reset()
+    return torch.compile(attention, backend=counter, fullgraph=True, dynamic=False), lambda: counter.frame_count
+
+
+@pytest.mark.parametrize(("T", "S", "span"), [(300, 300, 70), (150, 249, 100), (256, 511, 256)])
+def test_tiles_of_a_band_are_those_that_hold_any_of_it(T: int, S: int, span: int) -> None:
+    """And those on whose scores no mask is laid are full."""
+    device = torch.device("cpu")
+    attention_module._make_band(T, S, span, device)
+    tiles = attention_module._bands[T, S, span, device]
+    behind = torch.arange(S - T, S)[:, None] - torch.arange(S)
+    band = F.pad((behind >= 0) & (behind < span), (0, -S % 128, 0, -T % 128))
+    counts = band.unflatten(1, (-1, 128)).unflatten(0, (-1, 128)).sum((1, 3))
+    assert torch.equal(tiles.to_dense()[0, 0].bool(), counts > 0)
+    full = tiles.full_kv_num_blocks
+    assert full is not None
+    assert torch.equal(full[0, 0].long(), (counts == 128 * 128).sum(1))

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from reverie.model import HybridConfig, HybridLM, State, count_parameters, new_model
+from reverie.model.fused import rms_norm
 
 LAYERS = ("attn", "gdn", "attn", "jet")
 T = 7
@@ -57,6 +58,18 @@ def test_a_block_is_two_residual_branches_behind_norms(model: HybridLM, tokens: 
     torch.testing.assert_close(model.head(got), norm(got) @ model.lm_head.weight.T)
 
 
+def test_an_inserted_layer_is_the_mixer_alone(tiny_model: Callable[..., HybridLM], tokens: Tensor) -> None:
+    """No MLP: the same mixer as in a "jet" block, and each of its parameters under the same name."""
+    whole, alone = tiny_model("jet"), tiny_model("jet-only")
+    alone.load_state_dict({name: x for name, x in whole.state_dict().items() if ".mlp." not in name})
+    h, block = whole.embed(tokens), alone.layers[0]
+    (got, state), (_, wanted) = (model.blocks(h, State.empty(1), 0, 1, span=T) for model in (alone, whole))
+    y, _, _ = block.mixer(rms_norm(h, block.norm_eps), None, None, span=T)  # pyright: ignore
+    torch.testing.assert_close(got, h + y)
+    torch.testing.assert_close(state, wanted)
+    assert list(alone.fast_weight_blocks) == [0]
+
+
 def test_only_the_blocks_asked_for_touch_the_state(model: HybridLM, tokens: Tensor) -> None:
     _, state = model.blocks(model.embed(tokens), State.empty(4), 1, 3, span=T)
     assert [x is not None for x in state.fast_weights] == [False, True, False, False]
@@ -97,7 +110,7 @@ def test_update_rules_interchange(tiny_model: Callable[..., HybridLM], tokens: T
             assert S.shape == S_gated.shape
 
 
-@pytest.mark.parametrize("kind", ["attn", "gdn", "jet"])
+@pytest.mark.parametrize("kind", ["attn", "gdn", "jet", "jet-only"])
 def test_a_new_block_is_the_identity(tiny_config: Callable[..., HybridConfig], tokens: Tensor, kind: str) -> None:
     """So N passes through a new model compute what one does."""
     model = new_model(tiny_config(kind), seed=0)
@@ -145,7 +158,7 @@ def test_fast_weight_blocks_and_parameters(model: HybridLM) -> None:
         ({"layers": ()}, "layers"),
         ({"layers": ("attn", "mamba")}, "layers"),
         ({"update_rule": "oja"}, "update_rule"),
-        ({"backend": "triton"}, "backend"),
+        ({"backend": "cudnn"}, "backend"),
         ({"conv_size": 0}, "conv_size"),
         ({"fast_heads": 0}, "fast_heads"),
         ({"depth": 3}, "depth"),

