@@ -82,13 +82,14 @@ class PassStatistics(_Part):
 class CurvePoint(_Part):
     """One evaluation during training; `train_loss` is the mean since the point before.
 
-    `gradient_norm` (before clipping) and `passes` are those of the newest step; cards of older versions lack them.
+    `gradient_norm` (before clipping), `depth` and `passes` are those of the newest step; older cards lack them.
     """
 
     step: int
     tokens: int
     wall_time_s: float
     train_loss: float
+    depth: int | None = None  # the deepest question that the newest step asked
     gradient_norm: float | None = None
     passes: PassStatistics | None = None
     score: ScoreSummary

@@ -91,6 +91,12 @@ class TrainConfig(BaseModel):
         le=1,
         description="share of the steps over which the deepest question asked grows to its full depth",
     )
+    deepen_below: float | None = Field(
+        default=None,
+        gt=0,
+        allow_inf_nan=False,
+        description="nats: the deepest question grows by one behind 64 steps whose mean loss is less; no schedule then",
+    )
     stages: tuple[StageConfig, ...] = Field(
         default=(), description="one after the other; all parameters under sleep.eviction if absent"
     )
@@ -118,6 +124,14 @@ class TrainConfig(BaseModel):
     bptt_windows: int | None = Field(
         default=None, ge=0, description="windows before its own that gradients of a label reach; all if absent"
     )
+
+    @model_validator(mode="after")
+    def _one_curriculum(self) -> TrainConfig:
+        if self.deepen_below is not None and self.depth_curriculum:
+            raise ValueError("deepen_below takes the place of depth_curriculum: leave one of them out")
+        if self.deepen_below is not None and self.data_workers:
+            raise ValueError("deepen_below decides too late for data made ahead: set data_workers to 0")
+        return self
 
     @model_validator(mode="after")
     def _a_graph_is_of_a_whole_step(self) -> TrainConfig:

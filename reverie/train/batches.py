@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from multiprocessing import get_context
@@ -22,11 +22,16 @@ KILLED = (
 )
 
 
-def make_batch(recipe: Recipe, step: int, examples: range | None = None) -> Batch:
-    """The batch of a step (0 is the first), or some of its examples; it depends on the recipe and the step alone."""
+def make_batch(recipe: Recipe, step: int, examples: range | None = None, deepest: int | None = None) -> Batch:
+    """The batch of a step (0 is the first), or some of its examples; it depends on the recipe and the step alone.
+
+    Args:
+        deepest: question asked; that of the recipe's schedule if None.
+    """
     config = recipe.train
     examples = range(config.batch_size) if examples is None else examples
-    return recipe.task.batch("train", config.seed, step, examples, max_depth=max_depth(recipe, step))
+    deepest = max_depth(recipe, step) if deepest is None else deepest
+    return recipe.task.batch("train", config.seed, step, examples, max_depth=deepest)
 
 
 def max_depth(recipe: Recipe, step: int) -> int:
@@ -42,17 +47,21 @@ def max_depth(recipe: Recipe, step: int) -> int:
 
 
 @contextmanager
-def batches(recipe: Recipe, first_step: int, examples: range | None = None) -> Iterator[Iterator[Batch]]:
+def batches(
+    recipe: Recipe, first_step: int, examples: range | None = None, deepest: Callable[[int], int] | None = None
+) -> Iterator[Iterator[Batch]]:
     """The batches of all steps from `first_step` on, or these examples of each, in order, whoever makes them.
 
-    With `train.data_workers` it is that many processes, which end with the context.
+    With `train.data_workers` it is that many processes, which end with the context. Without, a batch is made when it is
+    asked for, with questions as deep as `deepest`, if there is one, then says.
 
     Raises:
         UserError: such a process was killed.
     """
     steps, workers = range(first_step, recipe.train.steps), recipe.train.data_workers
+    deepest = deepest or partial(max_depth, recipe)
     if not workers:
-        yield (make_batch(recipe, step, examples) for step in steps)
+        yield (make_batch(recipe, step, examples, deepest(step)) for step in steps)
         return
     # Not PyTorch's DataLoader: a worker that dies makes it raise one of several errors, from a signal handler, wherever
     # the main thread is just then.

@@ -37,6 +37,8 @@ class Progress:
     curve: list[dict[str, Any]] = field(default_factory=list)  # points of the card's curve
     loss_sum: float = 0.0  # of the steps since the newest point
     loss_count: int = 0
+    deepened: int = 0  # times (`deepening.py`)
+    stretch_loss_sum: float = 0.0
 
 
 def _names(optimizer: Optimizer) -> list[str]:

@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from reverie.train.batches import KILLED
 from reverie.train.build import build_model
 from reverie.train.checkpoint import Progress
 from reverie.train.compiled import compile_blocks, uncompiled
+from reverie.train.deepening import at_end_of_stretch, deepen, deepest
 from reverie.train.distributed import ALONE, ParallelModel, Processes, check_batch
 from reverie.train.graphed import GraphedSteps, check_graphable
 from reverie.train.lock import run_lock
@@ -114,7 +116,9 @@ def _train(
     with (
         stop_requests() as stop,
         _board(out, progress.step + 1) if processes.is_first else contextlib.nullcontext() as writer,
-        ready_batches(recipe, progress.step, processes.share(recipe.train.batch_size), device) as made,
+        ready_batches(
+            recipe, progress.step, processes.share(recipe.train.batch_size), device, partial(deepest, recipe, progress)
+        ) as made,
     ):
         steps = (GraphedSteps if graphed else EagerSteps)(recipe, model, optimizers, parallel)
         started = time.perf_counter() - progress.wall_time_s
@@ -126,7 +130,11 @@ def _train(
             except FloatingPointError as error:
                 raise diverged(str(error)) from error
             progress.wall_time_s = time.perf_counter() - started
-            progress.loss_sum += sum(step.loss for step in found)
+            losses = sum(step.loss for step in found)
+            progress.loss_sum, progress.stretch_loss_sum = (
+                progress.loss_sum + losses,
+                progress.stretch_loss_sum + losses,
+            )
             progress.loss_count += len(found)
             return found[-1] if found else None
 
@@ -149,11 +157,14 @@ def _train(
             except FloatingPointError as error:
                 raise diverged(str(error)) from error
             progress.tokens += recipe.train.batch_size * recipe.task.sequence_length
-            newest = settle() if steps.full or measured or saved else None
+            decided = at_end_of_stretch(recipe, progress)
+            newest = settle() if steps.full or measured or saved or decided else None
             if newest is None:
                 continue
             if measured:
                 _measure(recipe, parallel, progress, newest, writer, device)
+            if decided:
+                deepen(recipe, progress)
             if saved:
                 save()
             if processes.is_first:
@@ -260,6 +271,7 @@ def _measure(
             "tokens": progress.tokens,
             "wall_time_s": progress.wall_time_s,
             "train_loss": train_loss,
+            "depth": deepest(recipe, progress, progress.step - 1),
             "gradient_norm": step.gradient_norm,
             "passes": step.passes.model_dump() if step.passes else None,
             "score": score.summary(),
@@ -274,6 +286,7 @@ def _measure(
         writer.add_scalar("accuracy/exact", score.exact_accuracy, progress.step)
         for depth, part in score.summary()["by_depth"].items():
             writer.add_scalar(f"accuracy/depth {depth}", part["accuracy"], progress.step)
+        writer.add_scalar("curriculum/deepest", progress.curve[-1]["depth"], progress.step)
         writer.add_scalar("gradient/norm", step.gradient_norm, progress.step)
         statistics = step.passes.model_dump() if step.passes else {}
         for name, values in statistics.items():

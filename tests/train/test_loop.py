@@ -280,7 +280,7 @@ def ends(processes: Processes, out: Path) -> list[str]:
 
         @contextmanager
         def dying(
-            recipe: Recipe, first: int, examples: range, rank: int = rank, sent: bool = sent
+            recipe: Recipe, first: int, examples: range, deepest: Any, rank: int = rank, sent: bool = sent
         ) -> Iterator[Iterator[Batch]]:
             def made() -> Iterator[Batch]:
                 for step in range(first, recipe.train.steps):

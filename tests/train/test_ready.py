@@ -33,13 +33,14 @@ def test_on_the_cpu(first: int, examples: range | None):
         assert_those_of_the_steps(list(made), recipe, first, examples)
 
 
-@pytest.mark.parametrize("at_once", [1, 4, 64])
+@pytest.mark.parametrize("stretch", [1, 4, 64])
 @pytest.mark.parametrize("first", [0, 3])
 @pytest.mark.parametrize("examples", [None, range(2, 5)])
-def test_by_the_task_on_a_device(at_once: int, first: int, examples: range | None):
+def test_by_the_task_on_a_device(stretch: int, first: int, examples: range | None, monkeypatch: pytest.MonkeyPatch):
     """Any device: here the CPU."""
+    monkeypatch.setattr(reverie.train.ready, "STRETCH", stretch)
     recipe = tiny_recipe(train={"depth_curriculum": 0.8, "seed": 7})
-    made = made_there(recipe, first, examples, torch.device("cpu"), at_once)
+    made = made_there(recipe, first, examples, torch.device("cpu"))
     assert_those_of_the_steps(list(made), recipe, first, examples)
 
 
@@ -50,7 +51,7 @@ def test_a_gpu_makes_them_itself_if_the_task_can(monkeypatch: pytest.MonkeyPatch
     assert isinstance(recipe.task, DeviceTask)
     with ready_batches(recipe, 2, None, "cuda") as made:
         assert list(made) == []
-    assert called == [(recipe, 2, None, torch.device("cuda"))]
+    assert called == [(recipe, 2, None, torch.device("cuda"), None)]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
