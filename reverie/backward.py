@@ -98,7 +98,9 @@ def _checkpointed(run: Callable[..., Result], *arguments: Any, **named: Any) -> 
         arguments, named = tree_unflatten(leaves, spec)
         return run(*arguments, **named)
 
-    return checkpoint(run_leaves, *leaves, use_reentrant=False)  # pyright: ignore[reportReturnType]
+    # A recorded step draws nothing, and could not read the random state.
+    keep_rng = not (torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing())
+    return checkpoint(run_leaves, *leaves, use_reentrant=False, preserve_rng_state=keep_rng)  # pyright: ignore[reportReturnType]
 
 
 def through(state: State, start: State) -> State:

@@ -23,7 +23,7 @@ from reverie.model.fast_weights import FastWeightMixer
 from reverie.recipe import OptimConfig
 from reverie.sleep import rollout_hidden
 from reverie.train.compiled import compile_blocks
-from reverie.train.linear_loss import linear_cross_entropy
+from linear_loss import linear_cross_entropy
 from reverie.train.optim import build_optimizers
 
 DATA_SHEET = 989.5e12  # dense bfloat16 operations a second of an H100 or H200: what MFU is a share of

@@ -40,10 +40,10 @@ def load_smollm2(dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, P
 def load_smollm2_model(dtype: torch.dtype = torch.float32, **kwargs: Any) -> PreTrainedModel:
     """The model alone; `kwargs` of `LlamaForCausalLM.from_pretrained`."""
     path = model_file()
-    config = kwargs.pop("config", None) or _config(gguf_metadata(path))
     try:
+        config = kwargs.pop("config", None) or _config(gguf_metadata(path))
         weights = _weights(gguf_tensors(path), config)
-    except (KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError) as error:
         raise UserError(f"cannot read the weights in {path}: {error}") from error
     model: Any = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=weights, dtype=dtype, **kwargs)
     model.config._name_or_path = model.name_or_path = SMOLLM2

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-@functools.lru_cache(maxsize=16)
+@functools.cache  # few, and never let go: a recorded CUDA graph reads them where they are
 def _cached_table(
     heads: int, head_size: int, base: float, length: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:

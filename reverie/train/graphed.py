@@ -7,6 +7,7 @@ decided before: so there is a graph for every number of passes, stage, and set o
 
 from __future__ import annotations
 
+import gc
 import math
 from collections import Counter
 from collections.abc import Callable
@@ -29,6 +30,7 @@ from reverie.train.step import Step, descend, loss_sum, set_lr_of, train_step
 # Real steps, not recorded: in them kernels are compiled and chosen, and optimisers make their state.
 WARM_UP = 3
 AHEAD = 20  # steps before the CPU asks what they found
+MOST_GRAPHS = 16  # each takes time to record; where labels wander, steps of rarer kinds stay ordinary ones
 
 Replay = Callable[[], Tensor]
 Record = Callable[[Callable[[], Tensor]], Replay]
@@ -56,15 +58,16 @@ def check_graphable(model: LanguageModel, device: torch.device | str, processes:
         )
 
 
-def cuda_graphs() -> Record:
+def cuda_graphs(device: torch.device) -> Record:
     """Recording does not compute. The graphs share their memory: each leaves nothing behind but what it returns."""
-    memory = torch.cuda.graph_pool_handle()
+    memory, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
     def record(compute: Callable[[], Tensor]) -> Replay:
         graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize()
-        # Other threads may talk to the GPU meanwhile, as the one does that pins memory.
-        with torch.cuda.graph(graph, pool=memory, capture_error_mode="thread_local"):
+        gc.collect()  # what is left of an ordinary step's autograd graph would tie the recorded one to its stream
+        torch.cuda.synchronize(device)
+        # Other threads may talk to the GPU meanwhile: the backward pass runs in one of autograd's own.
+        with torch.cuda.graph(graph, pool=memory, stream=stream, capture_error_mode="thread_local"):
             result = compute()
 
         def replay() -> Tensor:
@@ -88,7 +91,7 @@ class GraphedSteps:
         record: Record | None = None,
     ) -> None:
         self._recipe, self._model, self._optimizers, self._parallel = recipe, model, optimizers, parallel
-        self._record = record or cuda_graphs()
+        self._record = record or cuda_graphs(next(model.parameters()).device)
         self._inputs: Batch | None = None
         self._taken: Counter[_Kind] = Counter()
         self._graphs: dict[_Kind, Replay] = {}
@@ -103,7 +106,8 @@ class GraphedSteps:
         """Raises FloatingPointError as `train_step` does."""
         recipe, stage = self._recipe, stage_at(self._recipe, step)
         kind = _Kind(sleep_at(recipe, step), stage.fast_weights_only, tuple(n > 0 for n in ready.labels))
-        if watch or self._taken[kind] < WARM_UP:
+        full = kind not in self._graphs and len(self._graphs) >= MOST_GRAPHS
+        if watch or full or self._taken[kind] < WARM_UP:
             self._found.append(
                 train_step(
                     recipe, self._model, self._optimizers, step, ready.batch, self._parallel,

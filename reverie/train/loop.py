@@ -39,7 +39,7 @@ from reverie.train.step import EagerSteps, Step, not_finite
 from reverie.train.stop import Stopped, StopRequest, stop_requests
 
 Report = Callable[[Progress, float], None]
-"""Called after every step with the progress so far and the step's loss."""
+"""Called with the progress so far and the newest loss: at every step, with `train.cuda_graph` every twenty."""
 
 
 def train(
@@ -53,8 +53,9 @@ def train(
 ) -> RunCard:
     """Train by a recipe; leave checkpoint, TensorBoard curves and card in `out`.
 
-    Same recipe, same machine, same curve; and with `resume` the same curve as without the break. Several processes
-    share out the examples of each step: the same curve to rounding, however many they are. One of them reports.
+    Same recipe, same machine, same curve; and with `resume` the same curve as without the break (with
+    `train.cuda_graph` to rounding: the first steps after a break are not recorded ones). Several processes share out
+    the examples of each step: the same curve to rounding, however many they are. One of them reports.
 
     SIGTERM and Ctrl-C finish the step that is going, and save.
 
@@ -143,8 +144,10 @@ def _train(
             # Now that each knows whether it has a batch: all take the step, or none.
             request, lacking = processes.agree(stop.requested, lacking=ready is None)
             if request:
-                settle()
+                newest = settle()
                 save()
+                if newest is not None and processes.is_first:
+                    report(progress, newest.loss)
                 raise Stopped(request, progress.step, recipe.train.steps)
             if ready is None or lacking is not None:
                 raise UserError((f"rank {lacking} of {processes.world_size}: " if processes.parallel else "") + KILLED)

@@ -44,11 +44,14 @@ def build_optimizers(model: nn.Module, config: OptimConfig, *, capturable: bool 
     def lr(peak: float) -> Any:  # of Muon, PyTorch declares that it takes no tensor, and it does
         return torch.tensor(peak, device=device) if capturable else peak
 
+    adamw = torch.optim.AdamW(
+        rest.items(), lr=lr(config.adamw_lr), weight_decay=config.weight_decay, capturable=capturable
+    )
+    # It would warn that its first steps are not captured, as if that were a mistake.
+    adamw._warned_capturable_if_run_uncaptured = True  # pyright: ignore[reportAttributeAccessIssue]
     return [
         muon(matrices.items(), lr=lr(config.muon_lr), weight_decay=config.weight_decay),
-        torch.optim.AdamW(
-            rest.items(), lr=lr(config.adamw_lr), weight_decay=config.weight_decay, capturable=capturable
-        ),
+        adamw,
     ]
 
 

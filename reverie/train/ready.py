@@ -41,7 +41,7 @@ def ready_batches(
         UserError: a process that makes data was killed.
     """
     device = torch.device(device)
-    if device.type != "cpu" and isinstance(recipe.task, DeviceTask):
+    if device.type == "cuda" and isinstance(recipe.task, DeviceTask):
         yield made_there(recipe, first_step, examples, device, deepest)
         return
     with batches(recipe, first_step, examples, deepest) as made:

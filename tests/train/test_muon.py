@@ -22,8 +22,7 @@ def matrices() -> list[nn.Parameter]:
 def steps(muon: type[torch.optim.Muon], **options: Any) -> list[Tensor]:
     """The matrices after four steps, in which some of them have no gradient now and then."""
     held, random = matrices(), torch.Generator().manual_seed(1)
-    settings: dict[str, Any] = {"lr": 0.1, **options}
-    optimizer = muon(held, **settings)
+    optimizer = muon(held, lr=0.1, **options)
     for step in range(4):
         for i, p in enumerate(held):
             gradient = torch.randn(p.shape, generator=random)
@@ -40,8 +39,20 @@ def test_the_steps_of_pytorch(options: dict[str, Any]):
 
 def test_a_learning_rate_may_be_a_tensor_that_is_filled_anew():
     """As a CUDA graph needs it."""
-    options: dict[str, Any] = {"weight_decay": 0.3}
-    for as_number, as_tensor in zip(steps(Muon, **options), steps(Muon, lr=torch.tensor(0.1), **options), strict=True):
+    found = []
+    for lr in (0.1, torch.tensor(0.1)):
+        held, random = matrices(), torch.Generator().manual_seed(1)
+        optimizer = Muon(held, lr=lr, weight_decay=0.3)  # pyright: ignore[reportArgumentType]
+        for rate in (0.1, 0.02, 0.3):
+            if isinstance(lr, Tensor):
+                lr.fill_(rate)
+            else:
+                optimizer.param_groups[0]["lr"] = rate
+            for p in held:
+                p.grad = torch.randn(p.shape, generator=random)
+            optimizer.step()
+        found.append(held)
+    for as_number, as_tensor in zip(*found, strict=True):
         assert torch.allclose(as_number, as_tensor, atol=1e-6)
 
 

@@ -19,7 +19,8 @@ from tiny_recipe import TOML, tiny_recipe
 from reverie import cli
 from reverie.recipe import Recipe, load_recipe
 from reverie.tasks import Batch
-from reverie.train import checkpoint, loop
+from reverie.train import checkpoint, loop, ready
+from reverie.train import step as step_module
 from reverie.train.batches import make_batch
 from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint
 from reverie.train.lock import LOCK_NAME
@@ -142,7 +143,7 @@ def test_the_step_is_finished_and_saved(tmp_path: Path, number: signal.Signals, 
 def test_a_signal_within_a_step_or_an_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, calls: int, step: int, undisturbed: Path
 ):
-    signal_at_call(monkeypatch, loop, function, calls)
+    signal_at_call(monkeypatch, loop if function == "evaluate" else step_module, function, calls)
     assert_stopped(tmp_path, TERM, step, undisturbed)
 
 
@@ -168,7 +169,7 @@ def test_processes_that_make_data_may_hear_the_signal_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Path
 ):
     @contextlib.contextmanager
-    def dying(recipe: Recipe, first_step: int, examples: range) -> Iterator[Iterator[Batch]]:
+    def dying(recipe: Recipe, first_step: int, examples: range, deepest: Any) -> Iterator[Iterator[Batch]]:
         def made() -> Iterator[Batch]:
             for step in range(first_step, 5):
                 yield make_batch(recipe, step)
@@ -178,7 +179,7 @@ def test_processes_that_make_data_may_hear_the_signal_too(
         yield made()
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "batches", dying)
+        patch.setattr(ready, "batches", dying)
         with pytest.raises(Stopped, match=r"stopped after step 5 of 6 \(SIGTERM\), saved"):
             train(tiny_recipe(), tmp_path)
     train(tiny_recipe(), tmp_path, resume=True)

@@ -65,7 +65,9 @@ def _unpacked(place: _Place, data: mmap.mmap, start: int) -> np.ndarray:
     if place.format not in _FORMATS:
         raise ValueError(f"tensor {place.name} has format {place.format}, which is not F32, F16, Q4_1 or Q8_0")
     numbers, block = _FORMATS[place.format]
-    count = math.prod(place.shape) // numbers
+    count, rest = divmod(math.prod(place.shape), numbers)
+    if rest:
+        raise ValueError(f"tensor {place.name} of shape {list(place.shape)} is not made of whole blocks of {numbers}")
     if start + place.offset + count * block.itemsize > len(data):
         raise ValueError("the file ends too early")
     blocks = np.frombuffer(data, block, count, start + place.offset)

@@ -100,3 +100,11 @@ def test_a_broken_list_of_tensors(tmp_path: Path) -> None:
         path.write_bytes(data)
         with pytest.raises(ValueError):  # noqa: PT011
             gguf_tensors(path)
+
+
+@pytest.mark.parametrize(("format", "shape"), [("Q8_0", (40,)), ("Q4_1", (3, 17))])
+def test_a_shape_that_is_not_whole_blocks(tmp_path: Path, format: str, shape: tuple[int, ...]) -> None:
+    path = tmp_path / "x.gguf"
+    path.write_bytes(with_data(listing(gguf(**VALUES), listed("w", shape, FORMATS[format])), bytes(200)))
+    with pytest.raises(ValueError, match="is not made of whole blocks of 32"):
+        list(gguf_tensors(path))
