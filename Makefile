@@ -39,10 +39,10 @@ lint: setup
 check: lint test
 
 # make results    every card and figure in results/ anew: six hours on two cores, resumable
-RESULTS = rule110/nano rule110/nano-t6 depo/nano depo/nano-n8 depo/nano-no-curriculum gsm_infinite/nano
+RESULTS = rule110/nano rule110/nano-t6 rule110/nano-ladder depo/nano depo/nano-n8 depo/nano-no-curriculum gsm_infinite/nano
 results: setup
 	for recipe in $(RESULTS); do \
-		case $$recipe in *no-curriculum) what="--passes 4 --no-transformer" ;; *n8) what="--passes 8 --no-transformer" ;; *) what="--passes 1,2,4" ;; esac; \
+		case $$recipe in *no-curriculum) what="--passes 4 --no-transformer" ;; *n8) what="--passes 8 --no-transformer" ;; *ladder) what="--passes 1,4 --no-transformer" ;; *) what="--passes 1,2,4" ;; esac; \
 		.venv/bin/reverie compare $$recipe $$what --seeds 0,1,2 --out runs/compare/$$recipe && \
 		mkdir -p results/$$(dirname $$recipe) && \
 		cp runs/compare/$$recipe/card.json results/$$recipe.json && \

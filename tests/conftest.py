@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -25,6 +26,25 @@ SIZES = {
     "key_size": 3,
     "value_size": 5,
 }
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With `-n 2`, tests of a file whose fixtures are its module's run in one process: the other would make them too.
+
+    Long files first. (Not by --dist=loadgroup, which pytest-xdist 3.8 does not heed under pytest 9.2.)
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFixtures(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return file if shares_fixtures(file := nodeid.partition("::")[0]) else nodeid
+
+    @functools.cache
+    def shares_fixtures(file: str) -> bool:
+        return 'scope="module"' in (config.rootpath / file).read_text(encoding="utf-8")
+
+    return ByFixtures(config, log) if config.getoption("dist") == "load" else None
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,22 +14,23 @@ import torch
 from child import Child, JobFailed
 from plan import Group, LoadedPlan
 from record import Budget, Log, Record
-from ways import Way, way_of, ways_of
+from ways import Way, backends_of, way_of, ways_of
 
 from reverie.errors import UserError
 from reverie.recipe import Recipe
 
-WAYS_SHARE, WAYS_S = 0.4, 220.0  # of a call, at most, until the fastest so far is taken
+WAYS_SHARE, WAYS_S = 0.4, 120.0  # of a call, at most, until the fastest so far is taken
 WAY_S = 240.0  # for one way: compiling takes most of it
 TIMING_S = 3.0
 MARGIN = 0.95  # of a group's seconds: clocks drift
+SAVED_BYTES_S = 2e8  # of a checkpoint, which is about three times as large as the weights
 
 
 class Cost(NamedTuple):
     """Of one variant, in seconds."""
 
     step: float
-    startup: float
+    compiling: float  # and all else before the first step at full speed
     evaluation: float
 
 
@@ -48,11 +50,14 @@ class Chooser:
         """The fastest that passes; None if none has passed yet, for lack of time or of a right one."""
         recipe = next(iter(self._loaded.variants(group).values()))
         found = self._record.setdefault("ways", {}).setdefault(_shape(recipe), {"group": group.name, "rows": []})
-        if "chosen" not in found:
-            self._try_ways(recipe, found, timed)
+        first = "chosen" not in found
+        if first or (timed and found.pop("open", False)):  # what had no time in one call may have some in the next
+            complete = self._try_ways(recipe, found, timed)
+            if first and not complete:
+                found["open"] = True
             passed = [row for row in found["rows"] if row.get("seconds_per_step")]
-            if passed:
-                best = min(passed, key=lambda row: row["seconds_per_step"])
+            best = min(passed, key=lambda row: row["seconds_per_step"], default=None)
+            if best is not None and found.get("chosen") != best["way"]:
                 found["chosen"] = best["way"]
                 self._record.save()
                 self._log.say(f"{group.name}: fastest is {best['name']}")
@@ -60,12 +65,14 @@ class Chooser:
         return Way(**found["chosen"]) if "chosen" in found else None
 
     def steps(self, group: Group, way: Way) -> int | None:
-        """Of every run of the group; None as long as not every variant has been timed that can be."""
+        """Of every run of the group; None as long as not every variant has been timed that can be, in its final way."""
         known = self._record["groups"].setdefault(group.name, {})
         if "steps" not in known:
             steps = group.steps
             if steps == "fit":
                 variants = self._loaded.variants(group)
+                if self._record["ways"][_shape(next(iter(variants.values())))].get("open"):
+                    return None
                 try:
                     costs = {name: self._cost(group, name, recipe, way) for name, recipe in variants.items()}
                 except _TimeIsUp:
@@ -85,24 +92,42 @@ class Chooser:
         kept = self._record["groups"].get(group.name, {}).get("kept", {}).get(variant)
         return way if kept is None else replace(way, activation_checkpoint=kept)
 
+    def ending(self, group: Group, variant: str) -> float:
+        """Seconds that a run may take from when it is asked to stop: a step that is measured, another, and saving."""
+        found = self._record["groups"].get(group.name, {}).get("speeds", {}).get(variant)
+        if found is None:
+            return 0.0
+        saving = 3 * found.get("weights_bytes", 0) / SAVED_BYTES_S
+        return found["evaluation_s"] + 2 * found["mean_seconds_per_step"] + saving
+
     def _passed_backends(self, recipe: Recipe) -> list[str | None]:
         if not hasattr(recipe.model, "backend"):
             return [None]
         return [name for name, found in self._record.get("kernels", {}).items() if found["passed"]]
 
-    def _try_ways(self, recipe: Recipe, found: dict[str, Any], timed: bool) -> None:
+    def _unchecked(self, recipe: Recipe, likeliest: str | None) -> bool:
+        """Whether a backend that is likelier to be the fastest has not had the time for its check to end."""
+        before = takewhile(lambda name: name != likeliest, backends_of(recipe))
+        return any(name not in self._record.get("kernels", {}) for name in before)
+
+    def _try_ways(self, recipe: Recipe, found: dict[str, Any], timed: bool) -> bool:
+        """Add a row for each; False where there was not enough time for all of the likeliest backend."""
+        ways = ways_of(recipe, self._device, self._passed_backends(recipe))
+        likeliest = ways[0].backend if ways else None
+        complete = not self._unchecked(recipe, likeliest)
         until = self._budget.elapsed + self._budget.share(WAYS_SHARE, WAYS_S)
         if timed:  # what a check alone has found gets its time now
             found["rows"] = [row for row in found["rows"] if not row["passed"] or row.get("seconds_per_step")]
         tried = {row["tried"] for row in found["rows"]}  # memory may have made another way of it
         truth = self._state / "check" / f"{_hash([_json(recipe), self._record['machine']['code']])}.safetensors"
-        for way in ways_of(recipe, self._device, self._passed_backends(recipe)):
+        for way in ways:
             if way.name in tried:
                 continue
             any_timed = any(row.get("seconds_per_step") for row in found["rows"])
             limit = min(WAY_S, (until - self._budget.elapsed) if any_timed else self._budget.left)
             if limit <= 0:
                 self._log.say(f"{way.name}: not tried, there is no time left for it")
+                complete = complete and way.backend != likeliest
                 continue
             try:
                 if not truth.is_file():
@@ -111,6 +136,7 @@ class Chooser:
             except JobFailed as failure:
                 if failure.kind == "overdue" and limit < WAY_S:
                     self._log.say(f"{way.name}: not tried to the end, there was no time left for it")
+                    complete = complete and way.backend != likeliest
                     continue
                 row = {"why": str(failure)}
             row = {"way": asdict(way), "passed": False, **row}
@@ -118,6 +144,7 @@ class Chooser:
             found["rows"].append(row)
             self._record.save()
             self._log.say(f"{row['name']}: {_told(row)}")
+        return complete
 
     def _row(
         self, recipe: Recipe, way: Way, truth: Path, rows: Sequence[dict], limit: float, timed: bool
@@ -197,7 +224,7 @@ def fitted_steps(group: Group, costs: Sequence[Cost], most: int) -> int:
     """The number of steps that all variants and seeds can take in the group's seconds; at least 1, at most `most`."""
     assert group.seconds is not None
     points = group.evaluations or 0
-    fixed = sum(cost.startup + (points + 1) * cost.evaluation for cost in costs) * len(group.seeds)
+    fixed = sum(cost.compiling + (points + 1) * cost.evaluation for cost in costs) * len(group.seeds)
     a_step = sum(cost.step for cost in costs) * len(group.seeds)
     return max(1, min(most, int((MARGIN * group.seconds - fixed) / a_step)))
 

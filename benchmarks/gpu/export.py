@@ -12,17 +12,20 @@ import tarfile
 import tempfile
 from collections.abc import Iterator
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pieces
 import torch
 from record import LOG_NAME, RECORD_NAME, Log, Record
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import Tensor
 
 from reverie.errors import UserError
 from reverie.files import write_atomic
-from reverie.train.checkpoint import FILE_NAME, checkpoint_metadata, load_checkpoint
+from reverie.train.checkpoint import FILE_NAME
 from reverie.train.result import CARD_NAME
 
 TAR_NAME = "state.tar"
@@ -73,9 +76,12 @@ class Entry(NamedTuple):
 def write(state: Path, out: Path, limits: Limits, record: Record, log: Log) -> None:
     """Fill `out` with the summary, the record and the parts; what an earlier call left there is replaced."""
     room = limits.tar_bytes - 2 * tarfile.RECORDSIZE
+    record["left_out"] = []
+    record.save()
     out.mkdir(parents=True, exist_ok=True)
     for old in [*out.glob(f"{TAR_NAME}.*"), out / SUMMARY_NAME, out / RECORD_NAME]:
         old.unlink(missing_ok=True)
+    _write_page(state, out, [])  # what is read first, should there be no time for the rest
     with tempfile.TemporaryDirectory(dir=state) as folder:
         entries, left_out = chosen(state, room, Path(folder))
         tar = Path(folder) / TAR_NAME
@@ -91,6 +97,11 @@ def write(state: Path, out: Path, limits: Limits, record: Record, log: Log) -> N
     )
     record["left_out"] = left_out
     record.save()
+    _write_page(state, out, left_out)
+
+
+def _write_page(state: Path, out: Path, left_out: list[str]) -> None:
+    """The record and the summary."""
     shutil.copyfile(state / RECORD_NAME, out / RECORD_NAME)
     summary = state / RESULTS / SUMMARY_NAME
     text = summary.read_text(encoding="utf-8") if summary.is_file() else ""
@@ -126,16 +137,31 @@ def chosen(state: Path, room: int, scratch: Path) -> tuple[list[Entry], list[str
     """What goes along within `room` bytes, and the names of what does not."""
     first = [*_small(state, scratch)]
     checkpoints = [Entry(path, _name(path, state)) for path in _unfinished(state)]
-    weights = [*_weights(state, scratch, torch.float32)]
-    if sum(entry.size for entry in (*first, *weights, *checkpoints)) > room:
-        weights = [*_weights(state, scratch, torch.bfloat16)]
+    trained, dtype = _finished(state), torch.float32
+    if sum(entry.size for entry in (*first, *checkpoints)) + sum(_weights_size(x, dtype) for x in trained) > room:
+        dtype = torch.bfloat16
     taken, left_out = [], []
-    for entry in (*first, *weights, *checkpoints):
+
+    def take(entry: Entry) -> None:
+        nonlocal room
         if entry.size <= room:
             taken.append(entry)
             room -= entry.size
         else:
             left_out.append(f"{entry.name} ({entry.path.stat().st_size / 2**20:.1f} MiB)")
+
+    for entry in first:
+        take(entry)
+    for checkpoint in trained:
+        name, size = _name(checkpoint, state), _weights_size(checkpoint, dtype)
+        if size <= room:  # gigabytes are not read in vain
+            made = scratch / name
+            write_atomic(made, partial(_save_weights, checkpoint, dtype))
+            take(Entry(made, name))
+        else:
+            left_out.append(f"{name} ({size / 2**20:.1f} MiB of weights)")
+    for entry in checkpoints:
+        take(entry)
     return taken, left_out
 
 
@@ -153,24 +179,37 @@ def _small(state: Path, scratch: Path) -> Iterator[Entry]:
             yield Entry(end, name)
 
 
-def _weights(state: Path, scratch: Path, dtype: torch.dtype) -> Iterator[Entry]:
-    """Of finished runs, as checkpoints that can be evaluated, and begun with, but not gone on from."""
-    for card in sorted((state / "runs").rglob(CARD_NAME)):
-        checkpoint = card.with_name(FILE_NAME)
-        if checkpoint.is_file():
-            made = scratch / str(dtype).removeprefix("torch.") / _name(checkpoint, state)
-            write_atomic(made, partial(_save_weights, checkpoint, dtype))
-            yield Entry(made, _name(checkpoint, state))
+def _finished(state: Path) -> list[Path]:
+    """Checkpoints of finished runs; one that cannot be read is passed over."""
+    found = (card.with_name(FILE_NAME) for card in sorted((state / "runs").rglob(CARD_NAME)))
+    return [path for path in found if path.is_file() and _weights_size(path, torch.float32)]
+
+
+def _weights_size(checkpoint: Path, dtype: torch.dtype) -> int:
+    """About the bytes of `_save_weights`, from the file's header alone; 0 where it is damaged."""
+    try:
+        with safe_open(checkpoint, framework="pt") as file:
+            slices = [file.get_slice(name) for name in _weight_names(file)]
+            sizes = [prod(x.get_shape()) * (dtype.itemsize if "F" in x.get_dtype() else 8) for x in slices]
+            metadata = sum(map(len, (file.metadata() or {}).values()))
+    except (OSError, SafetensorError):
+        return 0
+    return sum(sizes) + 2 * metadata + 200 * len(sizes) + 4096
 
 
 def _save_weights(checkpoint: Path, dtype: torch.dtype, path: Path) -> None:
-    whole = load_checkpoint(checkpoint)
-    tensors: dict[str, Any] = {
-        name: x.to(dtype) if x.is_floating_point() and x.itemsize > dtype.itemsize else x
-        for name, x in whole.tensors.items()
-        if name.startswith("model.")
-    }
-    save_file(tensors, path, metadata=checkpoint_metadata(whole.recipe, whole.progress))
+    """A checkpoint that can be evaluated, and begun with, but not gone on from."""
+    with safe_open(checkpoint, framework="pt") as file:
+        tensors = {name: _rounded(file.get_tensor(name), dtype) for name in _weight_names(file)}
+        save_file(tensors, path, metadata=file.metadata())
+
+
+def _weight_names(file: Any) -> list[str]:
+    return [name for name in file.keys() if name.startswith("model.")]  # noqa: SIM118 (no mapping)
+
+
+def _rounded(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype) if x.is_floating_point() and x.itemsize > dtype.itemsize else x
 
 
 def _unfinished(state: Path) -> list[Path]:

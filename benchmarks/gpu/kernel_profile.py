@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,28 +10,21 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity
 
-# First match wins; what a kernel is called tells what it does.
-KINDS: tuple[tuple[str, tuple[str, ...]], ...] = (
-    ("copies", ("memcpy", "memset", "copy_", "fill", "cat", "index", "gather", "scatter", "embedding", "pad", "zero")),
-    ("attention", ("flash", "fmha", "attention", "sdpa", "softmax")),
-    ("optimiser", ("multi_tensor_apply", "adam", "optimizer")),
-    (
-        "fast-weight kernels",
-        (
-            "delta_rule",
-            "chunk_",
-            "fwd_h",
-            "bwd_dh",
-            "recompute_w_u",
-            "wy_",
-            "solve_tril",
-            "gated",
-            "recurrence",
-            "fast_w",
-        ),
-    ),
-    ("matrix products", ("gemm", "cutlass", "nvjet", "cublas", "xmma", "mm", "triangular", "splitk", "dot")),
-    ("fused by compile", ("triton_poi", "triton_red", "triton_per", "triton_fused", "compiledfxgraph", "triton_")),
+# First match wins; what a kernel is called tells what it does. Of kernels that `torch.compile` has written the
+# beginning tells most: behind it comes every operation that was fused into it.
+KINDS: tuple[tuple[str, re.Pattern[str]], ...] = tuple(
+    (kind, re.compile(pattern))
+    for kind, pattern in (
+        ("fused by compile", r"^triton_(?!tem)|compiledfxgraph|^graph_\d+_cpp_fused|^cpp_fused"),
+        ("attention", r"^triton_tem.*attention"),
+        ("matrix products", r"^triton_tem"),
+        ("fast-weight kernels", r"^reverie::|^(forward|backward)$"),  # reverie's own
+        ("fast-weight kernels", r"delta_rule|^chunk_|fwd_h|bwd_dh|recompute_w_u|wy_|solve_tril|_inverse_kernel|gated"),
+        ("optimiser", r"multi_tensor_apply|adam|optimizer"),
+        ("copies", r"memcpy|memset|copy|fill|catarray|\bcat\b|index|gather|scatter|embedding|::pad|constant_pad|zero"),
+        ("attention", r"flash|fmha|attention|sdpa|(?<!log)softmax"),
+        ("matrix products", r"gemm|gemv|cutlass|nvjet|cublas|xmma|mm\b|trsm|triangular|split_?k|dot_kernel|::dot"),
+    )
 )
 OTHER = "other elementwise"
 
@@ -43,10 +37,7 @@ def profiler(device: torch.device) -> torch.profiler.profile:
 
 def kind_of(kernel: str) -> str:
     """Of a kernel, or on a CPU an operation, as the profiler names it."""
-    name = kernel.lower()
-    if name in ("forward", "backward"):  # reverie's own fused kernels
-        return "fast-weight kernels"
-    return next((kind for kind, parts in KINDS if any(part in name for part in parts)), OTHER)
+    return next((kind for kind, pattern in KINDS if pattern.search(kernel.lower())), OTHER)
 
 
 def time_by_kind(

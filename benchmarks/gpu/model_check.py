@@ -39,7 +39,8 @@ STEP_LR = 1e-3
 NOISE = 0.5  # of a matrix, by the root of its columns: in a new model every block is the identity
 DECAY = 3.0  # on top of dt_bias: a new model forgets so slowly that a check would not see it if it did not
 SMALLEST_SHARE = 1e-3  # of the whole gradient: below, a parameter's own error is not looked at
-CHECKED_TOKENS = 2**13  # of the batch: the specification takes some milliseconds for each token of a window
+WHOLE_TOKENS = 2**16  # of a batch that is taken as it is: its blocks need not be compiled for another shape
+CHECKED_TOKENS = 2**13  # of a larger one
 TRUTH_BYTES = {"cuda": 24 * 2**30, "cpu": 2**30}  # for what the specification keeps for its backward
 
 
@@ -105,8 +106,7 @@ def gradients(recipe: Recipe, device: torch.device, backward: Backward, rows: in
     model = _random_model(recipe, device)
     if recipe.train.compile:
         compile_blocks(model, device)
-    examples = range(min(recipe.train.batch_size, max(1, CHECKED_TOKENS // recipe.task.sequence_length)))
-    batch = Batch(*(x.to(device) for x in make_batch(recipe, 0, examples)))
+    batch = Batch(*(x.to(device) for x in make_batch(recipe, 0, range(_checked_rows(recipe)))))
     windows = batch.loss_mask.split(recipe.sleep.window_size, dim=1)
     labelled, labels = [bool(mask.any()) for mask in windows], int(batch.loss_mask.sum())
     loss = 0.0
@@ -190,6 +190,11 @@ def _random_model(recipe: Recipe, device: torch.device) -> LanguageModel:
             if name.endswith("dt_bias"):
                 parameter.add_(DECAY)
     return model.to(device)
+
+
+def _checked_rows(recipe: Recipe) -> int:
+    B, T = recipe.train.batch_size, recipe.task.sequence_length
+    return B if B * T <= WHOLE_TOKENS else max(1, CHECKED_TOKENS // T)
 
 
 def _rows_at_a_time(recipe: Recipe, num_bytes: int) -> int:

@@ -26,10 +26,10 @@ TELLING = ("device", "cpu", "gpu", "compute_capability", "versions", "code")  # 
 
 
 class Budget:
-    """The seconds of one call."""
+    """The seconds of one call, counted from `begun` (of `time.monotonic`) or from now."""
 
-    def __init__(self, seconds: float) -> None:
-        self.seconds, self._begun = seconds, time.monotonic()
+    def __init__(self, seconds: float, begun: float | None = None) -> None:
+        self.seconds, self._begun = seconds, time.monotonic() if begun is None else begun
 
     @property
     def elapsed(self) -> float:
@@ -92,7 +92,8 @@ class Record(dict[str, Any]):
     def note_machine(self, found: dict[str, Any]) -> None:
         """Forget what was measured on another machine, with other libraries, or of other code."""
         found, before = found | {"code": code_hash()}, self.get("machine", {})
-        if any(before.get(key) != found.get(key) for key in TELLING):
+        telling = [key for key in TELLING if key != "cpu" or not found.get("gpu")]
+        if any(before.get(key) != found.get(key) for key in telling):
             for key in MEASURED:
                 self.pop(key, None)
         self["machine"] = found

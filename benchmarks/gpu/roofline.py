@@ -26,7 +26,6 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from eager_launches import eager_launches
 from fused_blocks import Kernel
 from scaling_formulas import (
     FLOAT32,
@@ -44,6 +43,7 @@ from step_costs import (
     BFLOAT16,
     Bytes,
     all_kernels,
+    eager_launches,
     fewest_bytes,
     fused_kept_bytes,
     optimizer_bytes_moved,

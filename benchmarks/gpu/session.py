@@ -123,16 +123,18 @@ class Session:
             return self.budget.left > LEAST_S
         steps = chooser.steps(group, way)
         if steps is None:
-            self.log.say(f"{group.name}: the number of steps is not known yet, not every variant has been timed")
+            self.log.say(
+                f"{group.name}: the number of steps is not known yet, not every way and variant has been timed"
+            )
             return self.budget.left > LEAST_S
         for run in self.loaded.runs(group, steps):
             variant = run.name.removeprefix(f"{group.name}/").rsplit("-seed-", 1)[0]
-            if not self._run(run, chooser.kept(group, variant, way)):
+            if not self._run(run, chooser.kept(group, variant, way), chooser.ending(group, variant)):
                 return False
         return True
 
-    def _run(self, run: PlannedRun, way: Way) -> bool:
-        """One run, as far as it gets; False when the time is up."""
+    def _run(self, run: PlannedRun, way: Way, ending: float) -> bool:
+        """One run, as far as it gets, whose end takes up to so many seconds; False when the time is up."""
         out = self.state / "runs" / run.name
         known = self.record["runs"].get(run.name, {})
         try:
@@ -148,10 +150,10 @@ class Session:
             self.log.say(f"{run.name}: waits for the weights of {run.source}, which has not finished")
             return True
         display = RunDisplay(self.log.console)
-        while self.budget.left > LEAST_S:
+        while self.budget.left - ending > LEAST_S:
             self.record.note_run(run.name, state="begun", way=way.name, steps=run.recipe.train.steps)
             try:
-                done = self._train(run, way, out, display)
+                done = self._train(run, way, out, display, ending)
             except UserError as error:  # of a way that the recipe does not take
                 failure = JobFailed("refused", str(error))
             except JobFailed as error:
@@ -170,15 +172,16 @@ class Session:
         self._pause(run, out, "there was no time left")
         return False
 
-    def _train(self, run: PlannedRun, way: Way, out: Path, display: RunDisplay) -> dict[str, Any]:
+    def _train(self, run: PlannedRun, way: Way, out: Path, display: RunDisplay, ending: float) -> dict[str, Any]:
+        """It is asked to stop so early that it should end in time, and is killed only long after that."""
         seconds = self.budget.left
         return self.child.do(
             "run",
-            limit=seconds + GRACE_S,
+            limit=seconds + ending + GRACE_S,
             on_event=lambda event: display.update(run.name, Event(**event)),
             recipe=way.applied(run.recipe).model_dump(mode="json"),
             out=str(out),
-            until=time.time() + seconds,  # the process may have to start first
+            until=time.time() + seconds - ending,  # the process may have to start first
         )
 
     def _other_way(self, run: PlannedRun, way: Way, failure: JobFailed) -> Way | None:

@@ -19,10 +19,11 @@ from stopwatch import synchronise
 from reverie.evaluate import evaluate
 from reverie.recipe import Recipe, changed
 from reverie.train.build import build_model
-from reverie.train.checkpoint import Progress
+from reverie.train.checkpoint import FILE_NAME, Progress
 from reverie.train.loop import train
 
-WARM_UP_STEPS = {"cuda": 12, "cpu": 2}  # a graph is captured only after some steps
+WARM_UP_STEPS = 3  # compiling is done in the first
+GRAPH_WARM_UP_STEPS = 12  # a graph is captured only after some steps
 RANDOM_KINDS = 10  # with random numbers of passes, each is compiled and captured when it has come up some times
 SLICE_S = {"cuda": 0.25, "cpu": 0.04}
 LEAST_SLICES = 5
@@ -101,7 +102,8 @@ def time_steps(recipe: Recipe, device: torch.device, folder: Path, seconds: floa
         train={"steps": 10**7, "eval_every": 10**7, "checkpoint_every": 10**7},
         optim={"muon_lr": TIMING_LR, "adamw_lr": TIMING_LR},
     )
-    warm_up = WARM_UP_STEPS[device.type] * (RANDOM_KINDS if recipe.train.num_sleep_passes else 1)
+    warm_up = GRAPH_WARM_UP_STEPS if recipe.train.cuda_graph else WARM_UP_STEPS
+    warm_up *= RANDOM_KINDS if recipe.train.num_sleep_passes else 1
     clock = _Clock(device, seconds, warm_up, profile=profile)
     with contextlib.suppress(_Enough):
         train(endless, folder, device=device, report=clock)
@@ -114,6 +116,7 @@ def time_steps(recipe: Recipe, device: torch.device, folder: Path, seconds: floa
         "tokens_per_s": tokens / step,
         "startup_s": clock.startup_s,
         "peak_gib": torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else None,
+        "weights_bytes": (folder / FILE_NAME).stat().st_size,  # as saved before the first step
         "profile": clock.kinds,
         "kernels": clock.kernels,
     }

@@ -1,4 +1,4 @@
-"""A training step as block runs: the fewest bytes it can move, and all its kernels when they are fused.
+"""A training step as block runs: the fewest bytes it can move, its kernels when they are fused, and when they are not.
 
 Numbers of bytes per element: `element` is that of matrix products and of all between them.
 """
@@ -6,9 +6,10 @@ Numbers of bytes per element: `element` is that of matrix products and of all be
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import fused_blocks
+import torch
 from fused_blocks import Kernel
 from scaling_formulas import (
     FLOAT32,
@@ -23,6 +24,10 @@ from scaling_formulas import (
     kept_bytes,
     runs,
 )
+from scaling_measured import loss_of
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from reverie.model import new_model
 
 BFLOAT16 = 2  # bytes
 ADAMW_LAUNCHES, CLIP_LAUNCHES = 14, 6  # roughly
@@ -147,3 +152,47 @@ def optimizer_launches(work: Work) -> int:
     """Muon takes matrices of one shape together: three products an iteration, and what is around them."""
     groups = len(set(hidden_matrices(all_shapes(work.model)).values()))
     return groups * (3 * NEWTON_SCHULZ_STEPS + 10) + ADAMW_LAUNCHES + CLIP_LAUNCHES
+
+
+# Eager code
+
+
+class _Launches(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        # A view is an alias that is not written to.
+        view = any(out.alias_info and not out.alias_info.is_write for out in func._schema.returns)
+        self.number += not view
+        return func(*args, **(kwargs or {}))
+
+
+def eager_launches(work: Work, dtype: Literal["float32", "bfloat16"]) -> int:
+    """Kernels of forward and backward of a step on the "chunked" backend.
+
+    Counted on a model of the same blocks, windows and passes, made tiny: the number does not depend on widths or the
+    batch. What is counted are operations on a CPU that make or change a tensor; on a GPU some of them are two kernels,
+    and some are none.
+    """
+    tiny = work.model.model_copy(
+        update={
+            "width": 4,
+            "mlp_width": 2,
+            "num_heads": 1,
+            "num_kv_heads": 1,
+            "fast_heads": 1,
+            "key_size": 2,
+            "value_size": 2,
+            "backend": "chunked",
+        }
+    )
+    small = work._replace(model=tiny, batch=1, scored=sum(work.labelled))
+    model = new_model(tiny, 0)
+    loss_of(small, model)  # rotary tables are made once
+    with _Launches() as launches:
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+            loss = loss_of(small, model)
+        loss.backward()
+    return launches.number

@@ -7,13 +7,17 @@ the card as soon as it is measured, and the next call goes on behind it; one tha
 A figure lies beside the card. `--predict` prints what is expected, without measuring; `--toy` takes seconds on a CPU.
 """
 
+# ruff: noqa: E402
 from __future__ import annotations
+
+import time
+
+BEGUN = time.monotonic()  # importing torch counts as well
 
 import argparse
 import contextlib
 import os
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,8 +25,10 @@ from typing import Any
 os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")  # read when torch is imported
 sys.path.insert(0, str(Path(__file__).parent))
 
+import kernels
 import torch
 from machine import ceilings as measured_ceilings
+from record import code_hash
 from stopwatch import synchronise
 from throughput_card import Card, figure, predictions, table
 from throughput_counts import CHUNK_SECONDS, Ceilings
@@ -52,7 +58,9 @@ TOY = Study(
 Measure = Callable[[Trainer, Configuration, Setting, Ceilings], dict[str, Any]]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None, begun: float | None = None) -> None:
+    """The seconds count from `begun` (of `time.monotonic`), or from now."""
+    begun = time.monotonic() if begun is None else begun
     options = _arguments(arguments)
     backend = options.backend or ("fla" if fla.installed() and not fla.miscompiled() else "chunked")
     study = TOY if options.toy else Study(ouro(backend))
@@ -70,9 +78,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         torch.set_float32_matmul_precision("high")  # for the update rule on "chunked", the only products in float32
     only = [word for word in (options.only or "").split(",") if word]
     card = Card.begin(options.out, study, device, options.attention)
-    run(card, study, study.chosen(only), device, options.seconds, again=bool(only))
+    configurations = study.chosen(only)
+    check_backend(card, study, device)
+    left = options.seconds - (time.monotonic() - begun)
+    run(card, study, configurations, device, left, again=bool(only))
     save_figure(figure(card), card.path.with_suffix(".png"))
     print(table(card))
+
+
+def check_backend(card: Card, study: Study, device: torch.device) -> None:
+    """Of the Jet layers, at their sizes, once for each state of the code: no time counts of what is wrong.
+
+    Raises UserError where it is.
+    """
+    model, code = study.model, code_hash()
+    if card.content.get("kernels", {}).get("code") == code:
+        return
+    T = min(kernels.LONGEST, study.text)
+    H, K, V = (size or 0 for size in (model.fast_heads, model.key_size, model.value_size))
+    sizes = kernels.Sizes(model.update_rule, H, K, V, (T, T - 1))
+    found = kernels.check_backend(model.backend, [sizes], device)
+    if not found["passed"]:
+        raise UserError(f"backend {model.backend} is not right on this machine: {found['why']}; try another --backend")
+    errors = [row["error"] for row in found["rows"]]
+    card.content["kernels"] = {"code": code, "cases": len(errors), "largest_error": max(errors)}
+    print(f"backend {model.backend} is right in {len(errors)} cases, off by {max(errors):.1e} at most", flush=True)
 
 
 def run(
@@ -115,11 +145,12 @@ def _tried(
         try:
             row = measure(trainer, configuration, setting, at) | {**setting._asdict(), "attempts": attempts}
             return row | _disagreement(configuration, row, card)
-        except torch.OutOfMemoryError:
-            attempts.append({**setting._asdict(), "failed": "out of memory"})
         except UserError:
             raise
         except Exception as error:  # whatever it is, the other configurations go on
+            if isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error):
+                attempts.append({**setting._asdict(), "failed": "out of memory"})
+                continue
             why = str(error).strip().splitlines()[:1] or [type(error).__name__]
             return {"failed": f"{type(error).__name__}: {why[0][:300]}", **setting._asdict(), "attempts": attempts}
         finally:
@@ -171,7 +202,9 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, help="card (.json) to write or to go on with; a figure beside it")
     parser.add_argument("--only", metavar="WORDS", help='those whose names hold one of these, anew: "2000,hard"')
-    parser.add_argument("--seconds", type=float, default=560.0, help="start none that might take longer in all")
+    parser.add_argument(
+        "--seconds", type=float, default=560.0, help="of this call; what might take longer is not begun"
+    )
     parser.add_argument("--texts", type=int, help="of a step; 8 if absent")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--attention", default="flash", choices=list(ATTENTION), help="kernels within a window")
@@ -187,7 +220,7 @@ def _arguments(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 if __name__ == "__main__":
     try:
-        main()
+        main(begun=BEGUN)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

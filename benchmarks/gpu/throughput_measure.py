@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 from kernel_profile import profiler, slowest, time_by_kind
+from linear_loss import linear_cross_entropy
 from stopwatch import synchronise
 from throughput_counts import Ceilings, counts, labels_of
 from throughput_model import OnCopies
@@ -23,7 +24,6 @@ from reverie.model.fast_weights import FastWeightMixer
 from reverie.recipe import OptimConfig
 from reverie.sleep import rollout_hidden
 from reverie.train.compiled import compile_blocks
-from linear_loss import linear_cross_entropy
 from reverie.train.optim import build_optimizers
 
 DATA_SHEET = 989.5e12  # dense bfloat16 operations a second of an H100 or H200: what MFU is a share of

@@ -15,7 +15,9 @@ from reverie.model import HybridConfig
 from reverie.ops import dispatch
 from reverie.recipe import Recipe, TrainConfig, changed
 
+ONE_CHUNK = 64  # tokens of a window that "triton" takes in one kernel: nothing installed is faster
 ACTIVATION_CHECKPOINTS = ("none", "pass", "window")  # from fastest to smallest
+KERNELS = ("triton", "fla")
 NOT_CANDIDATES = ("auto", "reference")
 MANY_CHUNKS = 512  # tokens of a window, from which on "chunked" takes minutes to compile, a step for each chunk
 
@@ -69,22 +71,37 @@ def backends_of(recipe: Recipe) -> list[str | None]:
     """What may run the fast weights of this recipe's model, installed or not."""
     if not hasattr(recipe.model, "backend"):
         return [None]
-    return [name for name in dispatch.BACKENDS if name not in NOT_CANDIDATES]
+    return [*KERNELS, *(name for name in dispatch.BACKENDS if name not in (*NOT_CANDIDATES, *KERNELS))]
 
 
 def ways_of(recipe: Recipe, device: torch.device, backends: list[str | None]) -> list[Way]:
-    """All ways with these backends, those probably fast first; on a CPU those that start at once."""
+    """All ways with these backends that may be the fastest. The eager ones of the first backend lead: they start at
+    once, so that there is a way whatever becomes of the others; then those probably fast; on a CPU none is compiled."""
     kept = recipe.train.activation_checkpoint
     can_compile = device.type == "cuda"
     whole = getattr(recipe.train, "micro_batch", None) is None
     can_graph = can_compile and whole and isinstance(recipe.model, HybridConfig)
-    if "fla" in backends and recipe.sleep.window_size > MANY_CHUNKS:
-        backends = [name for name in backends if name != "chunked"]
-    order = sorted(backends, key=lambda name: ("triton", "fla").index(name) if name in ("triton", "fla") else 2)
+    order = _worth_trying(backends, recipe.sleep.window_size)
+    first, others = order[:1], order[1:]
     # A graph is checked against the same way without it, which therefore comes first.
     graphs = (False, True) if can_graph else (False,)
-    compiled = [Way(backend, True, graph, kept) for backend in order for graph in graphs] if can_compile else []
-    return compiled + [Way(backend, False, graph, kept) for graph in graphs for backend in order]
+
+    def of(names: list[str | None], *, compiled: bool) -> list[Way]:
+        return [Way(name, compiled, graph, kept) for name in names for graph in graphs if can_compile or not compiled]
+
+    return [
+        *of(first, compiled=False),
+        *of(order, compiled=True),
+        *of(others, compiled=False),
+    ]
+
+
+def _worth_trying(backends: list[str | None], window: int) -> list[str | None]:
+    """Probably fastest first, without "chunked" where it cannot win or would take minutes to compile."""
+    order: list[str | None] = [name for name in KERNELS if name in backends]
+    if ("triton" in order and window <= ONE_CHUNK) or (order and window > MANY_CHUNKS):
+        return order
+    return order + [name for name in backends if name not in KERNELS]
 
 
 def way_of(recipe: Recipe) -> Way:

@@ -141,8 +141,11 @@ def _teller(answers: Any) -> Tell:
 
 def _recipe(content: dict[str, Any]) -> Recipe:
     """A job's recipe. What was compiled for other shapes or kernels is forgotten: there is a limit to variants of one
-    piece of code, beyond which it would silently run uncompiled. Numbers of passes share theirs."""
+    piece of code, beyond which it would silently run uncompiled. Numbers of passes share theirs. Products of float32
+    are made as training makes them, so that what is checked and timed is what runs."""
     recipe = Recipe.model_validate(content)
+    if torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high" if recipe.train.dtype == "bfloat16" else "highest")
     if recipe.train.compile:
         global _compiled_for
         shapes = (recipe.model, recipe.train.batch_size, recipe.sleep.window_size, recipe.train.dtype)

@@ -30,7 +30,8 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_shape_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over several windows, where others are not compiled."""
-    monkeypatch.setattr(train, "alternate", one_round)
+    for timing in (train, muon):
+        monkeypatch.setattr(timing, "alternate", one_round)
     monkeypatch.setattr(train, "time_by_kind", partial(train.time_by_kind, repeats=1))
     monkeypatch.setattr(train, "CURVE_STEPS", 2)
     parts = Parts()

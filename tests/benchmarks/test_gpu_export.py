@@ -106,6 +106,43 @@ def test_weights_go_before_checkpoints_and_give_up_digits_first(
     assert {x.dtype for x in found.values() if x.is_floating_point()} == {torch.bfloat16}
 
 
+def test_the_page_is_there_before_the_parts(
+    write: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A call that is killed while it writes them still says what it has found."""
+    monkeypatch.setattr(pieces, "cut", lambda *arguments: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        write(15, 60)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"session.json", "summary.txt"}
+
+
+@pytest.mark.parametrize(("total_mib", "times"), [(60, 1), (1.6, 0)])
+def test_weights_are_read_once_and_only_if_they_fit(
+    write: Callable[..., list[str]], monkeypatch: pytest.MonkeyPatch, total_mib: float, times: int
+) -> None:
+    read: list[Path] = []
+    whole = export._save_weights
+    monkeypatch.setattr(export, "_save_weights", lambda path, *rest: (read.append(path), whole(path, *rest)))
+    left = write(15, total_mib)
+    assert len(read) == times
+    assert any(name.startswith(f"runs/{RUNS[0]}/{FILE_NAME} (") for name in left) == (times == 0)
+
+
+def test_a_damaged_checkpoint_spoils_nothing_else(write: Callable[..., list[str]], state: Path, tmp_path: Path) -> None:
+    (state / "runs" / RUNS[0] / FILE_NAME).write_bytes(b"cut short")
+    write(15, 60)
+    new = restored(tmp_path) / "runs"
+    assert not (new / RUNS[0] / FILE_NAME).exists()
+    assert (new / RUNS[1] / FILE_NAME).exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_sizes_are_known_without_reading(trained: Path, tmp_path: Path, dtype: torch.dtype) -> None:
+    export._save_weights(trained / FILE_NAME, dtype, tmp_path / "weights")
+    found, known = (tmp_path / "weights").stat().st_size, export._weights_size(trained / FILE_NAME, dtype)
+    assert found <= known <= 1.05 * found + 2**14
+
+
 def test_a_second_export_replaces_the_first(write: Callable[..., list[str]], tmp_path: Path) -> None:
     write(1, 60)
     many = len([*(tmp_path / "out").iterdir()])

@@ -19,6 +19,7 @@ kernels: Any = importlib.import_module("kernels")
 profile: Any = importlib.import_module("kernel_profile")
 
 CPU = torch.device("cpu")
+PLANS = Path(kernels.__file__).parent / "plans"
 SIZES = kernels.Sizes("gated_delta", 2, 6, 10, (8, 7, 3))
 Change = Callable[[Any], Any]
 
@@ -86,6 +87,18 @@ def test_a_mistake_in_one_case_is_enough(backend: Callable[..., str], what: str)
     assert not kernels.check_backend(backend(recurrence), [SIZES], CPU)["passed"]
 
 
+@pytest.mark.parametrize("path", sorted(PLANS.glob("*.toml")), ids=lambda path: path.stem)
+def test_the_specification_of_every_plan_takes_little(path: Path) -> None:
+    """A few GB, and some thousands of small products, whatever the windows of its recipes."""
+    loaded = importlib.import_module("plan").load_plan(path)
+    for group in loaded.plan.groups:
+        for recipe in loaded.variants(group).values():
+            sizes = kernels.sizes_of(recipe)
+            assert max(sizes.lengths) <= kernels.LONGEST == 160
+            assert 8 * kernels.reference_numbers(sizes) < 4e9
+            assert len(kernels.cases_of(sizes)) <= 24
+
+
 def test_a_backend_that_is_not_there_says_so() -> None:
     found = kernels.check_backend("fla", [SIZES], CPU)
     assert not found["passed"]
@@ -116,6 +129,30 @@ def test_lengths_are_those_of_the_recipe() -> None:
         ("Memcpy DtoD (Device -> Device)", "copies"),
         ("void at::native::vectorized_elementwise_kernel<4, at::native::sigmoid>", "other elementwise"),
         ("void pytorch_flash::flash_fwd_kernel<>", "attention"),
+        ("void pytorch_flash::flash_fwd_kernel<Flash_fwd_kernel_traits<64, 128, cutlass::bfloat16_t>>", "attention"),
+        ("cudnn_generated_fort_native_sdpa_sm90_flash_fprop_wgmma_f16_knob_7x128x128", "attention"),
+        ("fmha_cutlassF_bf16_aligned_64x64_rf_sm80(PyTorchMemEffAttention::Params)", "attention"),
+        ("triton_tem_fused_flex_attention_backward_3", "attention"),
+        ("triton_tem_fused_addmm_mul_2", "matrix products"),
+        ("triton_red_fused__to_copy_embedding_mm_sum_1", "fused by compile"),
+        ("triton_per_fused_chunk_index_put_gated_4", "fused by compile"),
+        ("triton_poi_fused_cat_fill_flash_zeros_0", "fused by compile"),
+        ("forward", "fast-weight kernels"),
+        ("backward", "fast-weight kernels"),
+        ("reverie::rule_on_window_backward", "fast-weight kernels"),
+        ("recompute_w_u_fwd_kernel", "fast-weight kernels"),
+        ("void cublasLt::splitKreduce_kernel<32, 16, int, float, __nv_bfloat16>", "matrix products"),
+        ("void gemv2T_kernel_val<int, int, float, float>", "matrix products"),
+        ("aten::bmm", "matrix products"),
+        ("void at::native::(anonymous namespace)::multi_tensor_apply_kernel<FusedAdamMathFunctor>", "optimiser"),
+        ("void at::native::unrolled_elementwise_kernel<at::native::direct_copy_kernel_cuda>", "copies"),
+        ("void at::native::(anonymous namespace)::CatArrayBatchedCopy_contig<>", "copies"),
+        ("void at::native::vectorized_elementwise_kernel<4, at::native::FillFunctor<float>>", "copies"),
+        (
+            "void at::native::reduce_kernel<512, 1, at::native::ReduceOp<float, at::native::MeanOps>>",
+            "other elementwise",
+        ),
+        ("void at::native::(anonymous namespace)::GammaBetaBackwardCUDAKernel", "other elementwise"),
     ],
 )
 def test_kernels_are_told_apart_by_name(kernel: str, kind: str) -> None:

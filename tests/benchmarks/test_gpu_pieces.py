@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from reverie.errors import UserError
@@ -27,6 +27,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "cut"
 
 
+@settings(max_examples=30, deadline=None)
 @given(st.binary(max_size=50), st.integers(1, 60))
 def test_joined_it_is_what_was_cut(tmp_path_factory: pytest.TempPathFactory, content: bytes, size: int) -> None:
     tmp = tmp_path_factory.mktemp("pieces")

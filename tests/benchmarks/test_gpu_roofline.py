@@ -24,7 +24,6 @@ formulas: Any = importlib.import_module("scaling_formulas")
 measured: Any = importlib.import_module("scaling_measured")
 costs: Any = importlib.import_module("step_costs")
 blocks: Any = importlib.import_module("fused_blocks")
-eager: Any = importlib.import_module("eager_launches")
 benchmark: Any = importlib.import_module("roofline")
 
 SMALL = [
@@ -139,12 +138,12 @@ def test_launches_of_eager_code_depend_on_structure_alone() -> None:
     layers = 'model.layers=["attn", "gdn"]'
     work = benchmark.work_of(small("rule110/paper-t32", layers))
     launches = [
-        eager.eager_launches(work._replace(sleep=work.sleep.model_copy(update={"num_sleep_passes": n})), "float32")
+        costs.eager_launches(work._replace(sleep=work.sleep.model_copy(update={"num_sleep_passes": n})), "float32")
         for n in (2, 3, 4)
     ]
     assert launches[2] - launches[1] == launches[1] - launches[0] > 0
     wider = benchmark.work_of(small("rule110/paper-t32", layers, "model.width=96", "train.batch_size=3"))
-    assert eager.eager_launches(wider, "float32") == launches[0]
+    assert costs.eager_launches(wider, "float32") == launches[0]
 
 
 def test_a_step_on_faster_machines() -> None:

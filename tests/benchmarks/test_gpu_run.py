@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -24,15 +25,27 @@ child, gpu_run, record, session, training = (
     importlib.import_module(name) for name in ("child", "run", "record", "session", "training")
 )
 TOY = FOLDER / "plans" / "toy.toml"
-TRAINING_S = 0.4  # of the first call: less than the first run takes
+TRAINING_S = 0.15  # of the first call: less than the first run takes
+SMALLER = {"train.steps=100": "train.steps=40", "sleep.window_size=6": "sleep.window_size=7", "steps = 20": "steps = 8"}
 
 
-def call(*arguments: object) -> int:
-    return gpu_run.main([str(TOY), "--device", "cpu", *map(str, arguments)])
+def call(*arguments: object, plan: Path = TOY) -> int:
+    return gpu_run.main([str(plan), "--device", "cpu", *map(str, arguments)])
 
 
 @pytest.fixture
-def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def smaller(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The toy plan with fewer windows and steps."""
+    path, text = tmp_path_factory.mktemp("plan") / "toy.toml", TOY.read_text()
+    for old, new in SMALLER.items():
+        assert old in text
+        text = text.replace(old, new)
+    path.write_text(text)
+    return path
+
+
+@pytest.fixture
+def first(smaller: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A call whose time is up in the first run. Leaves state and out."""
     folder = tmp_path_factory.mktemp("first")
     whole = session.Session._train
@@ -44,12 +57,12 @@ def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         patch.setattr(session.Session, "_train", hurried)
-        assert call("--state", folder / "state", "--out", folder / "out", "--seconds", 300) == 0
+        assert call("--state", folder / "state", "--out", folder / "out", "--seconds", 300, plan=smaller) == 0
     return folder
 
 
 @pytest.fixture
-def second(first: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def second(smaller: Path, first: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A call that goes on from the parts alone, and whose process is killed in the run depth/t3."""
     folder = tmp_path_factory.mktemp("second")
     whole = session.RunDisplay.update
@@ -70,7 +83,7 @@ def second(first: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(session.Session, "__init__", known)
         patch.setattr(session.RunDisplay, "update", deadly)
         arguments = ("--seconds", 300, "--resume-from", first / "out")
-        assert call("--state", folder / "state", "--out", folder / "out", *arguments) == 0
+        assert call("--state", folder / "state", "--out", folder / "out", *arguments, plan=smaller) == 0
     return folder
 
 
@@ -88,10 +101,10 @@ def check_the_first_call_checks_measures_and_saves(first: Path) -> None:
     assert [row["name"] for row in ways["rows"] if row["passed"]] == ["chunked, eager"]
     assert ways["rows"][0]["gradient_error"] < 1e-5
     assert {"n1", "n2"} == found["groups"]["passes"]["speeds"].keys()
-    assert found["groups"]["passes"]["steps"] == 100
+    assert found["groups"]["passes"]["steps"] == 40
     cut = found["runs"]["passes/n1-seed-0"]
-    assert (cut["state"], cut["steps"]) == ("unfinished", 100)
-    assert cut["step"] < 100
+    assert (cut["state"], cut["steps"]) == ("unfinished", 40)
+    assert cut["step"] < 40
     assert list(found["runs"]) == ["passes/n1-seed-0"]
 
 
@@ -122,7 +135,7 @@ def check_a_broken_run_is_the_run_without_the_break(second: Path, tmp_path: Path
     whole = load_card(tmp_path / "whole" / "card.json")
     assert isinstance(whole, RunCard)
     assert timeless(card) == timeless(whole)
-    assert card.steps == 100
+    assert card.steps == 40
 
 
 def check_all_runs_of_a_group_see_the_same_tokens(second: Path) -> None:
@@ -134,7 +147,7 @@ def check_all_runs_of_a_group_see_the_same_tokens(second: Path) -> None:
         assert (results / name).read_bytes().startswith(b"\x89PNG")
     lines = (results / "curves" / "passes-n2-seed-0.csv").read_text().splitlines()
     assert lines[0].startswith("step,tokens,wall_time_s,train_loss,loss,exact_accuracy")
-    assert [line.split(",")[0] for line in lines[1:]] == ["25", "50", "75", "100"]
+    assert [line.split(",")[0] for line in lines[1:]] == ["10", "20", "30", "40"]
 
 
 def check_a_killed_process_costs_its_run_alone(second: Path) -> None:
@@ -221,6 +234,37 @@ def test_wrong_arguments_are_one_sentence(
 ) -> None:
     assert call("--state", tmp_path / "state", "--out", tmp_path / "out", *arguments) == 2
     assert sentence in capsys.readouterr().err
+
+
+def test_the_seconds_count_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With all that comes before the session: wheels to unpack, libraries to import."""
+    budgets: list[Any] = []
+
+    def slow(wheels: Path, site: Path) -> Path:
+        time.sleep(0.3)
+        return site
+
+    class Seen:
+        def __init__(self, loaded: Any, state: Path, device: str, budget: Any, paths: list[str]) -> None:
+            budgets.append(budget)
+
+        def run(self, *arguments: Any, **options: Any) -> None:
+            pass
+
+    monkeypatch.setattr(gpu_run, "install", slow)
+    monkeypatch.setattr(session, "Session", Seen)
+    assert call("--state", tmp_path / "state", "--out", tmp_path / "out", "--wheels", tmp_path) == 0
+    assert 0.3 <= budgets[0].elapsed < 60
+    assert record.Budget(100, time.monotonic() - 50).left == pytest.approx(100 - 50 - 12, abs=1)
+
+
+def test_another_cpu_is_another_machine_only_without_a_gpu(tmp_path: Path) -> None:
+    for gpu, kept in (("G", True), (None, False)):
+        known = record.Record(tmp_path / f"{gpu}.json", "p")
+        known.note_machine({"device": "d", "gpu": gpu, "cpu": "one"})
+        known["ways"] = {"some": "way"}
+        known.note_machine({"device": "d", "gpu": gpu, "cpu": "other"})
+        assert ("ways" in known) == kept
 
 
 def test_wheels_come_first_on_the_path(tmp_path: Path) -> None:

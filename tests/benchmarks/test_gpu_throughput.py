@@ -6,6 +6,7 @@ import importlib
 import json
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,7 @@ def stub(fits: Mapping[str, int], calls: list[str]) -> Any:
         if configuration.name not in fits:
             raise RuntimeError("ptxas went mad\nat length")
         if setting.at_once > fits[configuration.name]:
-            raise torch.OutOfMemoryError("too large")
+            raise (torch.OutOfMemoryError("too large") if setting.at_once % 2 else RuntimeError("CUDA out of memory"))
         loss = 9.0 if configuration.way == "sliding" and configuration.window == 6 else 4.0
         row = {"tokens_per_s": 1.0, "mfu": 0.1, "peak_gib": 1.0, "loss": loss, "gradient_norm": 1.0}
         return row | {"done_share_of_peak": 0.2, "optimiser_share": 0.1}
@@ -199,6 +200,29 @@ def test_the_next_call_goes_on_behind_the_last(tmp_path: Path) -> None:
     call(everything[:1], again=True)
     call(everything, seconds=-1.0, again=True)
     assert len(calls) == len(everything) + 1
+
+
+def test_seconds_count_from_the_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the process: with imports, and the check of the backend, whose result is in the card."""
+    throughput, seen = script("throughput"), []
+    monkeypatch.setattr(
+        throughput, "run", lambda card, *rest, **named: seen.append((card.content["kernels"], rest[-1]))
+    )
+    monkeypatch.setattr(throughput, "save_figure", lambda *arguments: None)
+    monkeypatch.setattr(throughput, "figure", lambda card: None)
+    arguments = ["--toy", "--device", "cpu", "--out", str(tmp_path / "card.json"), "--seconds", "100"]
+    throughput.main(arguments, time.monotonic() - 50)
+    [(kernels, seconds)] = seen
+    assert 0 < seconds < 50
+    assert kernels["cases"] >= 16
+
+
+def test_a_wrong_backend_gets_no_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    throughput = script("throughput")
+    found = {"passed": False, "why": "T 160: dq is off by 1.0e+00", "rows": []}
+    monkeypatch.setattr(throughput.kernels, "check_backend", lambda *arguments: found)
+    with pytest.raises(UserError, match="backend chunked is not right on this machine: T 160: dq is off by"):
+        throughput.check_backend(begin(tmp_path, throughput.TOY), throughput.TOY, CPU)
 
 
 @pytest.mark.parametrize(

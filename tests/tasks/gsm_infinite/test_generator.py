@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from reverie.errors import UserError
 from reverie.tasks.base import Split
+from reverie.tasks.gsm_infinite import generator
 from reverie.tasks.gsm_infinite.generator import INSTRUCTION, Problem, ProblemConfig, QuestionPosition, draw_problem
 from reverie.tasks.gsm_infinite.parser import parse
 from reverie.tasks.gsm_infinite.smollm2 import SmolLM2Tokenizer, load_smollm2
@@ -255,7 +256,10 @@ def test_bad_settings(changes: dict[str, Any], message: str) -> None:
         ),
     ],
 )
-def test_no_such_problem(changes: dict[str, Any], operations: int, message: str) -> None:
+def test_no_such_problem(
+    monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], operations: int, message: str
+) -> None:
+    monkeypatch.setattr(generator, "_TRIES", 2000)
     with pytest.raises(UserError, match=message):
         draw(operations=operations, **changes)
 
