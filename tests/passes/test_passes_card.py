@@ -49,7 +49,7 @@ def test_fewer_passes_are_less_accurate(curve: list[float], accuracy: float):
     assert all(a < accuracy for n, a in zip(numbers, curve, strict=True) if n < passes) or not reached
     assert reached == (max(curve) >= accuracy)
     if passes in numbers:
-        assert not reached or curve[numbers.index(int(passes))] >= accuracy
+        assert not reached or curve[numbers.index(int(passes))] >= accuracy - 1e-12  # the place is rounded too
     else:
         i = int(passes - 1) // 2
         share = (passes - numbers[i]) / 2
