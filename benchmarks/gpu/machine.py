@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import shutil
 import subprocess
 import time
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 from stopwatch import median_seconds, synchronise
 
+from reverie.bench.machine import library_versions
 from reverie.provenance import hardware
 
 LIBRARIES = ("torch", "triton", "fla-core", "transformers", "numpy", "pydantic")
@@ -20,7 +20,7 @@ SECONDS = {"cuda": 0.5, "cpu": 0.05}  # for each ceiling
 
 def describe(device: torch.device) -> dict[str, Any]:
     """Hardware and versions; nothing that names a person, a host or a folder."""
-    found: dict[str, Any] = hardware().model_dump() | {"device": device.type, "versions": _versions()}
+    found: dict[str, Any] = hardware().model_dump() | {"device": device.type, "versions": library_versions(LIBRARIES)}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         found |= {
@@ -93,16 +93,6 @@ def _graph_launch_seconds(device: torch.device) -> float:
         for _ in range(LAUNCHES):
             x.add_(1)
     return median_seconds(graph.replay, device) / LAUNCHES
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in LIBRARIES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions
 
 
 def _driver() -> str | None:

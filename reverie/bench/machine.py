@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from pydantic import BaseModel, ConfigDict
@@ -88,10 +88,10 @@ _ALSO_COUNTED = {
 }
 
 
-def library_versions() -> dict[str, str]:
-    """Of the libraries that bear on times; those that are not installed are left out."""
+def library_versions(libraries: Sequence[str] | None = None) -> dict[str, str]:
+    """Of these libraries, or those that bear on times; what is not installed is left out."""
     versions = {}
-    for name in LIBRARIES:
+    for name in libraries or LIBRARIES:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

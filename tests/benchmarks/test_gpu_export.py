@@ -173,7 +173,7 @@ def test_a_damaged_part_is_refused(write: Callable[..., list[str]], tmp_path: Pa
     assert not (tmp_path / "new" / "session.json").exists()
 
 
-@pytest.mark.parametrize("name", ["../outside.txt", "/tmp/outside.txt", "link"])
+@pytest.mark.parametrize("name", ["../outside.txt", "/outside.txt", "link"])
 def test_a_tar_that_reaches_outside_is_refused(tmp_path: Path, name: str) -> None:
     tar = tmp_path / "state.tar"
     with tarfile.open(tar, "w") as archive:
