@@ -8,8 +8,10 @@ gradient of the whole batch.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
+import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -121,10 +123,21 @@ def joined(parallel: Parallel, device: torch.device) -> Iterator[tuple[Processes
     dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), parallel), device
-    except Stopped:
-        dist.destroy_process_group()
+    except Stopped as stopped:
+        traceback.clear_frames(stopped.__traceback__)
+        _leave_group()
         raise
     # After another error not at all: the others may be in a collective that this process will never enter.
+    _leave_group()
+
+
+def _leave_group() -> None:
+    """Once nothing of DDP is left. Its reducers must not be the last to hold the group.
+
+    They let go of it with the GIL in hand. The group's destructor then waits for its threads, and one of them may wait
+    for the GIL, to free a tensor that was reduced: this process would never end.
+    """
+    gc.collect()  # modules of DDP are in cycles
     dist.destroy_process_group()
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import signal
+import socket
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
@@ -17,6 +20,7 @@ from together import together
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reverie import evaluate
@@ -25,6 +29,7 @@ from reverie.model import HybridLM, LanguageModel, new_model
 from reverie.recipe import Recipe
 from reverie.sleep import rollout
 from reverie.tasks import Batch
+from reverie.train import distributed
 from reverie.train.batches import batches, make_batch
 from reverie.train.distributed import ALONE, Parallel, ParallelModel, Processes, joined, whole
 from reverie.train.loop import train
@@ -221,6 +226,45 @@ def test_scores_of_shares_add_up(monkeypatch: pytest.MonkeyPatch):
 def test_alone_there_is_no_group():
     with joined("fsdp", torch.device("cpu")) as (processes, device):
         assert (processes, device) == (ALONE, torch.device("cpu"))
+    assert not torch.distributed.is_initialized()
+
+
+def reducers() -> int:
+    return sum(type(item) is DistributedDataParallel for item in gc.get_objects())
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_nothing_of_ddp_outlives_the_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stops: bool):
+    """Else its reducers could be the last to hold the group, and wait for ever for a thread that waits for the GIL."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        place = {"RANK": 0, "WORLD_SIZE": 1, "MASTER_ADDR": "localhost", "MASTER_PORT": free.getsockname()[1]}
+    for name, value in place.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(distributed, "started_by_torchrun", lambda: True)
+    destroy, counts = torch.distributed.destroy_process_group, list[int]()
+
+    def leave() -> None:
+        counts.append(reducers())
+        destroy()
+
+    def report(progress: Any, loss: float) -> None:
+        if progress.step == 2:
+            counts.append(reducers())
+            if stops:
+                signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(torch.distributed, "destroy_process_group", leave)
+    gc.disable()  # by chance it might come in time
+    try:
+        with (
+            pytest.raises(Stopped) if stops else contextlib.nullcontext(),
+            joined("ddp", torch.device("cpu")) as (processes, _),
+        ):
+            train(tiny_recipe(), tmp_path, report=report, processes=processes)
+    finally:
+        gc.enable()
+    assert counts == [1, 0]
     assert not torch.distributed.is_initialized()
 
 
