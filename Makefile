@@ -3,6 +3,7 @@
 # make lint    set up in .venv, ruff, pyright
 # make check   both
 # make test-oldest    the tests of Hugging Face models with the oldest transformers that is declared
+# make test-oldest-torch    all tests with the oldest torch that is declared (some gigabytes where it brings CUDA)
 # make test-triton    the tests of the GPU kernels, in Triton's interpreter and through its compiler for Hopper
 
 PYTHON ?= python3
@@ -12,7 +13,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 READY = .venv/ready
 
-.PHONY: demo test test-oldest test-triton lint check results example performance setup clean
+.PHONY: demo test test-oldest test-oldest-torch test-triton lint check results example performance setup clean
 
 demo: setup
 	.venv/bin/reverie demo
@@ -24,6 +25,16 @@ OLDEST = 5.21.0
 test-oldest: setup
 	.venv/bin/pip install --quiet --no-deps --upgrade --target .venv/oldest transformers==$(OLDEST)
 	PYTHONPATH=.venv/oldest .venv/bin/pytest -n 2 tests/hf
+
+# An environment of its own, for subprocesses too, which finds everything else in .venv.
+OLDEST_TORCH = 2.11.0
+SITE = -c 'import sysconfig; print(sysconfig.get_path("purelib"))'
+test-oldest-torch: setup
+	$(PYTHON) -m venv .venv/torch
+	.venv/torch/bin/pip install --quiet torch==$(OLDEST_TORCH)
+	rm -rf .venv/torch/lib/python*/site-packages/triton  # see below
+	{ echo $(CURDIR); .venv/bin/python $(SITE); } > $$(.venv/torch/bin/python $(SITE))/reverie.pth
+	.venv/torch/bin/python -m pytest -n 2
 
 # Beside .venv, since with Triton and no GPU the hybrids of transformers crash.
 test-triton: setup

@@ -8,9 +8,8 @@ import os
 import tempfile
 import weakref
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,14 @@ from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode, bmm_flop, sdpa_flop_count
 
+from reverie.bench.machine import flop_counter
 from reverie.model import HybridConfig, HybridLM, LanguageModel, new_model
 from reverie.recipe import OptimConfig
 from reverie.sleep import rollout
 from reverie.train.distributed import Parallel, ParallelModel, Processes
 from reverie.train.optim import build_optimizers
 
-aten = torch.ops.aten
 OPTIM = OptimConfig(muon_lr=1e-3, adamw_lr=1e-3)
 
 
@@ -77,34 +75,9 @@ def optimizer_bytes(work: Work) -> int:
 # Operations
 
 
-def _sdpa(q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(q, k, v)
-
-
-def _sdpa_backward(dy: Any, q: Any, k: Any, v: Any, *_: Any, **__: Any) -> int:
-    return sdpa_flop_count(q, k, v) * 5 // 2
-
-
-def _triangular(A: Any, B: Any, *_: Any, **__: Any) -> int:
-    return A[-1] * prod(B)
-
-
-def _add_product(_: Any, a: Any, b: Any, *__: Any, **___: Any) -> int:
-    return bmm_flop(a, b)
-
-
-# What torch's counter does not know, by its own rules: attention in full, its scores twice in the backward.
-ALSO_COUNTED: dict[Any, Callable[..., int]] = {
-    aten._scaled_dot_product_flash_attention_for_cpu: _sdpa,
-    aten._scaled_dot_product_flash_attention_for_cpu_backward: _sdpa_backward,
-    aten.linalg_solve_triangular: _triangular,
-    aten.baddbmm_: _add_product,
-}
-
-
 def operations(work: Work) -> tuple[int, int]:
     """Forward; backward with what it makes again."""
-    model, counter = new_model(work.model, 0), _counter()
+    model, counter = new_model(work.model, 0), flop_counter()
     with counter:
         loss = loss_of(work, model)
         forward = counter.get_total_flops()
@@ -113,16 +86,12 @@ def operations(work: Work) -> tuple[int, int]:
 
 
 def muon_operations(work: Work) -> int:
-    model, counter = new_model(work.model, 0), _counter()
+    model, counter = new_model(work.model, 0), flop_counter()
     muon, _ = build_optimizers(model, OPTIM)
     loss_of(work, model).backward()
     with counter:
         muon.step()
     return counter.get_total_flops()
-
-
-def _counter() -> FlopCounterMode:
-    return FlopCounterMode(display=False, custom_mapping=ALSO_COUNTED)
 
 
 # Bytes

@@ -14,6 +14,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # autograd.Function is not typed: its staticmethods take the ctx that PyTorch makes.
+#
+# What `forward` returns must not be a second name of a tensor, as is the result of an in-place step, or of `.to` where
+# that does nothing: compiled by torch 2.11 it has no gradient, and nothing says so.
 
 
 class _Normalise(torch.autograd.Function):
@@ -21,7 +24,8 @@ class _Normalise(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, size: float, eps: float) -> Tensor:
         square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_accurate(x)).square_()
         inverse = square.add_(eps).rsqrt_().mul_(size)
-        y = (x * inverse).to(x.dtype)
+        y = x * inverse
+        y = y if y.dtype == x.dtype else y.to(x.dtype)  # see above
         ctx.save_for_backward(y, inverse)
         ctx.size = size
         return y
@@ -57,7 +61,7 @@ class _CausalConvSilu(torch.autograd.Function):
         for i in range(1, len(weight)):
             mixed.addcmul_(extended[:, i : i + T], weight[i])
         sigmoid = mixed.sigmoid()
-        silu = mixed.mul_(sigmoid)
+        silu = mixed * sigmoid
         ctx.save_for_backward(extended, weight, sigmoid, silu)
         return silu
 

@@ -33,7 +33,9 @@ class _Layout(NamedTuple):
 
     def whole(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         """A view, if the type is the same."""
-        return x.unflatten(1, (-1, self.H)).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, : self.T].to(dtype)
+        x = x.unflatten(1, (-1, self.H)).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, : self.T]
+        # Not `.to` where it does nothing: compiled by torch 2.11, what it returns has no gradient, and nothing says so.
+        return x if x.dtype == dtype else x.to(dtype)
 
 
 class _Chunked(torch.autograd.Function):

@@ -55,15 +55,20 @@ class Muon(torch.optim.Muon):
                 _move(same, list(steps), group)
 
     def _averaged(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-        """What is to be orthogonalised: the gradients with momentum."""
-        gradients: list[Any] = [p.grad for p in parameters]
+        """What is to be orthogonalised, as far as this process has it: the gradients with momentum."""
         for p in parameters:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)  # pyright: ignore[reportArgumentType]
-        buffers = [self.state[p]["momentum_buffer"] for p in parameters]
+        buffers = [_own_part(self.state[p]["momentum_buffer"]) for p in parameters]
+        gradients = [_own_part(p.grad) for p in parameters]
         # All of them by one kernel where there is one, as on a GPU.
         torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])  # pyright: ignore[reportPrivateImportUsage]
         return list(torch._foreach_lerp(gradients, buffers, group["momentum"])) if group["nesterov"] else buffers  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _own_part(tensor: Any) -> Tensor:
+    """What this process has of a tensor that is shared out among several; of another one, all."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def _move(parameters: list[Tensor], steps: list[Tensor], group: dict[str, Any]) -> None:
@@ -90,7 +95,7 @@ class ShardedMuon(Muon):
     def _step(self, matrices: list[Any], group: dict[str, Any]) -> None:
         """One step of at most as many matrices as there are processes; process i orthogonalises matrix i."""
         rank, world_size = dist.get_rank(), dist.get_world_size()
-        updates: list[Any] = [x.to_local() for x in self._averaged(matrices, group)]  # pyright: ignore[reportAttributeAccessIssue]
+        updates = self._averaged(matrices, group)
         nothing = [updates[0].new_empty(0)] * (world_size - len(matrices))
         if rank < len(matrices):
             rows, columns = matrices[rank].shape
@@ -101,7 +106,7 @@ class ShardedMuon(Muon):
             _exchange([*updates, *nothing], [0] * world_size)
             steps = [updates[0].new_empty(0)] * world_size
         received = _exchange(steps, [x.numel() for x in (*updates, *nothing)])
-        mine = [p.to_local() for p in matrices]
+        mine = [_own_part(p) for p in matrices]
         _move(mine, [step.view_as(p) for p, step in zip(mine, received, strict=False)], group)
 
 

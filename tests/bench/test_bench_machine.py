@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -96,4 +97,4 @@ def test_shares_are_of_the_peak_in_that_number_format() -> None:
 
 def test_versions_of_what_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "LIBRARIES", ("torch", "no-such-library"))
-    assert library_versions() == {"torch": torch.__version__}
+    assert library_versions() == {"torch": importlib.metadata.version("torch")}

@@ -40,7 +40,7 @@ def test_the_card_is_of_this_run(monkeypatch: pytest.MonkeyPatch, ratio: float, 
     card = run_benchmark("fake", lambda *part: reported.append(part))
     assert (card.name, card.ratio, card.met, card.peak) == ("fake", ratio, met, PEAK)
     assert card.details == benchmark_card().details
-    assert card.versions["torch"] == card.hardware.torch
+    assert card.hardware.torch.startswith(card.versions["torch"])  # which may lack "+cu130"
     assert card.wall_time_s >= 0
     assert reported == [(0, 1, "everything")]
 
