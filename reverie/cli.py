@@ -22,7 +22,6 @@ from reverie.cli_watch import app as watch_app
 from reverie.compare import FIGURE_NAME, Run, compare, plan_runs
 from reverie.errors import UserError
 from reverie.passes.evaluation import evaluate_passes
-from reverie.plots import plot_cards
 from reverie.progress import PartDisplay, RunDisplay
 from reverie.recipe import Recipe, load_recipe
 from reverie.show import recipe_of_task, show_example
@@ -151,6 +150,8 @@ def _eval_passes(
         for table in passes_tables(card):
             out_console.print(table, "")
     if out is not None:  # last: what took minutes is shown even where it cannot be written
+        from reverie.plots import plot_cards  # half a second that no other command need wait
+
         save_card(card, out)
         typer.echo(f"figure in {plot_cards([out])[0]}", err=True)
 
@@ -162,6 +163,8 @@ def plot_command(
     as_json: AsJson = False,
 ) -> None:
     """Draw the figure of each card."""
+    from reverie.plots import plot_cards
+
     figures = [str(path) for path in plot_cards(cards, out)]
     typer.echo(json.dumps({"figures": figures}) if as_json else "\n".join(figures))
 

@@ -12,7 +12,6 @@ from reverie.bench.card import BenchmarkCard
 from reverie.bench.run import run_benchmark
 from reverie.bench.tables import rich_tables
 from reverie.card import save_card
-from reverie.plots import plot_cards
 from reverie.progress import PartDisplay
 from reverie.terminal import AsJson, err_console, out_console
 
@@ -62,5 +61,7 @@ def _bench(name: str, out: Path | None, as_json: bool) -> None:
     else:
         out_console.print(rich_tables(card))
     if out is not None:  # last: what took minutes is shown even where it cannot be written
+        from reverie.plots import plot_cards  # half a second that no other command need wait
+
         save_card(card, out)
         plot_cards([out])

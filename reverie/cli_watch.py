@@ -9,10 +9,8 @@ from typing import Annotated
 import typer
 
 from reverie.errors import UserError
-from reverie.plots import save_figure
 from reverie.terminal import AsJson, Device, device_named, out_console
 from reverie.watch.collect import Watch, watch_memory, watch_run
-from reverie.watch.figure import draw
 from reverie.watch.table import watch_table
 
 app = typer.Typer(rich_markup_mode=None)
@@ -51,6 +49,9 @@ def watch_command(
         typer.echo(watch.model_dump_json())
     else:
         out_console.print(watch_table(watch))
+    from reverie.plots import save_figure  # half a second that no other command need wait
+    from reverie.watch.figure import draw
+
     save_figure(draw(watch), out or figure)  # last: the numbers are shown even where it cannot be written
     typer.echo(f"figure in {out or figure}", err=True)
 

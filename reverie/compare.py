@@ -17,7 +17,6 @@ from typing import Any
 
 from reverie.card import ComparisonCard, Metric, RunCard, compare_runs, load_card, save_card
 from reverie.errors import UserError
-from reverie.plots import figure, save_figure
 from reverie.recipe import Recipe, changed
 from reverie.train.result import CARD_NAME, model_kind
 from reverie.train.worker import Event, finished
@@ -124,6 +123,8 @@ def compare(
                 raise UserError(f"run {run.name} failed: {event['error']}")
             else:
                 report(run, Event(**event))
+    from reverie.plots import figure, save_figure  # half a second that no other command need wait
+
     cards = [load_card(run.out / CARD_NAME) for run in runs]
     card = compare_runs(name, metric, [card for card in cards if isinstance(card, RunCard)])
     save_card(card, out / CARD_NAME)

@@ -12,6 +12,7 @@ from reverie.model.config import HybridConfig
 from reverie.model.fused import rms_norm
 from reverie.model.rotary import rotate
 from reverie.model.state import KVCache
+from reverie.ops.constant import constant_when_compiled
 
 QK_GAIN = 1.5  # where the heads' own gain starts
 
@@ -82,7 +83,7 @@ class Attention(nn.Module):
 _bands: dict[tuple[int, int, int, torch.device], BlockMask] = {}  # a compiled block reads it as a constant
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _make_band(T: int, S: int, span: int, device: torch.device) -> None:
     """Which tiles of T × S scores hold any of the band: made while a block is compiled, not as it runs."""
 

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from reverie.ops.constant import constant_when_compiled
+
 
 @functools.cache  # few, and never let go: a recorded CUDA graph reads them where they are
 def _cached_table(
@@ -19,7 +21,7 @@ def _cached_table(
         return torch.stack((angle.cos(), angle.sin()), dim=-1).repeat(1, heads, 1).to(dtype)
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def _table(heads: int, head_size: int, base: float, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Real and imaginary part of e^{i·position·frequency}, positions 0 … length − 1, [length, heads · d/2, 2].
 

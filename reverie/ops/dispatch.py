@@ -19,6 +19,7 @@ from torch import Tensor
 
 from reverie.errors import UserError
 from reverie.ops import chunked, fla, reference, triton
+from reverie.ops.constant import constant_when_compiled
 
 logger = logging.getLogger("reverie")
 
@@ -31,7 +32,7 @@ _RECURRENCES = {
 }
 
 
-@torch.compiler.assume_constant_result  # looks for packages and logs, which torch.compile cannot trace
+@constant_when_compiled  # looks for packages and logs, which torch.compile cannot trace
 def _choose(device_type: str, small: bool) -> str:
     choice, of = "chunked", ""
     if device_type == "cuda" and small and triton.installed():

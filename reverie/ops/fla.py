@@ -10,15 +10,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reverie.errors import UserError
+from reverie.ops.constant import constant_when_compiled
 
 
 # What is installed does not change; torch.compile cannot trace how one finds out.
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def installed() -> bool:
     return importlib.util.find_spec("fla") is not None
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def miscompiled() -> str:
     """The version of triton that makes wrong gradients of fla's gated kernels on this GPU, or "".
 

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reverie.errors import UserError
+from reverie.ops.constant import constant_when_compiled
 
 MAX_TOKENS = 64
 MAX_KEY_SIZE = 256
@@ -25,12 +26,12 @@ PRECISION: Literal["tf32", "ieee"] = "tf32"
 
 
 # What is installed does not change; torch.compile cannot trace how one finds out.
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-@torch.compiler.assume_constant_result
+@constant_when_compiled
 def interpreted() -> bool:
     """Whether Triton's own interpreter is asked for, which runs the kernels on CPU: for tests."""
     return os.environ.get("TRITON_INTERPRET") == "1"

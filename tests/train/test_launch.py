@@ -111,13 +111,6 @@ def test_a_killed_process_is_named_and_the_run_goes_on(start: Launcher, tmp_path
     assert (code, printed) == (1, "")
     assert not any(map(alive, ranks.values()))
 
-    refused = start(out, "--parallel=fsdp", steps=1000)  # without --resume: all processes object
-    assert refused.end() == (
-        2,
-        "",
-        f"error: {out} already holds a run: add --resume to go on with it, or choose another --out\n",
-    )
-
     goes_on = start(out, "--resume", steps=1000)
     goes_on.wait_for(step + 1)
     goes_on.process.terminate()
