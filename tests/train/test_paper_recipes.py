@@ -20,11 +20,11 @@ from reverie.train.step import train_step
 
 
 @pytest.mark.parametrize(
-    ("name", "tokens", "steps"),
-    [("rule110/paper-t32", 100, 2), ("rule110/paper-depth", 100, 2), ("depo/paper", 360, 1)],
+    ("name", "tokens", "steps", "passes"),
+    [("rule110/paper-t32", 100, 2, 2), ("rule110/paper-depth", 100, 2, 2), ("depo/paper", 360, 1, 1)],
 )
-def test_a_paper_recipe_trains(name: str, tokens: int, steps: int) -> None:
-    recipe = load_recipe(name, ["train.batch_size=1", "sleep.num_sleep_passes=2"])
+def test_a_paper_recipe_trains(name: str, tokens: int, steps: int, passes: int) -> None:
+    recipe = load_recipe(name, ["train.batch_size=1", f"sleep.num_sleep_passes={passes}"])
     assert recipe.task.sequence_length == tokens
     model = new_model(recipe.hybrid, recipe.train.seed)
     optimizers = build_optimizers(model, recipe.optim)

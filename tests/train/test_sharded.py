@@ -45,6 +45,7 @@ RECIPES = {
     "staged": tiny_recipe(sleep={"eviction": "sliding"}, train={"stages": STAGES, "activation_checkpoint": "pass"}),
     "transformer": tiny_recipe(model={"layers": ["attn", "attn"]}, train={"dtype": "bfloat16"}),
 }
+BY_FOUR, BY_TWO = ("plain", "uneven"), ("plain", "staged", "transformer")
 
 
 # -- runs, by four processes, by two and by one
@@ -90,10 +91,10 @@ class Runs(NamedTuple):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """Every recipe trained by 1, 2 and 4 processes, and broken off after step 3."""
+    """Every recipe trained by 1 process and by 2 or 4, and broken off after step 3."""
     folder = tmp_path_factory.mktemp("runs")
     alone = {name: Job(name, folder / name, None) for name in RECIPES}
-    four = {f"{name} {how} 4": Job(name, folder / f"{name} {how} 4", how) for name in RECIPES for how in BOTH}
+    four = {f"{name} {how} 4": Job(name, folder / f"{name} {how} 4", how) for name in BY_FOUR for how in BOTH}
     four |= {f"half {how} 4": Job("plain", folder / f"half {how} 4", how, stop_at=3) for how in BOTH}
     losses = {name: run(ALONE, job) for name, job in alone.items()} | together(4, run_all, four)[0]
     resumed: dict[str, tuple[Parallel, Parallel]] = {
@@ -101,7 +102,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
         "fsdp to ddp": ("fsdp", "ddp"),
         "ddp to fsdp": ("ddp", "fsdp"),
     }
-    two: dict[str, Job] = {f"plain {how} 2": Job("plain", folder / f"plain {how} 2", how) for how in BOTH}
+    two = {f"{name} {how} 2": Job(name, folder / f"{name} {how} 2", how) for name in BY_TWO for how in BOTH}
     for name, (before, after) in resumed.items():
         shutil.copytree(folder / f"half {before} 4", folder / name)
         two[name] = Job("plain", folder / name, after, resume=True)
@@ -119,7 +120,7 @@ def weights(out: Path, recipe: Recipe) -> dict[str, Tensor]:
     return model.state_dict()
 
 
-NAMES = [f"{recipe} {how} 4" for recipe in RECIPES for how in BOTH] + [f"plain {how} 2" for how in BOTH]
+NAMES = [f"{recipe} {how} {n}" for recipes, n in ((BY_FOUR, 4), (BY_TWO, 2)) for recipe in recipes for how in BOTH]
 
 
 @pytest.mark.parametrize("name", NAMES)
