@@ -150,9 +150,9 @@ def _eval_passes(
         for table in passes_tables(card):
             out_console.print(table, "")
     if out is not None:  # last: what took minutes is shown even where it cannot be written
+        save_card(card, out)
         from reverie.plots import plot_cards  # half a second that no other command need wait
 
-        save_card(card, out)
         typer.echo(f"figure in {plot_cards([out])[0]}", err=True)
 
 

@@ -61,7 +61,7 @@ def _bench(name: str, out: Path | None, as_json: bool) -> None:
     else:
         out_console.print(rich_tables(card))
     if out is not None:  # last: what took minutes is shown even where it cannot be written
+        save_card(card, out)
         from reverie.plots import plot_cards  # half a second that no other command need wait
 
-        save_card(card, out)
         plot_cards([out])

@@ -123,11 +123,11 @@ def compare(
                 raise UserError(f"run {run.name} failed: {event['error']}")
             else:
                 report(run, Event(**event))
-    from reverie.plots import figure, save_figure  # half a second that no other command need wait
-
     cards = [load_card(run.out / CARD_NAME) for run in runs]
     card = compare_runs(name, metric, [card for card in cards if isinstance(card, RunCard)])
     save_card(card, out / CARD_NAME)
+    from reverie.plots import figure, save_figure  # half a second that no other command need wait
+
     save_figure(figure(card), out / FIGURE_NAME)
     return card
 

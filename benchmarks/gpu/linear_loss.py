@@ -56,7 +56,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             for start in range(0, len(h), rows):
                 x = h[start : start + rows].to(dtype)
                 nats, slopes = step(x @ w.T, targets[start : start + rows])
-                loss += nats
+                loss = loss + nats  # a name of its own: see reverie/model/fused.py
                 if dh is not None and dw is not None:
                     dh[start : start + rows] = slopes @ w
                     dw += slopes.T @ x

@@ -15,8 +15,8 @@ from torch.autograd.function import once_differentiable
 
 # autograd.Function is not typed: its staticmethods take the ctx that PyTorch makes.
 #
-# What `forward` returns must not be a second name of a tensor, as is the result of an in-place step, or of `.to` where
-# that does nothing: compiled by torch 2.11 it has no gradient, and nothing says so.
+# What `forward` returns must not be a second name of a tensor, as is the result of an in-place step, or of `.to` or
+# `.contiguous` where they do nothing: compiled by torch 2.11 it has no gradient, and nothing says so.
 
 
 class _Normalise(torch.autograd.Function):

@@ -53,6 +53,19 @@ def test_attention() -> None:
     assert count_flops(lambda: forward().sum().backward()) == 7 * product
 
 
+def test_attention_of_grouped_heads_is_that_of_all_heads_of_q() -> None:
+    """Whatever PyTorch's own counter makes of it, and with more keys than queries."""
+    q = torch.randn(2, 4, 6, 8, requires_grad=True)
+    k, v = torch.randn(2, 2, 2, 10, 8, requires_grad=True).unbind()
+    product = 2 * 2 * 4 * 6 * 10 * 8
+
+    def forward() -> torch.Tensor:
+        return F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+
+    assert count_flops(forward) == 2 * product
+    assert count_flops(lambda: forward().sum().backward()) == 7 * product
+
+
 def test_a_linear_layer_forward_and_backward() -> None:
     """Twice the forward for both gradients."""
     layer, x = nn.Linear(5, 7), A.clone().requires_grad_()
