@@ -124,7 +124,7 @@ def joined(parallel: Parallel, device: torch.device) -> Iterator[tuple[Processes
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), parallel), device
     except Stopped as stopped:
-        traceback.clear_frames(stopped.__traceback__)
+        traceback.clear_frames(stopped.__traceback__)  # in which the model still is
         _leave_group()
         raise
     # After another error not at all: the others may be in a collective that this process will never enter.

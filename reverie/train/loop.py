@@ -132,10 +132,8 @@ def _train(
                 raise diverged(str(error)) from error
             progress.wall_time_s = time.perf_counter() - started
             losses = sum(step.loss for step in found)
-            progress.loss_sum, progress.stretch_loss_sum = (
-                progress.loss_sum + losses,
-                progress.stretch_loss_sum + losses,
-            )
+            progress.loss_sum += losses
+            progress.stretch_loss_sum += losses
             progress.loss_count += len(found)
             return found[-1] if found else None
 
