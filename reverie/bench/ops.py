@@ -115,7 +115,9 @@ def _check(T: int, rivals: dict[str, Rule]) -> Row:
     case = make_case(T)
     row: Row = {"T": T, "specification_float64": None}
     if T <= LONGEST_REFERENCE:
-        row["specification_float64"] = _difference(T, "the specification", case.to(torch.float64), _specification)
+        exact = case.to(torch.float64)
+        exact.forward(ours)  # a thread's first float64 exponentials are sometimes off by 3e-9, MKL's fault or torch's
+        row["specification_float64"] = _difference(T, "the specification", exact, _specification)
     for name, rule in rivals.items():
         row[f"{name.replace(' ', '_')}_float32"] = _difference(T, name, case, rule)
     return row
