@@ -8,5 +8,9 @@ from setuptools import find_namespace_packages, setup
 setup(
     packages=[*find_namespace_packages(include=["reverie*"]), "reverie.recipes"],
     package_dir={"reverie.recipes": "recipes"},
-    package_data={"reverie.recipes": ["**/*.toml"], "reverie.example": ["*.safetensors", "*.txt", "*.json"]},
+    package_data={
+        "reverie": ["py.typed"],
+        "reverie.recipes": ["**/*.toml"],
+        "reverie.example": ["*.safetensors", "*.txt", "*.json"],
+    },
 )

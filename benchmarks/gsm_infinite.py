@@ -30,12 +30,12 @@ from rich.progress import track
 
 from reverie.errors import UserError
 from reverie.files import write_atomic
-from reverie.plots import save_figure
-from reverie.provenance import commit_id, hardware
+from reverie.pretrained.smollm2 import load_smollm2
+from reverie.results.plots import save_figure
+from reverie.results.provenance import commit_id, hardware
 from reverie.tasks.gsm_infinite import Problem, ProblemConfig, draw_problem
 from reverie.tasks.gsm_infinite.core import Level, Mode
 from reverie.tasks.gsm_infinite.parser import is_total, parse
-from reverie.tasks.gsm_infinite.smollm2 import load_smollm2
 from reverie.tasks.gsm_infinite.solver import work_out
 from reverie.tasks.gsm_infinite.worlds import WorldName
 

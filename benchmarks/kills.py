@@ -29,12 +29,12 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 
-from reverie.card import RunCard, load_card
 from reverie.errors import UserError
 from reverie.files import write_atomic
-from reverie.plots import save_figure
-from reverie.provenance import commit_id, hardware
 from reverie.recipe import Recipe, load_recipe
+from reverie.results.card import RunCard, load_card
+from reverie.results.plots import save_figure
+from reverie.results.provenance import commit_id, hardware
 from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint
 from reverie.train.loop import train
 from reverie.train.result import CARD_NAME

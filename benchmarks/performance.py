@@ -14,9 +14,9 @@ from pathlib import Path
 
 from reverie.bench.card import BenchmarkCard
 from reverie.bench.tables import markdown
-from reverie.card import read_card
 from reverie.errors import UserError
 from reverie.files import write_atomic
+from reverie.results.card import read_card
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "PERFORMANCE.md"

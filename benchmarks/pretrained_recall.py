@@ -22,15 +22,15 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from reverie.card import RunCard
-from reverie.evaluate import evaluate
 from reverie.files import write_atomic
 from reverie.model import LanguageModel, State
-from reverie.plots import save_figure
-from reverie.provenance import commit_id, hardware
 from reverie.recipe import Recipe, changed, load_recipe
+from reverie.recipe.build import build_model
+from reverie.results.card import RunCard
+from reverie.results.evaluate import evaluate
+from reverie.results.plots import save_figure
+from reverie.results.provenance import commit_id, hardware
 from reverie.sleep import SleepConfig
-from reverie.train.build import build_model
 from reverie.train.checkpoint import FILE_NAME, load_checkpoint
 from reverie.train.loop import train
 from reverie.train.result import CARD_NAME

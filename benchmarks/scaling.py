@@ -26,13 +26,13 @@ import torch
 from scaling_formulas import Work
 from scaling_tables import figure, tables
 
-from reverie.backward import Backward
 from reverie.errors import UserError
 from reverie.files import write_atomic
 from reverie.model import HybridConfig
-from reverie.plots import save_figure
-from reverie.provenance import commit_id, hardware
+from reverie.results.plots import save_figure
+from reverie.results.provenance import commit_id, hardware
 from reverie.sleep import SleepConfig
+from reverie.sleep.gradients import Backward
 from reverie.train.distributed import Parallel
 
 TARGET = 0.05  # of what is measured

@@ -12,9 +12,9 @@ from collections.abc import Iterator
 from math import ceil, prod
 from typing import NamedTuple
 
-from reverie.backward import Backward
 from reverie.model import HybridConfig
 from reverie.sleep import SleepConfig
+from reverie.sleep.gradients import Backward
 
 Shapes = dict[str, tuple[int, ...]]
 

@@ -28,10 +28,10 @@ from scaling_formulas import (
 )
 from scaling_traffic import Traffic, context_parallel, ddp, fsdp, pipeline_slots, tensor_parallel
 
-from reverie.backward import Backward
 from reverie.model import HybridConfig
 from reverie.model.config import BlockKind
 from reverie.sleep import SleepConfig
+from reverie.sleep.gradients import Backward
 
 # Assumptions: H100 SXM, eight to a node, a 400 Gb/s network card for each.
 PEAK_OPERATIONS = 989e12  # a second, bfloat16, dense

@@ -1,4 +1,4 @@
-from reverie.cli import main
+from reverie.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from reverie import cli
+from reverie.cli import app as cli
 
 
 class Done(NamedTuple):

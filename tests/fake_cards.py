@@ -7,10 +7,10 @@ import random
 from collections.abc import Sequence
 from typing import Any
 
-from reverie.card import Chance, ComparisonCard, CurvePoint, ModelKind, RunCard, compare_runs
-from reverie.passes.card import Evaluated, PassesCard, PassesRun, Training, regimes_of
-from reverie.provenance import Hardware
-from reverie.random_passes import RandomPasses
+from reverie.recipe.random_passes import RandomPasses
+from reverie.results.card import Chance, ComparisonCard, CurvePoint, ModelKind, RunCard, compare_runs
+from reverie.results.passes.card import Evaluated, PassesCard, PassesRun, Training, regimes_of
+from reverie.results.provenance import Hardware
 
 HARDWARE = Hardware(
     cpu="Some CPU", cores=16, threads=8, memory_gib=128.0, gpu="Some GPU", python="3.11.7", torch="2.13.0",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 from reverie.memory.history import Window
+from reverie.results.watch.collect import Answers, Line, Watch
 from reverie.sleep import SleepConfig
-from reverie.watch.collect import Answers, Line, Watch
 
 
 def watched(windows: int, passes: int, blocks: list[int], *, adaptive: bool = False, asked: bool = False) -> Watch:

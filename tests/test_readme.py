@@ -12,10 +12,10 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from reverie.card import ComparisonCard, load_card, read_card
-from reverie.cli import app
-from reverie.passes.card import PassesCard
+from reverie.cli.app import app
 from reverie.recipe import list_recipes, load_recipe
+from reverie.results.card import ComparisonCard, load_card, read_card
+from reverie.results.passes.card import PassesCard
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

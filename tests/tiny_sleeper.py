@@ -9,11 +9,11 @@ import torch
 from fake_cards import run_card, summary
 from tiny_recipe import tiny_recipe
 
-from reverie.card import save_card
 from reverie.model import LanguageModel
 from reverie.recipe import Recipe, changed
+from reverie.recipe.build import build_model
+from reverie.results.card import save_card
 from reverie.talk.sleeper import Sleeper, load_sleeper
-from reverie.train.build import build_model
 from reverie.train.checkpoint import FILE_NAME, Progress, save_checkpoint
 from reverie.train.result import CARD_NAME
 

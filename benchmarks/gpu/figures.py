@@ -20,10 +20,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from reverie.card import CurvePoint, RunCard, load_card
 from reverie.errors import UserError
-from reverie.figure_style import CHANCE, GREY, INK, STYLE, look_of
-from reverie.plots import save_figure
+from reverie.results.card import CurvePoint, RunCard, load_card
+from reverie.results.plots import save_figure
+from reverie.results.style import CHANCE, GREY, INK, STYLE, look_of
 
 # Exact accuracy at t = 32 behind 5B tokens, as the paper tells it: about 10 and 20 %, above 30 % with 3 and 4 passes.
 PAPER_T32 = {(1,): 0.10, (2,): 0.20, (3, 4): 0.30}

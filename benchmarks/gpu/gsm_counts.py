@@ -26,10 +26,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from reverie.errors import UserError
-from reverie.labels import labelled_windows
 from reverie.recipe import Recipe, changed, load_recipe
+from reverie.recipe.build import build_model
 from reverie.sleep import rollout_hidden
-from reverie.train.build import build_model
+from reverie.sleep.labels import labelled_windows
 from reverie.train.stages import sleep_at
 
 FLOPS, BYTES_S = 790e12, 4.3e12  # measured on an H200: bfloat16 products of 8192, and copies

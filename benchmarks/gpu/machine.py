@@ -11,7 +11,7 @@ import torch
 from stopwatch import median_seconds, synchronise
 
 from reverie.bench.machine import library_versions
-from reverie.provenance import hardware
+from reverie.results.provenance import hardware
 
 LIBRARIES = ("torch", "triton", "fla-core", "transformers", "numpy", "pydantic")
 LAUNCHES = 500

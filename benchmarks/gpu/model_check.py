@@ -19,13 +19,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reverie.backward import Backward
 from reverie.model import LanguageModel
 from reverie.recipe import Recipe, changed
+from reverie.recipe.build import build_model
 from reverie.sleep import rollout
+from reverie.sleep.gradients import Backward
 from reverie.tasks import Batch
 from reverie.train.batches import make_batch
-from reverie.train.build import build_model
 from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint
 from reverie.train.compiled import compile_blocks
 from reverie.train.loop import train

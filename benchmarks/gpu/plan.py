@@ -29,7 +29,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from reverie.errors import UserError
 from reverie.recipe import Recipe, changed, load_recipe
-from reverie.recipe_errors import any_of, out_of_place, shown
+from reverie.recipe.errors import any_of, out_of_place, shown
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]*$")]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]

@@ -15,11 +15,11 @@ from record import Log, Record
 from roofline import Ceilings, Roofline, roofline
 from training import card_so_far, finished
 
-from reverie.card import RunCard, compare_runs, save_card
 from reverie.errors import UserError
 from reverie.files import write_atomic
-from reverie.plots import figure, save_figure
 from reverie.recipe import Recipe
+from reverie.results.card import RunCard, compare_runs, save_card
+from reverie.results.plots import figure, save_figure
 
 RESULTS = "results"
 SO_FAR = ".so-far"

@@ -51,8 +51,8 @@ from step_costs import (
 )
 
 from reverie.errors import UserError
-from reverie.labels import count_labels
 from reverie.recipe import Recipe, changed, load_recipe
+from reverie.sleep.labels import count_labels
 
 HEAD_LAUNCHES = 25  # roughly: head and loss, forward and backward
 # Of float32's bytes, what runs keep under bfloat16 autocast: measured as 0.76 for Rule 110 and 0.70 for Depo.

@@ -22,10 +22,10 @@ from record import GRACE_S, LOG_NAME, RECORD_NAME, Budget, Log, Record
 from training import OTHER_SETTINGS, finished
 from ways import Way, backends_of
 
+from reverie.cli.progress import RunDisplay
 from reverie.errors import UserError
-from reverie.progress import RunDisplay
+from reverie.interrupts import sigterm_interrupts
 from reverie.train.checkpoint import FILE_NAME, checkpoint_progress
-from reverie.train.stop import sigterm_interrupts
 from reverie.train.worker import Event
 
 Result = TypeVar("Result")

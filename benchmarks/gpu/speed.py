@@ -16,9 +16,9 @@ import torch
 from kernel_profile import profiler, slowest, time_by_kind
 from stopwatch import synchronise
 
-from reverie.evaluate import evaluate
 from reverie.recipe import Recipe, changed
-from reverie.train.build import build_model
+from reverie.recipe.build import build_model
+from reverie.results.evaluate import evaluate
 from reverie.train.checkpoint import FILE_NAME, Progress
 from reverie.train.loop import train
 

@@ -38,7 +38,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reverie.errors import UserError
 from reverie.ops import fla
-from reverie.plots import save_figure
+from reverie.results.plots import save_figure
 
 ATTENTION = {"flash": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
 TOLERANCE = {"loss": 0.003, "gradient_norm": 0.03}  # between sliding and parallel, one function, in bfloat16

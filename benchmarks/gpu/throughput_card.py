@@ -18,9 +18,9 @@ from throughput_measure import DATA_SHEET, settings
 from throughput_study import WAYS, Configuration, Study, Way
 
 from reverie.errors import UserError
-from reverie.figure_style import INK, STYLE, look_of
 from reverie.files import write_atomic
-from reverie.provenance import commit_id
+from reverie.results.provenance import commit_id
+from reverie.results.style import INK, STYLE, look_of
 
 PAPER = 30_000  # tokens/s at N = 1 on one H200, as read off its Figure 6: the order of it
 TARGET = 1.3 * PAPER

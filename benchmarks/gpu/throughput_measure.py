@@ -17,12 +17,12 @@ from throughput_model import OnCopies
 from throughput_study import Checkpoint, Configuration, Study, random_model
 from torch import Tensor, nn
 
-from reverie.backward import Backward
-from reverie.labels import in_labelled
 from reverie.model import State
 from reverie.model.fast_weights import FastWeightMixer
 from reverie.recipe import OptimConfig
 from reverie.sleep import rollout_hidden
+from reverie.sleep.gradients import Backward
+from reverie.sleep.labels import in_labelled
 from reverie.train.compiled import compile_blocks
 from reverie.train.optim import build_optimizers
 

@@ -20,11 +20,11 @@ import torch
 from safetensors.torch import save_file
 from ways import same_run
 
-from reverie.card import RunCard, load_card
 from reverie.errors import UserError
 from reverie.files import write_atomic
 from reverie.recipe import Recipe
-from reverie.train.build import build_model
+from reverie.recipe.build import build_model
+from reverie.results.card import RunCard, load_card
 from reverie.train.checkpoint import (
     FILE_NAME,
     Progress,

@@ -25,8 +25,8 @@ import torch
 import training
 
 from reverie.errors import UserError
+from reverie.interrupts import Stopped, sigterm_interrupts
 from reverie.recipe import Recipe
-from reverie.train.stop import Stopped, sigterm_interrupts
 
 Tell = Callable[[dict[str, Any]], None]
 STEPS_COMPARED = 8  # of which a CUDA graph takes those behind its warm-up

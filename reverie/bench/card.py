@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
 
 from reverie.bench.machine import Peak
-from reverie.provenance import Hardware
+from reverie.results.provenance import Hardware
 
 Cell = str | int | float | bool | None
 Row = dict[str, Cell]

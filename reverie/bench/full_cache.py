@@ -13,7 +13,7 @@ from torch import Tensor
 from reverie.bench.check import random_model, require_equal
 from reverie.model import HybridConfig, HybridLM
 from reverie.model.fused import rms_norm
-from reverie.provenance import hardware
+from reverie.results.provenance import hardware
 
 BYTES = 4  # a number in float32
 TOLERANCE = 1e-9  # of the largest entry, in float64

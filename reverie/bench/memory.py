@@ -25,7 +25,6 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from reverie.backward import Backward
 from reverie.bench.card import Details, Findings, Panel, Report, Row, number
 from reverie.bench.check import random_model, require_equal_gradients
 from reverie.bench.machine import Peak
@@ -34,6 +33,7 @@ from reverie.errors import UserError
 from reverie.model import HybridConfig, HybridLM
 from reverie.recipe import load_recipe
 from reverie.sleep import SleepConfig, rollout
+from reverie.sleep.gradients import Backward
 
 Checkpoint = Literal["none", "pass", "window"]
 CHECKPOINTS: tuple[Checkpoint, ...] = ("none", "pass", "window")

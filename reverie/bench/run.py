@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from reverie.bench import memory, ops, sleep, train, wake
 from reverie.bench.card import BenchmarkCard, Findings, Report
 from reverie.bench.machine import Peak, library_versions, measure_peak
-from reverie.provenance import commit_id, hardware
+from reverie.results.provenance import commit_id, hardware
 
 BENCHMARKS: dict[str, Callable[[Peak, Report], Findings]] = {
     "ops": ops.measure,

@@ -14,10 +14,10 @@ from reverie.bench.card import Details, Findings, Panel, Report, Row, number
 from reverie.bench.check import random_model, require_equal, require_equal_gradients
 from reverie.bench.machine import Peak, count_flops
 from reverie.bench.timing import alternate
-from reverie.labels import labelled_windows
 from reverie.model import HybridLM, new_model
 from reverie.recipe import Recipe, load_recipe
 from reverie.sleep import Context, SleepConfig, forget, rollout, sleep, wake
+from reverie.sleep.labels import labelled_windows
 from reverie.tasks import Batch
 
 PASSES = (1, 2, 4, 8)

@@ -9,11 +9,11 @@ own) known to transformers' Auto classes.
 """
 
 from reverie.hf.cache import SleepCache
-from reverie.hf.hybrid import ReverieHybridConfig, ReverieHybridForCausalLM, load_hybrid, save_hybrid
 from reverie.hf.insert import InsertConfig, freeze_pretrained, insert_fast_weights, unfreeze
-from reverie.hf.jet_nemotron import JetNemotronConfig, JetNemotronForCausalLM
 from reverie.hf.memory import cache_of
-from reverie.hf.ouro import OuroConfig, OuroForCausalLM
+from reverie.hf.models.hybrid import ReverieHybridConfig, ReverieHybridForCausalLM, load_hybrid, save_hybrid
+from reverie.hf.models.jet_nemotron import JetNemotronConfig, JetNemotronForCausalLM
+from reverie.hf.models.ouro import OuroConfig, OuroForCausalLM
 from reverie.hf.saving import load
 from reverie.hf.sleeping import add_sleep
 from reverie.sleep import SleepConfig

@@ -20,7 +20,7 @@ from transformers import (
 )
 
 from reverie.errors import UserError
-from reverie.hf.smollm2 import SMOLLM2, load_smollm2_model, load_smollm2_tokenizer
+from reverie.hf.models.smollm2 import SMOLLM2, load_smollm2_model, load_smollm2_tokenizer
 
 
 def load_base(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:

@@ -19,8 +19,8 @@ from reverie.errors import UserError
 from reverie.files import writing
 from reverie.hf.bases import load_base, load_tokenizer
 from reverie.hf.blocks import DecoderBlocks
+from reverie.hf.decoders import decoder_of
 from reverie.hf.insert import Kind, insert_fast_weights
-from reverie.hf.models import decoder_of
 from reverie.hf.sleeping import add_sleep, install
 from reverie.model import count_parameters
 from reverie.sleep import SleepConfig

@@ -1,6 +1,6 @@
 """How a pretrained model is spoken to: its tokenizer, and the chat template if that has one.
 
-What `reverie.language.Language` asks for.
+What `reverie.tasks.language.Language` asks for.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 from reverie.errors import UserError
 from reverie.hf.bases import check_name, load_tokenizer, loading
 from reverie.hf.generate import load_sleeper
-from reverie.hf.hybrid import ReverieHybridConfig, load_hybrid
+from reverie.hf.models.hybrid import ReverieHybridConfig, load_hybrid
 from reverie.hf.reading import AWAKE
 from reverie.hf.sleeping import SleepingCausalLM
-from reverie.sleep import SleepConfig, SleepingModel
+from reverie.model import SleepingModel
+from reverie.sleep import SleepConfig
 
 MAX_ANSWER_TOKENS = 128
 _EARLIER = "\u2980"  # stands for an answer, and in no template

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 from transformers.cache_utils import DynamicCache
 
-from reverie.backward import EXACT, Backward
 from reverie.errors import UserError
 from reverie.hf.cache import Group, SleepCache, begin
-from reverie.sleep import Context, SleepConfig, SleepingModel, read
+from reverie.model import SleepingModel
+from reverie.sleep import Context, SleepConfig, read
+from reverie.sleep.gradients import EXACT, Backward
 
 AWAKE = SleepConfig(window_size=sys.maxsize)
 """A window that is never full: a model that could sleep, but does not."""

@@ -35,9 +35,9 @@ from transformers.utils.hub import cached_file
 
 from reverie.errors import UserError
 from reverie.hf.bases import check_name, load_base, loading
+from reverie.hf.decoders import decoder_of
 from reverie.hf.folders import replacing
 from reverie.hf.insert import InsertConfig, insert_fast_weights, inserted_parameters
-from reverie.hf.models import decoder_of
 from reverie.hf.origin import Origin, fingerprint, is_inserted
 from reverie.hf.reading import AWAKE
 from reverie.hf.sleeping import add_sleep, install

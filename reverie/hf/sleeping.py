@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils.generic import ModelOutput
 
-from reverie.backward import EXACT, Backward
 from reverie.errors import UserError
 from reverie.hf.blocks import DecoderBlocks, InDecoder, InsertConfig, SleepingBlock
-from reverie.hf.models import check_decoder, decoder_of
+from reverie.hf.decoders import check_decoder, decoder_of
 from reverie.hf.origin import Origin, origin_of
 from reverie.hf.reading import AWAKE, cache_for, read_batch, reads_newest_only, refuse_recording, take_up
 from reverie.hf.state import StateCache
 from reverie.model import LanguageModel
 from reverie.sleep import SleepConfig, plan
+from reverie.sleep.gradients import EXACT, Backward
 
 Model = TypeVar("Model", bound=PreTrainedModel)
 Mixin = TypeVar("Mixin", bound=nn.Module)

@@ -14,7 +14,8 @@ from reverie.hf.blocks import inserted_mixer
 from reverie.hf.insert import insert_fast_weights, inserted_parameters
 from reverie.hf.sleeping import install, sleeping_decoder
 from reverie.hf.state import StateCache
-from reverie.model import LanguageModel, PretrainedModel, State, Tokens
+from reverie.model import LanguageModel, State, Tokens
+from reverie.pretrained.config import PretrainedModel
 
 
 class PretrainedLM(LanguageModel):

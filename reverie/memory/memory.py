@@ -32,8 +32,8 @@ from reverie.memory.fingerprint import fingerprint, module_of
 from reverie.memory.fits import check_fits, check_settings
 from reverie.memory.history import History
 from reverie.model import SleepingModel, State, select_rows
-from reverie.settling import in_order
 from reverie.sleep import Context, SleepConfig, sleep, wake
+from reverie.sleep.halting import in_order
 
 Report = Callable[[int, int, int, Context], None]
 """Windows done, all of them, tokens done, and what is known by then."""

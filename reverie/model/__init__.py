@@ -3,7 +3,6 @@
 from reverie.model.config import HybridConfig
 from reverie.model.hybrid import HybridLM, count_parameters, new_model
 from reverie.model.language_model import LanguageModel, SleepingModel
-from reverie.model.pretrained import PretrainedModel
 from reverie.model.state import (
     CACHE_ENTRIES,
     CacheEntry,
@@ -26,7 +25,6 @@ __all__ = [
     "HybridLM",
     "KVCache",
     "LanguageModel",
-    "PretrainedModel",
     "SleepingModel",
     "State",
     "Tokens",

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TextIO
 
 from reverie.errors import UserError, plain
+from reverie.interrupts import Terminated, stop_requests
 from reverie.memory.file import read_info
 from reverie.talk.chat import Chat, Nap, holds
-from reverie.train.stop import Terminated, stop_requests
 
 HELP = """\
 /save FILE    save the chat; without FILE to where it was saved or loaded last

@@ -22,13 +22,13 @@ from rich.filesize import decimal
 from torch import Tensor
 
 from reverie.errors import UserError
+from reverie.interrupts import stop_requests
 from reverie.memory.history import History
 from reverie.memory.memory import Memory, sleep_over
 from reverie.sleep import SleepConfig
 from reverie.talk.answer import AWAKE
 from reverie.talk.chat import TURNS
 from reverie.talk.sleeper import Sleeper, load_memory
-from reverie.train.stop import stop_requests
 
 SAVE_EVERY_S = 60.0
 

@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from safetensors.torch import save_file
 
-from reverie.card import load_card, save_card
 from reverie.errors import UserError
 from reverie.files import write_atomic
 from reverie.recipe import Recipe
+from reverie.results.card import load_card, save_card
 from reverie.tasks import GsmInfinite
 from reverie.train.checkpoint import Checkpoint, Progress, checkpoint_metadata, checkpoint_recipe, load_checkpoint
 from reverie.train.result import CARD_NAME

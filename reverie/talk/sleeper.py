@@ -16,13 +16,14 @@ from jaxtyping import Int
 from torch import Tensor
 
 from reverie.errors import UserError
-from reverie.language import Language, language_of
 from reverie.memory.file import read_info
 from reverie.memory.memory import Memory
+from reverie.model import SleepingModel
 from reverie.recipe import Recipe
-from reverie.sleep import SleepConfig, SleepingModel
+from reverie.recipe.build import build_model
+from reverie.sleep import SleepConfig
 from reverie.talk.shipped import EXAMPLE, MODEL, WANTED, load_model_file
-from reverie.train.build import build_model
+from reverie.tasks.language import Language, language_of
 from reverie.train.checkpoint import Checkpoint
 from reverie.train.sharded import find_checkpoint, load_run
 

@@ -8,9 +8,9 @@ from typing import Literal, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from reverie.pretrained import smollm2
+from reverie.pretrained.smollm2 import load_smollm2
 from reverie.tasks.base import Batch, Section, Split, as_batch, draw
-from reverie.tasks.gsm_infinite import smollm2
-from reverie.tasks.gsm_infinite.smollm2 import load_smollm2
 
 # With the space before it, each word is one token of SmolLM2.
 _NOUNS = """

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from reverie.cli import app
+from reverie.cli.app import app
 from reverie.errors import UserError
 from reverie.train.distributed import started_by_torchrun
 from reverie.train.launch import USER_ERROR, leave_word, let_the_first_be_found

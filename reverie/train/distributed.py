@@ -25,9 +25,9 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from reverie.errors import UserError
+from reverie.interrupts import Stopped
 from reverie.model import LanguageModel
 from reverie.recipe import Recipe
-from reverie.train.stop import Stopped
 
 Parallel = Literal["ddp", "fsdp"]
 Result = TypeVar("Result")

@@ -13,17 +13,18 @@ import torch
 from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
-from reverie.card import RunCard, save_card
 from reverie.errors import UserError
-from reverie.evaluate import evaluate
 from reverie.files import writing
+from reverie.interrupts import Stopped, StopRequest, stop_requests
 from reverie.model import LanguageModel
-from reverie.provenance import commit_id
 from reverie.recipe import Recipe
+from reverie.recipe.build import build_model
+from reverie.results.card import RunCard, save_card
+from reverie.results.evaluate import evaluate
+from reverie.results.provenance import commit_id
 from reverie.sleep import SleepConfig
 from reverie.tasks import Score
 from reverie.train.batches import KILLED
-from reverie.train.build import build_model
 from reverie.train.checkpoint import Progress
 from reverie.train.compiled import compile_blocks, uncompiled
 from reverie.train.deepening import at_end_of_stretch, deepen, deepest
@@ -36,7 +37,6 @@ from reverie.train.result import CARD_NAME, make_card
 from reverie.train.sharded import find_checkpoint, load_run, refuse_existing, remove_unfinished_folders, save_run
 from reverie.train.stages import stage_at
 from reverie.train.step import EagerSteps, Step, not_finite
-from reverie.train.stop import Stopped, StopRequest, stop_requests
 
 Report = Callable[[Progress, float], None]
 """Called with the progress so far and the newest loss: at every step, with `train.cuda_graph` every twenty."""

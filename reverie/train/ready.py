@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import torch
 
-from reverie.labels import count_labels
 from reverie.recipe import Recipe
+from reverie.sleep.labels import count_labels
 from reverie.tasks import Batch, DeviceTask
 from reverie.train.batches import batches, max_depth
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import torch
 
-from reverie.card import Chance, CurvePoint, RunCard
 from reverie.errors import UserError
-from reverie.evaluate import evaluate
 from reverie.model import LanguageModel, count_parameters
-from reverie.provenance import commit_id, hardware
 from reverie.recipe import Recipe, changed
+from reverie.recipe.build import build_model
+from reverie.results.card import Chance, CurvePoint, RunCard
+from reverie.results.evaluate import evaluate
+from reverie.results.provenance import commit_id, hardware
 from reverie.tasks import Score
-from reverie.train.build import build_model
 from reverie.train.checkpoint import Checkpoint, Progress
 from reverie.train.distributed import ALONE, Processes
 from reverie.train.sharded import find_checkpoint, load_run

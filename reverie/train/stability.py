@@ -13,8 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from reverie.card import PassStatistics
 from reverie.model import State
+from reverie.results.card import PassStatistics
 from reverie.train.distributed import ALONE, Processes
 
 

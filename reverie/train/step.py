@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from reverie.card import PassStatistics
-from reverie.labels import count_labels, in_labelled
 from reverie.model import LanguageModel, State
 from reverie.recipe import Recipe
+from reverie.results.card import PassStatistics
 from reverie.sleep import rollout_hidden
+from reverie.sleep.labels import count_labels, in_labelled
 from reverie.tasks import Batch
 from reverie.train.distributed import ParallelModel, whole
 from reverie.train.optim import set_lr

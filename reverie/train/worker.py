@@ -13,14 +13,14 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from reverie.card import RunCard, load_card
 from reverie.errors import UserError
+from reverie.interrupts import exit_code, sigterm_interrupts
 from reverie.recipe import Recipe
+from reverie.results.card import RunCard, load_card
 from reverie.train.checkpoint import FILE_NAME, Progress, checkpoint_recipe
 from reverie.train.loop import train
 from reverie.train.result import CARD_NAME
 from reverie.train.sharded import find_checkpoint
-from reverie.train.stop import exit_code, sigterm_interrupts
 
 EVENT_INTERVAL_S = 0.3
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reverie.bench.card import BenchmarkCard, Findings
-from reverie.card import load_card, read_card, save_card
 from reverie.errors import UserError
+from reverie.results.card import load_card, read_card, save_card
 
 KINDS = {"benchmark": BenchmarkCard}
 

@@ -13,7 +13,7 @@ from fake_benchmark import PEAK, benchmark_card, never
 from reverie import cli_bench
 from reverie.bench import ops, run
 from reverie.bench.card import BenchmarkCard, Report
-from reverie.card import read_card
+from reverie.results.card import read_card
 
 NAMES = ["ops", "train", "sleep", "memory", "wake"]
 

@@ -9,8 +9,8 @@ from fake_benchmark import benchmark_card
 
 from reverie.bench.card import Panel
 from reverie.bench.figure import lines_of
-from reverie.card import save_card
-from reverie.plots import figure, plot_cards
+from reverie.results.card import save_card
+from reverie.results.plots import figure, plot_cards
 
 
 def test_a_line_a_column_without_empty_cells() -> None:

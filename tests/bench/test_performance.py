@@ -13,8 +13,8 @@ from fake_benchmark import benchmark_card
 
 from reverie.bench.run import BENCHMARKS
 from reverie.bench.tables import markdown
-from reverie.card import save_card
 from reverie.errors import UserError
+from reverie.results.card import save_card
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))

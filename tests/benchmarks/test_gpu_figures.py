@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from fake_cards import run_card, summary
 
-from reverie.card import Chance, CurvePoint, ModelKind, RunCard, save_card
+from reverie.results.card import Chance, CurvePoint, ModelKind, RunCard, save_card
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "gpu"))
 figures: Any = importlib.import_module("figures")

@@ -13,11 +13,11 @@ from gpu_session import FOLDER, LIMITS, plan, small_session
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from reverie.card import RunCard, load_card
 from reverie.recipe import Recipe, changed, load_recipe
+from reverie.recipe.build import build_model
+from reverie.results.card import RunCard, load_card
 from reverie.tasks.gsm_infinite import task
 from reverie.train.batches import make_batch
-from reverie.train.build import build_model
 from reverie.train.step import loss_sum
 
 counts: Any = importlib.import_module("gsm_counts")

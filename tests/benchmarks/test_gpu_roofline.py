@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from reverie.backward import Backward
 from reverie.errors import UserError
 from reverie.model import HybridConfig
 from reverie.recipe import Recipe, changed, load_recipe
 from reverie.sleep import SleepConfig
+from reverie.sleep.gradients import Backward
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "benchmarks" / "gpu" / "roofline.py"

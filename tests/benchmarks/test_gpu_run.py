@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from reverie.card import RunCard, load_card
+from reverie.results.card import RunCard, load_card
 from reverie.train.checkpoint import FILE_NAME
 from reverie.train.loop import train
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from reverie.errors import UserError
+from reverie.pretrained.smollm2 import load_smollm2
 from reverie.tasks.gsm_infinite.parser import Problem
-from reverie.tasks.gsm_infinite.smollm2 import load_smollm2
 from reverie.tasks.gsm_infinite.solver import Solution, work_out
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))

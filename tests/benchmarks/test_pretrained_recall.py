@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from reverie.model import PretrainedModel
+from reverie.pretrained.config import PretrainedModel
+from reverie.recipe.build import build_model
 from reverie.sleep import SleepConfig, rollout
-from reverie.train.build import build_model
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 bench: Any = importlib.import_module("pretrained_recall")

@@ -24,7 +24,7 @@ import sys
 import torch
 from tiny import text, tiny
 from torch._dynamo.utils import counters
-from reverie.backward import Backward
+from reverie.sleep.gradients import Backward
 from reverie.hf.insert import insert_fast_weights
 from reverie.hf.trainable import PretrainedLM
 from reverie.sleep import Context, SleepConfig, read, rollout_hidden

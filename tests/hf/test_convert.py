@@ -18,8 +18,8 @@ from reverie.hf import convert as module
 from reverie.hf.bases import load_base, load_tokenizer
 from reverie.hf.blocks import inserted_mixer
 from reverie.hf.convert import SAMPLE, Conversion, conversion_table, convert, spread
+from reverie.hf.decoders import decoder_of
 from reverie.hf.insert import insert_fast_weights
-from reverie.hf.models import decoder_of
 from reverie.hf.saving import load
 from reverie.sleep import SleepConfig
 

@@ -12,7 +12,7 @@ from tiny_folder import tiny_folder
 
 from reverie.hf import convert as convert_module
 from reverie.hf import generate as generate_module
-from reverie.train.stop import Terminated
+from reverie.interrupts import Terminated
 
 BOOK = "It was a dark and stormy night. Rain fell in torrents, except at times.\n"
 

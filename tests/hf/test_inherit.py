@@ -77,7 +77,7 @@ def test_attention_of_another_form_is_not_inherited() -> None:
 
 
 def sleeping_layers(kind: str) -> torch.nn.ModuleList:
-    from reverie.hf.models import decoder_of
+    from reverie.hf.decoders import decoder_of
 
     layers = decoder_of(tiny(kind, dtype=torch.float32)).layers
     assert isinstance(layers, torch.nn.ModuleList)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 from transformers import LlamaForCausalLM, PreTrainedModel
 
-import reverie.hf.models
+import reverie.hf.decoders
 from reverie.errors import UserError
 from reverie.hf.cache import SleepCache
 from reverie.hf.sleeping import add_sleep, sleeping_decoder
@@ -32,8 +32,8 @@ def assert_alike(given: Tensor, wanted: Tensor) -> None:
 
 
 def test_the_types_said_to_work_are_tested() -> None:
-    assert set(reverie.hf.models.HYBRIDS) == set(HYBRIDS)
-    assert set(reverie.hf.models.TRANSFORMERS) == set(TRANSFORMERS)
+    assert set(reverie.hf.decoders.HYBRIDS) == set(HYBRIDS)
+    assert set(reverie.hf.decoders.TRANSFORMERS) == set(TRANSFORMERS)
 
 
 @each_kind

@@ -13,14 +13,15 @@ from tiny_recipe import tiny_recipe
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from reverie.backward import Backward
 from reverie.errors import UserError
 from reverie.hf.insert import inserted_parameters
 from reverie.hf.trainable import PretrainedLM
-from reverie.model import PretrainedModel, State
+from reverie.model import State
+from reverie.pretrained.config import PretrainedModel
 from reverie.recipe import Recipe
+from reverie.recipe.build import build_model
 from reverie.sleep import Context, SleepConfig, read, rollout, rollout_hidden
-from reverie.train.build import build_model
+from reverie.sleep.gradients import Backward
 from reverie.train.loop import train
 from reverie.train.result import evaluate_run
 

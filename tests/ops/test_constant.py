@@ -16,5 +16,5 @@ def test_it_does_what_pytorchs_does() -> None:
 
 
 def test_who_does_not_compile_does_not_wait_for_the_compiler_nor_for_figures() -> None:
-    code = "import reverie, reverie.cli, sys; print({'torch._dynamo', 'matplotlib'} & sys.modules.keys())"
+    code = "import reverie, reverie.cli.app, sys; print({'torch._dynamo', 'matplotlib'} & sys.modules.keys())"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"

@@ -12,11 +12,11 @@ import torch
 from tiny_sleeper import FACTS, QUESTION, tiny_sleeper
 
 from reverie.errors import UserError
-from reverie.language import TokenNames
 from reverie.memory.memory import Memory, sleep_over
 from reverie.sleep import read
 from reverie.talk.answer import ask, examine
 from reverie.talk.sleeper import Sleeper
+from reverie.tasks.language import TokenNames
 
 QUESTIONS = [
     QUESTION,

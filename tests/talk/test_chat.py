@@ -11,10 +11,10 @@ import torch
 from tiny_sleeper import QUESTION, tiny_sleeper
 
 from reverie.errors import UserError
-from reverie.language import TokenNames
 from reverie.memory.memory import Memory, sleep_over
 from reverie.talk.chat import Chat, Nap
 from reverie.talk.sleeper import Sleeper
+from reverie.tasks.language import TokenNames
 
 TURNS = ["k=1 3", "3 4 4 5", "k=2 4", "k=3 1", "5 3", "k=2 2"]
 

@@ -14,11 +14,11 @@ from tiny_sleeper import FACTS, TASKS, disturbed, recipe_of, tiny_run, tiny_slee
 
 from reverie.errors import UserError
 from reverie.memory.memory import Memory, sleep_over
+from reverie.recipe.build import build_model
 from reverie.sleep import SleepConfig, rollout
 from reverie.talk.shipped import export_example, export_model, load_example_text
 from reverie.talk.sleeper import load_memory, load_sleeper, with_passes
 from reverie.tasks import GsmInfinite
-from reverie.train.build import build_model
 from reverie.train.checkpoint import FILE_NAME, Progress, save_checkpoint
 
 

@@ -18,11 +18,11 @@ from pydantic import TypeAdapter
 from tiny_recipe import TOML
 
 from reverie.errors import UserError
-from reverie.evaluate import evaluate
 from reverie.model import HybridConfig, new_model
+from reverie.pretrained.smollm2 import VOCAB_SIZE, load_smollm2
 from reverie.recipe import Recipe, load_recipe
+from reverie.results.evaluate import evaluate
 from reverie.tasks import AnyTask, Batch, Recall, Split
-from reverie.tasks.gsm_infinite.smollm2 import VOCAB_SIZE, load_smollm2
 from reverie.tasks.recall import NOUNS, SENTENCE_LENGTH, VALUES
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from reverie.card import RunCard, load_card
+from reverie.results.card import RunCard, load_card
 from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint
 from reverie.train.result import CARD_NAME
 

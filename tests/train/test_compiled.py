@@ -21,7 +21,7 @@ SCRIPT = """
 import sys
 import torch
 from tiny_recipe import tiny_recipe
-from reverie.evaluate import evaluate
+from reverie.results.evaluate import evaluate
 from reverie.model import new_model
 from reverie.train.batches import make_batch
 from reverie.train import compiled as compiling

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
+import operator
 import signal
 import socket
 from collections import Counter
@@ -25,6 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from reverie import evaluate
 from reverie.errors import UserError
+from reverie.interrupts import Stopped
 from reverie.model import HybridLM, LanguageModel, new_model
 from reverie.recipe import Recipe
 from reverie.sleep import rollout
@@ -35,7 +38,6 @@ from reverie.train.distributed import ALONE, Parallel, ParallelModel, Processes,
 from reverie.train.loop import train
 from reverie.train.muon import Muon, ShardedMuon
 from reverie.train.step import train_step
-from reverie.train.stop import Stopped
 
 BOTH: tuple[Parallel, ...] = ("ddp", "fsdp")
 
@@ -220,7 +222,7 @@ def test_scores_of_shares_add_up(monkeypatch: pytest.MonkeyPatch):
     parts = [evaluate.evaluate(model, recipe.task, recipe.sleep, 24, share=(i, 3)) for i in range(3)]
     assert [part.examples for part in parts] == [10, 9, 5]
     total = evaluate.evaluate(model, recipe.task, recipe.sleep, 24)
-    assert_close(sum(parts, evaluate.Score()).summary(), total.summary())
+    assert_close(functools.reduce(operator.add, parts).summary(), total.summary())
 
 
 def test_alone_there_is_no_group():

@@ -15,9 +15,10 @@ from torch import Tensor
 
 import reverie.train.loop
 from reverie.errors import UserError
-from reverie.labels import count_labels
+from reverie.interrupts import Stopped
 from reverie.model import HybridLM, new_model
 from reverie.recipe import Recipe
+from reverie.sleep.labels import count_labels
 from reverie.tasks import Batch
 from reverie.train.batches import make_batch
 from reverie.train.checkpoint import FILE_NAME, load_checkpoint
@@ -27,7 +28,6 @@ from reverie.train.loop import train
 from reverie.train.optim import build_optimizers
 from reverie.train.ready import Ready
 from reverie.train.step import EagerSteps, Step, loss_sum
-from reverie.train.stop import Stopped
 
 STEPS = 8
 RANDOM = {"num_sleep_passes": {"distribution": "uniform", "mean": 2, "max": 3}}

@@ -17,7 +17,7 @@ import torch
 from same_run import assert_close, read_run_card
 from tiny_recipe import tiny_recipe, write_tiny
 
-from reverie.cli import app
+from reverie.cli.app import app
 from reverie.errors import UserError
 from reverie.train import launch as module
 from reverie.train.launch import launch, leave_word

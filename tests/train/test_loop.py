@@ -21,6 +21,7 @@ from torch import Tensor
 
 import reverie.train.step
 from reverie.errors import UserError
+from reverie.interrupts import Stopped
 from reverie.model import HybridLM
 from reverie.recipe import Recipe, load_recipe
 from reverie.tasks import Batch
@@ -30,7 +31,6 @@ from reverie.train.checkpoint import FILE_NAME, load_checkpoint
 from reverie.train.distributed import Processes
 from reverie.train.loop import train
 from reverie.train.result import CARD_NAME
-from reverie.train.stop import Stopped
 
 Undisturbed = Callable[[Recipe], Path]
 

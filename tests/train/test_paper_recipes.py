@@ -10,10 +10,10 @@ import math
 import pytest
 
 from reverie.errors import UserError
-from reverie.evaluate import evaluate
 from reverie.model import new_model
+from reverie.pretrained.smollm2 import load_smollm2
 from reverie.recipe import load_recipe
-from reverie.tasks.gsm_infinite.smollm2 import load_smollm2
+from reverie.results.evaluate import evaluate
 from reverie.train.batches import make_batch
 from reverie.train.optim import build_optimizers
 from reverie.train.step import train_step

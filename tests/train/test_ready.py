@@ -10,8 +10,8 @@ import torch
 from tiny_recipe import tiny_recipe
 
 import reverie.train.ready
-from reverie.labels import count_labels
 from reverie.recipe import Recipe
+from reverie.sleep.labels import count_labels
 from reverie.tasks import DeviceTask
 from reverie.train.batches import make_batch
 from reverie.train.ready import Ready, made_there, ready_batches

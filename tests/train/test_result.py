@@ -9,9 +9,9 @@ from same_run import read_run_card
 from tiny_recipe import tiny_recipe
 
 from reverie.errors import UserError
-from reverie.evaluate import evaluate
 from reverie.model import HybridLM
 from reverie.recipe import Recipe
+from reverie.results.evaluate import evaluate
 from reverie.train.checkpoint import FILE_NAME, load_checkpoint
 from reverie.train.loop import train
 from reverie.train.result import CARD_NAME, evaluate_run, model_kind

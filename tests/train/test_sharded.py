@@ -20,6 +20,7 @@ from torch import Tensor
 
 from reverie import evaluate
 from reverie.errors import UserError
+from reverie.interrupts import Stopped
 from reverie.model import new_model
 from reverie.recipe import Recipe
 from reverie.train.checkpoint import FILE_NAME
@@ -27,7 +28,6 @@ from reverie.train.distributed import ALONE, Parallel, Processes
 from reverie.train.loop import train
 from reverie.train.result import evaluate_run
 from reverie.train.sharded import checkpoint_step, find_checkpoint, load_run
-from reverie.train.stop import Stopped
 
 BOTH: tuple[Parallel, ...] = ("ddp", "fsdp")
 STAGES = [

@@ -13,12 +13,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tiny_recipe import tiny_recipe
 from torch import Tensor
 
-from reverie.backward import EXACT, Backward
-from reverie.card import PassStatistics
-from reverie.labels import in_labelled, labelled_windows
 from reverie.model import HybridLM, State, new_model
 from reverie.recipe import Recipe
+from reverie.results.card import PassStatistics
 from reverie.sleep import SleepConfig, rollout_hidden
+from reverie.sleep.gradients import EXACT, Backward
+from reverie.sleep.labels import in_labelled, labelled_windows
 from reverie.train.batches import make_batch
 from reverie.train.loop import train
 from reverie.train.optim import build_optimizers

@@ -14,9 +14,9 @@ import pytest
 from fake_cards import comparison
 from tiny_recipe import tiny_recipe
 
-from reverie.card import save_card
 from reverie.errors import UserError
 from reverie.recipe import Recipe, changed
+from reverie.results.card import save_card
 from reverie.train import checkpoint, worker
 from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint
 from reverie.train.loop import train

@@ -13,11 +13,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 from pydantic import Field, model_validator
 
+from reverie.pretrained import smollm2
+from reverie.pretrained.smollm2 import SmolLM2Tokenizer, load_smollm2
 from reverie.tasks.base import Batch, Section, Split, as_batch, draw, uniform
-from reverie.tasks.gsm_infinite import smollm2
 from reverie.tasks.gsm_infinite.core import Core
 from reverie.tasks.gsm_infinite.generator import Problem, ProblemConfig, draw_problem
-from reverie.tasks.gsm_infinite.smollm2 import SmolLM2Tokenizer, load_smollm2
 from reverie.tasks.gsm_infinite.text import question_text
 from reverie.tasks.gsm_infinite.words import END, PAD, WordTokenizer, word_tokenizer
 

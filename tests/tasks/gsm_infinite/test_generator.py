@@ -16,11 +16,11 @@ from problem_sets import ALL_WORLDS, MODES, PADDED_LENGTH, config, padded_proble
 from pydantic import ValidationError
 
 from reverie.errors import UserError
+from reverie.pretrained.smollm2 import SmolLM2Tokenizer, load_smollm2
 from reverie.tasks.base import Split
 from reverie.tasks.gsm_infinite import generator
 from reverie.tasks.gsm_infinite.generator import INSTRUCTION, Problem, ProblemConfig, QuestionPosition, draw_problem
 from reverie.tasks.gsm_infinite.parser import parse
-from reverie.tasks.gsm_infinite.smollm2 import SmolLM2Tokenizer, load_smollm2
 from reverie.tasks.gsm_infinite.solver import count_operations, solve, work_out
 from reverie.tasks.gsm_infinite.text import core_sentences, name
 from reverie.tasks.gsm_infinite.words import WordTokenizer

@@ -12,8 +12,8 @@ import torch
 from pydantic import ValidationError
 
 from reverie.errors import UserError
+from reverie.pretrained.smollm2 import load_smollm2
 from reverie.tasks import Batch, GsmInfinite, Split
-from reverie.tasks.gsm_infinite.smollm2 import load_smollm2
 from reverie.tasks.gsm_infinite.solver import count_operations, solve
 
 WORDS: dict[str, Any] = {"length": (120, 160), "tokenizer": "words", "instruction": False}

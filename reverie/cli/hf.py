@@ -1,0 +1,159 @@
+"""`reverie convert` and `reverie generate`: parse and call; no logic."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from pydantic import ValidationError
+
+from reverie.cli.progress import ReadDisplay
+from reverie.cli.terminal import AsJson, Device, device_named, err_console, interruptible, out_console
+from reverie.errors import UserError
+from reverie.sleep import SleepConfig
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command("convert")
+def convert_command(
+    source: Annotated[str, typer.Option("--from", help="smollm2, a folder, or an id on the Hugging Face hub.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="A new folder.")],
+    insert: Annotated[
+        str | None, typer.Option(help="jet or gdn: layers for a model without fast weights of its own.")
+    ] = None,
+    layers: Annotated[int | None, typer.Option(help="How many, spread evenly; 6 if absent.")] = None,
+    behind: Annotated[str | None, typer.Option(help="Or behind which blocks, from 0, such as 4,9,14.")] = None,
+    window: Annotated[int, typer.Option(help="Tokens awake before sleep.")] = 512,
+    passes: Annotated[int, typer.Option(help="Sleep passes N.")] = 2,
+    eviction: Annotated[str, typer.Option(help="hard: sleep empties the window; sliding: it moves on.")] = "hard",
+    loop: Annotated[str | None, typer.Option(help="Blocks a to b - 1 of a pass, such as 8,22; all if absent.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a Hugging Face model sleep: insert fast weights where it has none, and save it with its tokenizer.
+
+    Its logits within a window stay what they were, bit for bit; training teaches the new layers.
+    """
+    kind = _kind(insert, layers, behind)
+    places = (6 if layers is None else layers) if behind is None else _numbers(behind, "--behind", "4,9,14")
+    config = _sleep_config(window, passes, eviction, loop)
+    quiet_transformers()
+    from reverie.hf.convert import conversion_table, convert
+
+    with interruptible("nothing is left of it"), err_console.status("converting"):
+        done = convert(source, out, config, kind=kind, layers=places)
+    if as_json:
+        typer.echo(json.dumps(asdict(done)))
+    else:
+        out_console.print(conversion_table(done))
+
+
+@app.command("generate")
+def generate_command(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="What reverie convert made.")],
+    prompt_file: Annotated[Path | None, typer.Option(metavar="FILE", help="A text to read, of any length.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="More text, behind that of the file.")] = None,
+    tokens: Annotated[int, typer.Option(min=1, help="Most tokens to write.")] = 200,
+    temperature: Annotated[float, typer.Option(min=0, help="Of drawing; 0 takes the most likely token.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Of drawing.")] = 0,
+    passes: Annotated[int | None, typer.Option(min=1, help="Sleep passes N; as saved if absent.")] = None,
+    window: Annotated[int | None, typer.Option(min=1, help="Tokens awake before sleep; as saved if absent.")] = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Read a text of any length with a model that sleeps, then go on with it."""
+    where = device_named(device)
+    quiet_transformers()
+    from reverie.hf.generate import generate, load_sleeper, read_prompt
+
+    text = read_prompt(prompt_file, prompt)
+    with interruptible("the same command begins again"):
+        with err_console.status("loading the model"):
+            model, tokenizer = load_sleeper(folder, where, num_sleep_passes=passes, window_size=window)
+        with ReadDisplay(err_console, "reading") as display, _own_lines(as_json):
+            done = generate(
+                model,
+                tokenizer,
+                text,
+                max_tokens=tokens,
+                temperature=temperature,
+                seed=seed,
+                write=_hold if as_json else _stream,
+                report=display.update,
+            )
+    if as_json:
+        typer.echo(json.dumps(asdict(done)))
+    typer.echo(done.sentence(), err=True)
+
+
+@contextlib.contextmanager
+def _own_lines(as_json: bool) -> Iterator[None]:
+    """Ends the line that streamed text is on, also where it breaks off."""
+    try:
+        yield
+    finally:
+        if not as_json:
+            typer.echo("")
+
+
+def _stream(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _hold(text: str) -> None:
+    """For --json, which prints all at the end."""
+
+
+def quiet_transformers() -> None:
+    """Have it say nothing but errors, and show bars for downloads alone. Raises UserError where it is not installed."""
+    try:
+        import transformers
+        from huggingface_hub import logging as hub_logging
+        from huggingface_hub.utils import enable_progress_bars
+    except ImportError:
+        raise UserError("this needs the package transformers; run pip install 'reverie[hf]'") from None
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    hub_logging.set_verbosity_error()
+    enable_progress_bars()
+
+
+def _kind(insert: str | None, layers: int | None, behind: str | None) -> Literal["jet", "gdn"] | None:
+    if layers is not None and behind is not None:
+        raise UserError("--layers and --behind both say where to insert: give one of them")
+    if insert is None and (layers is not None or behind is not None):
+        raise UserError("--layers and --behind say where to insert: add --insert jet or --insert gdn")
+    if insert is None or insert == "jet" or insert == "gdn":
+        return insert
+    raise UserError(f"--insert must be jet or gdn, got {insert!r}")
+
+
+def _sleep_config(window: int, passes: int, eviction: str, loop: str | None) -> SleepConfig:
+    for option, value in (("--window", window), ("--passes", passes)):
+        if value < 1:
+            raise UserError(f"{option} must be at least 1, got {value}")
+    if eviction not in ("hard", "sliding"):
+        raise UserError(f"--eviction must be hard or sliding, got {eviction!r}")
+    looped = None if loop is None else _numbers(loop, "--loop", "8,22")
+    try:
+        return SleepConfig.model_validate(
+            {"window_size": window, "num_sleep_passes": passes, "eviction": eviction, "looped_blocks": looped}
+        )
+    except ValidationError:
+        raise UserError(f"--loop must be two blocks a,b with 0 <= a < b, such as 8,22, got {loop!r}") from None
+
+
+def _numbers(text: str, option: str, example: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(
+            f"{option} must be whole numbers with commas between, such as {example}, got {text!r}"
+        ) from None

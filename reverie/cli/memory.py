@@ -1,0 +1,177 @@
+"""`reverie read`, `ask` and `chat`: parse and call; no logic."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reverie.cli.hf import quiet_transformers
+from reverie.cli.progress import ReadDisplay
+from reverie.cli.terminal import AsJson, Device, device_named, err_console, interruptible, out_console
+from reverie.errors import UserError, plain
+from reverie.memory.memory import Memory
+from reverie.talk.answer import ask, examine
+from reverie.talk.answer_tables import answers_table, do_it_yourself, examined_sentence, example_table
+from reverie.talk.chat import Chat
+from reverie.talk.chat_session import Session, lines
+from reverie.talk.reading import begin, read_file, read_text
+from reverie.talk.shipped import load_example_text
+from reverie.talk.sleeper import Sleeper, load_memory, load_sleeper, with_passes
+
+app = typer.Typer(rich_markup_mode=None)
+
+ModelName = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A run of reverie train, a folder of reverie convert, or example.")
+]
+Passes = Annotated[int | None, typer.Option(min=1, help="Sleep passes N; as the model or the memory has it if absent.")]
+Tolerance = Annotated[
+    float | None, typer.Option(help="Wake from a sleep when a pass changes the fast weights by less; N is the most.")
+]
+MaxTokens = Annotated[int | None, typer.Option("--tokens", min=1, help="Most tokens of an answer.")]
+
+
+@app.command("read")
+def read_command(
+    model: ModelName,
+    text: Annotated[str, typer.Argument(metavar="TEXT", help="A file in UTF-8, or - for standard input.")],
+    memory: Annotated[Path, typer.Option(metavar="OUT", help="The memory file to make.")],
+    passes: Passes = None,
+    tolerance: Tolerance = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a reading that was broken off.")] = False,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Read a text of any length into a memory file: the model sleeps over it window by window.
+
+    The file is saved every minute; Ctrl-C ends behind a window and saves.
+    """
+    content = read_file(text)
+    sleeper = _load(model, device)
+    config = with_passes(sleeper.sleep_config, passes, tolerance)
+    begun = begin(memory, resume, sleeper, config if passes or tolerance else None)
+    sleeper = replace(sleeper, sleep_config=config if begun is None else begun.config)
+    tokens = sleeper.text(content)
+    source = "standard input" if text == "-" else plain(Path(text).name)
+    with ReadDisplay(err_console, "reading") as display:
+        done = read_text(
+            sleeper,
+            tokens,
+            memory,
+            notes={"model": plain(sleeper.name), "source": source},
+            memory=begun,
+            report=display.update,
+        )
+    if as_json:
+        typer.echo(json.dumps({"memory": str(memory), "source": source, **done.summary()}))
+    typer.echo(f"{done.sentence()}; memory in {memory}", err=True)
+    if done.stopped is not None:
+        typer.echo("the same command with --resume goes on", err=True)
+        raise typer.Exit(128 + done.stopped)
+
+
+@app.command("ask")
+def ask_command(
+    model: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="As for reverie read; not with --example.")
+    ] = None,
+    questions: Annotated[list[str] | None, typer.Argument(metavar="QUESTION...", help="Each in quotes.")] = None,
+    memory: Annotated[Path | None, typer.Option(metavar="FILE", help="What reverie read has made.")] = None,
+    example: Annotated[
+        bool, typer.Option("--example", help="With the model, the text and the questions in the package.")
+    ] = False,
+    tokens: MaxTokens = None,
+    device: Device = "auto",
+    as_json: AsJson = False,
+) -> None:
+    """Ask a model about what it has read, from its memory alone; the memory stays as it is."""
+    if example:
+        if model or questions or memory:
+            raise UserError("--example brings its own model, text and questions: give it alone")
+        return _ask_example(device, as_json)
+    if model is None or memory is None or not questions:
+        raise UserError(f"{_missing(model, memory)}, or --example alone for a demonstration")
+    sleeper = _load(model, device)
+    known = load_memory(memory, sleeper)
+    if (complete := known.notes.get("complete", "yes")) != "yes":
+        _tell(f"{memory} holds a part of its text alone: {plain(complete).removeprefix('no, ')}")
+    with interruptible("the memory is as it was"):
+        answers = ask(sleeper, known, questions, max_tokens=tokens)
+    if as_json:
+        typer.echo(json.dumps({"memory": str(memory), "answers": [vars(answer) for answer in answers]}))
+    else:
+        out_console.print(answers_table(answers))
+
+
+@app.command("chat")
+def chat_command(
+    model: ModelName,
+    memory: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A memory, or a saved chat, to begin with.")
+    ] = None,
+    passes: Passes = None,
+    tolerance: Tolerance = None,
+    idle: Annotated[
+        float, typer.Option(min=0, max=86400, help="Seconds without a word after which it sleeps; 0: never.")
+    ] = 30.0,
+    temperature: Annotated[float, typer.Option(min=0, help="Of drawing; 0 takes the most likely token.")] = 0.0,
+    tokens: MaxTokens = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of drawing.")] = 0,
+    device: Device = "auto",
+) -> None:
+    """Talk with a model that sleeps over what was said when its window is full, or when nothing is said for a while.
+
+    /help lists what can be done besides.
+    """
+    sleeper = _load(model, device)
+    known = Memory.empty(sleeper) if memory is None else load_memory(memory, sleeper)
+    at_terminal = sys.stdin.isatty()
+    chat = Chat(
+        sleeper,
+        known,
+        num_sleep_passes=passes,
+        tolerance=tolerance,
+        temperature=temperature,
+        max_tokens=tokens,
+        seed=seed,
+    )
+    session = Session(chat, memory, say=_say, tell=_tell, prompt="> " if at_terminal else "")
+    with interruptible("what was not saved is forgotten"):
+        session.run(lines(sys.stdin, idle if at_terminal and idle else None))
+
+
+def _ask_example(device: str, as_json: bool) -> None:
+    shown, sleeper = load_example_text(), _load("example", device)
+    done = examine(sleeper, shown.text, shown.questions)
+    if as_json:
+        typer.echo(json.dumps(done.summary()))
+        return
+    out_console.print(examined_sentence(sleeper, done), soft_wrap=True, highlight=False)
+    out_console.print(example_table(done))
+    out_console.print(do_it_yourself(done.answers[0].question), soft_wrap=True, highlight=False, markup=False)
+
+
+def _load(model: str, device: str) -> Sleeper:
+    where = device_named(device)
+    if (Path(model) / "config.json").is_file():
+        quiet_transformers()
+    return load_sleeper(model, where)
+
+
+def _missing(model: str | None, memory: Path | None) -> str:
+    if model is None:
+        return "give a model, --memory and a question in quotes"
+    return "say with --memory what to answer from" if memory is None else "give a question, in quotes"
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def _tell(text: str) -> None:
+    typer.echo(text, err=True)

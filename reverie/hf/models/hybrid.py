@@ -1,0 +1,240 @@
+"""A `HybridLM` as a model of transformers: generate(), Trainer, peft and evaluation harnesses take it as it is.
+
+`AutoModelForCausalLM.from_pretrained(folder)` loads one, once `reverie.hf` is imported.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from pydantic import BaseModel, ValidationError
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils.generic import can_return_tuple
+
+from reverie.errors import UserError
+from reverie.hf.bases import check_name, loading
+from reverie.hf.folders import replacing
+from reverie.hf.reading import AWAKE, cache_for, read_batch, reads_newest_only, refuse_recording, take_up
+from reverie.model import HybridConfig, HybridLM
+from reverie.sleep import SleepConfig, plan
+from reverie.sleep.gradients import EXACT, Backward
+
+Checked = TypeVar("Checked", bound=BaseModel)
+
+
+class ReverieHybridConfig(PreTrainedConfig):
+    """The fields of `HybridConfig`, and how the model sleeps. Raises UserError where they do not fit together."""
+
+    model_type = "reverie_hybrid"
+    attribute_map = {  # noqa: RUF012  # transformers' own style
+        "hidden_size": "width",
+        "intermediate_size": "mlp_width",
+        "num_attention_heads": "num_heads",
+        "num_key_value_heads": "num_kv_heads",
+    }
+
+    vocab_size: int = 256
+    width: int = 64
+    layers: list[str] | tuple[str, ...] = ("attn", "gdn")
+    mlp_width: int = 192
+    num_heads: int = 4
+    num_kv_heads: int | None = None
+    rope_base: float = 10_000.0
+    fast_heads: int = 4
+    key_size: int = 16
+    value_size: int = 16
+    conv_size: int = 4
+    update_rule: str = "gated_delta"
+    backend: str = "chunked"
+    norm_eps: float = 1e-6
+    sleep: dict[str, Any] | None = None  # a SleepConfig; None: never
+    use_cache: bool = True
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        _ = self.hybrid, self.sleep_config  # which check themselves
+
+    @property
+    def hybrid(self) -> HybridConfig:
+        return _checked(HybridConfig, {name: getattr(self, name) for name in HybridConfig.model_fields})
+
+    @property
+    def sleep_config(self) -> SleepConfig:
+        return AWAKE if self.sleep is None else _checked(SleepConfig, self.sleep)
+
+    @property
+    def num_hidden_layers(self) -> int:
+        return len(self.layers)
+
+
+def _checked(kind: type[Checked], fields: dict[str, Any]) -> Checked:
+    try:
+        return kind.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = "".join(f"{part}: " for part in first["loc"])
+        reason = first["msg"].removeprefix("Value error, ")
+        raise UserError(f"not a config of a reverie_hybrid: {where}{reason}") from error
+
+
+class ReverieHybridForCausalLM(PreTrainedModel, GenerationMixin):
+    """`lm` is the `HybridLM`; texts are read through `reverie.sleep.read`, as everywhere in reverie."""
+
+    config_class = ReverieHybridConfig
+    config: ReverieHybridConfig
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _is_stateful = True  # tokens that were read cannot be taken back
+    _no_split_modules = ["Block"]  # noqa: RUF012  # transformers' own style
+
+    def __init__(self, config: ReverieHybridConfig) -> None:
+        super().__init__(config)
+        self.lm = HybridLM(config.hybrid)
+        for parameter in self.lm.parameters():
+            parameter._is_hf_initialized = not parameter.is_meta  # pyright: ignore[reportAttributeAccessIssue]
+        plan(self.lm, config.sleep_config)
+        self.backward_config = EXACT
+        self.post_init()
+
+    @classmethod
+    def from_lm(cls, lm: HybridLM, sleep_config: SleepConfig) -> ReverieHybridForCausalLM:
+        """Around a model that is there: the same parameters, no copies."""
+        with torch.device("meta"):
+            model = cls(ReverieHybridConfig(**lm.config.model_dump(mode="json"), sleep=_as_dict(sleep_config)))
+        model.lm = lm
+        model.config.dtype = model.dtype
+        return model.train(lm.training)
+
+    @property
+    def sleep_config(self) -> SleepConfig:
+        return self.config.sleep_config
+
+    @sleep_config.setter
+    def sleep_config(self, config: SleepConfig) -> None:
+        plan(self.lm, config)
+        self.config.sleep = _as_dict(config)
+
+    @property
+    def sleeping(self) -> HybridLM:
+        """For `reverie.sleep` and `reverie.memory.memory`, which read and remember without `generate`."""
+        return self.lm
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Any = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """As any causal language model of transformers: input_ids [B, T] to logits [B, T, vocab], 0 on padding.
+
+        Args:
+            attention_mask: [B, T], 0 on padding.
+            past_key_values: the `SleepCache` that the tokens before have left.
+            labels: [B, T], -100 where none; each is the token itself, as in transformers.
+
+        Raises UserError where these do not fit together.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise UserError("give either input_ids or inputs_embeds")
+        refuse_recording(self.config, kwargs)
+        tokens: Any = inputs_embeds if input_ids is None else input_ids
+        take_up(past_key_values, self)
+        cache = cache_for(past_key_values, attention_mask, tokens, self.lm, position_ids)
+        logits = read_batch(
+            self.lm,
+            tokens,
+            cache,
+            self.sleep_config,
+            newest_only=reads_newest_only(labels, logits_to_keep),
+            backward=self.backward_config,
+        )
+        logits = logits[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
+        keep = self.config.use_cache if use_cache is None else use_cache
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache if keep else None)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.lm.embedding
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm.lm_head
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """Windows and passes are made again in the backward pass."""
+        self.backward_config = Backward(activation_checkpoint="window")
+
+    def gradient_checkpointing_disable(self) -> None:
+        self.backward_config = EXACT
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return self.backward_config != EXACT
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """As in transformers; the folder holds the model that was there until the new one is on the disk."""
+        with replacing(Path(save_directory)) as finished:
+            super().save_pretrained(finished, *args, **kwargs)
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        """Parameters of a module that were neither made nor loaded are as in a new `HybridLM`."""
+        own = dict(module.named_parameters(recurse=False))
+        if all(getattr(parameter, "_is_hf_initialized", False) for parameter in own.values()):
+            return
+        [name] = [name for name, other in self.lm.named_modules() if other is module]
+        fresh = HybridLM(self.config.hybrid).get_submodule(name)
+        for key, parameter in own.items():
+            init.copy_(parameter, fresh.get_parameter(key))
+
+
+def _as_dict(config: SleepConfig) -> dict[str, Any] | None:
+    return None if config == AWAKE else config.model_dump(mode="json")
+
+
+def save_hybrid(lm: HybridLM, folder: str | Path, sleep_config: SleepConfig) -> None:
+    """For every tool of transformers, and for `load_hybrid`. Raises UserError for what the system refuses."""
+    ReverieHybridForCausalLM.from_lm(lm, sleep_config).save_pretrained(folder)
+
+
+def load_hybrid(folder: str | Path, **kwargs: Any) -> tuple[HybridLM, SleepConfig]:
+    """What `save_hybrid` left, in evaluation mode, with kwargs of transformers' from_pretrained: dtype, device_map, …
+
+    Raises UserError where files are missing or damaged.
+    """
+    name = str(folder)
+    check_name(name)
+    with loading("the model", name):
+        kind = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
+        if kind != ReverieHybridConfig.model_type:
+            raise UserError(f"its model_type is {kind}, and not {ReverieHybridConfig.model_type}")
+        loaded: Any = ReverieHybridForCausalLM.from_pretrained(
+            name, **kwargs, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    model, report = loaded
+    wrong = report["missing_keys"] | report["unexpected_keys"] | {key for key, *_ in report["mismatched_keys"]}
+    if wrong:
+        raise UserError(f"the weights in {name} are not those of its config.json: {min(wrong)} does not fit")
+    return model.lm, model.sleep_config
+
+
+AutoConfig.register(ReverieHybridConfig.model_type, ReverieHybridConfig, exist_ok=True)
+AutoModelForCausalLM.register(ReverieHybridConfig, ReverieHybridForCausalLM, exist_ok=True)

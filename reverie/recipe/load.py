@@ -1,0 +1,177 @@
+"""Recipes from files: a TOML file, the bases it builds on, and overrides, checked into one frozen `Recipe`.
+
+A recipe may build on another one: with `base = "depo/base"` (a shipped recipe) or `base = "my.toml"` (a file beside it)
+tables merge key by key, and the recipe's own value wins. Every mistake is a `UserError` of one sentence.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from reverie.errors import UserError
+from reverie.recipe.errors import any_of, out_of_place, sentence, shown
+from reverie.recipe.random_passes import RandomPasses
+from reverie.recipe.schema import MODELS, Recipe, StageConfig, model_kind
+from reverie.tasks import TASKS
+
+Config = TypeVar("Config", bound=BaseModel)
+
+_PACKAGE = Path(__file__).parent.parent
+# A wheel holds the recipes inside the package (setup.py), a checkout beside it.
+_ROOT = _PACKAGE / "recipes" if (_PACKAGE / "recipes").is_dir() else _PACKAGE.parent / "recipes"
+
+_SECTIONS = [field for field in Recipe.model_fields if field != "name"]
+
+
+def list_recipes() -> list[str]:
+    """Names of the shipped recipes, sorted."""
+    return sorted(path.relative_to(_ROOT).with_suffix("").as_posix() for path in _ROOT.rglob("*.toml"))
+
+
+def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """A shipped recipe by name ("depo/nano") or any recipe by the path of its .toml file.
+
+    The recipe is named after its file.
+
+    Args:
+        overrides: "section.key=value", applied in order; the value is TOML, or else taken as a string.
+
+    Raises UserError, in one sentence, for anything that is wrong with them.
+    """
+    path = _find(str(name), Path(), named_by="")
+    data = _read_with_bases(path)
+    for override in overrides:
+        data = _merge(data, _parse_override(override))
+    return _validate(_name_of(path), data)
+
+
+def changed(recipe: Recipe, **sections: Mapping[str, Any]) -> Recipe:
+    """The recipe with other values in some sections, checked as those of a file are.
+
+    Raises UserError, in one sentence, for a value that is wrong.
+    """
+    data = recipe.model_dump(mode="json", exclude={"name": True, "model": {"vocab_size"}})  # the task decides it
+    return _validate(recipe.name, _merge(data, sections))
+
+
+def checked(config: type[Config], values: Mapping[str, Any], options: Mapping[str, str]) -> Config:
+    """A config from options of the command line, checked as a recipe is; key `x` is option --x, or `options["x"]`.
+
+    Raises UserError, in one sentence, for the first value that is wrong.
+    """
+    try:
+        return config.model_validate(values, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "".join(options.get(str(key), f"--{key}") for key in first["loc"][:1])  # none: it is the whole config
+        if first["type"] == "value_error":
+            raise UserError(f"{option} {first.get('ctx', {})['error']}".strip()) from None
+        raise UserError(out_of_place(option, [{**first, "loc": ()}])) from None
+
+
+def _find(name: str, folder: Path, named_by: str) -> Path:
+    """The file of a shipped recipe, or of a path relative to `folder`."""
+    shipped, is_path = list_recipes(), name.endswith(".toml")
+    path = folder / name if is_path else _ROOT / f"{name}.toml"
+    if path.is_file() if is_path else name in shipped:
+        return path
+    near = get_close_matches(name.removesuffix(".toml"), shipped, n=3, cutoff=0.5)
+    hint = f"did you mean {any_of(near)}?" if near else f"there are {', '.join(shipped)}, or the path of a .toml file"
+    raise UserError(f"there is no recipe {path if is_path else name}{named_by}; {hint}")
+
+
+def _name_of(path: Path) -> str:
+    path = path.resolve().with_suffix("")
+    return path.relative_to(_ROOT.resolve()).as_posix() if path.is_relative_to(_ROOT.resolve()) else path.stem
+
+
+def _read_with_bases(path: Path) -> dict[str, Any]:
+    """The tables of a recipe merged over those of its base, of that one's base and so on."""
+    chain, data = [path], {}
+    while True:
+        table = _read(path)
+        base = table.pop("base", None)
+        data = _merge(table, data)
+        if base is None:
+            return data
+        if not isinstance(base, str):
+            raise UserError(f"base must be the name or the path of a recipe, got {shown(base)} in {path}")
+        path = _find(base, path.parent, named_by=f", the base of {path}")
+        known = [link.resolve() for link in chain]
+        chain.append(path)
+        if path.resolve() in known:
+            circle = " -> ".join(_name_of(link) for link in chain[known.index(path.resolve()) :])
+            raise UserError(f"the bases run in a circle, {circle}; one of these recipes must do without a base")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Both tables together, and tables inside them likewise; elsewhere `over` wins."""
+    merged = {**under, **over}
+    for key in under.keys() & over.keys():
+        if isinstance(under[key], Mapping) and isinstance(over[key], Mapping):
+            merged[key] = _merge(under[key], over[key])
+    return merged
+
+
+def _parse_override(override: str) -> dict[str, Any]:
+    """The nested tables that "section.key=value" stands for."""
+    keys, equals, text = override.partition("=")
+    path = [key.strip() for key in keys.split(".")]
+    if not equals or not all(path):
+        raise UserError(
+            f"the override {shown(override)} is not of the form section.key=value, like sleep.window_size=24"
+        )
+    try:
+        [value] = tomllib.loads(f"value = {text}").values()
+    except ValueError:
+        value = text.strip()
+    *tables, last = path
+    nested = {last: value}
+    for table in reversed(tables):
+        nested = {table: nested}
+    return nested
+
+
+def _validate(name: str, data: dict[str, Any]) -> Recipe:
+    """Strict: a string is no number, and true is not 1."""
+    if "name" in data:
+        raise UserError("name is not a key of a recipe, which is named after its file; take it out")
+    try:
+        return Recipe.model_validate({**_with_tuples(data), "name": name}, strict=True)
+    except ValidationError as error:
+        raise UserError(sentence(error, _keys(data), MODELS)) from None
+
+
+def _with_tuples(value: Any) -> Any:
+    """TOML knows lists, strict validation wants tuples."""
+    if isinstance(value, Mapping):
+        return {key: _with_tuples(item) for key, item in value.items()}
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
+
+
+def _keys(data: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The keys that each section knows, and a stage; those of the task depend on its name."""
+    task = data.get("task")
+    chosen = TASKS.get(str(task.get("name"))) if isinstance(task, Mapping) else None
+    configs: dict[str, Any] = {section: Recipe.model_fields[section].annotation for section in _SECTIONS} | {
+        "task": chosen,
+        "model": MODELS[model_kind(data.get("model"))],
+        "train.stages": StageConfig,
+        "sleep.num_sleep_passes": RandomPasses,
+    }
+    return {section: list(config.model_fields) if config else [] for section, config in configs.items()}

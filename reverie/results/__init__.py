@@ -1,0 +1,1 @@
+"""Results: accuracy, cards, tables and figures."""

@@ -1,0 +1,389 @@
+"""Result cards: what a run, or a comparison of runs, has found, as JSON. Figures and quoted numbers come from them."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, ValidationError
+from typing_extensions import TypedDict
+
+from reverie.errors import UserError
+from reverie.files import write_atomic
+from reverie.results.provenance import Hardware
+
+ModelKind = Literal["transformer", "hybrid", "sleep"]
+Metric = Literal["question", "exact", "deepest"]
+METRIC_NAMES: dict[Metric, str] = {
+    "question": "accuracy per question",
+    "exact": "exact accuracy",
+    "deepest": "accuracy on the deepest questions",
+}
+
+_DEPTH_NAMES = {
+    "rule110": "rollout steps t",
+    "depo": "hops k",
+    "gsm_infinite": "operations",
+    "recall": "stretches back",
+}
+_SIGNIFICANT_DIGITS = 5
+_LINE_WIDTH = 120
+
+
+class _DepthSummary(TypedDict):
+    accuracy: float
+    loss: float
+    questions: int
+
+
+class _Summary(TypedDict):
+    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # a richer score must not lose its run
+    question_accuracy: float
+    exact_accuracy: float
+    by_depth: dict[str, _DepthSummary]
+
+
+# A plain dict, as `Score.summary()` returns it, that is checked for what tables and figures read.
+ScoreSummary = Annotated[dict[str, Any], GetPydanticSchema(lambda _source, handler: handler(_Summary))]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Chance(_Part):
+    """The best guesser that has not read the context: `Task.chance()` and `Task.chance_exact()`; may hold more depths
+    than were asked."""
+
+    by_depth: dict[str, float]
+    exact: float
+
+
+class PassStatistics(_Part):
+    """What each of N passes did in one training step, over the windows that were slept over; a value a pass.
+
+    Norms of a head's fast weights, mean over heads, blocks, windows and examples; the relative change by this pass (the
+    first one comes upon what the window found); norms of the loss's gradient with respect to all fast weights behind
+    the pass, and to all h behind it (0 for the last, which nobody reads).
+    """
+
+    fast_weight_norm: list[float]
+    fast_weight_change: list[float]
+    fast_weight_gradient: list[float]
+    hidden_gradient: list[float]
+
+
+class CurvePoint(_Part):
+    """One evaluation during training; `train_loss` is the mean since the point before.
+
+    `gradient_norm` (before clipping), `depth` and `passes` are those of the newest step; older cards lack them.
+    """
+
+    step: int
+    tokens: int
+    wall_time_s: float
+    train_loss: float
+    depth: int | None = None  # the deepest question that the newest step asked
+    gradient_norm: float | None = None
+    passes: PassStatistics | None = None
+    score: ScoreSummary
+
+
+class RunCard(_Part):
+    """One training run: one model, one number of sleep passes, one seed."""
+
+    kind: Literal["run"] = "run"
+    name: str
+    model: ModelKind
+    num_sleep_passes: int
+    seed: int
+    recipe: dict[str, Any]
+    commit: str
+    date: str
+    hardware: Hardware
+    processes: int = 1  # that trained together
+    parallel: Literal["ddp", "fsdp"] | None = None
+    wall_time_s: float
+    tokens: int
+    steps: int
+    parameters: int
+    score: ScoreSummary
+    chance: Chance
+    curve: list[CurvePoint]
+
+    @property
+    def label(self) -> str:
+        return _label(self.model, self.num_sleep_passes)
+
+    @property
+    def depths(self) -> list[str]:
+        return _by_number(self.score["by_depth"])
+
+    @property
+    def depth_name(self) -> str:
+        return depth_name(self.recipe)
+
+
+class DepthResult(_Part):
+    """Accuracy per question at one depth, over seeds."""
+
+    mean: float
+    std: float
+    values: list[float]
+
+
+class Result(_Part):
+    """All seeds of one model at one number of sleep passes.
+
+    `seeds`, `accuracies` and the `values` of each depth are in the same order; `std` is that of a sample, 0 for one.
+    """
+
+    model: ModelKind
+    num_sleep_passes: int
+    seeds: list[int]
+    accuracy: float
+    accuracy_std: float
+    accuracies: list[float]
+    chance: float
+    tokens_per_run: int
+    wall_time_s_per_run: float
+    by_depth: dict[str, DepthResult]
+
+    @property
+    def label(self) -> str:
+        return _label(self.model, self.num_sleep_passes)
+
+
+class ComparisonCard(_Part):
+    """Runs of one task that differ in model, sleep passes and seed.
+
+    `metric` is the accuracy that `Result.accuracy` holds: per question, all questions of an
+    example right, or per question of the greatest depth.
+    `recipe` is what all runs share, `hardware` that of the first run, `date` the last run's; tokens and time are sums.
+    """
+
+    kind: Literal["comparison"] = "comparison"
+    name: str
+    metric: Metric
+    recipe: dict[str, Any]
+    commit: str
+    date: str
+    hardware: Hardware
+    seeds: list[int]
+    wall_time_s: float
+    tokens: int
+    chance: Chance
+    results: list[Result] = Field(min_length=1)
+    runs: list[RunCard]
+
+    @property
+    def depths(self) -> list[str]:
+        return _by_number(self.results[0].by_depth)
+
+    @property
+    def depth_name(self) -> str:
+        return depth_name(self.recipe)
+
+    def runs_of(self, result: Result) -> list[RunCard]:
+        """The runs that `result` sums up, in the order of its seeds."""
+        return [run for run in self.runs if _group(run) == _group(result)]
+
+
+Card = RunCard | ComparisonCard
+AnyCard = TypeVar("AnyCard", bound=BaseModel)
+
+
+def compare_runs(name: str, metric: Metric, runs: Sequence[RunCard]) -> ComparisonCard:
+    """Group runs by model and sleep passes: the transformer first, then by number of passes.
+
+    Groups may differ in their seeds (a control may need fewer), but not in task, depths or chance.
+    """
+    _require_comparable(runs)
+    runs = sorted(runs, key=lambda run: (_group(run), run.seed))
+    groups: dict[tuple[bool, int, str], list[RunCard]] = {}
+    for run in runs:
+        groups.setdefault(_group(run), []).append(run)
+    return ComparisonCard(
+        name=name,
+        metric=metric,
+        recipe=_shared([run.recipe for run in runs]),
+        commit=", ".join(dict.fromkeys(run.commit for run in runs)),
+        date=max(run.date for run in runs),
+        hardware=runs[0].hardware,
+        seeds=sorted({run.seed for run in runs}),
+        wall_time_s=math.fsum(run.wall_time_s for run in runs),
+        tokens=sum(run.tokens for run in runs),
+        chance=runs[0].chance,
+        results=[_result(group, metric) for group in groups.values()],
+        runs=runs,
+    )
+
+
+def save_card(card: BaseModel, path: str | os.PathLike[str]) -> None:
+    """Write a card in one move; measured floats are rounded to 5 significant digits, the recipe is kept as it is."""
+    write_atomic(path, (_layout(_rounded(card.model_dump(mode="python"))) + "\n").encode())
+
+
+def load_card(path: str | os.PathLike[str]) -> Card:
+    """Read the card of a run or of a comparison that `save_card` wrote."""
+    return read_card(path, {"run": RunCard, "comparison": ComparisonCard})
+
+
+def read_card(path: str | os.PathLike[str], kinds: Mapping[str, type[AnyCard]]) -> AnyCard:
+    """Read a card of one of these kinds."""
+    try:
+        content = json.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        raise UserError(f"there is no result card at {path}") from None
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not a result card: it is not JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is not a result card: it holds no JSON object")
+    kind = content.get("kind")
+    if not isinstance(kind, str) or kind not in kinds:
+        found = f"its kind is {kind!r}" if "kind" in content else "it lacks kind"
+        raise UserError(f"{path} is not a result card: {found}, which must be {' or '.join(map(repr, kinds))}")
+    try:
+        return kinds[kind].model_validate(content)
+    except ValidationError as error:
+        raise UserError(f"{path} is not a {kind} card: {_first_fault(error)}") from error
+
+
+def _label(model: ModelKind, num_sleep_passes: int) -> str:
+    return model if model == "transformer" else f"N = {num_sleep_passes} ({model})"
+
+
+def depth_name(recipe: dict[str, Any]) -> str:
+    """What "depth" counts in this recipe's task."""
+    task = recipe.get("task")
+    return _DEPTH_NAMES.get(task.get("name", ""), "depth") if isinstance(task, dict) else "depth"
+
+
+def _by_number(depths: Iterable[str]) -> list[str]:
+    return sorted(depths, key=float)
+
+
+def _group(item: RunCard | Result) -> tuple[bool, int, str]:
+    """What runs are grouped by, in the order of groups."""
+    return item.model != "transformer", item.num_sleep_passes, item.model
+
+
+def _require_comparable(runs: Sequence[RunCard]) -> None:
+    if not runs:
+        raise UserError("there is no run to compare")
+    first = runs[0]
+    for run in runs:
+        if _questions(run) != _questions(first):
+            raise UserError(
+                f"{first.name} ({first.label}, seed {first.seed}) and {run.name} ({run.label}, seed {run.seed}) "
+                "cannot be compared: they differ in task, depths or chance"
+            )
+        missing = ", ".join(depth for depth in run.depths if depth not in run.chance.by_depth)
+        if missing:
+            raise UserError(f"{run.name} ({run.label}, seed {run.seed}) has no chance for depth {missing}")
+    (group, seed), count = Counter((run.label, run.seed) for run in runs).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"there are {count} runs of {group} with seed {seed}; give one per seed")
+
+
+def _questions(run: RunCard) -> tuple[Any, ...]:
+    """What must be the same for accuracies to be comparable; a card from a file has rounded chances."""
+    return run.recipe.get("task"), run.depths, _rounded(run.chance.model_dump())
+
+
+def _result(runs: Sequence[RunCard], metric: Metric) -> Result:
+    first = runs[0]
+    accuracies = [headline(run.score, metric) for run in runs]
+    by_depth = {}
+    for depth in first.depths:
+        values = [float(run.score["by_depth"][depth]["accuracy"]) for run in runs]
+        by_depth[depth] = DepthResult(mean=statistics.fmean(values), std=_std(values), values=values)
+    return Result(
+        model=first.model,
+        num_sleep_passes=first.num_sleep_passes,
+        seeds=[run.seed for run in runs],
+        accuracy=statistics.fmean(accuracies),
+        accuracy_std=_std(accuracies),
+        accuracies=accuracies,
+        chance=headline_chance(first.chance, first.depths, metric),
+        tokens_per_run=round(statistics.fmean(run.tokens for run in runs)),
+        wall_time_s_per_run=statistics.fmean(run.wall_time_s for run in runs),
+        by_depth=by_depth,
+    )
+
+
+def headline(score: dict[str, Any], metric: Metric) -> float:
+    """The accuracy of a score that a metric means."""
+    if metric == "deepest":
+        return float(score["by_depth"][_by_number(score["by_depth"])[-1]]["accuracy"])
+    return float(score[f"{metric}_accuracy"])
+
+
+def headline_chance(chance: Chance, depths: Sequence[str], metric: Metric) -> float:
+    """Of that accuracy; per question: the mean over the depths that were asked."""
+    if metric == "exact":
+        return chance.exact
+    asked = depths[-1:] if metric == "deepest" else depths
+    return statistics.fmean(chance.by_depth[d] for d in asked)
+
+
+def _std(values: Sequence[float]) -> float:
+    return statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def _shared(recipes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The entries that are the same in all recipes, at any level."""
+    first, shared = recipes[0], {}
+    for key, value in first.items():
+        others = [recipe.get(key) for recipe in recipes]
+        if all(isinstance(other, dict) for other in others):
+            shared[key] = _shared([other for other in others if isinstance(other, dict)])
+        elif all(key in recipe and recipe[key] == value for recipe in recipes):
+            shared[key] = value
+    return shared
+
+
+def _rounded(value: Any) -> Any:
+    """Floats to 5 significant digits, except in recipes; NaN and infinities as strings, which JSON lacks."""
+    if isinstance(value, float):
+        return float(f"{value:.{_SIGNIFICANT_DIGITS}g}") if math.isfinite(value) else str(value)
+    if isinstance(value, dict):
+        return {key: part if key == "recipe" else _rounded(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_rounded(part) for part in value]
+    return value
+
+
+def _layout(value: Any, indent: int = 0) -> str:
+    """JSON, indented by 1 per level; what fits on a line stays on one."""
+    line = json.dumps(value, ensure_ascii=False)
+    if not isinstance(value, dict | list) or indent + len(line) <= _LINE_WIDTH:
+        return line
+    if isinstance(value, dict):
+        parts = [f"{json.dumps(key, ensure_ascii=False)}: {_layout(part, indent + 1)}" for key, part in value.items()]
+    else:
+        parts = [_layout(part, indent + 1) for part in value]
+    opening, closing = "{}" if isinstance(value, dict) else "[]"
+    gap = "\n" + " " * (indent + 1)
+    return f"{opening}{gap}{f',{gap}'.join(parts)}\n{' ' * indent}{closing}"
+
+
+def _first_fault(error: ValidationError) -> str:
+    """The missing fields, or else the first field that is wrong, in half a sentence."""
+    faults = error.errors(include_url=False)
+    missing = [".".join(map(str, fault["loc"])) for fault in faults if fault["type"] == "missing"]
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        return f"it lacks {', '.join(missing[:3])}{more}"
+    field = ".".join(map(str, faults[0]["loc"]))
+    if faults[0]["type"] == "extra_forbidden":
+        return f"it has an unknown field {field}"
+    return f"{field}: {faults[0]['msg'][:1].lower()}{faults[0]['msg'][1:]}"

@@ -1,0 +1,100 @@
+"""How much of a task a model gets right: held-out examples through the same rollout that trained it."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+
+from reverie.model import SleepingModel
+from reverie.sleep import SleepConfig, rollout
+from reverie.sleep.generate import greedy
+from reverie.sleep.labels import labelled_windows
+from reverie.tasks import Batch, Score, Task, score
+
+# Of evaluation; it changes no result. Long examples of large models come in smaller batches.
+BATCH_TOKENS = 2**16
+LARGEST_BATCH = 512
+
+
+class Evaluation(NamedTuple):
+    """A score, and what sleep it took."""
+
+    score: Score = Score()
+    windows: int = 0  # slept over, of all examples
+    passes: int = 0  # spent on them; pass 1 counts
+
+    def plus(self, other: Evaluation) -> Evaluation:
+        """Both together."""
+        return Evaluation(self.score + other.score, self.windows + other.windows, self.passes + other.passes)
+
+    @property
+    def mean_passes(self) -> float:
+        """Per window slept over; NaN if none was."""
+        return self.passes / self.windows if self.windows else float("nan")
+
+
+def evaluate(
+    model: SleepingModel,
+    task: Task,
+    sleep: SleepConfig,
+    num_examples: int,
+    *,
+    generate: bool = False,
+    device: torch.device | str = "cpu",
+    share: tuple[int, int] = (0, 1),
+) -> Score:
+    """The score of `evaluate_sleep`, which documents the arguments."""
+    return evaluate_sleep(model, task, sleep, num_examples, generate=generate, device=device, share=share).score
+
+
+@torch.no_grad()
+def evaluate_sleep(
+    model: SleepingModel,
+    task: Task,
+    sleep: SleepConfig,
+    num_examples: int,
+    *,
+    generate: bool = False,
+    device: torch.device | str = "cpu",
+    share: tuple[int, int] = (0, 1),
+) -> Evaluation:
+    """Score `num_examples` held-out examples: always the same ones, whatever the seed of training and the passes.
+
+    With `generate`, where the task has one answer at the end of its text, the model writes it token by token from what
+    it wrote before. Else it is shown the right tokens so far, which is faster and has the same questions right as long
+    as the answer does not begin in one window and end in the next: writing, the model would sleep between the two.
+
+    Args:
+        share: (i, n) scores the i-th of every n batches alone; n such scores add up to that of all.
+    """
+    total = Evaluation()
+    size = min(max(BATCH_TOKENS // task.sequence_length, 1), LARGEST_BATCH)
+    for first in range(size * share[0], num_examples, size * share[1]):
+        examples = range(first, min(first + size, num_examples))
+        batch = Batch(*(x.to(device) for x in task.batch("test", seed=0, step=0, examples=examples)))
+        total = total.plus(evaluate_batch(model, batch, sleep, generate=generate and task.answer_is_last))
+    return total
+
+
+def evaluate_batch(model: SleepingModel, batch: Batch, sleep: SleepConfig, *, generate: bool = False) -> Evaluation:
+    """Score one batch: greedy answers, and cross entropy in nats, at the labelled positions."""
+    logits, context = rollout(model, batch.tokens, batch.loss_mask, sleep)
+    targets = batch.targets[batch.loss_mask]
+    correct = torch.zeros_like(batch.loss_mask)
+    correct[batch.loss_mask] = logits.argmax(-1) == targets
+    loss = torch.zeros(batch.tokens.shape, device=batch.tokens.device)
+    loss[batch.loss_mask] = F.cross_entropy(logits.float(), targets, reduction="none")
+    scored = score(batch, _generated(model, batch, sleep) if generate else correct, loss)
+    rows, windows = len(batch.tokens), labelled_windows(batch.loss_mask, sleep.window_size).count(False)
+    return Evaluation(scored, rows * windows, int(torch.as_tensor(context.passes).expand(rows).sum()))
+
+
+def _generated(model: SleepingModel, batch: Batch, sleep: SleepConfig) -> torch.Tensor:
+    """[B, T]: which labelled positions the model fills rightly from its own words. All rows begin at the same one."""
+    begin = int(batch.loss_mask.any(dim=0).nonzero()[0])
+    written = greedy(model, batch.tokens[:, : begin + 1], sleep, batch.tokens.shape[1] - begin)
+    correct = torch.zeros_like(batch.loss_mask)
+    correct[:, begin:] = written == batch.targets[:, begin:]
+    return correct

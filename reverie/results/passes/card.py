@@ -1,0 +1,227 @@
+"""The card of models that sleep any number of passes: accuracy over N, and what adaptive sleep spends and saves.
+
+A regime is what its runs were trained with, a fixed N or a random one; they differ in their seeds alone.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from reverie.recipe.random_passes import RandomPasses
+from reverie.results.card import Chance, Metric, ScoreSummary, headline
+from reverie.results.provenance import Hardware
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Training(_Part):
+    """How a run got its weights; commit and hardware are None where it has not ended."""
+
+    steps: int
+    tokens: int
+    wall_time_s: float
+    commit: str | None
+    hardware: Hardware | None
+
+
+class Evaluated(_Part):
+    """A run at one setting of its sleep: N passes, or with `tolerance` at most N and as few as it needs."""
+
+    num_sleep_passes: int
+    tolerance: float | None = None
+    mean_passes: float  # spent per window slept over
+    wall_time_s: float
+    score: ScoreSummary
+
+
+class PassesRun(_Part):
+    """One trained model at all settings. `name` is that of its recipe."""
+
+    name: str
+    seed: int
+    trained_with: int | RandomPasses
+    parameters: int
+    recipe: dict[str, Any]
+    training: Training
+    fixed: list[Evaluated] = Field(min_length=1)
+    adaptive: list[Evaluated] = []
+
+    @property
+    def label(self) -> str:
+        return regime_label(self.trained_with)
+
+    @property
+    def planned_steps(self) -> int:
+        """What its recipe says, where it has been trained for less."""
+        train = self.recipe.get("train")
+        return int(train.get("steps", self.training.steps)) if isinstance(train, dict) else self.training.steps
+
+
+class OverSeeds(_Part):
+    """A number for each seed of a regime, in their order."""
+
+    mean: float
+    low: float
+    high: float
+    values: list[float]
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> OverSeeds:
+        return cls(mean=statistics.fmean(values), low=min(values), high=max(values), values=list(values))
+
+
+class FixedResult(_Part):
+    """A regime with the same N for every window."""
+
+    num_sleep_passes: int
+    accuracy: OverSeeds
+
+
+class AdaptiveResult(_Part):
+    """A regime that wakes up by `tolerance`, at the latest after the largest of the fixed N.
+
+    `share_saved` is 1 − passes / that largest N. `equal_passes` is `passes_to_reach` the adaptive accuracy on the fixed
+    curve of the same seed, and `saved` that minus the passes spent: below 0 where a fixed N gets as far with fewer.
+    `reached` is false where no fixed N gets as far, and the best one stands for it.
+    """
+
+    tolerance: float
+    accuracy: OverSeeds
+    passes: OverSeeds
+    share_saved: OverSeeds
+    equal_passes: OverSeeds
+    saved: OverSeeds
+    reached: list[bool]
+
+
+class Regime(_Part):
+    """All seeds that were trained with the same N, or the same random N."""
+
+    trained_with: int | RandomPasses
+    seeds: list[int]
+    fixed: list[FixedResult]
+    adaptive: list[AdaptiveResult]
+
+    @property
+    def label(self) -> str:
+        return regime_label(self.trained_with)
+
+    @property
+    def trained_range(self) -> tuple[int, int]:
+        """The smallest and the largest N that training can have had."""
+        return trained_range(self.trained_with)
+
+
+class PassesCard(_Part):
+    """Runs of one task, evaluated on the same held-out examples at each N of `num_sleep_passes` and each tolerance.
+
+    `metric` is the accuracy of figure and tables, as in a `ComparisonCard`; `metric_chance` that of guessing. Commit,
+    date, hardware and wall time are those of the evaluation.
+    """
+
+    kind: Literal["passes"] = "passes"
+    name: str
+    metric: Metric
+    num_sleep_passes: list[int]
+    tolerances: list[float]
+    examples: int
+    commit: str
+    date: str
+    hardware: Hardware
+    wall_time_s: float
+    chance: Chance
+    metric_chance: float
+    regimes: list[Regime] = Field(min_length=1)
+    runs: list[PassesRun]
+
+    def runs_of(self, regime: Regime) -> list[PassesRun]:
+        """The runs that `regime` sums up, in the order of its seeds."""
+        return [run for run in self.runs if run.trained_with == regime.trained_with]
+
+
+def regime_label(trained_with: int | RandomPasses) -> str:
+    """ "N = 4", or "random N, 1 to 7"; other distributions than the uniform one are named."""
+    low, high = trained_range(trained_with)
+    if isinstance(trained_with, int):
+        return f"N = {low}"
+    if trained_with.distribution == "uniform":
+        return f"random N, {low} to {high}"
+    return f"random N, {trained_with.distribution.replace('_', '-')}, mean {trained_with.mean:g}, up to {high}"
+
+
+def trained_range(trained_with: int | RandomPasses) -> tuple[int, int]:
+    """The smallest and the largest N that training can have."""
+    if isinstance(trained_with, int):
+        return trained_with, trained_with
+    uniform = trained_with.distribution == "uniform"
+    return 1, min(round(2 * trained_with.mean) - 1, trained_with.max) if uniform else trained_with.max
+
+
+def passes_to_reach(accuracy: float, numbers: Sequence[int], accuracies: Sequence[float]) -> tuple[float, bool]:
+    """The smallest number of fixed passes whose accuracy is at least this, on straight lines between the N measured.
+
+    Args:
+        numbers: the N measured, ascending.
+        accuracies: at each of them.
+
+    Returns that number and True; or where none is so good, the best N (the smallest of equally good ones) and False.
+    """
+    if accuracies[0] >= accuracy:
+        return float(numbers[0]), True
+    for (n, low), (above, high) in pairwise(zip(numbers, accuracies, strict=True)):
+        if high >= accuracy:
+            return n + (above - n) * (accuracy - low) / (high - low), True
+    return float(numbers[accuracies.index(max(accuracies))]), False
+
+
+def regimes_of(runs: Sequence[PassesRun], metric: Metric) -> list[Regime]:
+    """Sum up runs, in their order, by what they were trained with."""
+    groups: dict[int | RandomPasses, list[PassesRun]] = {}
+    for run in runs:
+        groups.setdefault(run.trained_with, []).append(run)
+    return [_regime(group, metric) for group in groups.values()]
+
+
+def _regime(runs: Sequence[PassesRun], metric: Metric) -> Regime:
+    return Regime(
+        trained_with=runs[0].trained_with,
+        seeds=[run.seed for run in runs],
+        fixed=[
+            FixedResult(
+                num_sleep_passes=point.num_sleep_passes,
+                accuracy=OverSeeds.of([headline(run.fixed[i].score, metric) for run in runs]),
+            )
+            for i, point in enumerate(runs[0].fixed)
+        ],
+        adaptive=[_adaptive(runs, i, metric) for i in range(len(runs[0].adaptive))],
+    )
+
+
+def _adaptive(runs: Sequence[PassesRun], index: int, metric: Metric) -> AdaptiveResult:
+    """The tolerance with this index."""
+    points = [run.adaptive[index] for run in runs]
+    accuracies, spent = [headline(point.score, metric) for point in points], [point.mean_passes for point in points]
+    equal = [
+        passes_to_reach(
+            accuracy,
+            [point.num_sleep_passes for point in run.fixed],
+            [headline(point.score, metric) for point in run.fixed],
+        )
+        for run, accuracy in zip(runs, accuracies, strict=True)
+    ]
+    return AdaptiveResult(
+        tolerance=points[0].tolerance or 0.0,
+        accuracy=OverSeeds.of(accuracies),
+        passes=OverSeeds.of(spent),
+        share_saved=OverSeeds.of([1 - p / point.num_sleep_passes for p, point in zip(spent, points, strict=True)]),
+        equal_passes=OverSeeds.of([passes for passes, _ in equal]),
+        saved=OverSeeds.of([passes - p for (passes, _), p in zip(equal, spent, strict=True)]),
+        reached=[reached for _, reached in equal],
+    )

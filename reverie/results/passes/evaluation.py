@@ -1,0 +1,239 @@
+"""Any N at sleep time: trained models evaluated at several numbers of sleep passes, and with adaptive sleep."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from datetime import UTC, datetime
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from reverie.errors import UserError
+from reverie.model import LanguageModel, count_parameters
+from reverie.recipe import Recipe, changed
+from reverie.recipe.random_passes import RandomPasses
+from reverie.results.card import Chance, RunCard, headline_chance, load_card
+from reverie.results.evaluate import evaluate_sleep
+from reverie.results.passes.card import Evaluated, PassesCard, PassesRun, Training, regime_label, regimes_of
+from reverie.results.provenance import commit_id, hardware
+from reverie.sleep import SleepConfig
+from reverie.train.checkpoint import Progress
+from reverie.train.result import CARD_NAME, load_checkpoint_of, trained_model
+
+# Of a recipe's section train: may differ between the runs of a regime, for it does not bear on what is learned.
+_NO_MATTER = {
+    "seed", "eval_every", "eval_examples", "checkpoint_every", "data_workers", "compile", "activation_checkpoint"
+}  # fmt: skip
+
+Report = Callable[[int, int, str], None]
+"""Called before every evaluation: those done, all of them, and what this one is of."""
+
+
+class _Found(NamedTuple):
+    """A run on disk."""
+
+    place: Path
+    recipe: Recipe
+
+    @property
+    def trained_with(self) -> int | RandomPasses:
+        return self.recipe.train.num_sleep_passes or self.recipe.sleep.num_sleep_passes
+
+    @property
+    def label(self) -> str:
+        return regime_label(self.trained_with)
+
+    @property
+    def order(self) -> tuple[bool, int, str, int]:
+        """Fixed N first, ascending, then random ones; by seed."""
+        fixed, N = isinstance(self.trained_with, int), self.recipe.sleep.num_sleep_passes
+        return not fixed, N if fixed else 0, self.label, self.recipe.train.seed
+
+
+def evaluate_passes(
+    runs: Sequence[Path],
+    numbers: Sequence[int],
+    tolerances: Sequence[float] = (),
+    *,
+    num_examples: int | None = None,
+    device: torch.device | str = "cpu",
+    report: Report = lambda done, total, what: None,
+) -> PassesCard:
+    """Evaluate the checkpoints of runs at several N, all on the same held-out examples, on one thread.
+
+    Args:
+        numbers: the N.
+        tolerances: of adaptive sleep, for which the largest N is the most passes.
+        num_examples: the most that one of the recipes says if absent.
+
+    Raises:
+        UserError: a number is out of range, there is no run, one has no fast weights, the runs are of different tasks,
+            or two runs of one regime differ in more than the seed.
+    """
+    numbers, tolerances = sorted(set(numbers)), sorted(set(tolerances), reverse=True)
+    found = sorted((_find(run) for run in runs), key=lambda run: run.order)
+    _require_comparable(found)
+    settings = {run.place: _settings(run.recipe, numbers, tolerances) for run in found}
+    examples = num_examples or max(run.recipe.train.eval_examples for run in found)
+    done, total, started = count(), len(found) * (len(numbers) + len(tolerances)), time.perf_counter()
+
+    def before(what: str) -> None:
+        report(next(done), total, what)
+
+    with _one_thread():
+        evaluated = [_evaluate(run, settings[run.place], examples, device, before) for run in found]
+        return _card(found[0].recipe, evaluated, examples, time.perf_counter() - started)
+
+
+def _find(run: Path) -> _Found:
+    recipe = load_checkpoint_of(run).recipe
+    if not recipe.model.has_fast_weights:
+        raise UserError(f"{run} has attention layers alone: the number of sleep passes changes nothing about it")
+    return _Found(run, recipe)
+
+
+def _require_comparable(runs: Sequence[_Found]) -> None:
+    """Raises UserError unless all have one task and metric, and the runs of a regime differ in their seeds alone."""
+    if not runs:
+        raise UserError("there is no run to evaluate")
+    first = runs[0]
+    for run in runs:
+        if run.recipe.task.model_dump() != first.recipe.task.model_dump():
+            raise UserError(f"{first.place} and {run.place} cannot be in one figure: they were trained on other tasks")
+        if run.recipe.train.metric != first.recipe.train.metric:
+            raise UserError(
+                f"{first.place} and {run.place} cannot be in one figure: train.metric is {first.recipe.train.metric} "
+                f"in one and {run.recipe.train.metric} in the other"
+            )
+        peer = next(other for other in runs if other.trained_with == run.trained_with)
+        if keys := _differences(peer.recipe, run.recipe):
+            raise UserError(
+                f"{peer.place} and {run.place} were both trained with {run.label} but differ in "
+                f"{', '.join(keys[:3])}: runs of one curve may differ in their seeds alone"
+            )
+    (label, seed), number = Counter((run.label, run.recipe.train.seed) for run in runs).most_common(1)[0]
+    if number > 1:
+        raise UserError(f"there are {number} runs trained with {label} and seed {seed}; give one per seed")
+
+
+def _differences(one: Recipe, other: Recipe) -> list[str]:
+    """Keys in which the recipes of two runs of a regime differ and should not."""
+    a, b = one.model_dump(mode="json"), other.model_dump(mode="json")
+    ignored = {f"train.{key}" for key in _NO_MATTER}
+    if one.train.num_sleep_passes is not None:
+        ignored.add("sleep.num_sleep_passes")  # training drew them
+    keys = [
+        f"{section}.{key}"
+        for section in a.keys() - {"name"}
+        for key in a[section].keys() | b[section].keys()
+        if a[section].get(key) != b[section].get(key)
+    ]
+    return sorted(set(keys) - ignored)
+
+
+def _settings(recipe: Recipe, numbers: Sequence[int], tolerances: Sequence[float]) -> list[SleepConfig]:
+    """The fixed N, then adaptive sleep."""
+    fixed = [changed(recipe, sleep={"num_sleep_passes": n}).sleep for n in numbers]
+    for tolerance in tolerances:
+        if not 0 < tolerance < math.inf:
+            raise UserError(f"a tolerance must be a number above 0, got {tolerance:g}")
+    return fixed + [fixed[-1].model_copy(update={"tolerance": tolerance}) for tolerance in tolerances]
+
+
+def _setting_name(sleep: SleepConfig) -> str:
+    return f"N = {sleep.num_sleep_passes}" if sleep.tolerance is None else f"tolerance {sleep.tolerance:g}"
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Small models are fastest so, and the number of threads does not move what wakes up when."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _evaluate(
+    run: _Found,
+    settings: Sequence[SleepConfig],
+    examples: int,
+    device: torch.device | str,
+    report: Callable[[str], None],
+) -> PassesRun:
+    """One run at all settings."""
+    checkpoint = load_checkpoint_of(run.place)
+    model = trained_model(checkpoint, device)
+    points = []
+    for sleep in settings:
+        report(f"{run.label}, seed {run.recipe.train.seed}: {_setting_name(sleep)}")
+        points.append(_point(model, run, sleep, examples, device))
+    return PassesRun(
+        name=run.recipe.name,
+        seed=run.recipe.train.seed,
+        trained_with=run.trained_with,
+        parameters=count_parameters(model),
+        recipe=run.recipe.model_dump(mode="json"),
+        training=_training(run, checkpoint.progress),
+        fixed=[point for point in points if point.tolerance is None],
+        adaptive=[point for point in points if point.tolerance is not None],
+    )
+
+
+def _point(
+    model: LanguageModel, run: _Found, sleep: SleepConfig, examples: int, device: torch.device | str
+) -> Evaluated:
+    started = time.perf_counter()
+    found = evaluate_sleep(model, run.recipe.task, sleep, examples, generate=True, device=device)
+    if not found.windows:
+        raise UserError(
+            f"{run.place} never sleeps: its windows of {sleep.window_size} tokens all hold questions, so the number of "
+            "passes changes nothing"
+        )
+    return Evaluated(
+        num_sleep_passes=sleep.num_sleep_passes,
+        tolerance=sleep.tolerance,
+        mean_passes=found.mean_passes,
+        wall_time_s=time.perf_counter() - started,
+        score=found.score.summary(),
+    )
+
+
+def _training(run: _Found, progress: Progress) -> Training:
+    """From the checkpoint, and from the run's own card where it is of the same training and has ended."""
+    card = None
+    with contextlib.suppress(UserError):
+        card = load_card(run.place / CARD_NAME)
+    known: dict[str, Any] = {"commit": None, "hardware": None}
+    if isinstance(card, RunCard) and (card.steps, card.seed) == (progress.step, run.recipe.train.seed):
+        known = {"commit": card.commit, "hardware": card.hardware}
+    return Training(steps=progress.step, tokens=progress.tokens, wall_time_s=progress.wall_time_s, **known)
+
+
+def _card(recipe: Recipe, runs: list[PassesRun], examples: int, wall_time_s: float) -> PassesCard:
+    metric, points = recipe.train.metric, runs[0].fixed
+    by_depth = {str(depth): p for depth, p in recipe.task.chance().items()}
+    chance = Chance(by_depth=by_depth, exact=recipe.task.chance_exact())
+    depths = sorted(points[0].score["by_depth"], key=float)
+    return PassesCard(
+        name=" and ".join(dict.fromkeys(run.name for run in runs)),
+        metric=metric,
+        num_sleep_passes=[point.num_sleep_passes for point in points],
+        tolerances=[point.tolerance for point in runs[0].adaptive if point.tolerance is not None],
+        examples=examples,
+        commit=commit_id(),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        hardware=hardware(),
+        wall_time_s=wall_time_s,
+        chance=chance,
+        metric_chance=headline_chance(chance, depths, metric),
+        regimes=regimes_of(runs, metric),
+        runs=runs,
+    )

@@ -1,0 +1,132 @@
+"""The figure of a passes card, from the card alone: accuracy over N, and over the passes that adaptive sleep spends."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator, PercentFormatter
+
+from reverie.results.card import METRIC_NAMES
+from reverie.results.passes.card import PassesCard, Regime
+from reverie.results.style import CHANCE, INK, look_of
+
+_RANDOM = (("#0f766e", "v"), ("#6d5a9e", "P"), ("#8a6d1f", "X"))  # regimes with a random N have no colour of their own
+_LABEL: dict[str, Any] = {"fontsize": 7, "zorder": 2.5}
+_LETTERS = 14  # of a legend, on an inch
+_BAND_HEIGHT = 0.025  # of the bars that say which N a regime was trained with, in heights of the panel
+
+
+def draw_passes(card: PassesCard) -> Figure:
+    """Accuracy over N, a line for each regime; beside it, if the card has tolerances, accuracy over passes spent.
+
+    Shaded: from the lowest to the highest seed.
+    """
+    panels = [_over_numbers, _over_passes] if card.tolerances else [_over_numbers]
+    width = 8.4 if len(panels) > 1 else 4.8
+    drawing = Figure(figsize=(width, 3.7), layout="constrained")
+    all_axes = drawing.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, panel in zip(all_axes, panels, strict=True):
+        panel(axes, card)
+        axes.axhline(card.metric_chance, **CHANCE)
+        axes.set_ylim(0, 1.02)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
+    all_axes[0].set_ylabel(METRIC_NAMES[card.metric])
+    lines, names = all_axes[0].get_legend_handles_labels()
+    columns = max(int(width * _LETTERS // (max(map(len, names)) + 8)), 1)
+    drawing.legend(lines, names, loc="outside lower center", ncols=min(len(names), columns), columnspacing=1.4)
+    seeds = max(len(regime.seeds) for regime in card.regimes)
+    note = f"mean of {seeds} seeds" if seeds > 1 else f"seed {card.regimes[0].seeds[0]}"
+    drawing.suptitle(f"{card.name}  ({note})", x=0.01, ha="left", fontsize=10, color=INK)
+    return drawing
+
+
+def _is_fixed(regime: Regime) -> bool:
+    return isinstance(regime.trained_with, int)
+
+
+def _look(card: PassesCard, regime: Regime) -> tuple[str, str]:
+    if isinstance(regime.trained_with, int):
+        return look_of(regime.trained_with)
+    return _RANDOM[_row(card, regime) % len(_RANDOM)]
+
+
+def _row(card: PassesCard, regime: Regime) -> int:
+    """Of a regime with a random N among those."""
+    return [other for other in card.regimes if not _is_fixed(other)].index(regime)
+
+
+def _over_numbers(axes: Axes, card: PassesCard) -> None:
+    marks = {"ring": any(map(_is_fixed, card.regimes)), "bar": not all(map(_is_fixed, card.regimes))}
+    notes = [f"{', '.join(mark for mark, drawn in marks.items() if drawn)}: as trained"]
+    notes += ["shaded: seeds"] * any(len(regime.seeds) > 1 for regime in card.regimes)
+    axes.set_title(f"N for all ({'; '.join(notes)})")
+    axes.set_xlabel("sleep passes N")
+    for regime in card.regimes:
+        colour, marker = _look(card, regime)
+        accuracies = [result.accuracy for result in regime.fixed]
+        low, high = [part.low for part in accuracies], [part.high for part in accuracies]
+        axes.fill_between(card.num_sleep_passes, low, high, color=colour, alpha=0.15, linewidth=0)
+        means = [part.mean for part in accuracies]
+        line: dict[str, Any] = {"color": colour, "marker": marker, "label": f"trained with {regime.label}"}
+        axes.plot(card.num_sleep_passes, means, clip_on=False, **line)
+        _mark_training(axes, card, regime, colour)
+    axes.set_xlim(card.num_sleep_passes[0] - 0.4, card.num_sleep_passes[-1] + 0.4)
+
+
+def _mark_training(axes: Axes, card: PassesCard, regime: Regime, colour: str) -> None:
+    """A ring around the N it was trained with, or a bar along the bottom over a random N's range."""
+    low, high = regime.trained_range
+    if _is_fixed(regime):
+        ring: dict[str, Any] = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "color": colour}
+        for result in regime.fixed:
+            if result.num_sleep_passes == low:
+                axes.plot([low], [result.accuracy.mean], gid="trained", clip_on=False, **ring)
+        return
+    shown = max(low, card.num_sleep_passes[0]), min(high, card.num_sleep_passes[-1])
+    if shown[0] <= shown[1]:
+        bottom = _row(card, regime) * 1.4 * _BAND_HEIGHT
+        axes.axvspan(
+            shown[0] - 0.3, shown[1] + 0.3, bottom, bottom + _BAND_HEIGHT, color=colour, alpha=0.35, lw=0, gid="trained"
+        )
+
+
+def _over_passes(axes: Axes, card: PassesCard) -> None:
+    axes.set_title("adaptive sleep (hollow, with its tolerance) beside it")
+    axes.set_xlabel("passes spent on a window, on average")
+    least = float(card.num_sleep_passes[0])
+    for row, regime in enumerate(card.regimes):
+        colour, marker = _look(card, regime)
+        fixed = [result.accuracy.mean for result in regime.fixed]
+        axes.plot(card.num_sleep_passes, fixed, color=colour, marker=".", alpha=0.5, gid="fixed")
+        for result in regime.adaptive if len(regime.seeds) > 1 else []:
+            axes.plot(result.passes.values, result.accuracy.values, ".", color=colour, alpha=0.5, gid="seeds")
+        hollow: dict[str, Any] = {"marker": marker, "markerfacecolor": "white", "markersize": 6, "color": colour}
+        points = [(result.passes.mean, result.accuracy.mean) for result in regime.adaptive]
+        axes.plot(*zip(*points, strict=True), ":", linewidth=1.1, gid="adaptive", clip_on=False, zorder=3, **hollow)
+        for place, text in _labels(points, [result.tolerance for result in regime.adaptive]):
+            # Regimes may lie on each other, so that each has its own height.
+            offset = (0, -12 - 10 * row)
+            label = axes.annotate(text, place, offset, textcoords="offset points", ha="center", **_LABEL, color=colour)
+            label.set_path_effects([withStroke(linewidth=2, foreground="white")])
+        least = min([least, *(passes for passes, _ in points)])
+    axes.set_xlim(least - 0.4, card.num_sleep_passes[-1] + 0.4)
+
+
+def _labels(
+    points: Sequence[tuple[float, float]], tolerances: Sequence[float]
+) -> list[tuple[tuple[float, float], str]]:
+    """Tolerances, and where to write them: for neighbours the first and the last, else they would lie on each other."""
+    groups: list[list[tuple[tuple[float, float], float]]] = []
+    for point, tolerance in zip(points, tolerances, strict=True):
+        last = groups[-1][-1][0] if groups else (math.inf, math.inf)
+        if abs(point[0] - last[0]) >= 0.4 or abs(point[1] - last[1]) >= 0.06:
+            groups.append([])
+        groups[-1].append((point, tolerance))
+    names = [dict.fromkeys(f"{group[i][1]:g}" for i in (0, -1)) for group in groups]
+    return [(group[0][0], " – ".join(name)) for group, name in zip(groups, names, strict=True)]

@@ -1,0 +1,216 @@
+"""Figures from result cards alone."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator, PercentFormatter
+
+from reverie.bench.card import BenchmarkCard
+from reverie.bench.figure import draw
+from reverie.errors import UserError
+from reverie.files import write_atomic
+from reverie.results.card import (
+    METRIC_NAMES,
+    Card,
+    ComparisonCard,
+    CurvePoint,
+    Result,
+    RunCard,
+    compare_runs,
+    headline,
+    read_card,
+)
+from reverie.results.passes.card import PassesCard
+from reverie.results.passes.figure import draw_passes
+from reverie.results.style import CHANCE, GREY, INK, STYLE, look_of
+
+_KINDS: dict[str, type[RunCard | ComparisonCard | BenchmarkCard | PassesCard]] = {
+    "run": RunCard,
+    "comparison": ComparisonCard,
+    "benchmark": BenchmarkCard,
+    "passes": PassesCard,
+}
+_DPI = 150
+
+
+def figure(card: Card | BenchmarkCard | PassesCard) -> Figure:
+    """Both panels side by side: what was reached at each depth, and how it was learned. Other cards have their own."""
+    if isinstance(card, BenchmarkCard | PassesCard):
+        with matplotlib.rc_context(STYLE):
+            return draw(card) if isinstance(card, BenchmarkCard) else draw_passes(card)
+    return _draw(card, [_over_depth, _over_tokens])
+
+
+def accuracy_over_depth(card: Card) -> Figure:
+    """Accuracy after training: per question over depth, a line for each model and number of sleep passes.
+
+    Bands go from the lowest to the highest seed. If the task has one depth only, there is nothing to draw a line over,
+    and models stand side by side, by the card's metric.
+    """
+    return _draw(card, [_over_depth])
+
+
+def accuracy_over_tokens(card: Card, depth: str | None = None) -> Figure:
+    """Accuracy during training: per question at `depth`, by default the one that tells models apart most.
+
+    Thin lines are seeds, and the mean is drawn where all seeds were evaluated. If the task has one depth only, the
+    accuracy is the card's metric.
+    """
+    return _draw(card, [lambda axes, comparison: _over_tokens(axes, comparison, depth)])
+
+
+def save_figure(drawing: Figure, path: str | os.PathLike[str]) -> None:
+    """Write a PNG in one move."""
+    with matplotlib.rc_context(STYLE):
+        write_atomic(path, lambda file: drawing.savefig(file, format="png", dpi=_DPI, metadata={"Software": None}))
+
+
+def plot_cards(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str] | None = None) -> list[Path]:
+    """Draw each card to a PNG of the same name, beside it or in the folder `out`."""
+    cards = [Path(path) for path in paths]
+    images = [(card.parent if out is None else Path(out)) / f"{card.stem}.png" for card in cards]
+    for image in images:
+        if images.count(image) > 1:
+            raise UserError(f"two cards would be drawn to {image}; plot them into different folders")
+    for card, image in zip(cards, images, strict=True):
+        save_figure(figure(read_card(card, _KINDS)), image)
+    return images
+
+
+def _draw(card: Card, panels: Sequence[Callable[[Axes, ComparisonCard], None]]) -> Figure:
+    """The panels in a row, with the title above and one legend below."""
+    comparison = _as_comparison(card)
+    with matplotlib.rc_context(STYLE):
+        width = 8.0 if len(panels) > 1 else 4.8
+        drawing = Figure(figsize=(width, 3.5), layout="constrained")
+        all_axes = drawing.subplots(1, len(panels), squeeze=False)[0]
+        for axes, panel in zip(all_axes, panels, strict=True):
+            panel(axes, comparison)
+            axes.set_ylim(0, 1.02)
+            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        for axes in all_axes[1:]:
+            axes.set_ylabel("" if axes.get_ylabel() == all_axes[0].get_ylabel() else axes.get_ylabel())
+        lines, names = all_axes[0].get_legend_handles_labels()
+        rows = math.ceil(len(names) / (width // 1.4))
+        drawing.legend(lines, names, loc="outside lower center", ncols=math.ceil(len(names) / rows), columnspacing=1.4)
+        drawing.suptitle(f"{card.name}  ({_seed_note(card)})", x=0.01, ha="left", fontsize=10, color=INK)
+    return drawing
+
+
+def _as_comparison(card: Card) -> ComparisonCard:
+    if isinstance(card, ComparisonCard):
+        return card
+    return compare_runs(card.name, "exact" if len(card.depths) == 1 else "question", [card])
+
+
+def _seed_note(card: Card) -> str:
+    counts = {len(result.seeds) for result in _as_comparison(card).results}
+    if counts == {1}:
+        return f"seed {card.seed}" if isinstance(card, RunCard) else f"seed {', '.join(map(str, card.seeds))}"
+    return f"mean of {counts.pop()} seeds" if len(counts) == 1 else "means over seeds"
+
+
+def _title(card: ComparisonCard, title: str, spread: str) -> str:
+    """The panel's title, with a note on how the seeds are shown if there are several."""
+    return f"{title} ({spread})" if len(card.seeds) > 1 else title
+
+
+def _over_depth(axes: Axes, card: ComparisonCard) -> None:
+    if len(card.depths) == 1:
+        _over_models(axes, card)
+        return
+    axes.set_title(_title(card, "after training", "shaded: seeds"))
+    axes.set_xlabel(card.depth_name)
+    axes.set_ylabel("accuracy per question")
+    depths = [float(depth) for depth in card.depths]
+    for result in card.results:
+        colour, marker = _look(result)
+        values = [result.by_depth[depth].values for depth in card.depths]
+        axes.fill_between(depths, [*map(min, values)], [*map(max, values)], color=colour, alpha=0.15, linewidth=0)
+        for depth, at_depth in zip(depths, values, strict=True):
+            axes.plot([depth] * len(at_depth), at_depth, ".", color=colour, alpha=0.35, markersize=3, gid="seeds")
+        means = [result.by_depth[depth].mean for depth in card.depths]
+        axes.plot(depths, means, color=colour, marker=marker, label=result.label, clip_on=False)
+    chances = [card.chance.by_depth[depth] for depth in card.depths]
+    axes.plot(depths, chances, **CHANCE)
+    _scale_depths(axes, depths)
+
+
+def _scale_depths(axes: Axes, depths: Sequence[float]) -> None:
+    """Logarithmic for powers of two, such as 1, 2, 4, 8, 16; ticks at depths that were asked, the deepest included."""
+    if len(depths) > 2 and all(depth >= 1 and math.log2(depth).is_integer() for depth in depths):
+        axes.set_xscale("log", base=2)
+    ticks = depths[:: -math.ceil(len(depths) / 8)]
+    axes.set_xticks(ticks, [f"{depth:g}" for depth in ticks])
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _telling_depth(card: ComparisonCard) -> str:
+    """Where the best and the worst number of passes differ most; the deepest if there is only one."""
+    hybrids = [result.by_depth for result in card.results if result.model != "transformer"]
+    means = {depth: [parts[depth].mean for parts in hybrids] for depth in card.depths}
+    return max(reversed(card.depths), key=lambda depth: max(means[depth], default=0) - min(means[depth], default=0))
+
+
+def _over_models(axes: Axes, card: ComparisonCard) -> None:
+    """A column for each model and number of passes: its mean, and each seed."""
+    axes.set_title(_title(card, f"after training, {card.depth_name} = {card.depths[0]}", "shaded: seeds"))
+    axes.set_ylabel(METRIC_NAMES[card.metric])
+    axes.set_xticks(range(len(card.results)), [result.label.replace(" (", "\n(") for result in card.results])
+    axes.set_xlim(-0.5, len(card.results) - 0.5)
+    for column, result in enumerate(card.results):
+        colour, marker = _look(result)
+        values = result.accuracies
+        axes.vlines(column, min(values), max(values), colors=colour, alpha=0.25, linewidth=7, capstyle="butt")
+        axes.plot([column] * len(values), values, ".", color=colour, alpha=0.6, markersize=4, gid="seeds")
+        axes.plot([column], [result.accuracy], color=colour, marker=marker, markersize=6, label=result.label)
+    axes.axhline(card.results[0].chance, **CHANCE)
+
+
+def _over_tokens(axes: Axes, card: ComparisonCard, depth: str | None = None) -> None:
+    single = len(card.depths) == 1
+    depth = _telling_depth(card) if depth is None else depth
+    if depth not in card.depths:
+        raise UserError(f"{card.name} has no depth {depth}; it has {', '.join(card.depths)}")
+    axes.set_title(_title(card, f"during training, {card.depth_name} = {depth}", "thin: seeds"))
+    axes.set_ylabel(METRIC_NAMES[card.metric] if single else "accuracy per question")
+
+    def accuracy(point: CurvePoint) -> float:
+        if single:
+            return headline(point.score, card.metric)
+        return point.score["by_depth"][depth]["accuracy"]
+
+    unit, unit_name = _token_unit(card)
+    axes.set_xlabel(f"training tokens ({unit_name})" if unit_name else "training tokens")
+    for result in card.results:
+        colour, _ = _look(result)
+        curves = [{point.tokens: accuracy(point) for point in run.curve} for run in card.runs_of(result)]
+        if len(curves) > 1:
+            for curve in curves:
+                tokens = [count / unit for count in curve]
+                axes.plot(tokens, [*curve.values()], color=colour, alpha=0.35, linewidth=0.7, gid="seeds")
+        shared = sorted(set.intersection(*map(set, curves)))
+        means = [statistics.fmean(curve[count] for curve in curves) for count in shared]
+        axes.plot([count / unit for count in shared], means, color=colour, label=result.label, clip_on=False)
+    chance = card.results[0].chance if single else card.chance.by_depth[depth]
+    axes.axhline(chance, **CHANCE)
+    axes.set_xlim(left=0)
+
+
+def _look(result: Result) -> tuple[str, str]:
+    """Colour and marker: the transformer grey."""
+    return (GREY, "o") if result.model == "transformer" else look_of(result.num_sleep_passes)
+
+
+def _token_unit(card: ComparisonCard) -> tuple[float, str]:
+    most = max((point.tokens for run in card.runs for point in run.curve), default=0)
+    units = ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands"))
+    return next(((size, name) for size, name in units if most >= 2 * size), (1, ""))

@@ -1,0 +1,85 @@
+"""Where a result comes from: the machine, and the commit of the code."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel, ConfigDict
+
+COMMIT = "REVERIE_COMMIT"  # environment variable
+
+
+class Hardware(BaseModel):
+    """What a run ran on; nothing that names a person, a host or a folder."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cpu: str
+    cores: int
+    threads: int
+    memory_gib: float | None
+    gpu: str | None
+    python: str
+    torch: str
+    platform: str
+
+
+def hardware() -> Hardware:
+    """This machine, as far as it bears on results and times."""
+    gpus = Counter(torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count()))
+    names = [name if count == 1 else f"{count} × {name}" for name, count in gpus.items()]
+    return Hardware(
+        cpu=_cpu_name(),
+        cores=os.cpu_count() or 1,
+        threads=torch.get_num_threads(),
+        memory_gib=_memory_gib(),
+        gpu=", ".join(names) or None,
+        python=platform.python_version(),
+        torch=torch.__version__,
+        platform=f"{platform.system()} {platform.machine()}",
+    )
+
+
+def commit_id() -> str:
+    """The commit of the checkout this package runs from, `-dirty` if the package differs from it.
+
+    Where there is no checkout, what the environment variable REVERIE_COMMIT says; else "unknown".
+    """
+    elsewhere = os.environ.get(COMMIT, "unknown")
+    package = Path(__file__).resolve().parents[1]
+    # A package installed below some other repository is not part of it.
+    if _git(package, "rev-parse", "--show-prefix") != f"{package.name}/":
+        return elsewhere
+    commit = _git(package, "rev-parse", "--short=10", "HEAD")
+    if commit is None:
+        return elsewhere
+    return f"{commit}-dirty" if _git(package, "status", "--porcelain", "--", ".") else commit
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return next((name for name in names if name), platform.processor() or platform.machine() or "unknown")
+
+
+def _memory_gib() -> float | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    except (AttributeError, ValueError, OSError):  # not on every system
+        return None
+
+
+def _git(folder: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

@@ -1,0 +1,240 @@
+"""What a memory does while a text is read: its fast weights by window and pass, and what it can answer after each.
+
+The numbers alone, as `reverie watch --json` prints them; `figure.py` draws them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor
+
+from reverie.errors import UserError
+from reverie.memory.file import read_file
+from reverie.memory.history import History, Window
+from reverie.memory.memory import sleep_over
+from reverie.model import LanguageModel
+from reverie.recipe import Recipe
+from reverie.results.card import depth_name
+from reverie.sleep import Context, SleepConfig, forget, sleep, wake
+from reverie.sleep.labels import labelled_windows
+from reverie.tasks import Batch, Score, score
+from reverie.train.result import load_checkpoint_of, trained_model
+
+MOST_EXAMPLES = 2**20
+BATCH_TOKENS = 2**16  # texts are asked about in batches of that many
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True)
+
+
+class Line(_Part):
+    """Questions of one depth, or those that come at the same place."""
+
+    name: str
+    questions: int
+    chance: float
+    accuracy: list[float]  # after 0, 1, … windows slept over
+
+
+class Answers(_Part):
+    """All questions, by what sets them apart."""
+
+    by: str  # the task's name for depth, or "question"
+    lines: list[Line]
+
+
+class Watch(_Part):
+    """A text that was read into a memory, and what was asked meanwhile."""
+
+    name: str
+    kind: Literal["run", "memory"]
+    config: SleepConfig
+    windows: list[Window]  # slept over
+    num_windows: int  # of the whole text, of which a memory remembers the newest alone
+    seconds: float  # for all of them
+    texts: int = 0  # that were asked about
+    accuracy: list[float] = []  # of all questions, after 0, 1, … windows
+    answers: list[Answers] = []
+
+    @property
+    def fast_weight_blocks(self) -> list[int]:
+        """Those whose fast weights changed."""
+        return sorted({block for window in self.windows for row in window.change.values() for block in row})
+
+    @property
+    def num_passes(self) -> int:
+        """The most of any window."""
+        return max((n for window in self.windows for n in window.change), default=0)
+
+    @property
+    def title(self) -> str:
+        """What was read, and how."""
+        config = self.config
+        passes = "1 pass" if config.num_sleep_passes == 1 else f"{config.num_sleep_passes} passes"
+        if config.tolerance is not None:
+            passes = f"up to {passes}, tolerance {config.tolerance:g}"
+        shown, of_all = f"{len(self.windows):,}", f"{self.num_windows:,}"
+        windows = f"{'window' if of_all == '1' else 'windows'} of {config.window_size:,} tokens"
+        which = f"{of_all} {windows}" if shown == of_all else f"the newest {shown} of {of_all} {windows}"
+        return f"{self.name}: {which} slept over, {passes}"
+
+
+def watch_memory(path: Path) -> Watch:
+    """What the memory in a file remembers of its making.
+
+    Raises:
+        UserError: the file is no memory, or one that has no history.
+    """
+    content = read_file(path, lambda header: None)
+    try:
+        history = History.from_tensors(content.history or History().tensors())
+    except ValueError as error:
+        raise UserError(f"{path} is not a memory: {error}") from None
+    if not history.windows:
+        raise UserError(
+            f"{path} has no history to watch: reverie read notes one, and in Python "
+            f"sleep_over(model, tokens, config, history=History())"
+        )
+    return _watched(content.info.notes.get("source", path.name), "memory", content.info.config, history)
+
+
+@torch.no_grad()
+def watch_run(
+    run: Path,
+    *,
+    example: int = 0,
+    examples: int = 64,
+    num_sleep_passes: int | None = None,
+    tolerance: float | None = None,
+    device: torch.device | str = "cpu",
+) -> Watch:
+    """Have the model of a run read held-out texts of its task, and ask all their questions after every window.
+
+    Args:
+        example: the text whose windows are watched.
+        examples: texts from there on whose questions are asked.
+        num_sleep_passes, tolerance: as trained if absent.
+
+    Raises:
+        UserError: there is no run, it never sleeps, or a number is out of range.
+    """
+    checkpoint = load_checkpoint_of(run)
+    recipe, config = checkpoint.recipe, _asleep(checkpoint.recipe, num_sleep_passes, tolerance)
+    if not 0 <= example < MOST_EXAMPLES or not 1 <= examples <= MOST_EXAMPLES:
+        raise UserError(
+            f"texts have numbers from 0 to {MOST_EXAMPLES - 1}, and at least one is asked about; got text {example}, "
+            f"and {examples} to ask about"
+        )
+    batch = recipe.task.batch("test", seed=0, step=0, examples=range(example, example + examples))
+    labelled = labelled_windows(batch.loss_mask, config.window_size)
+    text = labelled.index(True) * config.window_size  # tokens before the first window with a question
+    if text == 0:
+        raise UserError(f"{recipe.name} never sleeps: it has questions in the first window of {config.window_size}")
+    model, history = trained_model(checkpoint, device), History()
+    sleep_over(model, batch.tokens[:1, :text], config, history=history)
+    right = _ask(model, Batch(*(x.to(device) for x in batch)), labelled, config)
+    answers = _answers(batch, right, depth_name(recipe.model_dump()), recipe.task.chance())
+    accuracy = [score.question_accuracy for score in _scores(batch, right)]
+    return _watched(
+        f"{recipe.name}, text {example}", "run", config, history, texts=examples, accuracy=accuracy, answers=answers
+    )
+
+
+def _watched(name: str, kind: Literal["run", "memory"], config: SleepConfig, history: History, **asked: Any) -> Watch:
+    return Watch(
+        name=name,
+        kind=kind,
+        config=config,
+        windows=list(history.windows),
+        num_windows=history.num_windows,
+        seconds=history.seconds,
+        **asked,
+    )
+
+
+def _asleep(recipe: Recipe, num_sleep_passes: int | None, tolerance: float | None) -> SleepConfig:
+    """How the run's model is to sleep."""
+    if not recipe.model.has_fast_weights:
+        raise UserError(f"{recipe.name} is a transformer without fast weights: it has no memory to watch")
+    if num_sleep_passes is not None and num_sleep_passes < 1:
+        raise UserError(f"the number of passes must be at least 1, got {num_sleep_passes}")
+    if tolerance is not None and not 0 < tolerance < float("inf"):
+        raise UserError(f"the tolerance must be a number above 0, such as 0.1, got {tolerance}")
+    given = {"num_sleep_passes": num_sleep_passes, "tolerance": tolerance}
+    return recipe.sleep.model_copy(update={key: value for key, value in given.items() if value is not None})
+
+
+def _ask(model: LanguageModel, batch: Batch, labelled: Sequence[bool], config: SleepConfig) -> list[Tensor]:
+    """After 0, 1, … windows: [B, T] on the CPU, which scored positions are right."""
+    size = max(BATCH_TOKENS // batch.tokens.shape[1], 1)
+    rows = zip(*(x.split(size) for x in batch), strict=True)
+    parts = [_ask_part(model, Batch(*part), labelled, config) for part in rows]
+    return [torch.cat(after) for after in zip(*parts, strict=True)]
+
+
+def _ask_part(model: LanguageModel, batch: Batch, labelled: Sequence[bool], config: SleepConfig) -> list[Tensor]:
+    right: list[Tensor] = []
+
+    def ask(windows_done: int, windows_total: int, tokens_done: int, context: Context) -> None:
+        right.append(_right(model, batch, labelled, context, config).cpu())
+
+    text = batch.tokens[:, : labelled.index(True) * config.window_size]
+    sleep_over(model, text, config, report=ask)
+    return right
+
+
+def _right(
+    model: LanguageModel, batch: Batch, labelled: Sequence[bool], context: Context, config: SleepConfig
+) -> Tensor:
+    """[B, T]: what is right if from this context on the rest of the text is read as `rollout` does."""
+    right = torch.zeros_like(batch.loss_mask)
+    for i in range(labelled.index(True), len(labelled)):
+        place = slice(i * config.window_size, (i + 1) * config.window_size)
+        h, context = wake(model, batch.tokens[:, place], context, config, output=labelled[i])
+        if labelled[i]:
+            mask = batch.loss_mask[:, place]
+            right[:, place][mask] = model.head(h[mask]).argmax(-1) == batch.targets[:, place][mask]
+        context = forget(context, config) if labelled[i] else sleep(model, context, config)
+    return right
+
+
+def _answers(batch: Batch, right: list[Tensor], depths: str, chance: Mapping[int, float]) -> list[Answers]:
+    """By depth; where there are as many questions as windows, such as one for each state of Rule 110, by those too."""
+    answers = [Answers(by=depths, lines=_lines(_scores(batch, right), chance))]
+    if len(right) > 2 and (batch.question.amax(dim=1) + 1 == len(right) - 1).all():
+        by_place = _scores(batch._replace(depth=batch.question), right)
+        answers.append(Answers(by="question", lines=_lines(by_place, _chance_by_question(batch, chance))))
+    return answers
+
+
+def _scores(batch: Batch, right: Iterable[Tensor]) -> list[Score]:
+    nothing = torch.zeros(batch.tokens.shape)
+    return [score(batch, correct, nothing) for correct in right]
+
+
+def _lines(scores: Sequence[Score], chance: Mapping[int, float]) -> list[Line]:
+    return [
+        Line(
+            name=str(kind),
+            questions=part.questions,
+            chance=chance[kind],
+            accuracy=[by_kind.questions_correct / by_kind.questions for by_kind in (s.by_depth[kind] for s in scores)],
+        )
+        for kind, part in scores[0].by_depth.items()
+    ]
+
+
+def _chance_by_question(batch: Batch, chance: Mapping[int, float]) -> dict[int, float]:
+    """The mean over the texts, whose questions at one place differ in depth."""
+    rows = batch.loss_mask.nonzero()[:, 0]
+    keys = zip(rows.tolist(), batch.question[batch.loss_mask].tolist(), strict=True)
+    depth_of = dict(zip(keys, batch.depth[batch.loss_mask].tolist(), strict=True))
+    places = sorted({place for _, place in depth_of})
+    return {place: fmean(chance[d] for (_, at), d in depth_of.items() if at == place) for place in places}

@@ -1,0 +1,187 @@
+"""Between text and tokens, for models that were trained on a task: what they read, are asked, and answer.
+
+A pretrained model speaks through the tokenizer that it came with (`hf/language.py`).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Protocol
+
+from reverie.errors import UserError
+from reverie.pretrained.smollm2 import SmolLM2Tokenizer, load_smollm2
+from reverie.tasks import Depo, GsmInfinite, Recall, Rule110, Task
+
+
+class Language(Protocol):
+    """How a model is spoken to."""
+
+    @property
+    def end_ids(self) -> frozenset[int]:
+        """Tokens that end an answer; they are the last ones of it."""
+        ...
+
+    @property
+    def max_answer_tokens(self) -> int:
+        """After so many an answer is over in any case."""
+        ...
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a text to be read. Raises UserError for words that the model does not know."""
+        ...
+
+    def question(self, text: str, *, begun: bool = False) -> list[int]:
+        """Token ids of what is to be answered; `begun`: behind earlier turns of a conversation."""
+        ...
+
+    def is_question(self, text: str) -> bool:
+        """Whether the model answers to this, or has only heard it."""
+        ...
+
+    def padded(self, ids: Sequence[int], window_size: int) -> list[int]:
+        """A text as the model was trained to read it: with padding in front, to whole windows, where it was."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of an answer, without the token that ends it."""
+        ...
+
+
+def language_of(task: Task) -> Language:
+    """What a model of this task speaks. Raises UserError where a tokenizer is not installed."""
+    if isinstance(task, GsmInfinite):
+        return WordProblems(task)
+    if isinstance(task, Recall):
+        return Sentences()
+    if isinstance(task, Depo):
+        return TokenNames(task, longest=task.max_name_tokens, ends=_whole_names(task), pad_id=0)
+    if isinstance(task, Rule110):
+        return TokenNames(task, longest=task.num_states)
+    raise UserError(f"there is no way to put text before a model of {type(task).__name__}")
+
+
+def _whole_names(task: Depo) -> frozenset[int]:
+    """What a node's name ends with: "7", and not "3-"."""
+    return frozenset(i for i, name in enumerate(task.token_names()) if name.isdigit())
+
+
+def with_padding(ids: Sequence[int], window_size: int, pad_id: int) -> list[int]:
+    return [pad_id] * (-len(ids) % window_size) + list(ids)
+
+
+class TokenNames:
+    """A task whose tokens have names: they stand in the text one by one, with spaces between."""
+
+    def __init__(
+        self, task: Task, *, longest: int, ends: frozenset[int] = frozenset(), pad_id: int | None = None
+    ) -> None:
+        self.max_answer_tokens, self.end_ids, self.pad_id = longest, ends, pad_id
+        self._names = task.token_names()
+        self._ids = {name: i for i, name in enumerate(self._names)}
+
+    def encode(self, text: str) -> list[int]:
+        words = text.split()
+        unknown = next((word for word in words if word not in self._ids), None)
+        if unknown is not None:
+            known = ", ".join(self._names[:3]) + f", … {self._names[-1]}"
+            raise UserError(
+                f"{_short(unknown)} is no token of this model's task: they are {known}, with spaces between"
+            )
+        return [self._ids[word] for word in words]
+
+    def question(self, text: str, *, begun: bool = False) -> list[int]:
+        return self.encode(text)
+
+    def is_question(self, text: str) -> bool:
+        """Rule 110 asks with "?", Depo with the number of hops in front."""
+        return text.strip().endswith("?") or text.lstrip().startswith("k=")
+
+    def padded(self, ids: Sequence[int], window_size: int) -> list[int]:
+        return list(ids) if self.pad_id is None else with_padding(ids, window_size, self.pad_id)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return " ".join(self._names[i] for i in ids)
+
+
+class WordProblems:
+    """GSM-Infinite: facts, then questions with numbers for answers.
+
+    A question with several per text in training stands on its own; else behind "Question:", with "Answer:" at the end.
+
+    Padding is as in training: facts begin where windows do, questions fill slots. It matters: of 1,246 questions about
+    held-out texts, a model of gsm_infinite/example has 77.6 % right in the layout of training, 77.3 % so, each asked
+    alone in a fresh window, 76.5 % without slots, and 73.3 % without any padding.
+    """
+
+    def __init__(self, task: GsmInfinite) -> None:
+        self._task, self._text = task, task.text
+        self._many = task.num_questions > 1
+        last = task.sections()[-1].length  # that of all questions, or of the answer as input
+        self._slot = last // task.num_questions if self._many else 0
+        self.max_answer_tokens = 1 if self._many else last + 1
+        self.end_ids = frozenset([task.end_id])
+
+    def encode(self, text: str) -> list[int]:
+        if isinstance(self._text, SmolLM2Tokenizer):
+            return self._text.encode(_one_line(text))
+        try:
+            return self._text.encode(text)
+        except ValueError as error:
+            raise UserError(
+                f"{error}: this model knows the words of its task alone; `reverie tasks show gsm_infinite` has a text"
+            ) from None
+
+    def question(self, text: str, *, begun: bool = False) -> list[int]:
+        text = text.strip()
+        if not self._many:
+            text = text if text.startswith("Question:") else f"Question: {text}"
+            text = text if text.endswith("Answer:") else f"{text} Answer:"
+        ids = self.encode(text)
+        in_slot = self.is_question(text) and len(ids) < self._slot
+        return with_padding(ids, self._slot, self._task.pad_id) if in_slot else ids
+
+    def is_question(self, text: str) -> bool:
+        return text.rstrip().endswith(("?", "Answer:"))
+
+    def padded(self, ids: Sequence[int], window_size: int) -> list[int]:
+        return with_padding(ids, window_size, self._task.pad_id)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        ids = [i for i in ids if i not in (self._task.pad_id, self._task.end_id)]
+        return self._text.decode(ids).strip()
+
+
+class Sentences:
+    """Recall: plain English in SmolLM2's tokens; "The apple is" asks for one word."""
+
+    max_answer_tokens = 1
+    end_ids: frozenset[int] = frozenset()
+
+    def __init__(self) -> None:
+        self._text = load_smollm2()
+
+    def encode(self, text: str) -> list[int]:
+        return self._text.encode(_one_line(text))
+
+    def question(self, text: str, *, begun: bool = False) -> list[int]:
+        return self.encode(text)
+
+    def is_question(self, text: str) -> bool:
+        return not text.rstrip().endswith(".")
+
+    def padded(self, ids: Sequence[int], window_size: int) -> list[int]:
+        return list(ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._text.decode(ids).strip()
+
+
+def _one_line(text: str) -> str:
+    """As these tasks write it: every word with a space in front, the first one too."""
+    words = re.sub(r"\s+", " ", text.strip())
+    return f" {words}" if words else ""
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else text[:39] + "…")
