@@ -15,7 +15,7 @@ from command_line import Done, Reverie, assert_one_line, assert_usage, in_empty_
 from fake_cards import comparison
 from tiny_recipe import tiny_recipe, write_tiny
 
-from reverie import cli
+from reverie.cli import app as cli
 from reverie.interrupts import Stopped, Terminated
 from reverie.recipe import load_recipe
 from reverie.results.card import RunCard, load_card, save_card

@@ -16,7 +16,7 @@ from command_line import Reverie, assert_one_line, assert_usage, in_empty_folder
 from safetensors import safe_open
 from tiny_sleeper import FACTS, QUESTION, tiny_run
 
-from reverie import cli_memory
+from reverie.cli import memory as cli_memory
 from reverie.memory.file import read_info
 from reverie.memory.memory import Memory
 from reverie.talk import answer_tables, reading, shipped

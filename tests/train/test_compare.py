@@ -14,10 +14,10 @@ import pytest
 import torch
 from tiny_recipe import tiny_recipe
 
-from reverie import compare as module
 from reverie.errors import UserError
 from reverie.recipe import Recipe
 from reverie.results.card import ComparisonCard, load_card
+from reverie.train import compare as module
 from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint
 from reverie.train.compare import FIGURE_NAME, Run, compare, plan_runs
 from reverie.train.loop import train

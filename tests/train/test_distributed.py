@@ -25,11 +25,11 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reverie import evaluate
 from reverie.errors import UserError
 from reverie.interrupts import Stopped
 from reverie.model import HybridLM, LanguageModel, new_model
 from reverie.recipe import Recipe
+from reverie.results import evaluate
 from reverie.sleep import rollout
 from reverie.tasks import Batch
 from reverie.train import distributed

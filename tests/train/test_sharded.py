@@ -18,11 +18,11 @@ from tiny_recipe import tiny_recipe
 from together import together
 from torch import Tensor
 
-from reverie import evaluate
 from reverie.errors import UserError
 from reverie.interrupts import Stopped
 from reverie.model import new_model
 from reverie.recipe import Recipe
+from reverie.results import evaluate
 from reverie.train.checkpoint import FILE_NAME
 from reverie.train.distributed import ALONE, Parallel, Processes
 from reverie.train.loop import train
