@@ -24,15 +24,15 @@ from reverie.cli.watch import app as watch_app
 from reverie.errors import UserError
 from reverie.recipe import Recipe, load_recipe
 from reverie.results.card import ComparisonCard, RunCard, save_card
+from reverie.results.checkpoint import find_checkpoint
 from reverie.results.passes.evaluation import evaluate_passes
+from reverie.results.run import evaluate_run
 from reverie.results.tables import comparison_table, depth_table, passes_tables, run_table
 from reverie.tasks import TASKS
 from reverie.train.compare import FIGURE_NAME, Run, compare, plan_runs
 from reverie.train.distributed import Parallel, is_first, joined, restarted, started_by_torchrun
 from reverie.train.launch import ProcessDied, launch
-from reverie.train.loop import train
-from reverie.train.result import evaluate_run
-from reverie.train.sharded import find_checkpoint
+from reverie.train.run import train
 from reverie.train.worker import Event
 
 MOST_PASSES = MOST_NUMBERS = 10_000  # of sleep; and of numbers in one option

@@ -19,11 +19,11 @@ from reverie.cli import app as cli
 from reverie.interrupts import Stopped, Terminated
 from reverie.recipe import load_recipe
 from reverie.results.card import RunCard, load_card, save_card
+from reverie.results.checkpoint import FILE_NAME
 from reverie.results.passes.card import PassesCard
-from reverie.train.checkpoint import FILE_NAME
+from reverie.results.run import CARD_NAME
 from reverie.train.compare import Run
-from reverie.train.loop import train
-from reverie.train.result import CARD_NAME
+from reverie.train.run import train
 
 
 @pytest.fixture

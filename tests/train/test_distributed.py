@@ -35,8 +35,8 @@ from reverie.tasks import Batch
 from reverie.train import distributed
 from reverie.train.batches import batches, make_batch
 from reverie.train.distributed import ALONE, Parallel, ParallelModel, Processes, joined, whole
-from reverie.train.loop import train
 from reverie.train.muon import Muon, ShardedMuon
+from reverie.train.run import train
 from reverie.train.step import train_step
 
 BOTH: tuple[Parallel, ...] = ("ddp", "fsdp")

@@ -13,20 +13,20 @@ import torch
 from tiny_recipe import tiny_recipe
 from torch import Tensor
 
-import reverie.train.loop
+import reverie.train.run
 from reverie.errors import UserError
 from reverie.interrupts import Stopped
 from reverie.model import HybridLM, new_model
 from reverie.recipe import Recipe
+from reverie.results.checkpoint import FILE_NAME, load_checkpoint
 from reverie.sleep.labels import count_labels
 from reverie.tasks import Batch
 from reverie.train.batches import make_batch
-from reverie.train.checkpoint import FILE_NAME, load_checkpoint
 from reverie.train.distributed import ParallelModel, Processes
 from reverie.train.graphed import WARM_UP, GraphedSteps, Record, Replay, check_graphable, cuda_graphs
-from reverie.train.loop import train
 from reverie.train.optim import build_optimizers
 from reverie.train.ready import Ready
+from reverie.train.run import train
 from reverie.train.step import EagerSteps, Step, loss_sum
 
 STEPS = 8
@@ -152,12 +152,12 @@ def test_a_loss_that_is_not_finite_is_told_with_its_step():
 
 def graphed_on_cpu(monkeypatch: pytest.MonkeyPatch, ahead: int = 4) -> None:
     """As the loop runs them, with the recorder in place of CUDA."""
-    monkeypatch.setattr(reverie.train.loop, "check_graphable", lambda *_: None)
+    monkeypatch.setattr(reverie.train.run, "check_graphable", lambda *_: None)
     monkeypatch.setattr("reverie.train.graphed.cuda_graphs", lambda device: Recorder())
     monkeypatch.setattr("reverie.train.graphed.AHEAD", ahead)
     build = build_optimizers
     monkeypatch.setattr(
-        reverie.train.loop, "build_optimizers", lambda model, config, *, capturable: build(model, config)
+        reverie.train.run, "build_optimizers", lambda model, config, *, capturable: build(model, config)
     )
 
 

@@ -20,12 +20,14 @@ from reverie.model import LanguageModel
 from reverie.recipe import Recipe
 from reverie.recipe.build import build_model
 from reverie.results.card import RunCard, save_card
+from reverie.results.checkpoint import Progress, find_checkpoint, load_checkpoint
 from reverie.results.evaluate import evaluate
 from reverie.results.provenance import commit_id
+from reverie.results.run import CARD_NAME, make_card
 from reverie.sleep import SleepConfig
 from reverie.tasks import Score
 from reverie.train.batches import KILLED
-from reverie.train.checkpoint import Progress
+from reverie.train.checkpoint import refuse_existing, remove_unfinished_folders, restore, save_run
 from reverie.train.compiled import compile_blocks, uncompiled
 from reverie.train.deepening import at_end_of_stretch, deepen, deepest
 from reverie.train.distributed import ALONE, ParallelModel, Processes, check_batch
@@ -33,8 +35,6 @@ from reverie.train.graphed import GraphedSteps, check_graphable
 from reverie.train.lock import run_lock
 from reverie.train.optim import build_optimizers
 from reverie.train.ready import Ready, ready_batches
-from reverie.train.result import CARD_NAME, make_card
-from reverie.train.sharded import find_checkpoint, load_run, refuse_existing, remove_unfinished_folders, save_run
 from reverie.train.stages import stage_at
 from reverie.train.step import EagerSteps, Step, not_finite
 
@@ -171,7 +171,9 @@ def _train(
             if processes.is_first:
                 report(progress, newest.loss)
     score = _evaluate(recipe, parallel, recipe.sleep, device, generate=True)
-    card = make_card(recipe, model, progress, score, commit, processes)
+    card = make_card(
+        recipe, model, progress, score, commit, processes=processes.world_size, parallel=processes.parallel
+    )
     if processes.is_first:
         save_card(card, out / CARD_NAME)
     return card
@@ -186,10 +188,10 @@ def _start(recipe: Recipe, out: Path, resume: bool, model: LanguageModel, optimi
         return Progress()
     if not resume:
         refuse_existing(out)
-    checkpoint = load_run(place)
+    checkpoint = load_checkpoint(place)
     if checkpoint.recipe != recipe:
         raise UserError(f"{place} was made by another recipe; resume with the settings it was started with")
-    checkpoint.restore(model, optimizers)
+    restore(checkpoint, model, optimizers)
     return checkpoint.progress
 
 
@@ -198,7 +200,7 @@ def _begin_with(run: str, recipe: Recipe, model: LanguageModel) -> None:
     place = find_checkpoint(Path(run))
     if place is None:
         raise UserError(f"train.init_from is {run}, but there is no checkpoint: give the folder of a run")
-    checkpoint = load_run(place)
+    checkpoint = load_checkpoint(place)
     models = [model.model_dump(exclude={"backend"}) for model in (checkpoint.recipe.model, recipe.model)]
     if models[0] != models[1]:
         raise UserError(
