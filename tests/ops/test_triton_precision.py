@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,8 +26,8 @@ TF32_BITS = 0xFFFFE000  # that tensor cores read of a float32: its sign, its exp
 
 
 @pytest.fixture(autouse=True)
-def tensor_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Products as `mma.sync` makes them: of TF32 or bfloat16, summed in float32. Yields the formats that came up."""
+def tensor_cores(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Products as `mma.sync` makes them: of TF32 or bfloat16, summed in float32. Returns the formats that came up."""
     import triton.language as tl  # pyright: ignore[reportMissingImports]
     from triton.runtime.interpreter import InterpreterBuilder, TensorHandle  # pyright: ignore[reportMissingImports]
 
@@ -62,7 +61,7 @@ def tensor_cores(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     monkeypatch.setattr(InterpreterBuilder, "create_dot", product)
     monkeypatch.setattr(InterpreterBuilder, "cast_impl", rounded)
     monkeypatch.setattr(triton_kernels, "operands", operands)
-    yield seen
+    return seen
 
 
 def inputs_of(T: int, dtype: torch.dtype) -> Inputs:
