@@ -15,7 +15,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from reverie.errors import UserError
 from reverie.files import writing
-from reverie.interrupts import Stopped, StopRequest, stop_requests
+from reverie.interrupts import TIME_IS_UP, Stopped, StopRequest, stop_requests
 from reverie.model import LanguageModel
 from reverie.recipe import Recipe
 from reverie.recipe.build import build_model
@@ -37,6 +37,7 @@ from reverie.train.optim import build_optimizers
 from reverie.train.ready import Ready, ready_batches
 from reverie.train.stages import stage_at
 from reverie.train.step import EagerSteps, Step, not_finite
+from reverie.train.time_limit import TimeLimit
 
 Report = Callable[[Progress, float], None]
 """Called with the progress so far and the newest loss: at every step, with `train.cuda_graph` every twenty."""
@@ -50,6 +51,7 @@ def train(
     device: torch.device | str = "cpu",
     report: Report = lambda progress, loss: None,
     processes: Processes = ALONE,
+    max_seconds: float | None = None,
 ) -> RunCard:
     """Train by a recipe; leave checkpoint, TensorBoard curves and card in `out`.
 
@@ -57,13 +59,16 @@ def train(
     `train.cuda_graph` to rounding: the first steps after a break are not recorded ones). Several processes share out
     the examples of each step: the same curve to rounding, however many they are. One of them reports.
 
-    SIGTERM and Ctrl-C finish the step that is going, and save.
+    SIGTERM and Ctrl-C finish the step that is going, and save. With `max_seconds` training stops, and saves, before a
+    step, an evaluation or a checkpoint that would not be done by then, to judge by those before; it takes one step at
+    least. The final evaluation and the card come with the call that finishes the steps, or with the next one.
 
     Raises:
         UserError: `out` holds another run, another process trains there, the checkpoint cannot be read or written, or
             training diverges.
-        Stopped: such a signal came; with `resume` the run goes on.
+        Stopped: such a signal came, or the time was up; with `resume` the run goes on.
     """
+    limit = TimeLimit(max_seconds)
     commit = commit_id()  # of the code that runs: the checkout may move on meanwhile
     check_batch(recipe, processes.world_size)
     if resume and find_checkpoint(out) is None:
@@ -71,7 +76,7 @@ def train(
     # A task that cannot make its examples says so here, before anything is written; evaluation needs them anyway.
     recipe.task.batch("test", 0, 0, range(len(recipe.task.depths())))
     with run_lock(out) if processes.is_first else contextlib.nullcontext(), _float32_products(recipe, device):
-        return _train(recipe, out, resume, device, report, commit, processes)
+        return _train(recipe, out, resume, device, report, commit, processes, limit)
 
 
 def _train(
@@ -82,6 +87,7 @@ def _train(
     report: Report,
     commit: str,
     processes: Processes,
+    limit: TimeLimit,
 ) -> RunCard:
     model = build_model(recipe.model, recipe.train.seed)
     parallel = ParallelModel(model, device, processes)
@@ -110,10 +116,12 @@ def _train(
     def save() -> None:
         if where := not_finite(model.named_parameters()):
             raise diverged(f"the parameter {where} is not finite")
-        save_run(out, recipe, model, optimizers, progress, processes)
+        with limit.timing("checkpoint"):
+            save_run(out, recipe, model, optimizers, progress, processes)
 
     if progress.step == 0:
         save()
+    first = progress.step
     with (
         stop_requests() as stop,
         _board(out, progress.step + 1) if processes.is_first else contextlib.nullcontext() as writer,
@@ -138,7 +146,12 @@ def _train(
             return found[-1] if found else None
 
         while progress.step < recipe.train.steps:
-            ready = _next_batch(made, stop)
+            measured = _is_due(recipe, progress.step + 1, recipe.train.eval_every)
+            coming = ["batch", "step", *["evaluation"] * measured, "checkpoint"]
+            if progress.step > first and not limit.allows(*coming):
+                stop.requested = stop.requested or TIME_IS_UP
+            with limit.timing("batch"):
+                ready = _next_batch(made, stop)
             # Now that each knows whether it has a batch: all take the step, or none.
             request, lacking = processes.agree(stop.requested, lacking=ready is None)
             if request:
@@ -150,26 +163,29 @@ def _train(
             if ready is None or lacking is not None:
                 raise UserError((f"rank {lacking} of {processes.world_size}: " if processes.parallel else "") + KILLED)
             progress.step += 1
-            last = progress.step == recipe.train.steps
-            measured = last or progress.step % recipe.train.eval_every == 0
-            saved = last or progress.step % recipe.train.checkpoint_every == 0
-            try:
-                steps.take(progress.step - 1, ready, watch=measured)
-            except FloatingPointError as error:
-                raise diverged(str(error)) from error
-            progress.tokens += recipe.train.batch_size * recipe.task.sequence_length
-            decided = at_end_of_stretch(recipe, progress)
-            newest = settle() if steps.full or measured or saved or decided else None
+            saved = _is_due(recipe, progress.step, recipe.train.checkpoint_every)
+            with limit.timing("step" if progress.step > first + 1 else "first step"):  # in which blocks are compiled
+                try:
+                    steps.take(progress.step - 1, ready, watch=measured)
+                except FloatingPointError as error:
+                    raise diverged(str(error)) from error
+                progress.tokens += recipe.train.batch_size * recipe.task.sequence_length
+                decided = at_end_of_stretch(recipe, progress)
+                newest = settle() if steps.full or measured or saved or decided else None
             if newest is None:
                 continue
             if measured:
-                _measure(recipe, parallel, progress, newest, writer, device)
+                with limit.timing("evaluation"):
+                    _measure(recipe, parallel, progress, newest, writer, device)
             if decided:
                 deepen(recipe, progress)
             if saved:
                 save()
             if processes.is_first:
                 report(progress, newest.loss)
+    late, _ = processes.agree(None if limit.allows("evaluation") else TIME_IS_UP, lacking=False)
+    if late:
+        raise Stopped(late, progress.step, recipe.train.steps)
     score = _evaluate(recipe, parallel, recipe.sleep, device, generate=True)
     card = make_card(
         recipe, model, progress, score, commit, processes=processes.world_size, parallel=processes.parallel
@@ -219,6 +235,11 @@ def _float32_products(recipe: Recipe, device: torch.device | str) -> Iterator[No
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def _is_due(recipe: Recipe, step: int, every: int) -> bool:
+    """After every so many steps, and after the last one."""
+    return step == recipe.train.steps or step % every == 0
 
 
 def _next_batch(made: Iterator[Ready], stop: StopRequest) -> Ready | None:

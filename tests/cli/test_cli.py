@@ -16,7 +16,7 @@ from fake_cards import comparison
 from tiny_recipe import tiny_recipe, write_tiny
 
 from reverie.cli import app as cli
-from reverie.interrupts import Stopped, Terminated
+from reverie.interrupts import TIME_IS_UP, Stopped, Terminated
 from reverie.recipe import load_recipe
 from reverie.results.card import RunCard, load_card, save_card
 from reverie.results.checkpoint import FILE_NAME
@@ -318,9 +318,10 @@ def test_a_wrong_option_or_command_shows_the_usage(reverie: Reverie, tmp_path: P
         (Terminated("terminated"), 143, "terminated"),
         (Stopped(signal.SIGINT, 3, 9), 130, "stopped after step 3 of 9 (Ctrl-C), saved"),
         (Stopped(signal.SIGTERM, 3, 9), 143, "stopped after step 3 of 9 (SIGTERM), saved"),
+        (Stopped(TIME_IS_UP, 3, 9), 0, "stopped after step 3 of 9 (time is up), saved"),
     ],
 )
-def test_a_signal_ends_with_how_to_go_on(
+def test_a_signal_or_time_that_is_up_ends_with_how_to_go_on(
     reverie: Reverie,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
