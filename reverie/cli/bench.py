@@ -8,12 +8,9 @@ from typing import Annotated
 
 import typer
 
-from reverie.bench.card import BenchmarkCard
-from reverie.bench.run import run_benchmark
-from reverie.bench.tables import rich_tables
+from reverie.cli.options import AsJson
 from reverie.cli.progress import PartDisplay
-from reverie.cli.terminal import AsJson, err_console, out_console
-from reverie.results.card import save_card
+from reverie.cli.terminal import err_console, out_console
 
 app = typer.Typer(
     help="Measure speed and memory beside what others ship and beside the machine's limits.",
@@ -54,8 +51,12 @@ def wake_command(out: Out = None, as_json: AsJson = False) -> None:
 
 
 def _bench(name: str, out: Path | None, as_json: bool) -> None:
+    from reverie.bench.run import run_benchmark
+    from reverie.bench.tables import rich_tables
+    from reverie.results.card import save_card
+
     with PartDisplay(err_console, name) as display:
-        card: BenchmarkCard = run_benchmark(name, display.update)
+        card = run_benchmark(name, display.update)
     if as_json:
         typer.echo(json.dumps(card.result()))
     else:

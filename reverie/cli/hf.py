@@ -8,15 +8,17 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from pydantic import ValidationError
 
+from reverie.cli.options import AsJson, Device, device_named
 from reverie.cli.progress import ReadDisplay
-from reverie.cli.terminal import AsJson, Device, device_named, err_console, interruptible, out_console
+from reverie.cli.terminal import err_console, interruptible, out_console
 from reverie.errors import UserError
-from reverie.sleep import SleepConfig
+
+if TYPE_CHECKING:
+    from reverie.sleep import SleepConfig
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -136,6 +138,10 @@ def _kind(insert: str | None, layers: int | None, behind: str | None) -> Literal
 
 
 def _sleep_config(window: int, passes: int, eviction: str, loop: str | None) -> SleepConfig:
+    from pydantic import ValidationError
+
+    from reverie.sleep import SleepConfig
+
     for option, value in (("--window", window), ("--passes", passes)):
         if value < 1:
             raise UserError(f"{option} must be at least 1, got {value}")

@@ -51,7 +51,7 @@ def check_graphable(model: LanguageModel, device: torch.device | str, processes:
     if torch.device(device).type != "cuda":
         raise UserError(f"train.cuda_graph needs a CUDA device, this is {device}: set train.cuda_graph=false")
     if processes.parallel:
-        raise UserError("train.cuda_graph is for a single process: set train.cuda_graph=false, or leave out --nproc")
+        raise UserError("train.cuda_graph is for a single process: set train.cuda_graph=false, or train with one")
     if not isinstance(model, HybridLM):
         raise UserError(
             "train.cuda_graph takes reverie's own blocks, those of a pretrained model may wait for the GPU: set "
