@@ -21,7 +21,7 @@ from reverie.talk.chat import Chat
 from reverie.talk.chat_session import Session, lines
 from reverie.talk.reading import begin, read_file, read_text
 from reverie.talk.shipped import load_example_text
-from reverie.talk.sleeper import Sleeper, load_memory, load_sleeper, with_passes
+from reverie.talk.sleeper import Sleeper, load_memory, load_sleeper
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -52,7 +52,7 @@ def read_command(
     """
     content = read_file(text)
     sleeper = _load(model, device)
-    config = with_passes(sleeper.sleep_config, passes, tolerance)
+    config = sleeper.sleep_config.with_(num_sleep_passes=passes, tolerance=tolerance)
     begun = begin(memory, resume, sleeper, config if passes or tolerance else None)
     sleeper = replace(sleeper, sleep_config=config if begun is None else begun.config)
     tokens = sleeper.text(content)
