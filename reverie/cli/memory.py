@@ -51,7 +51,7 @@ def read_command(
 
     content = read_file(text)
     sleeper = _load(model, device)
-    config = with_passes(sleeper.sleep_config, passes, tolerance)
+    config = sleeper.sleep_config.with_(num_sleep_passes=passes, tolerance=tolerance)
     begun = begin(memory, resume, sleeper, config if passes or tolerance else None)
     sleeper = replace(sleeper, sleep_config=config if begun is None else begun.config)
     tokens = sleeper.text(content)
