@@ -47,7 +47,6 @@ def read_command(
     The file is saved every minute; Ctrl-C ends behind a window and saves.
     """
     from reverie.talk.reading import begin, read_file, read_text
-    from reverie.talk.sleeper import with_passes
 
     content = read_file(text)
     sleeper = _load(model, device)

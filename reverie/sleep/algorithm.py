@@ -48,15 +48,10 @@ def wake(
             f"{tokens.shape[1]} tokens do not fit after {context.length} in a window of {config.window_size}"
         )
     N, _, b, kept = plan(model, config)
-    run = backward.runner(model.blocks, config.window_size, 1 if output else backward.first_pass(N), observe)
-    h, state, window = model.embed(tokens), context.state, context.window
-    if N > 1:
-        h, state = run(1, h, state, 0, b)
-        window = (*window, h)
-    if output:
-        h, state = run(1, h, state, b if N > 1 else 0, model.num_blocks)
-    elif N == 1:
-        h, state = run(1, h, state, 0, kept, output=False)
+    stop = model.num_blocks if output else b if N > 1 else kept
+    run = backward.first_runner(model, config.window_size, 1 if output else backward.first_pass(N), observe)
+    looped, h, state = run(tokens, context.state, b if N > 1 else stop, stop, output=output or N > 1)
+    window = (*context.window, looped) if N > 1 else context.window
     return h, context._replace(state=state, window=window, length=context.length + tokens.shape[1])
 
 

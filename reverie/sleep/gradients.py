@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
 from reverie.errors import UserError
-from reverie.model import State
+from reverie.model import SleepingModel, State
 from reverie.sleep.config import SleepConfig
 
 Parameters = ParamSpec("Parameters")
@@ -109,6 +109,29 @@ class Backward(BaseModel):
             return new_h, new_state
 
         return run
+
+    def first_runner(
+        self, model: SleepingModel, span: int, first: int, observe: Observe | None
+    ) -> Callable[..., tuple[Tensor, Tensor, State]]:
+        """Pass 1 over tokens: blocks [0, stop) after the embedding, with gradients if `first` is 1.
+
+        It returns h before block `loop_end`, h at the end, and the state: in one call of a model with `embed_blocks`.
+        """
+        run = self.runner(model.blocks, span, first, observe)
+        at_once: Any = getattr(model, "embed_blocks", None)
+
+        def in_parts(tokens: Tensor, state: State, loop_end: int, stop: int, *, output: bool) -> Any:
+            looped, state = run(1, model.embed(tokens), state, 0, loop_end, output=output)
+            return looped, *run(1, looped, state, loop_end, stop)
+
+        def whole(tokens: Tensor, state: State, loop_end: int, stop: int, *, output: bool) -> Any:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and first == 1):
+                looped, h, new_state = self.keep("pass", at_once)(tokens, state, loop_end, stop, span=span)
+            if observe is not None:
+                observe(1, h if output else h.detach(), state, new_state)
+            return looped, h, new_state
+
+        return in_parts if at_once is None else whole
 
 
 EXACT = Backward()
