@@ -8,7 +8,6 @@ from typing import Annotated
 
 import typer
 
-from reverie.bench.card import BenchmarkCard
 from reverie.bench.run import run_benchmark
 from reverie.bench.tables import rich_tables
 from reverie.cli.progress import PartDisplay
@@ -55,13 +54,14 @@ def wake_command(out: Out = None, as_json: AsJson = False) -> None:
 
 def _bench(name: str, out: Path | None, as_json: bool) -> None:
     with PartDisplay(err_console, name) as display:
-        card: BenchmarkCard = run_benchmark(name, display.update)
+        card = run_benchmark(name, display.update)
     if as_json:
         typer.echo(json.dumps(card.result()))
     else:
         out_console.print(rich_tables(card))
     if out is not None:  # last: what took minutes is shown even where it cannot be written
         save_card(card, out)
-        from reverie.results.plots import plot_cards  # half a second that no other command need wait
+        from reverie.bench.figure import draw  # half a second that no other command need wait
+        from reverie.results.plots import save_figure
 
-        plot_cards([out])
+        save_figure(draw(card), out.with_suffix(".png"))
