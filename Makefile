@@ -41,7 +41,7 @@ test-oldest-torch: setup
 # Beside .venv, since with Triton and no GPU the hybrids of transformers crash.
 test-triton: setup
 	.venv/bin/pip install --quiet --no-deps --upgrade --target .venv/triton triton==3.6.0
-	PYTHONPATH=.venv/triton TRITON_INTERPRET=1 .venv/bin/pytest -n 2 tests/ops/test_triton.py
+	PYTHONPATH=.venv/triton TRITON_INTERPRET=1 .venv/bin/pytest -n 2 tests/ops/test_triton.py tests/ops/test_triton_precision.py
 	PYTHONPATH=.venv/triton .venv/bin/pytest tests/ops/test_triton_compiled.py
 
 lint: setup

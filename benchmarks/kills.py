@@ -33,11 +33,11 @@ from reverie.errors import UserError
 from reverie.files import write_atomic
 from reverie.recipe import Recipe, load_recipe
 from reverie.results.card import RunCard, load_card
+from reverie.results.checkpoint import FILE_NAME, Progress, load_checkpoint
 from reverie.results.plots import save_figure
 from reverie.results.provenance import commit_id, hardware
-from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint
-from reverie.train.loop import train
-from reverie.train.result import CARD_NAME
+from reverie.results.run import CARD_NAME
+from reverie.train.run import train
 
 SEED = 0  # of the moments
 CONTEXT: Any = multiprocessing.get_context("spawn")  # a fresh interpreter each time, as a user starts it

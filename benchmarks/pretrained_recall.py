@@ -27,13 +27,13 @@ from reverie.model import LanguageModel, State
 from reverie.recipe import Recipe, changed, load_recipe
 from reverie.recipe.build import build_model
 from reverie.results.card import RunCard
+from reverie.results.checkpoint import FILE_NAME, load_checkpoint
 from reverie.results.evaluate import evaluate
 from reverie.results.plots import save_figure
 from reverie.results.provenance import commit_id, hardware
+from reverie.results.run import CARD_NAME
 from reverie.sleep import SleepConfig
-from reverie.train.checkpoint import FILE_NAME, load_checkpoint
-from reverie.train.loop import train
-from reverie.train.result import CARD_NAME
+from reverie.train.run import train
 
 WITHIN = "before training, nothing cleared"
 CLEARED = "before training, cleared"

@@ -7,13 +7,45 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reverie.memory import Memory, MemoryStore, sleep_over
-    from reverie.sleep import SleepConfig
+    from reverie.model import HybridConfig, HybridLM, new_model
+    from reverie.sleep import Context, SleepConfig, read, rollout
+    from reverie.talk import load_model
 
-__all__ = ["Memory", "MemoryStore", "SleepConfig", "sleep_over"]
+_ROOMS = {
+    "Context": "sleep",
+    "HybridConfig": "model",
+    "HybridLM": "model",
+    "Memory": "memory",
+    "MemoryStore": "memory",
+    "SleepConfig": "sleep",
+    "load_model": "talk",
+    "new_model": "model",
+    "read": "sleep",
+    "rollout": "sleep",
+    "sleep_over": "memory",
+}
+
+__all__ = [
+    "Context",
+    "HybridConfig",
+    "HybridLM",
+    "Memory",
+    "MemoryStore",
+    "SleepConfig",
+    "load_model",
+    "new_model",
+    "read",
+    "rollout",
+    "sleep_over",
+]
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]
 
 
 def __getattr__(name: str) -> Any:
-    """Imported when they are asked for: processes that only make data need no models, which take a second."""
-    if name not in __all__:
+    """Import a public name when it is first used: processes that only make data need no models."""
+    if name not in _ROOMS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("reverie.sleep" if name == "SleepConfig" else "reverie.memory"), name)
+    return getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)

@@ -10,17 +10,20 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
+TIME_IS_UP = signal.SIGALRM
+"""What stops a training that was given a number of seconds. Nobody sends it: the training looks at a clock."""
+
 
 class Stopped(KeyboardInterrupt):
-    """Training has ended because it was asked to: `step` steps are done and saved.
+    """Training has ended because it was asked to, or its time was up: `step` steps are done and saved.
 
     What lets Ctrl-C through lets this through, so no `except Exception` takes it for a failed run.
     """
 
     def __init__(self, received: signal.Signals, step: int, steps: int) -> None:
         self.signal, self.step = received, step
-        name = "Ctrl-C" if received == signal.SIGINT else received.name
-        super().__init__(f"stopped after step {step} of {steps} ({name}), saved")
+        why = {signal.SIGINT: "Ctrl-C", TIME_IS_UP: "time is up"}.get(received, received.name)
+        super().__init__(f"stopped after step {step} of {steps} ({why}), saved")
 
 
 class Terminated(KeyboardInterrupt):
@@ -63,9 +66,9 @@ def sigterm_interrupts() -> Iterator[None]:
 
 
 def exit_code(interruption: KeyboardInterrupt) -> int:
-    """What a shell calls a process that this signal has ended: 130 after Ctrl-C, 143 after SIGTERM."""
+    """What a shell calls a process that this signal has ended: 130 after Ctrl-C, 143 after SIGTERM; 0 if time is up."""
     if isinstance(interruption, Stopped):
-        return 128 + interruption.signal
+        return 0 if interruption.signal == TIME_IS_UP else 128 + interruption.signal
     return 128 + (signal.SIGTERM if isinstance(interruption, Terminated) else signal.SIGINT)
 
 

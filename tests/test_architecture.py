@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 from pathlib import Path
 
 import jaxtyping
@@ -13,93 +14,84 @@ from reverie.ops import hebbian_rule
 
 PACKAGE = Path(__file__).parent.parent / "reverie"
 
-# A room may import those on the right, and its own files. `tasks` sees nothing of models: a task is data and a score.
-ROOMS = {
-    "errors": "",
-    "workers": "errors",
-    "files": "errors",
-    "ops": "errors",
-    "model": "errors ops",
-    "backward": "model",
-    "settling": "errors model",
-    "labels": "",
-    "sleep": "errors model backward settling labels",
-    "memory": "errors files model settling sleep",
-    "tasks": "errors",
-    "language": "errors tasks",
-    "hf": "errors files ops model backward sleep memory tasks",
-    "random_passes": "",
-    "recipe_errors": "tasks",
-    "recipe": "errors model backward sleep tasks random_passes recipe_errors",
-    "check": "errors tasks",
-    "data": "errors files recipe tasks workers",
-    "generate": "sleep",
-    "evaluate": "errors labels model sleep tasks generate",
-    "provenance": "",
-    "card": "errors files provenance",
-    "show": "recipe tasks",
-    "figure_style": "",
-    "train": "errors files labels model sleep tasks hf recipe evaluate provenance card workers",
-    "terminal": "errors train",
-    "progress": "train",
-    "bench": "errors ops labels model backward sleep tasks recipe provenance train",
-    "passes": "errors model sleep recipe random_passes evaluate provenance card figure_style train",
-    "watch": "errors labels model memory recipe sleep tasks card figure_style train",
-    "talk": "errors files card hf language memory recipe sleep tasks train",
-    "tables": "card passes",
-    "plots": "errors files card bench figure_style passes",
-    "compare": "errors files recipe card plots tables train",
-    "cli_bench": "card progress bench plots terminal",
-    "cli_data": "check errors data progress terminal",
-    "cli_hf": "errors sleep hf progress terminal",
-    "cli_memory": "errors cli_hf memory progress talk terminal",
-    "cli_store": "errors memory terminal",
-    "cli_watch": "errors plots terminal watch",
-    "cli": "errors recipe card passes plots tables tasks train show progress compare terminal "
-    "cli_bench cli_data cli_hf cli_memory cli_store cli_watch",
-    "__main__": "cli",
-    "train.__main__": "errors cli train",  # a process of `reverie train --nproc`: the same command
-}
+# Lowest first: a room imports its own files and those of rooms before it, and nothing of inference imports training.
+ROOMS = (
+    "errors",
+    "files",
+    "workers",
+    "interrupts",
+    "ops",
+    "model",
+    "sleep",
+    "pretrained",
+    "tasks",
+    "memory",
+    "hf",
+    "recipe",
+    "results",
+    "talk",
+    "train",
+    "bench",
+    "cli",
+    "__main__",
+)
+MOST_LINES = 350
+MOST_FILES_ON_TOP = 12
 
 
-def room(path: Path) -> str:
-    if path.name == "__main__.py":
-        return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
-    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
-FILES = sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+FILES = {module_name(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
-def imported_rooms(path: Path) -> set[str]:
-    """Rooms of reverie that a file imports, anywhere in it."""
-    modules = []
-    for node in ast.walk(ast.parse(path.read_text())):
+def room(module: str) -> str:
+    """The first folder or file below the package; programs, which are run and not imported, are above all."""
+    return "__main__" if module.endswith(".__main__") else module.split(".")[1]
+
+
+def imported(path: Path) -> set[str]:
+    """Files of reverie that a file imports, anywhere in it."""
+    modules = set[str]()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            modules += [alias.name for alias in node.names]
+            modules |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}: imports are absolute"
-            package = node.module or ""
-            modules += [f"reverie.{alias.name}" for alias in node.names] if package == "reverie" else [package]
-    return {module.split(".")[1] for module in modules if module.startswith("reverie.")}
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules |= {name if name in FILES else str(node.module) for name in names}
+    return (modules & FILES.keys()) - {"reverie"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_imports_go_downwards(path: Path) -> None:
-    here = room(path)
-    assert here in ROOMS, f"a new room: give {here} its place in ROOMS"
-    assert imported_rooms(path) <= {here, *ROOMS[here].split()}
+IMPORTS = {module: imported(path) - {module} for module, path in FILES.items() if module != "reverie"}
 
 
-def test_there_is_no_way_back_up() -> None:
-    """ROOMS itself stands in an order in which every room comes after those that it may import."""
-    order = list(ROOMS)
-    for here, below in ROOMS.items():
-        assert all(order.index(other) < order.index(here) for other in below.split()), here
+def test_imports_go_downwards() -> None:
+    upwards = {
+        f"{module} -> {other}"
+        for module, others in IMPORTS.items()
+        for other in others
+        if ROOMS.index(room(other)) > ROOMS.index(room(module))
+    }
+    assert not upwards
+
+
+def test_no_circle_of_files() -> None:
+    """Raises graphlib.CycleError with the circle."""
+    assert list(graphlib.TopologicalSorter(IMPORTS).static_order())
+
+
+def test_files_are_short_and_few_on_top() -> None:
+    tests = Path(__file__).parent
+    paths = [*FILES.values(), *tests.rglob("*.py"), *(tests.parent / "benchmarks").rglob("*.py")]
+    long = {path.name: n for path in paths if (n := len(path.read_text(encoding="utf-8").splitlines())) > MOST_LINES}
+    assert not long
+    assert len([*PACKAGE.glob("*.py")]) <= MOST_FILES_ON_TOP
 
 
 def test_sleep_is_short() -> None:
-    assert len((PACKAGE / "sleep.py").read_text().splitlines()) < 250
+    assert len((PACKAGE / "sleep" / "algorithm.py").read_text().splitlines()) < 200
 
 
 LOOPS = (ast.For, ast.While, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
@@ -113,17 +105,22 @@ def runs_blocks(node: ast.AST) -> bool:
 
 
 def test_passes_are_looped_over_in_one_place() -> None:
-    """Only sleep.py has a model's blocks run, and one loop there runs them more than once: that up to N.
+    """Only the sleep room has a model's blocks run, and one loop there runs them more than once: that up to N.
 
     (hf hands a call on to the model of transformers.)
     """
     reach, loops = set(), []
-    for path in FILES:
-        for node in ast.walk(ast.parse(path.read_text())):
+    for module, path in FILES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and node.attr in ("blocks", "runner"):
-                reach.add(room(path))
-            if room(path) in ("model", "backward", "sleep") and isinstance(node, LOOPS) and runs_blocks(node):
-                loops.append((room(path), ast.unparse(node).splitlines()[0]))
+                reach.add(room(module))
+            if (
+                module != "reverie"
+                and room(module) in ("model", "sleep")
+                and isinstance(node, LOOPS)
+                and runs_blocks(node)
+            ):
+                loops.append((room(module), ast.unparse(node).splitlines()[0]))
     assert reach == {"hf", "model", "sleep"}
     assert loops == [("sleep", "for n in range(2, N + 1):")]
 

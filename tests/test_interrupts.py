@@ -19,14 +19,14 @@ from tiny_recipe import TOML, tiny_recipe
 from reverie.cli import app as cli
 from reverie.interrupts import Stopped, Terminated, exit_code, sigterm_interrupts, stop_requests
 from reverie.recipe import Recipe, load_recipe
+from reverie.results.checkpoint import FILE_NAME, Progress, load_checkpoint
+from reverie.results.run import CARD_NAME
 from reverie.tasks import Batch
-from reverie.train import checkpoint, loop, ready
+from reverie.train import checkpoint, ready, run
 from reverie.train import step as step_module
 from reverie.train.batches import make_batch
-from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint
 from reverie.train.lock import LOCK_NAME
-from reverie.train.loop import train
-from reverie.train.result import CARD_NAME
+from reverie.train.run import train
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
 
@@ -143,7 +143,7 @@ def test_the_step_is_finished_and_saved(tmp_path: Path, number: signal.Signals, 
 def test_a_signal_within_a_step_or_an_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, calls: int, step: int, undisturbed: Path
 ):
-    signal_at_call(monkeypatch, loop if function == "evaluate" else step_module, function, calls)
+    signal_at_call(monkeypatch, run if function == "evaluate" else step_module, function, calls)
     assert_stopped(tmp_path, TERM, step, undisturbed)
 
 
@@ -208,7 +208,7 @@ def test_before_the_first_step_and_in_the_last_evaluation_it_ends_at_once_and_lo
             train(tiny_recipe(), tmp_path)
     assert list(tmp_path.iterdir()) == []
     with monkeypatch.context() as patch, sigterm_interrupts():
-        signal_at_call(patch, loop, "evaluate", 3)
+        signal_at_call(patch, run, "evaluate", 3)
         with pytest.raises(Terminated):
             train(tiny_recipe(), tmp_path)
     assert not (tmp_path / CARD_NAME).exists()

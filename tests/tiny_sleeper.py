@@ -13,9 +13,10 @@ from reverie.model import LanguageModel
 from reverie.recipe import Recipe, changed
 from reverie.recipe.build import build_model
 from reverie.results.card import save_card
-from reverie.talk.sleeper import Sleeper, load_sleeper
-from reverie.train.checkpoint import FILE_NAME, Progress, save_checkpoint
-from reverie.train.result import CARD_NAME
+from reverie.results.checkpoint import FILE_NAME, Progress
+from reverie.results.run import CARD_NAME
+from reverie.talk.sleeper import Sleeper, load_model
+from reverie.train.checkpoint import save_checkpoint
 
 TASKS: dict[str, dict[str, Any]] = {
     "rule110": {"name": "rule110", "num_states": 2, "width": 6, "rollout_steps": [1, 4]},
@@ -66,4 +67,4 @@ def disturbed(model: LanguageModel, seed: int) -> LanguageModel:
 
 
 def tiny_sleeper(folder: Path, task: str = "words", **sleep: Any) -> Sleeper:
-    return load_sleeper(tiny_run(folder / task, task, **sleep))
+    return load_model(tiny_run(folder / task, task, **sleep))

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from reverie.errors import UserError
 from reverie.files import write_atomic
-from reverie.train.checkpoint import FILE_NAME
-from reverie.train.result import CARD_NAME
+from reverie.results.checkpoint import FILE_NAME
+from reverie.results.run import CARD_NAME
 
 TAR_NAME = "state.tar"
 SUMMARY_NAME = "summary.txt"

@@ -22,13 +22,13 @@ from torch import Tensor
 from reverie.model import LanguageModel
 from reverie.recipe import Recipe, changed
 from reverie.recipe.build import build_model
+from reverie.results.checkpoint import FILE_NAME, Progress, load_checkpoint
 from reverie.sleep import rollout
 from reverie.sleep.gradients import Backward
 from reverie.tasks import Batch
 from reverie.train.batches import make_batch
-from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint
 from reverie.train.compiled import compile_blocks
-from reverie.train.loop import train
+from reverie.train.run import train
 from reverie.train.stages import sleep_at
 
 # Of the loss, of all gradients together, and of those of one parameter: N passes over W windows add up what rounding

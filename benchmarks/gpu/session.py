@@ -25,7 +25,7 @@ from ways import Way, backends_of
 from reverie.cli.progress import RunDisplay
 from reverie.errors import UserError
 from reverie.interrupts import sigterm_interrupts
-from reverie.train.checkpoint import FILE_NAME, checkpoint_progress
+from reverie.results.checkpoint import FILE_NAME, checkpoint_progress
 from reverie.train.worker import Event
 
 Result = TypeVar("Result")

@@ -18,9 +18,9 @@ from stopwatch import synchronise
 
 from reverie.recipe import Recipe, changed
 from reverie.recipe.build import build_model
+from reverie.results.checkpoint import FILE_NAME, Progress
 from reverie.results.evaluate import evaluate
-from reverie.train.checkpoint import FILE_NAME, Progress
-from reverie.train.loop import train
+from reverie.train.run import train
 
 WARM_UP_STEPS = 3  # compiling is done in the first
 GRAPH_WARM_UP_STEPS = 12  # a graph is captured only after some steps

@@ -25,7 +25,7 @@ from reverie.files import write_atomic
 from reverie.recipe import Recipe
 from reverie.recipe.build import build_model
 from reverie.results.card import RunCard, load_card
-from reverie.train.checkpoint import (
+from reverie.results.checkpoint import (
     FILE_NAME,
     Progress,
     checkpoint_metadata,
@@ -33,8 +33,8 @@ from reverie.train.checkpoint import (
     checkpoint_recipe,
     load_checkpoint,
 )
-from reverie.train.loop import train
-from reverie.train.result import CARD_NAME, make_card
+from reverie.results.run import CARD_NAME, make_card
+from reverie.train.run import train
 from reverie.train.worker import EVENT_INTERVAL_S, Event
 
 OTHER_SETTINGS = "other settings than the plan's"

@@ -24,15 +24,15 @@ from reverie.cli.watch import app as watch_app
 from reverie.errors import UserError
 from reverie.recipe import Recipe, load_recipe
 from reverie.results.card import ComparisonCard, RunCard, save_card
+from reverie.results.checkpoint import find_checkpoint
 from reverie.results.passes.evaluation import evaluate_passes
+from reverie.results.run import evaluate_run
 from reverie.results.tables import comparison_table, depth_table, passes_tables, run_table
 from reverie.tasks import TASKS
 from reverie.train.compare import FIGURE_NAME, Run, compare, plan_runs
 from reverie.train.distributed import Parallel, is_first, joined, restarted, started_by_torchrun
 from reverie.train.launch import ProcessDied, launch
-from reverie.train.loop import train
-from reverie.train.result import evaluate_run
-from reverie.train.sharded import find_checkpoint
+from reverie.train.run import train
 from reverie.train.worker import Event
 
 MOST_PASSES = MOST_NUMBERS = 10_000  # of sleep; and of numbers in one option
@@ -64,6 +64,9 @@ def train_command(
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the run; runs/RECIPE if absent.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the folder.")] = False,
+    max_seconds: Annotated[
+        float | None, typer.Option(min=1, help="Stop within that time, saved; --resume goes on.")
+    ] = None,
     device: Device = "auto",
     nproc: Annotated[int, typer.Option(min=1, help="Processes that train it together, on GPUs one each.")] = 1,
     parallel: Annotated[str, typer.Option(help="ddp, or fsdp: parameters shared out among the processes.")] = "ddp",
@@ -76,6 +79,7 @@ def train_command(
     if nproc > 1:
         options = [f"--set={override}" for override in overrides or []] + ["--resume"] * resume + ["--json"] * as_json
         options += [f"--out={folder}", f"--device={where.type}", f"--parallel={how}"]
+        options += [] if max_seconds is None else [f"--max-seconds={max_seconds}"]
         return launch(resolved, [recipe, *options], nproc, folder, where, max_restarts=max_restarts)
     _check_several(how, max_restarts)
     resumable = interruptible(f"the same command with --resume goes on from the last checkpoint in {folder}")
@@ -89,6 +93,7 @@ def train_command(
             device=own_device,
             report=lambda progress, loss: display.update(resolved.name, Event.of(resolved, progress, loss)),
             processes=processes,
+            max_seconds=max_seconds,
         )
     if is_first():
         _print_card(card, as_json)

@@ -21,7 +21,7 @@ from reverie.talk.chat import Chat
 from reverie.talk.chat_session import Session, lines
 from reverie.talk.reading import begin, read_file, read_text
 from reverie.talk.shipped import load_example_text
-from reverie.talk.sleeper import Sleeper, load_memory, load_sleeper, with_passes
+from reverie.talk.sleeper import Sleeper, load_memory, load_model, with_passes
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -159,7 +159,10 @@ def _load(model: str, device: str) -> Sleeper:
     where = device_named(device)
     if (Path(model) / "config.json").is_file():
         quiet_transformers()
-    return load_sleeper(model, where)
+    loaded = load_model(model, where)
+    if not loaded.fast_weight_blocks:
+        raise UserError(f"{model} holds a transformer, which has no fast weights to keep a text in")
+    return loaded
 
 
 def _missing(model: str | None, memory: Path | None) -> str:

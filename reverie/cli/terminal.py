@@ -37,7 +37,7 @@ def device_named(name: str) -> torch.device:
 
 @contextlib.contextmanager
 def interruptible(advice: str) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end with advice, and with exit code 130 or 143."""
+    """Ctrl-C and SIGTERM end with advice, and with exit code 130 or 143; time that is up, with exit code 0."""
     try:
         with sigterm_interrupts():
             yield

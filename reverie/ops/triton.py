@@ -69,8 +69,9 @@ def recurrence(
     T, S, outputs = k.shape[1], None if initial_state is None else initial_state.float(), []
     # As even as can be: two of 38 and 37 tokens rather than of 64 and 11.
     size = chunk_size or -(-T // -(-T // MAX_TOKENS))
-    for first in range(0, T, size):
-        chunk = (None if x is None else x[:, first : first + size] for x in (q, k, v, g, beta))
+    # `split`, not slices: the gradient of each slice would be zeros of full size, and theirs a sum quadratic in T.
+    chunks = [[None] * -(-T // size) if x is None else x.split(size, dim=1) for x in (q, k, v, g, beta)]
+    for chunk in zip(*chunks, strict=True):
         o, S, _ = _forward(*chunk, S, scale, erase)  # pyright: ignore[reportArgumentType]
         outputs.append(o)
     assert S is not None

@@ -28,9 +28,14 @@ import triton.language as tl
 
 
 def tiles(name: str, T: int, K: int, V: int) -> dict[str, int]:
-    """Sizes of the blocks, and how many warps share one."""
+    """Sizes of the blocks, and how many warps share one.
+
+    The backward of 64 tokens goes through half as many columns at a time: with 32, more than a kilobyte a thread would
+    not fit into registers.
+    """
     BT, BK, BV = (max(16, triton.next_power_of_2(size)) for size in (T, K, V))
-    sizes = {"BT": BT, "BK": BK, "BV": min(32, BV), "num_warps": 4 if BK <= 128 else 8, "num_stages": 1}
+    columns = 16 if name == "backward" and BT == 64 else 32
+    sizes = {"BT": BT, "BK": BK, "BV": min(columns, BV), "num_warps": 4 if BK <= 128 else 8, "num_stages": 1}
     return sizes if name == "forward" else {**sizes, "BLOCK": min(32, BK)}
 
 

@@ -61,8 +61,8 @@ reverie read example {EXAMPLE / TEXT} --memory facts.safetensors
 reverie ask example --memory facts.safetensors "{question}"
 
 from reverie import sleep_over
-from reverie.talk import ask, load_sleeper
+from reverie.talk import ask, load_model
 
-sleeper = load_sleeper("example")
-memory = sleep_over(sleeper, [sleeper.text(open("{EXAMPLE / TEXT}").read())])
-print(ask(sleeper, memory, ["{question}"])[0].text)"""
+model = load_model("example")
+memory = sleep_over(model, [model.text(open("{EXAMPLE / TEXT}").read())])
+print(ask(model, memory, ["{question}"])[0].text)"""

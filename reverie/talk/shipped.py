@@ -14,10 +14,16 @@ from reverie.errors import UserError
 from reverie.files import write_atomic
 from reverie.recipe import Recipe
 from reverie.results.card import load_card, save_card
+from reverie.results.checkpoint import (
+    Checkpoint,
+    Progress,
+    checkpoint_metadata,
+    checkpoint_recipe,
+    load_checkpoint,
+    weights_by_name,
+)
+from reverie.results.run import CARD_NAME, load_run, trained_model
 from reverie.tasks import GsmInfinite
-from reverie.train.checkpoint import Checkpoint, Progress, checkpoint_metadata, checkpoint_recipe, load_checkpoint
-from reverie.train.result import CARD_NAME
-from reverie.train.sharded import find_checkpoint, load_run
 
 EXAMPLE = Path(__file__).parent.parent / "example"
 WANTED = "a run of reverie train, a folder of reverie convert, or example"
@@ -29,11 +35,8 @@ def export_model(run: Path, out: Path) -> None:
 
     Raises UserError where there is no run, or `out` cannot be written.
     """
-    place = find_checkpoint(run)
-    if place is None:
-        raise UserError(f"there is no run at {run}: give the folder that reverie train wrote, such as runs/depo/nano")
-    checkpoint = load_run(place)
-    weights = {name: x.contiguous() for name, x in checkpoint.tensors.items() if name.startswith("model.")}
+    checkpoint = load_run(run)
+    weights = {name: x.contiguous() for name, x in weights_by_name(trained_model(checkpoint)).items()}
     done = Progress(checkpoint.progress.step, checkpoint.progress.tokens, checkpoint.progress.wall_time_s)
     metadata = checkpoint_metadata(checkpoint.recipe, done)
     write_atomic(out, lambda temporary: save_file(weights, temporary, metadata=metadata))

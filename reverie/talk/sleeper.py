@@ -1,7 +1,8 @@
-"""A model on disk, ready to read text: what `reverie read`, `ask` and `chat` begin with.
+"""A model on disk, ready to use: what `reverie read`, `ask` and `chat` begin with.
 
-sleeper = load_sleeper("runs/gsm_infinite/nano")
-memory = sleep_over(sleeper, sleeper.text(open("book.txt").read()))
+model = load_model("runs/gsm_infinite/nano")
+memory = sleep_over(model, [model.text(open("book.txt").read())])
+logits, context = read(model, question, memory.context, model.sleep_config)
 """
 
 from __future__ import annotations
@@ -18,19 +19,17 @@ from torch import Tensor
 from reverie.errors import UserError
 from reverie.memory.file import read_info
 from reverie.memory.memory import Memory
-from reverie.model import SleepingModel
-from reverie.recipe import Recipe
-from reverie.recipe.build import build_model
+from reverie.model import SleepingModel, State
+from reverie.results.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
+from reverie.results.run import trained_model
 from reverie.sleep import SleepConfig
 from reverie.talk.shipped import EXAMPLE, MODEL, WANTED, load_model_file
 from reverie.tasks.language import Language, language_of
-from reverie.train.checkpoint import Checkpoint
-from reverie.train.sharded import find_checkpoint, load_run
 
 
 @dataclass(frozen=True, eq=False)
 class Sleeper:
-    """A model, how it sleeps, and how it is spoken to.
+    """A model, how it sleeps, and how it is spoken to; itself a `SleepingModel`.
 
     `dataclasses.replace(sleeper, sleep_config=…)` is the same model asleep in another way.
     """
@@ -40,6 +39,25 @@ class Sleeper:
     sleep_config: SleepConfig
     language: Language
     device: torch.device
+
+    @property
+    def num_blocks(self) -> int:
+        return self.sleeping.num_blocks
+
+    @property
+    def fast_weight_blocks(self) -> Sequence[int]:
+        return self.sleeping.fast_weight_blocks
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return self.sleeping.embed(tokens)
+
+    def blocks(
+        self, h: Tensor, state: State, start: int, stop: int, *, span: int, output: bool = True
+    ) -> tuple[Tensor, State]:
+        return self.sleeping.blocks(h, state, start, stop, span=span, output=output)
+
+    def head(self, h: Tensor) -> Tensor:
+        return self.sleeping.head(h)
 
     def encode(self, text: str) -> list[int]:
         """Raises UserError for words that the model does not know."""
@@ -69,14 +87,15 @@ class Sleeper:
         return ids
 
 
-def load_sleeper(place: str | Path, device: torch.device | str = "cpu") -> Sleeper:
-    """A model of reverie or of transformers, in evaluation mode.
+def load_model(place: str | Path, device: torch.device | str = "cpu") -> Sleeper:
+    """Any model on disk, of reverie or of transformers, in evaluation mode.
 
     Args:
         place: the folder of a run of `reverie train`; a folder of `reverie convert` or of `save_pretrained`, with its
             tokenizer; a file of `export_model`; or "example", the model that ships with the package.
 
-    Raises UserError where there is none of these, or it is damaged, or cannot sleep.
+    Raises:
+        UserError: there is none of these, or it is damaged, or a model of transformers that does not sleep.
     """
     where, path = torch.device(device), Path(place)
     if str(place) == "example":
@@ -84,7 +103,7 @@ def load_sleeper(place: str | Path, device: torch.device | str = "cpu") -> Sleep
     if path.is_file():
         return _of_task(load_model_file(path), path.stem, where)
     if path.is_dir() and (checkpoint := find_checkpoint(path)) is not None:
-        return _of_task(load_run(checkpoint), path.name, where)
+        return _of_task(load_checkpoint(checkpoint), path.name, where)
     if (path / "config.json").is_file():
         return _of_transformers(path, where)
     raise UserError(f"there is no model at {place}: give {WANTED}")
@@ -114,16 +133,8 @@ def with_passes(config: SleepConfig, num_sleep_passes: int | None, tolerance: fl
 
 
 def _of_task(checkpoint: Checkpoint, name: str, device: torch.device) -> Sleeper:
-    recipe = checkpoint.recipe
-    _check_sleeps(recipe, checkpoint.path)
-    model = build_model(recipe.model, recipe.train.seed).to(device)
-    checkpoint.restore_model(model)
+    recipe, model = checkpoint.recipe, trained_model(checkpoint, device)
     return Sleeper(name, model.eval(), recipe.sleep, language_of(recipe.task), device)
-
-
-def _check_sleeps(recipe: Recipe, path: Path) -> None:
-    if not recipe.model.has_fast_weights:
-        raise UserError(f"{path} holds a transformer, which has no fast weights to keep a text in")
 
 
 def _of_transformers(folder: Path, device: torch.device) -> Sleeper:

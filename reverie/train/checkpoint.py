@@ -1,48 +1,62 @@
-"""One safetensors file that holds everything a run needs to go on to the same curve: no pickle, written atomically.
+"""Saving a run, and going on from what was saved: one file, or under FSDP a folder to which every process writes.
 
-Tensors: `model.<name>`, `optimizer.<i>.<name>.<entry>` and the random state `rng`. Metadata: the recipe, the step, the
-curve so far, as JSON.
+`results/checkpoint.py` has the format and reads it. Everything is written atomically, without pickles.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import shutil
 from pathlib import Path
-from typing import Any
 
 import torch
-from pydantic import ValidationError
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reverie.errors import UserError
-from reverie.files import write_atomic
+from reverie.files import move_into_place, write_atomic, writing
 from reverie.recipe import Recipe
-from reverie.train.distributed import as_kept
-
-FILE_NAME = "checkpoint.safetensors"
-
-
-@dataclass
-class Progress:
-    """How far a run is."""
-
-    step: int = 0  # optimiser steps done
-    tokens: int = 0
-    wall_time_s: float = 0.0
-    curve: list[dict[str, Any]] = field(default_factory=list)  # points of the card's curve
-    loss_sum: float = 0.0  # of the steps since the newest point
-    loss_count: int = 0
-    deepened: int = 0  # times (`deepening.py`)
-    stretch_loss_sum: float = 0.0
+from reverie.results.checkpoint import (
+    FILE_NAME,
+    LIST_NAME,
+    Checkpoint,
+    Progress,
+    checkpoint_metadata,
+    checkpoints_in,
+    find_checkpoint,
+    weights_by_name,
+)
+from reverie.train.distributed import Processes
 
 
-def _names(optimizer: Optimizer) -> list[str]:
-    return [name for group in optimizer.param_groups for name in group["param_names"]]
+def save_run(
+    out: Path,
+    recipe: Recipe,
+    model: nn.Module,
+    optimizers: list[Optimizer],
+    progress: Progress,
+    processes: Processes,
+) -> None:
+    """Save as one file, or under FSDP as a folder; all processes take part, and none goes on before it is done.
+
+    The checkpoint that was there before stays until the new one is complete.
+
+    Raises:
+        UserError: it cannot be written (disk full, no permission).
+    """
+    place = out / FILE_NAME
+    if processes.parallel == "fsdp":
+        place = out / f"checkpoint-{progress.step:09d}"
+        if not place.exists():  # resumed from this step, nothing is new
+            _save_folder(place, recipe, model, optimizers, progress, processes)
+    elif processes.is_first:
+        save_checkpoint(place, recipe, model, optimizers, progress)
+    if processes.is_first:
+        for other in set(checkpoints_in(out)) - {place}:
+            _remove(other)
+    processes.wait()
 
 
 def save_checkpoint(
@@ -57,7 +71,7 @@ def save_checkpoint(
 
 def checkpoint_tensors(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Tensor]:
     """Weights and optimiser states by the names they have in a checkpoint."""
-    tensors = _weights(model)
+    tensors = weights_by_name(model)
     for i, optimizer in enumerate(optimizers):
         names = _names(optimizer)
         for index, entries in optimizer.state_dict()["state"].items():
@@ -66,59 +80,38 @@ def checkpoint_tensors(model: nn.Module, optimizers: list[Optimizer]) -> dict[st
     return tensors
 
 
-def _weights(model: nn.Module) -> dict[str, Tensor]:
-    """By name in a checkpoint; one that has two names (an embedding tied to the head) by the first of them."""
-    seen, weights = set[int](), {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        if id(tensor) not in seen:
-            seen.add(id(tensor))
-            weights[f"model.{name}"] = tensor.detach()
-    return weights
+def restore(checkpoint: Checkpoint, model: nn.Module, optimizers: list[Optimizer]) -> None:
+    """Put weights, optimiser states and the random state back."""
+    checkpoint.restore_model(model)
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+    targets = {}
+    for i, optimizer in enumerate(optimizers):
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        for index, (name, parameter) in enumerate(zip(_names(optimizer), parameters, strict=True)):
+            prefix = f"optimizer.{i}.{name}."
+            saved = {k.removeprefix(prefix): x for k, x in checkpoint.tensors.items() if k.startswith(prefix)}
+            if saved:
+                states[i][index] = {entry: _room_for(x, parameter) for entry, x in saved.items()}
+                targets |= {f"{prefix}{entry}": x for entry, x in states[i][index].items()}
+    checkpoint.copy_into(targets)
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    torch.set_rng_state(checkpoint.tensors["rng"])
 
 
-def checkpoint_metadata(recipe: Recipe, progress: Progress) -> dict[str, str]:
-    return {"recipe": recipe.model_dump_json(), "progress": json.dumps(vars(progress))}
+def refuse_existing(out: Path) -> None:
+    """Raises UserError if there is a run in the folder."""
+    if find_checkpoint(out) is not None:
+        raise UserError(f"{out} already holds a run: add --resume to go on with it, or choose another --out")
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """What `save_checkpoint` wrote, read back and checked."""
+def remove_unfinished_folders(out: Path) -> None:
+    """Folders of checkpoints that something broke off. Nobody else may train there."""
+    _remove(*out.glob(".checkpoint-*.tmp"))
 
-    path: Path
-    recipe: Recipe
-    progress: Progress
-    tensors: dict[str, Tensor]
 
-    def restore_model(self, model: nn.Module) -> None:
-        """Put the weights back, also into a model whose parameters are shared out among processes."""
-        weights = _weights(model)
-        saved = {name: tensor.shape for name, tensor in self.tensors.items() if name.startswith("model.")}
-        if saved != {name: tensor.shape for name, tensor in weights.items()}:
-            raise UserError(f"{self.path} holds the weights of another model than its recipe describes")
-        self._copy_into(weights)
-
-    def restore(self, model: nn.Module, optimizers: list[Optimizer]) -> None:
-        """Put weights, optimiser states and the random state back."""
-        self.restore_model(model)
-        states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
-        targets = {}
-        for i, optimizer in enumerate(optimizers):
-            parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-            for index, (name, parameter) in enumerate(zip(_names(optimizer), parameters, strict=True)):
-                prefix = f"optimizer.{i}.{name}."
-                saved = {k.removeprefix(prefix): x for k, x in self.tensors.items() if k.startswith(prefix)}
-                if saved:
-                    states[i][index] = {entry: _room_for(x, parameter) for entry, x in saved.items()}
-                    targets |= {f"{prefix}{entry}": x for entry, x in states[i][index].items()}
-        self._copy_into(targets)
-        for optimizer, state in zip(optimizers, states, strict=True):
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-        torch.set_rng_state(self.tensors["rng"])
-
-    def _copy_into(self, targets: dict[str, Tensor]) -> None:
-        """Fill tensors with those of the same names."""
-        for name, target in targets.items():
-            target.copy_(as_kept(self.tensors[name], target))
+def _names(optimizer: Optimizer) -> list[str]:
+    return [name for group in optimizer.param_groups for name in group["param_names"]]
 
 
 def _room_for(entry: Tensor, parameter: Tensor) -> Tensor:
@@ -127,36 +120,44 @@ def _room_for(entry: Tensor, parameter: Tensor) -> Tensor:
     return torch.zeros_like(parameter, dtype=entry.dtype) if alike else torch.zeros(entry.shape, dtype=entry.dtype)
 
 
-def load_checkpoint(path: Path) -> Checkpoint:
-    """Raises UserError where there is no checkpoint, or one that is cut short or was not written by a run."""
-    return _read(path, lambda name: True)
+def _save_folder(
+    place: Path,
+    recipe: Recipe,
+    model: nn.Module,
+    optimizers: list[Optimizer],
+    progress: Progress,
+    processes: Processes,
+) -> None:
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    unfinished = place.with_name(f".{place.name}.tmp")
+    if processes.is_first:
+        remove_unfinished_folders(place.parent)
+    processes.wait()
+    with writing(place):
+        try:
+            writer = HuggingFaceStorageWriter(str(unfinished), save_distributed=True)
+            save(checkpoint_tensors(model, optimizers), storage_writer=writer)
+        except CheckpointException as error:
+            raise next(iter(error.failures.values()))[0] from error
+        if processes.is_first:
+            sizes = {shard.name: shard.stat().st_size for shard in unfinished.iterdir()}
+            metadata = {**checkpoint_metadata(recipe, progress), "shards": json.dumps(sizes)}
+            rng = {"rng": torch.get_rng_state()}
+            write_atomic(unfinished / LIST_NAME, lambda temporary: save_file(rng, temporary, metadata=metadata))
+            move_into_place(unfinished, place)
 
 
-def checkpoint_recipe(path: Path) -> Recipe:
-    """The recipe alone, without reading the tensors; raises as `load_checkpoint` does."""
-    return _read(path, lambda name: False).recipe
-
-
-def checkpoint_progress(path: Path) -> Progress:
-    """How far the run is, likewise."""
-    return _read(path, lambda name: False).progress
-
-
-def _read(path: Path, wanted: Callable[[str], bool]) -> Checkpoint:
-    if not path.is_file():
-        raise UserError(f"there is no checkpoint at {path}")
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118 (no mapping)
-        recipe = Recipe.model_validate_json(metadata["recipe"])
-        progress = Progress(**json.loads(metadata["progress"]))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise UserError(f"{path} is cut short or damaged ({error}): delete it to start the run afresh") from error
-    except (KeyError, TypeError, ValidationError, json.JSONDecodeError) as error:
-        raise UserError(
-            f"{path} is not a checkpoint that this version of reverie can read: delete it to start afresh"
-        ) from error
-    return Checkpoint(path, recipe, progress, tensors)
+def _remove(*places: Path) -> None:
+    for place in places:
+        if place.is_dir():
+            # Out of the way first, in one move: half a folder must not look like a checkpoint.
+            gone = place.with_name(f".{place.name.removeprefix('.').removesuffix('.tmp')}.tmp")
+            with contextlib.suppress(OSError):
+                place.rename(gone)
+            shutil.rmtree(gone, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                place.unlink(missing_ok=True)

@@ -7,8 +7,8 @@ batch depends on it and on its step alone, so a resumed run sees what it would h
 from __future__ import annotations
 
 from reverie.recipe import Recipe
+from reverie.results.checkpoint import Progress
 from reverie.train.batches import max_depth
-from reverie.train.checkpoint import Progress
 from reverie.train.ready import STRETCH
 
 

@@ -244,13 +244,3 @@ def _shard(root: nn.Module, model: LanguageModel, device_type: str) -> None:
 def whole(tensor: Tensor) -> Tensor:
     """A tensor, put together if it is shared out among the processes."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]
-
-
-def as_kept(tensor: Tensor, target: Tensor) -> Tensor:
-    """A whole tensor as `target` is kept: this process's part of it, if that is shared out among the processes."""
-    if not hasattr(target, "placements"):
-        return tensor
-    from torch.distributed.tensor import DTensor, distribute_tensor
-
-    assert isinstance(target, DTensor)
-    return distribute_tensor(tensor.to(target.device), target.device_mesh, target.placements, src_data_rank=None)

@@ -27,7 +27,8 @@ from reverie.train.ready import Ready
 from reverie.train.stages import freeze_others, sleep_at, stage_at
 from reverie.train.step import Step, descend, loss_sum, set_lr_of, train_step
 
-# Real steps, not recorded: in them kernels are compiled and chosen, and optimisers make their state.
+# Real steps, not recorded, before one of their kind is: in them kernels are compiled and chosen, and optimisers make
+# their state. The last of them is the very computation that is recorded: nothing may be left to compile by then.
 WARM_UP = 3
 AHEAD = 20  # steps before the CPU asks what they found
 MOST_GRAPHS = 16  # each takes time to record; where labels wander, steps of rarer kinds stay ordinary ones
@@ -107,7 +108,7 @@ class GraphedSteps:
         recipe, stage = self._recipe, stage_at(self._recipe, step)
         kind = _Kind(sleep_at(recipe, step), stage.fast_weights_only, tuple(n > 0 for n in ready.labels))
         full = kind not in self._graphs and len(self._graphs) >= MOST_GRAPHS
-        if watch or full or self._taken[kind] < WARM_UP:
+        if watch or full or self._taken[kind] < WARM_UP - 1:
             self._found.append(
                 train_step(
                     recipe, self._model, self._optimizers, step, ready.batch, self._parallel,
@@ -115,8 +116,9 @@ class GraphedSteps:
                 )
             )  # fmt: skip
         else:
-            self._found.append((step, self._replayed(kind, step, ready.batch)))
-        self._taken[kind] += 1
+            self._found.append((step, self._as_recorded(kind, step, ready.batch)))
+        if not watch:  # to watch it, a step is computed in another way
+            self._taken[kind] += 1
 
     def found(self) -> list[Step]:
         """Of the steps since it was last asked.
@@ -137,14 +139,18 @@ class GraphedSteps:
             steps.append(step)
         return steps
 
-    def _replayed(self, kind: _Kind, step: int, batch: Batch) -> Tensor:
+    def _as_recorded(self, kind: _Kind, step: int, batch: Batch) -> Tensor:
+        """[loss, norm of the gradient] of a step; the first time it is rehearsed, the second time recorded."""
         if self._inputs is None:
             self._inputs = Batch(*(x.clone() for x in batch))
         for place, x in zip(self._inputs, batch, strict=True):
             place.copy_(x)
+        inputs = self._inputs
         if kind not in self._graphs:
             freeze_others(self._model, stage_at(self._recipe, step))
-            inputs = self._inputs
+            if self._taken[kind] < WARM_UP:
+                set_lr_of(self._recipe, self._optimizers, step)
+                return self._step(step, inputs, kind.labelled)
             self._graphs[kind] = self._record(lambda: self._step(step, inputs, kind.labelled))
         set_lr_of(self._recipe, self._optimizers, step)
         return self._graphs[kind]().clone()

@@ -20,8 +20,9 @@ import torch
 
 from reverie.errors import UserError
 from reverie.recipe import Recipe
+from reverie.results.checkpoint import checkpoint_step, find_checkpoint
+from reverie.train.checkpoint import refuse_existing
 from reverie.train.distributed import check_batch, check_gpus, started_by_torchrun
-from reverie.train.sharded import checkpoint_step, find_checkpoint, refuse_existing
 
 USER_ERROR = 2  # exit codes of a process
 STOPPED = {128 + signal.SIGINT: signal.SIGINT, 128 + signal.SIGTERM: signal.SIGTERM}

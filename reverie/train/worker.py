@@ -17,10 +17,9 @@ from reverie.errors import UserError
 from reverie.interrupts import exit_code, sigterm_interrupts
 from reverie.recipe import Recipe
 from reverie.results.card import RunCard, load_card
-from reverie.train.checkpoint import FILE_NAME, Progress, checkpoint_recipe
-from reverie.train.loop import train
-from reverie.train.result import CARD_NAME
-from reverie.train.sharded import find_checkpoint
+from reverie.results.checkpoint import FILE_NAME, Progress, checkpoint_recipe, find_checkpoint
+from reverie.results.run import CARD_NAME
+from reverie.train.run import train
 
 EVENT_INTERVAL_S = 0.3
 

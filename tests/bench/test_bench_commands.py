@@ -10,9 +10,9 @@ import pytest
 from command_line import Reverie, assert_one_line, in_empty_folder, the_json
 from fake_benchmark import PEAK, benchmark_card, never
 
-from reverie import cli_bench
 from reverie.bench import ops, run
 from reverie.bench.card import BenchmarkCard, Report
+from reverie.cli import bench as cli_bench
 from reverie.results.card import read_card
 
 NAMES = ["ops", "train", "sleep", "memory", "wake"]

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from tiny_recipe import tiny_recipe
 
 from reverie.errors import UserError
-from reverie.train.checkpoint import FILE_NAME, load_checkpoint
-from reverie.train.loop import train
-from reverie.train.result import CARD_NAME
+from reverie.results.checkpoint import FILE_NAME, load_checkpoint
+from reverie.results.run import CARD_NAME
+from reverie.train.run import train
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks" / "gpu"))
 export, pieces, record = (importlib.import_module(name) for name in ("export", "pieces", "record"))

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from reverie.results.card import RunCard, load_card
-from reverie.train.checkpoint import FILE_NAME
-from reverie.train.loop import train
+from reverie.results.checkpoint import FILE_NAME
+from reverie.train.run import train
 
 FOLDER = Path(__file__).parents[2] / "benchmarks" / "gpu"
 sys.path.insert(0, str(FOLDER))
@@ -180,7 +180,7 @@ def check_finished_runs_come_back_as_weights(second: Path, tmp_path: Path) -> No
     name = "runs/passes/n2-seed-0"
     carried, trained = (folder / name / FILE_NAME for folder in (tmp_path / "state", second / "state"))
     assert carried.stat().st_size < trained.stat().st_size
-    result = importlib.import_module("reverie.train.result")
+    result = importlib.import_module("reverie.results.run")
     again = result.evaluate_run(tmp_path / "state" / name)
     card = load_card(tmp_path / "state" / name / "card.json")
     assert isinstance(card, RunCard)

@@ -17,9 +17,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_recipe import tiny_recipe, write_tiny
 
-from reverie.train.checkpoint import FILE_NAME
-from reverie.train.loop import train
-from reverie.train.result import CARD_NAME
+from reverie.results.checkpoint import FILE_NAME
+from reverie.results.run import CARD_NAME
+from reverie.train.run import train
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 benchmark: Any = importlib.import_module("kills")

@@ -15,15 +15,15 @@ from command_line import Done, Reverie, assert_one_line, assert_usage, in_empty_
 from fake_cards import comparison
 from tiny_recipe import tiny_recipe, write_tiny
 
-from reverie import cli
-from reverie.interrupts import Stopped, Terminated
+from reverie.cli import app as cli
+from reverie.interrupts import TIME_IS_UP, Stopped, Terminated
 from reverie.recipe import load_recipe
 from reverie.results.card import RunCard, load_card, save_card
+from reverie.results.checkpoint import FILE_NAME
 from reverie.results.passes.card import PassesCard
-from reverie.train.checkpoint import FILE_NAME
+from reverie.results.run import CARD_NAME
 from reverie.train.compare import Run
-from reverie.train.loop import train
-from reverie.train.result import CARD_NAME
+from reverie.train.run import train
 
 
 @pytest.fixture
@@ -318,9 +318,10 @@ def test_a_wrong_option_or_command_shows_the_usage(reverie: Reverie, tmp_path: P
         (Terminated("terminated"), 143, "terminated"),
         (Stopped(signal.SIGINT, 3, 9), 130, "stopped after step 3 of 9 (Ctrl-C), saved"),
         (Stopped(signal.SIGTERM, 3, 9), 143, "stopped after step 3 of 9 (SIGTERM), saved"),
+        (Stopped(TIME_IS_UP, 3, 9), 0, "stopped after step 3 of 9 (time is up), saved"),
     ],
 )
-def test_a_signal_ends_with_how_to_go_on(
+def test_a_signal_or_time_that_is_up_ends_with_how_to_go_on(
     reverie: Reverie,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from command_line import Reverie, assert_one_line, assert_usage, in_empty_folder, the_json
 
-from reverie import cli_data
+from reverie.cli import data as cli_data
 from reverie.recipe import load_recipe
 
 

@@ -16,12 +16,12 @@ from command_line import Reverie, assert_one_line, assert_usage, in_empty_folder
 from safetensors import safe_open
 from tiny_sleeper import FACTS, QUESTION, tiny_run
 
-from reverie import cli_memory
+from reverie.cli import memory as cli_memory
 from reverie.memory.file import read_info
 from reverie.memory.memory import Memory
 from reverie.talk import answer_tables, reading, shipped
 from reverie.talk.shipped import export_example
-from reverie.talk.sleeper import load_sleeper
+from reverie.talk.sleeper import load_model
 
 BOOK = " ".join([FACTS] * 4)  # 56 words, 7 windows
 
@@ -111,7 +111,7 @@ def test_ask(reverie: Reverie, memory: str) -> None:
 
 
 def test_ask_says_what_was_not_read(reverie: Reverie, memory: str) -> None:
-    content = Memory.load(memory, load_sleeper("model"))
+    content = Memory.load(memory, load_model("model"))
     replace(content, notes={**content.notes, "complete": "no, 24 of 56 tokens"}).save("part.safetensors")
     done = reverie("ask", "model", "--memory", "part.safetensors", QUESTION)
     assert done.code == 0

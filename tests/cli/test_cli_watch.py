@@ -12,9 +12,10 @@ from tiny_recipe import tiny_recipe
 from reverie.memory.history import History
 from reverie.memory.memory import sleep_over
 from reverie.model import new_model
+from reverie.results.checkpoint import FILE_NAME, Progress
 from reverie.results.watch.collect import Watch
 from reverie.sleep import SleepConfig
-from reverie.train.checkpoint import FILE_NAME, Progress, save_checkpoint
+from reverie.train.checkpoint import save_checkpoint
 
 reverie = pytest.fixture(in_empty_folder)
 PNG = b"\x89PNG"

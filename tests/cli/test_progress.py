@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from reverie import progress
+from reverie.cli import progress
 from reverie.cli.progress import LINE_INTERVAL_S, ReadDisplay, RowDisplay, RunDisplay
 from reverie.train.worker import Event
 

@@ -10,12 +10,11 @@ from tiny_folder import tiny_folder
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-import reverie.sleep
 from reverie.errors import UserError
 from reverie.hf.convert import convert
 from reverie.hf.generate import Generated, generate, load_sleeper, read_prompt
 from reverie.hf.insert import inserted_parameters
-from reverie.sleep import SleepConfig
+from reverie.sleep import SleepConfig, algorithm
 
 L = 8
 CPU = torch.device("cpu")
@@ -64,8 +63,8 @@ def test_the_past_beyond_the_window_matters(sleeper: Sleeper) -> None:
 
 @pytest.mark.parametrize(("read", "written"), [(1, 1), (L, 1), (L, 2), (5, 30), (71, 30)])
 def test_windows_slept_over(sleeper: Sleeper, monkeypatch: pytest.MonkeyPatch, read: int, written: int) -> None:
-    naps, sleep = [], reverie.sleep.sleep
-    monkeypatch.setattr(reverie.sleep, "sleep", lambda *args, **kwargs: naps.append(1) or sleep(*args, **kwargs))
+    naps, sleep = [], algorithm.sleep
+    monkeypatch.setattr(algorithm, "sleep", lambda *args, **kwargs: naps.append(1) or sleep(*args, **kwargs))
     done = generate(*sleeper, BOOK[:read], max_tokens=written)
     assert done.windows_slept_over == len(naps)
 

@@ -27,7 +27,7 @@ from reverie.model import HybridLM
 from reverie.sleep import SleepConfig
 from reverie.talk.answer import ask
 from reverie.talk.chat import Chat
-from reverie.talk.sleeper import Sleeper, load_sleeper
+from reverie.talk.sleeper import Sleeper, load_model
 
 L = 8
 BOOK = "It was a dark and stormy night. Rain fell in torrents, except at times.\n"
@@ -55,7 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sleeper(folder: Path) -> Sleeper:
-    return load_sleeper(folder)
+    return load_model(folder)
 
 
 def language_with(template: str | None) -> ChatLanguage:
@@ -112,9 +112,9 @@ def test_a_hybrid_of_our_own(tmp_path: Path, tiny_model: Callable[..., HybridLM]
     lm = tiny_model("attn", "gdn", vocab_size=61, dtype=torch.float32).eval()
     save_hybrid(lm, tmp_path / "hybrid", SleepConfig(window_size=L))
     with pytest.raises(UserError, match="cannot load the tokenizer of"):
-        load_sleeper(tmp_path / "hybrid")
+        load_model(tmp_path / "hybrid")
     tiny_tokenizer().save_pretrained(tmp_path / "hybrid")
-    sleeper = load_sleeper(tmp_path / "hybrid")
+    sleeper = load_model(tmp_path / "hybrid")
     assert sleeper.language.end_ids == {2}
     memory = sleep_over(sleeper, [sleeper.text(BOOK)])
     assert (
@@ -127,7 +127,7 @@ def test_a_model_that_never_sleeps(tmp_path: Path, tiny_model: Callable[..., Hyb
     save_hybrid(tiny_model("attn", "gdn", vocab_size=61), tmp_path / "awake", AWAKE)
     tiny_tokenizer().save_pretrained(tmp_path / "awake")
     with pytest.raises(UserError, match="awake holds a model that never sleeps: save it with a SleepConfig"):
-        load_sleeper(tmp_path / "awake")
+        load_model(tmp_path / "awake")
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_the_commands(reverie: Reverie, folder: Path, monkeypatch: pytest.Monkey
 def test_it_needs_transformers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "reverie.hf.language", None)
     with pytest.raises(UserError, match="this needs the package transformers"):
-        load_sleeper(folder)
+        load_model(folder)
 
 
 @pytest.fixture(autouse=True)

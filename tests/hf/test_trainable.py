@@ -20,10 +20,10 @@ from reverie.model import State
 from reverie.pretrained.config import PretrainedModel
 from reverie.recipe import Recipe
 from reverie.recipe.build import build_model
+from reverie.results.run import evaluate_run
 from reverie.sleep import Context, SleepConfig, read, rollout, rollout_hidden
 from reverie.sleep.gradients import Backward
-from reverie.train.loop import train
-from reverie.train.result import evaluate_run
+from reverie.train.run import train
 
 
 @pytest.fixture(scope="module")
@@ -60,12 +60,12 @@ def test_rollout_is_what_the_model_itself_computes(base: Path) -> None:
 def test_a_run_goes_on_as_without_a_break(base: Path, tmp_path: Path) -> None:
     recipe = pretrained(base, train={"steps": 4, "checkpoint_every": 2, "eval_every": 2})
     whole = train(recipe, tmp_path / "whole")
-    from reverie.train import loop
+    from reverie.train import run
 
     class Break(Exception):
         pass
 
-    def stop(progress: loop.Progress, loss: float) -> None:
+    def stop(progress: run.Progress, loss: float) -> None:
         if progress.step == 3:
             raise Break
 
@@ -84,11 +84,11 @@ def test_a_stage_of_fast_weights_leaves_the_pretrained_part_alone(base: Path, tm
     assert isinstance(model, PretrainedLM)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     train(recipe, tmp_path / "run")
-    from reverie.train.sharded import find_checkpoint, load_run
+    from reverie.results.checkpoint import find_checkpoint, load_checkpoint
 
     place = find_checkpoint(tmp_path / "run")
     assert place is not None
-    load_run(place).restore_model(model)
+    load_checkpoint(place).restore_model(model)
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert moved
     assert moved <= {f"lm.{name}" for name in inserted_parameters(model.lm)}

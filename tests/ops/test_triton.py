@@ -10,6 +10,8 @@ import pytest
 import torch
 from random_inputs import RULES, Inputs, Rule, assert_same, call, outcome, random_inputs
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from reverie.errors import UserError
@@ -95,6 +97,30 @@ def test_more_tokens_than_a_kernel_takes_go_through_several(
 ) -> None:
     inputs = random_inputs(T, B=1, dtype=torch.float32)
     compare(rule, inputs if with_q else inputs._replace(q=None), chunk_size=chunk_size)
+
+
+def test_the_gradient_of_many_chunks_costs_as_much_as_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers that its operations write, without the kernels: twice as many for twice as many tokens."""
+    monkeypatch.setattr(triton, "installed", lambda: True)
+    monkeypatch.setattr(triton, "interpreted", lambda: True)
+    monkeypatch.setattr(triton, "_launch", lambda *_: None)
+
+    class Written(TorchDispatchMode):
+        numbers = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = func(*args, **(kwargs or {}))
+            self.numbers += sum(x.numel() for x in tree_leaves(result) if isinstance(x, Tensor))
+            return result
+
+    def numbers(T: int) -> int:
+        leaves = Inputs(*(x.requires_grad_() for x in random_inputs(T, B=1, H=1, dtype=torch.float32)))
+        o, S = call(gated_delta_rule, leaves, backend="triton")
+        with Written() as written:
+            torch.autograd.grad(o.sum() + S.sum(), list(leaves))
+        return written.numbers
+
+    assert numbers(4096) < 2.2 * numbers(2048)
 
 
 def test_a_chunk_has_64_tokens_at_most(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,9 +71,10 @@ def usage(kernel: Any, folder: Path) -> dict[str, int]:
         ("backward", RULE_110, torch.float32, 2, 320),
         ("forward", RULE_110, torch.bfloat16, 3, 0),
         ("backward", RULE_110, torch.bfloat16, 2, 64),
-        ("forward", LARGE, torch.bfloat16, 2, 128),
-        ("backward", LARGE, torch.bfloat16, 2, 800),
         ("forward", LARGE, torch.float32, 1, 128),
+        ("backward", LARGE, torch.float32, 2, 384),
+        ("forward", LARGE, torch.bfloat16, 2, 128),
+        ("backward", LARGE, torch.bfloat16, 2, 96),
     ],
 )
 def test_what_a_program_needs(

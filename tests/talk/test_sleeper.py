@@ -1,4 +1,4 @@
-"""`load_sleeper`: any model on disk, as it was left there, and one sentence where there is none."""
+"""`load_model`: any model on disk, as it was left there, and one sentence where there is none."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import assert_one_line, in_empty_folder
 from safetensors import safe_open
 from tiny_recipe import tiny_recipe
 from tiny_sleeper import FACTS, TASKS, disturbed, recipe_of, tiny_run, tiny_sleeper
@@ -15,11 +16,12 @@ from tiny_sleeper import FACTS, TASKS, disturbed, recipe_of, tiny_run, tiny_slee
 from reverie.errors import UserError
 from reverie.memory.memory import Memory, sleep_over
 from reverie.recipe.build import build_model
-from reverie.sleep import SleepConfig, rollout
+from reverie.results.checkpoint import FILE_NAME, Progress
+from reverie.sleep import Context, SleepConfig, read, rollout
 from reverie.talk.shipped import export_example, export_model, load_example_text
-from reverie.talk.sleeper import load_memory, load_sleeper, with_passes
+from reverie.talk.sleeper import load_memory, load_model, with_passes
 from reverie.tasks import GsmInfinite
-from reverie.train.checkpoint import FILE_NAME, Progress, save_checkpoint
+from reverie.train.checkpoint import save_checkpoint
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -36,7 +38,7 @@ def test_a_run_computes_what_it_did(tmp_path: Path, task: str) -> None:
 def test_an_exported_model_is_the_run_without_its_optimisers(tmp_path: Path) -> None:
     run, file = tiny_run(tmp_path / "run"), tmp_path / "small.safetensors"
     export_model(run, file)
-    sleepers = [load_sleeper(run), load_sleeper(file)]
+    sleepers = [load_model(run), load_model(file)]
     memories = [sleep_over(sleeper, [sleeper.text(FACTS)]) for sleeper in sleepers]
     assert sleepers[1].name == "small"
     assert memories[0].fingerprint == memories[1].fingerprint
@@ -49,7 +51,7 @@ def test_an_exported_model_is_the_run_without_its_optimisers(tmp_path: Path) -> 
 def test_the_example_is_a_text_of_the_task(tmp_path: Path) -> None:
     """Its words and questions are the tokens and targets of that held-out example."""
     export_example(tiny_run(tmp_path / "run"), tmp_path / "example", 2)
-    sleeper, shown = load_sleeper(tmp_path / "example" / "model.safetensors"), load_example_text(tmp_path / "example")
+    sleeper, shown = load_model(tmp_path / "example" / "model.safetensors"), load_example_text(tmp_path / "example")
     task = recipe_of("words").task
     assert isinstance(task, GsmInfinite)
     batch = task.batch("test", 0, 0, range(2, 3))
@@ -65,29 +67,36 @@ def test_the_example_is_a_text_of_the_task(tmp_path: Path) -> None:
 
 def test_there_is_no_model(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"there is no model at {tmp_path}: give a run of reverie train, a folder of"):
-        load_sleeper(tmp_path)
+        load_model(tmp_path)
     with pytest.raises(UserError, match="there is no model at nowhere: give a run"):
-        load_sleeper("nowhere")
+        load_model("nowhere")
     with pytest.raises(UserError, match=f"there is no run at {tmp_path}"):
         export_model(tmp_path, tmp_path / "out")
     (tmp_path / "book.txt").write_text(FACTS)
     memory, run = tmp_path / "memory.safetensors", tiny_run(tmp_path / "run")
-    sleeper = load_sleeper(run)
+    sleeper = load_model(run)
     sleep_over(sleeper, [sleeper.text(FACTS)]).save(memory)
     for path in (tmp_path / "book.txt", memory):
         with pytest.raises(UserError, match=f"{path} holds no model that this version of reverie can read"):
-            load_sleeper(path)
+            load_model(path)
     checkpoint = run / FILE_NAME
     checkpoint.write_bytes(checkpoint.read_bytes()[:-9])
     with pytest.raises(UserError, match="is cut short or damaged"):
-        load_sleeper(run)
+        load_model(run)
 
 
-def test_a_transformer_keeps_nothing(tmp_path: Path) -> None:
+def test_a_transformer_is_loaded_though_it_keeps_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     recipe = tiny_recipe(model={"layers": ["attn"]})
-    save_checkpoint(tmp_path / FILE_NAME, recipe, build_model(recipe.model, 0), [], Progress())
-    with pytest.raises(UserError, match="holds a transformer, which has no fast weights"):
-        load_sleeper(tmp_path)
+    trained = build_model(recipe.model, 0)
+    save_checkpoint(tmp_path / FILE_NAME, recipe, trained, [], Progress())
+    model, tokens = load_model(tmp_path), torch.arange(4)[None]
+    logits, _ = read(model, tokens, Context.empty(model), model.sleep_config)
+    assert torch.equal(logits, read(trained, tokens, Context.empty(trained), recipe.sleep)[0])
+    reverie = in_empty_folder(monkeypatch, capsys, tmp_path)
+    done = reverie("ask", tmp_path, "1", "--memory", tmp_path / "none", "--device", "cpu")
+    assert_one_line(done, "holds a transformer, which has no fast weights")
 
 
 def test_nothing_to_read_or_to_answer(tmp_path: Path) -> None:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from reverie.results.card import RunCard, load_card
-from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint
-from reverie.train.result import CARD_NAME
+from reverie.results.checkpoint import FILE_NAME, Progress, load_checkpoint
+from reverie.results.run import CARD_NAME
 
 
 class Killed(Exception):

@@ -20,11 +20,11 @@ from tiny_recipe import tiny_recipe, write_tiny
 
 from reverie.errors import UserError
 from reverie.recipe import Recipe
+from reverie.results.checkpoint import FILE_NAME, Progress, load_checkpoint
 from reverie.tasks import Batch, Rule110
 from reverie.train import batches as module
 from reverie.train.batches import batches, make_batch
-from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint
-from reverie.train.loop import train
+from reverie.train.run import train
 from reverie.workers import AHEAD
 
 

@@ -19,8 +19,9 @@ from torch.optim import Optimizer
 from reverie.errors import UserError
 from reverie.model import HybridLM, new_model
 from reverie.recipe import Recipe
+from reverie.results.checkpoint import FILE_NAME, Progress, checkpoint_recipe, load_checkpoint
 from reverie.train.batches import make_batch
-from reverie.train.checkpoint import FILE_NAME, Progress, checkpoint_recipe, load_checkpoint, save_checkpoint
+from reverie.train.checkpoint import restore, save_checkpoint
 from reverie.train.optim import build_optimizers
 from reverie.train.step import train_step
 
@@ -68,7 +69,7 @@ def test_everything_comes_back(tmp_path: Path):
     checkpoint = load_checkpoint(path)
     assert checkpoint.recipe == RECIPE
     assert checkpoint.progress == PROGRESS  # to the last bit of its floats
-    checkpoint.restore(fresh, fresh_optimizers)
+    restore(checkpoint, fresh, fresh_optimizers)
     assert torch.equal(torch.rand(4), expected)
     for name, parameter in model.named_parameters():
         assert torch.equal(fresh.get_parameter(name), parameter), name
@@ -94,7 +95,7 @@ def test_before_the_first_step_there_is_no_optimiser_state(tmp_path: Path):
     save_checkpoint(tmp_path / FILE_NAME, RECIPE, model, optimizers, Progress())
     checkpoint = load_checkpoint(tmp_path / FILE_NAME)
     assert not any(name.startswith("optimizer.") for name in checkpoint.tensors)
-    checkpoint.restore(*trained(steps=0))
+    restore(checkpoint, *trained(steps=0))
     assert checkpoint.progress == Progress()
 
 
@@ -169,7 +170,7 @@ def test_a_missing_checkpoint_is_refused(tmp_path: Path):
 def test_weights_of_another_model_are_refused(path: Path):
     other = tiny_recipe(model={"layers": ["attn", "gdn", "jet"], "width": 32})
     with pytest.raises(UserError, match="holds the weights of another model than its recipe describes"):
-        load_checkpoint(path).restore(*trained(other, steps=0))
+        restore(load_checkpoint(path), *trained(other, steps=0))
 
 
 # -- a disk that is full

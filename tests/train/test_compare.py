@@ -14,14 +14,14 @@ import pytest
 import torch
 from tiny_recipe import tiny_recipe
 
-from reverie import compare as module
 from reverie.errors import UserError
 from reverie.recipe import Recipe
 from reverie.results.card import ComparisonCard, load_card
-from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint
+from reverie.results.checkpoint import FILE_NAME, Progress, load_checkpoint
+from reverie.results.run import CARD_NAME
+from reverie.train import compare as module
 from reverie.train.compare import FIGURE_NAME, Run, compare, plan_runs
-from reverie.train.loop import train
-from reverie.train.result import CARD_NAME
+from reverie.train.run import train
 from reverie.train.worker import Event
 
 Popen = subprocess.Popen

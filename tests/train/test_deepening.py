@@ -14,12 +14,12 @@ import reverie.train.deepening
 import reverie.train.ready
 from reverie.errors import UserError
 from reverie.recipe import Recipe
+from reverie.results.checkpoint import FILE_NAME, Progress, load_checkpoint
 from reverie.tasks import Rule110
 from reverie.train.batches import make_batch
-from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint
 from reverie.train.deepening import at_end_of_stretch, deepen, deepest
-from reverie.train.loop import train
 from reverie.train.ready import made_there
+from reverie.train.run import train
 
 STRETCH = 4
 

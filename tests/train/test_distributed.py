@@ -25,18 +25,18 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from reverie import evaluate
 from reverie.errors import UserError
 from reverie.interrupts import Stopped
 from reverie.model import HybridLM, LanguageModel, new_model
 from reverie.recipe import Recipe
+from reverie.results import evaluate
 from reverie.sleep import rollout
 from reverie.tasks import Batch
 from reverie.train import distributed
 from reverie.train.batches import batches, make_batch
 from reverie.train.distributed import ALONE, Parallel, ParallelModel, Processes, joined, whole
-from reverie.train.loop import train
 from reverie.train.muon import Muon, ShardedMuon
+from reverie.train.run import train
 from reverie.train.step import train_step
 
 BOTH: tuple[Parallel, ...] = ("ddp", "fsdp")

@@ -16,11 +16,11 @@ from tiny_recipe import tiny_recipe
 from reverie.errors import UserError
 from reverie.model import LanguageModel
 from reverie.recipe import Recipe
-from reverie.train import loop
+from reverie.results.checkpoint import FILE_NAME, Progress, load_checkpoint
+from reverie.results.run import CARD_NAME
+from reverie.train import run
 from reverie.train import step as step_module
-from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint
-from reverie.train.loop import train
-from reverie.train.result import CARD_NAME
+from reverie.train.run import train
 from reverie.train.step import Step
 
 Undisturbed = Callable[[Recipe], Path]
@@ -45,13 +45,13 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 def the_model(monkeypatch: pytest.MonkeyPatch) -> list[LanguageModel]:
     """The models that runs make, newest last."""
     models: list[LanguageModel] = []
-    make = loop.build_model
+    make = run.build_model
 
     def keep(*arguments: Any) -> LanguageModel:
         models.append(make(*arguments))
         return models[-1]
 
-    monkeypatch.setattr(loop, "build_model", keep)
+    monkeypatch.setattr(run, "build_model", keep)
     return models
 
 

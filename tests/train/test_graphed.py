@@ -13,20 +13,20 @@ import torch
 from tiny_recipe import tiny_recipe
 from torch import Tensor
 
-import reverie.train.loop
+import reverie.train.run
 from reverie.errors import UserError
 from reverie.interrupts import Stopped
 from reverie.model import HybridLM, new_model
 from reverie.recipe import Recipe
+from reverie.results.checkpoint import FILE_NAME, load_checkpoint
 from reverie.sleep.labels import count_labels
 from reverie.tasks import Batch
 from reverie.train.batches import make_batch
-from reverie.train.checkpoint import FILE_NAME, load_checkpoint
 from reverie.train.distributed import ParallelModel, Processes
 from reverie.train.graphed import WARM_UP, GraphedSteps, Record, Replay, check_graphable, cuda_graphs
-from reverie.train.loop import train
 from reverie.train.optim import build_optimizers
 from reverie.train.ready import Ready
+from reverie.train.run import train
 from reverie.train.step import EagerSteps, Step, loss_sum
 
 STEPS = 8
@@ -102,6 +102,28 @@ def test_recorded_steps_are_the_steps(recipe: Recipe):
     assert recorder.recorded >= 1
 
 
+def test_what_is_recorded_has_been_computed_before(monkeypatch: pytest.MonkeyPatch):
+    """Or a kernel would be compiled while a graph is recorded. Steps that are watched are computed in another way."""
+    seen: list[str] = []
+    step_of = GraphedSteps._step
+
+    def computed(self: GraphedSteps, *arguments: Any) -> Tensor:
+        seen.append("computed")
+        return step_of(self, *arguments)
+
+    def record(compute: Callable[[], Tensor]) -> Replay:
+        seen.append("recorded")
+        return compute
+
+    monkeypatch.setattr(GraphedSteps, "_step", computed)
+    recipe = RECIPES["rule 110"]
+    steps = GraphedSteps(*run_of(recipe), record=record)
+    for step in range(STEPS):
+        steps.take(step, ready(recipe, step), watch=step < WARM_UP)
+    replayed = STEPS - 2 * WARM_UP
+    assert seen == ["computed", "recorded"] + ["computed"] * replayed
+
+
 @each_recipe
 def test_nothing_asks_what_is_in_a_tensor_or_stands_elsewhere(recipe: Recipe, monkeypatch: pytest.MonkeyPatch):
     """Tensors on "meta" have no content, and there is no operation between them and those on the CPU."""
@@ -152,12 +174,12 @@ def test_a_loss_that_is_not_finite_is_told_with_its_step():
 
 def graphed_on_cpu(monkeypatch: pytest.MonkeyPatch, ahead: int = 4) -> None:
     """As the loop runs them, with the recorder in place of CUDA."""
-    monkeypatch.setattr(reverie.train.loop, "check_graphable", lambda *_: None)
+    monkeypatch.setattr(reverie.train.run, "check_graphable", lambda *_: None)
     monkeypatch.setattr("reverie.train.graphed.cuda_graphs", lambda device: Recorder())
     monkeypatch.setattr("reverie.train.graphed.AHEAD", ahead)
     build = build_optimizers
     monkeypatch.setattr(
-        reverie.train.loop, "build_optimizers", lambda model, config, *, capturable: build(model, config)
+        reverie.train.run, "build_optimizers", lambda model, config, *, capturable: build(model, config)
     )
 
 
@@ -198,7 +220,7 @@ def test_divergence_between_two_looks_ends_the_run(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr("reverie.train.graphed.loss_sum", spoilt)
     recipe = tiny_recipe(train={"steps": 12, "cuda_graph": True, "checkpoint_every": 4, "eval_every": 12})
-    with pytest.raises(UserError, match=rf"training diverged .*step {WARM_UP + 3} had a loss of nan"):
+    with pytest.raises(UserError, match=rf"training diverged .*step {WARM_UP + 2} had a loss of nan"):
         train(recipe, tmp_path)
     assert len(losses) > 3  # it went on until it looked
     saved = load_checkpoint(tmp_path / FILE_NAME)

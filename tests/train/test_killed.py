@@ -20,11 +20,11 @@ from tiny_recipe import tiny_recipe
 
 from reverie.errors import UserError
 from reverie.recipe import Recipe
+from reverie.results.checkpoint import FILE_NAME, Progress, load_checkpoint
+from reverie.results.run import CARD_NAME
 from reverie.train import checkpoint
-from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint
 from reverie.train.lock import LOCK_NAME
-from reverie.train.loop import train
-from reverie.train.result import CARD_NAME
+from reverie.train.run import train
 
 # Forked processes import nothing: this one has already trained, for everything is compared to an undisturbed run.
 fork = multiprocessing.get_context("fork")

@@ -19,11 +19,11 @@ from tiny_recipe import tiny_recipe, write_tiny
 
 from reverie.cli.app import app
 from reverie.errors import UserError
+from reverie.results.checkpoint import checkpoint_step, find_checkpoint
+from reverie.results.run import CARD_NAME
 from reverie.train import launch as module
 from reverie.train.launch import launch, leave_word
-from reverie.train.loop import train
-from reverie.train.result import CARD_NAME
-from reverie.train.sharded import checkpoint_step, find_checkpoint
+from reverie.train.run import train
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
 

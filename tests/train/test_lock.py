@@ -18,7 +18,7 @@ from tiny_recipe import tiny_recipe
 from reverie.errors import UserError
 from reverie.train import lock
 from reverie.train.lock import LOCK_NAME, run_lock
-from reverie.train.loop import train
+from reverie.train.run import train
 
 fork = multiprocessing.get_context("fork")
 SENTENCE = "another process is training in {}: wait for it, or choose another --out"

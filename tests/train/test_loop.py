@@ -24,13 +24,13 @@ from reverie.errors import UserError
 from reverie.interrupts import Stopped
 from reverie.model import HybridLM
 from reverie.recipe import Recipe, load_recipe
+from reverie.results.checkpoint import FILE_NAME, load_checkpoint
+from reverie.results.run import CARD_NAME
 from reverie.tasks import Batch
 from reverie.train import ready
 from reverie.train.batches import KILLED, make_batch, max_depth
-from reverie.train.checkpoint import FILE_NAME, load_checkpoint
 from reverie.train.distributed import Processes
-from reverie.train.loop import train
-from reverie.train.result import CARD_NAME
+from reverie.train.run import train
 
 Undisturbed = Callable[[Recipe], Path]
 

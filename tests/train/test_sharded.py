@@ -18,16 +18,15 @@ from tiny_recipe import tiny_recipe
 from together import together
 from torch import Tensor
 
-from reverie import evaluate
 from reverie.errors import UserError
 from reverie.interrupts import Stopped
 from reverie.model import new_model
 from reverie.recipe import Recipe
-from reverie.train.checkpoint import FILE_NAME
+from reverie.results import evaluate
+from reverie.results.checkpoint import FILE_NAME, checkpoint_step, find_checkpoint, load_checkpoint
+from reverie.results.run import evaluate_run
 from reverie.train.distributed import ALONE, Parallel, Processes
-from reverie.train.loop import train
-from reverie.train.result import evaluate_run
-from reverie.train.sharded import checkpoint_step, find_checkpoint, load_run
+from reverie.train.run import train
 
 BOTH: tuple[Parallel, ...] = ("ddp", "fsdp")
 STAGES = [
@@ -116,7 +115,7 @@ def weights(out: Path, recipe: Recipe) -> dict[str, Tensor]:
     place = find_checkpoint(out)
     assert place is not None
     model = new_model(recipe.hybrid, 99)
-    load_run(place).restore_model(model)
+    load_checkpoint(place).restore_model(model)
     return model.state_dict()
 
 
@@ -218,7 +217,7 @@ def test_a_damaged_part_is_one_sentence(shards: Path, damage: Callable[[Path], N
 def test_weights_of_another_model_are_refused(shards: Path):
     other = tiny_recipe(model={"width": 32})
     with pytest.raises(UserError, match="holds the weights of another model"):
-        load_run(shards).restore_model(new_model(other.hybrid, 0))
+        load_checkpoint(shards).restore_model(new_model(other.hybrid, 0))
 
 
 def test_the_newest_checkpoint_counts(shards: Path, runs: Runs):

@@ -20,8 +20,8 @@ from reverie.sleep import SleepConfig, rollout_hidden
 from reverie.sleep.gradients import EXACT, Backward
 from reverie.sleep.labels import in_labelled, labelled_windows
 from reverie.train.batches import make_batch
-from reverie.train.loop import train
 from reverie.train.optim import build_optimizers
+from reverie.train.run import train
 from reverie.train.stability import PassObserver
 from reverie.train.step import Step, train_step
 

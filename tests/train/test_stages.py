@@ -16,17 +16,17 @@ from same_run import Killed, assert_same_run, kill_at, read_run_card
 from tiny_recipe import tiny_recipe
 from torch import Tensor
 
-import reverie.train.loop
+import reverie.train.run
 import reverie.train.step
 from reverie.errors import UserError
 from reverie.model import Eviction, HybridLM, new_model
 from reverie.recipe import Recipe
+from reverie.results.checkpoint import FILE_NAME, load_checkpoint
 from reverie.sleep import SleepConfig
 from reverie.train.batches import make_batch
-from reverie.train.checkpoint import FILE_NAME, load_checkpoint
-from reverie.train.loop import train
 from reverie.train.muon import Muon
 from reverie.train.optim import build_optimizers, lr_factor
+from reverie.train.run import train
 from reverie.train.stages import Stage, freeze_others, stage_at
 from reverie.train.step import train_step
 
@@ -184,7 +184,7 @@ def test_training_and_curve_have_the_eviction_of_the_stage(tmp_path: Path, monke
     recipe = staged(eval_every=1)
     with (
         watched(reverie.train.step, "rollout_hidden", monkeypatch) as rollouts,
-        watched(reverie.train.loop, "evaluate", monkeypatch) as evaluations,
+        watched(reverie.train.run, "evaluate", monkeypatch) as evaluations,
     ):
         card = train(recipe, tmp_path)
     assert rollouts == EVICTIONS

@@ -17,10 +17,10 @@ from tiny_recipe import tiny_recipe
 from reverie.errors import UserError
 from reverie.recipe import Recipe, changed
 from reverie.results.card import save_card
+from reverie.results.checkpoint import FILE_NAME, Progress, load_checkpoint
+from reverie.results.run import CARD_NAME
 from reverie.train import checkpoint, worker
-from reverie.train.checkpoint import FILE_NAME, Progress, load_checkpoint
-from reverie.train.loop import train
-from reverie.train.result import CARD_NAME
+from reverie.train.run import train
 from reverie.train.worker import Event, finished
 
 

@@ -19,12 +19,12 @@ from reverie.model import LanguageModel, count_parameters
 from reverie.recipe import Recipe, changed
 from reverie.recipe.random_passes import RandomPasses
 from reverie.results.card import Chance, RunCard, headline_chance, load_card
+from reverie.results.checkpoint import Progress
 from reverie.results.evaluate import evaluate_sleep
 from reverie.results.passes.card import Evaluated, PassesCard, PassesRun, Training, regime_label, regimes_of
 from reverie.results.provenance import commit_id, hardware
+from reverie.results.run import CARD_NAME, load_run, trained_model
 from reverie.sleep import SleepConfig
-from reverie.train.checkpoint import Progress
-from reverie.train.result import CARD_NAME, load_checkpoint_of, trained_model
 
 # Of a recipe's section train: may differ between the runs of a regime, for it does not bear on what is learned.
 _NO_MATTER = {
@@ -92,7 +92,7 @@ def evaluate_passes(
 
 
 def _find(run: Path) -> _Found:
-    recipe = load_checkpoint_of(run).recipe
+    recipe = load_run(run).recipe
     if not recipe.model.has_fast_weights:
         raise UserError(f"{run} has attention layers alone: the number of sleep passes changes nothing about it")
     return _Found(run, recipe)
@@ -169,7 +169,7 @@ def _evaluate(
     report: Callable[[str], None],
 ) -> PassesRun:
     """One run at all settings."""
-    checkpoint = load_checkpoint_of(run.place)
+    checkpoint = load_run(run.place)
     model = trained_model(checkpoint, device)
     points = []
     for sleep in settings:

@@ -21,10 +21,10 @@ from reverie.memory.memory import sleep_over
 from reverie.model import LanguageModel
 from reverie.recipe import Recipe
 from reverie.results.card import depth_name
+from reverie.results.run import load_run, trained_model
 from reverie.sleep import Context, SleepConfig, forget, sleep, wake
 from reverie.sleep.labels import labelled_windows
 from reverie.tasks import Batch, Score, score
-from reverie.train.result import load_checkpoint_of, trained_model
 
 MOST_EXAMPLES = 2**20
 BATCH_TOKENS = 2**16  # texts are asked about in batches of that many
@@ -125,7 +125,7 @@ def watch_run(
     Raises:
         UserError: there is no run, it never sleeps, or a number is out of range.
     """
-    checkpoint = load_checkpoint_of(run)
+    checkpoint = load_run(run)
     recipe, config = checkpoint.recipe, _asleep(checkpoint.recipe, num_sleep_passes, tolerance)
     if not 0 <= example < MOST_EXAMPLES or not 1 <= examples <= MOST_EXAMPLES:
         raise UserError(

@@ -1,6 +1,7 @@
 """GSM-Infinite: word problems made by program, their solver, and the task that trains on them."""
 
 from reverie.tasks.gsm_infinite.generator import Problem, ProblemConfig, draw_problem
+from reverie.tasks.gsm_infinite.solver import count_operations, solve
 from reverie.tasks.gsm_infinite.task import GsmInfinite
 
-__all__ = ["GsmInfinite", "Problem", "ProblemConfig", "draw_problem"]
+__all__ = ["GsmInfinite", "Problem", "ProblemConfig", "count_operations", "draw_problem", "solve"]

@@ -15,8 +15,8 @@ from reverie.recipe.random_passes import RandomPasses
 from reverie.results.evaluate import evaluate, evaluate_sleep
 from reverie.results.passes.card import PassesCard
 from reverie.results.passes.evaluation import evaluate_passes
-from reverie.train.loop import train
-from reverie.train.result import load_checkpoint_of, trained_model
+from reverie.results.run import load_run, trained_model
+from reverie.train.run import train
 
 RANDOM = RandomPasses(distribution="uniform", mean=2, max=3)
 
@@ -53,7 +53,7 @@ def test_regimes_and_settings_come_in_order(card: PassesCard):
 
 def test_every_point_is_what_evaluate_finds(card: PassesCard, runs: dict[str, Path]):
     for run, name in zip(card.runs, ["fixed-0", "fixed-1", "random-0"], strict=True):
-        checkpoint = load_checkpoint_of(runs[name])
+        checkpoint = load_run(runs[name])
         recipe, model = checkpoint.recipe, trained_model(checkpoint)
         for point in run.fixed:
             sleep = recipe.sleep.model_copy(update={"num_sleep_passes": point.num_sleep_passes})
@@ -73,14 +73,14 @@ def test_the_card_says_where_its_runs_come_from(card: PassesCard, runs: dict[str
         assert run.training.hardware is not None
         assert run.training.commit is not None
         assert run.training.wall_time_s > 0
-    assert card.runs[1].recipe == load_checkpoint_of(runs["fixed-1"]).recipe.model_dump(mode="json")
+    assert card.runs[1].recipe == load_run(runs["fixed-1"]).recipe.model_dump(mode="json")
     assert card.metric == "question"
     assert card.metric_chance == pytest.approx(sum(card.chance.by_depth[d] for d in "1234") / 4)
     assert card.wall_time_s >= sum(point.wall_time_s for run in card.runs for point in run.fixed + run.adaptive)
 
 
 def test_a_run_that_has_not_ended_has_no_commit(runs: dict[str, Path], tmp_path: Path):
-    place = load_checkpoint_of(runs["fixed-0"]).path
+    place = load_run(runs["fixed-0"]).path
     (tmp_path / place.name).write_bytes(place.read_bytes())
     (run,) = evaluate_passes([tmp_path], [1], num_examples=2).runs
     assert (run.training.steps, run.training.commit, run.training.hardware) == (6, None, None)

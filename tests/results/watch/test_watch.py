@@ -17,10 +17,11 @@ from reverie.memory.memory import Memory, sleep_over
 from reverie.model import HybridLM
 from reverie.recipe import Recipe
 from reverie.recipe.build import build_model
+from reverie.results.checkpoint import FILE_NAME, Progress
 from reverie.results.watch.collect import Watch, watch_memory, watch_run
 from reverie.sleep import SleepConfig, rollout
 from reverie.tasks import Batch
-from reverie.train.checkpoint import FILE_NAME, Progress, save_checkpoint
+from reverie.train.checkpoint import save_checkpoint
 
 MakeModel = Callable[..., HybridLM]
 

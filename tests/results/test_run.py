@@ -11,10 +11,10 @@ from tiny_recipe import tiny_recipe
 from reverie.errors import UserError
 from reverie.model import HybridLM
 from reverie.recipe import Recipe
+from reverie.results.checkpoint import FILE_NAME, load_checkpoint
 from reverie.results.evaluate import evaluate
-from reverie.train.checkpoint import FILE_NAME, load_checkpoint
-from reverie.train.loop import train
-from reverie.train.result import CARD_NAME, evaluate_run, model_kind
+from reverie.results.run import CARD_NAME, evaluate_run, model_kind
+from reverie.train.run import train
 
 RECIPE = tiny_recipe()
 

@@ -15,17 +15,19 @@ from torch.utils.tensorboard import SummaryWriter
 
 from reverie.errors import UserError
 from reverie.files import writing
-from reverie.interrupts import Stopped, StopRequest, stop_requests
+from reverie.interrupts import TIME_IS_UP, Stopped, StopRequest, stop_requests
 from reverie.model import LanguageModel
 from reverie.recipe import Recipe
 from reverie.recipe.build import build_model
 from reverie.results.card import RunCard, save_card
+from reverie.results.checkpoint import Progress, find_checkpoint, load_checkpoint
 from reverie.results.evaluate import evaluate
 from reverie.results.provenance import commit_id
+from reverie.results.run import CARD_NAME, make_card
 from reverie.sleep import SleepConfig
 from reverie.tasks import Score
 from reverie.train.batches import KILLED
-from reverie.train.checkpoint import Progress
+from reverie.train.checkpoint import refuse_existing, remove_unfinished_folders, restore, save_run
 from reverie.train.compiled import compile_blocks, uncompiled
 from reverie.train.deepening import at_end_of_stretch, deepen, deepest
 from reverie.train.distributed import ALONE, ParallelModel, Processes, check_batch
@@ -33,10 +35,9 @@ from reverie.train.graphed import GraphedSteps, check_graphable
 from reverie.train.lock import run_lock
 from reverie.train.optim import build_optimizers
 from reverie.train.ready import Ready, ready_batches
-from reverie.train.result import CARD_NAME, make_card
-from reverie.train.sharded import find_checkpoint, load_run, refuse_existing, remove_unfinished_folders, save_run
 from reverie.train.stages import stage_at
 from reverie.train.step import EagerSteps, Step, not_finite
+from reverie.train.time_limit import TimeLimit
 
 Report = Callable[[Progress, float], None]
 """Called with the progress so far and the newest loss: at every step, with `train.cuda_graph` every twenty."""
@@ -50,6 +51,7 @@ def train(
     device: torch.device | str = "cpu",
     report: Report = lambda progress, loss: None,
     processes: Processes = ALONE,
+    max_seconds: float | None = None,
 ) -> RunCard:
     """Train by a recipe; leave checkpoint, TensorBoard curves and card in `out`.
 
@@ -57,13 +59,16 @@ def train(
     `train.cuda_graph` to rounding: the first steps after a break are not recorded ones). Several processes share out
     the examples of each step: the same curve to rounding, however many they are. One of them reports.
 
-    SIGTERM and Ctrl-C finish the step that is going, and save.
+    SIGTERM and Ctrl-C finish the step that is going, and save. With `max_seconds` training stops, and saves, before a
+    step, an evaluation or a checkpoint that would not be done by then, to judge by those before; it takes one step at
+    least. The final evaluation and the card come with the call that finishes the steps, or with the next one.
 
     Raises:
         UserError: `out` holds another run, another process trains there, the checkpoint cannot be read or written, or
             training diverges.
-        Stopped: such a signal came; with `resume` the run goes on.
+        Stopped: such a signal came, or the time was up; with `resume` the run goes on.
     """
+    limit = TimeLimit(max_seconds)
     commit = commit_id()  # of the code that runs: the checkout may move on meanwhile
     check_batch(recipe, processes.world_size)
     if resume and find_checkpoint(out) is None:
@@ -71,7 +76,7 @@ def train(
     # A task that cannot make its examples says so here, before anything is written; evaluation needs them anyway.
     recipe.task.batch("test", 0, 0, range(len(recipe.task.depths())))
     with run_lock(out) if processes.is_first else contextlib.nullcontext(), _float32_products(recipe, device):
-        return _train(recipe, out, resume, device, report, commit, processes)
+        return _train(recipe, out, resume, device, report, commit, processes, limit)
 
 
 def _train(
@@ -82,6 +87,7 @@ def _train(
     report: Report,
     commit: str,
     processes: Processes,
+    limit: TimeLimit,
 ) -> RunCard:
     model = build_model(recipe.model, recipe.train.seed)
     parallel = ParallelModel(model, device, processes)
@@ -110,10 +116,12 @@ def _train(
     def save() -> None:
         if where := not_finite(model.named_parameters()):
             raise diverged(f"the parameter {where} is not finite")
-        save_run(out, recipe, model, optimizers, progress, processes)
+        with limit.timing("checkpoint"):
+            save_run(out, recipe, model, optimizers, progress, processes)
 
     if progress.step == 0:
         save()
+    first = progress.step
     with (
         stop_requests() as stop,
         _board(out, progress.step + 1) if processes.is_first else contextlib.nullcontext() as writer,
@@ -138,7 +146,12 @@ def _train(
             return found[-1] if found else None
 
         while progress.step < recipe.train.steps:
-            ready = _next_batch(made, stop)
+            measured = _is_due(recipe, progress.step + 1, recipe.train.eval_every)
+            coming = ["batch", "step", *["evaluation"] * measured, "checkpoint"]
+            if progress.step > first and not limit.allows(*coming):
+                stop.requested = stop.requested or TIME_IS_UP
+            with limit.timing("batch"):
+                ready = _next_batch(made, stop)
             # Now that each knows whether it has a batch: all take the step, or none.
             request, lacking = processes.agree(stop.requested, lacking=ready is None)
             if request:
@@ -150,28 +163,33 @@ def _train(
             if ready is None or lacking is not None:
                 raise UserError((f"rank {lacking} of {processes.world_size}: " if processes.parallel else "") + KILLED)
             progress.step += 1
-            last = progress.step == recipe.train.steps
-            measured = last or progress.step % recipe.train.eval_every == 0
-            saved = last or progress.step % recipe.train.checkpoint_every == 0
-            try:
-                steps.take(progress.step - 1, ready, watch=measured)
-            except FloatingPointError as error:
-                raise diverged(str(error)) from error
-            progress.tokens += recipe.train.batch_size * recipe.task.sequence_length
-            decided = at_end_of_stretch(recipe, progress)
-            newest = settle() if steps.full or measured or saved or decided else None
+            saved = _is_due(recipe, progress.step, recipe.train.checkpoint_every)
+            with limit.timing("step" if progress.step > first + 1 else "first step"):  # in which blocks are compiled
+                try:
+                    steps.take(progress.step - 1, ready, watch=measured)
+                except FloatingPointError as error:
+                    raise diverged(str(error)) from error
+                progress.tokens += recipe.train.batch_size * recipe.task.sequence_length
+                decided = at_end_of_stretch(recipe, progress)
+                newest = settle() if steps.full or measured or saved or decided else None
             if newest is None:
                 continue
             if measured:
-                _measure(recipe, parallel, progress, newest, writer, device)
+                with limit.timing("evaluation"):
+                    _measure(recipe, parallel, progress, newest, writer, device)
             if decided:
                 deepen(recipe, progress)
             if saved:
                 save()
             if processes.is_first:
                 report(progress, newest.loss)
+    late, _ = processes.agree(None if limit.allows("evaluation") else TIME_IS_UP, lacking=False)
+    if late:
+        raise Stopped(late, progress.step, recipe.train.steps)
     score = _evaluate(recipe, parallel, recipe.sleep, device, generate=True)
-    card = make_card(recipe, model, progress, score, commit, processes)
+    card = make_card(
+        recipe, model, progress, score, commit, processes=processes.world_size, parallel=processes.parallel
+    )
     if processes.is_first:
         save_card(card, out / CARD_NAME)
     return card
@@ -186,10 +204,10 @@ def _start(recipe: Recipe, out: Path, resume: bool, model: LanguageModel, optimi
         return Progress()
     if not resume:
         refuse_existing(out)
-    checkpoint = load_run(place)
+    checkpoint = load_checkpoint(place)
     if checkpoint.recipe != recipe:
         raise UserError(f"{place} was made by another recipe; resume with the settings it was started with")
-    checkpoint.restore(model, optimizers)
+    restore(checkpoint, model, optimizers)
     return checkpoint.progress
 
 
@@ -198,7 +216,7 @@ def _begin_with(run: str, recipe: Recipe, model: LanguageModel) -> None:
     place = find_checkpoint(Path(run))
     if place is None:
         raise UserError(f"train.init_from is {run}, but there is no checkpoint: give the folder of a run")
-    checkpoint = load_run(place)
+    checkpoint = load_checkpoint(place)
     models = [model.model_dump(exclude={"backend"}) for model in (checkpoint.recipe.model, recipe.model)]
     if models[0] != models[1]:
         raise UserError(
@@ -217,6 +235,11 @@ def _float32_products(recipe: Recipe, device: torch.device | str) -> Iterator[No
         yield
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+def _is_due(recipe: Recipe, step: int, every: int) -> bool:
+    """After every so many steps, and after the last one."""
+    return step == recipe.train.steps or step % every == 0
 
 
 def _next_batch(made: Iterator[Ready], stop: StopRequest) -> Ready | None:
