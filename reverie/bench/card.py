@@ -17,7 +17,7 @@ Row = dict[str, Cell]
 
 
 def number(row: Row, column: str) -> float:
-    """A cell that holds one."""
+    """The number in a cell that holds one."""
     cell = row[column]
     assert isinstance(cell, int | float)
     return float(cell)
@@ -28,7 +28,7 @@ def _five_digits(ratio: float) -> float:
 
 
 Report = Callable[[int, int, str], None]
-"""Called before every part of a benchmark: parts done, parts in all, and what this one measures."""
+"""Called before each part of a benchmark: parts done, parts in all, and what this one measures."""
 
 
 class _Part(BaseModel):
@@ -96,5 +96,10 @@ class BenchmarkCard(Findings):
     def result(self) -> dict[str, Any]:
         """What `--json` prints: name, ratio, target, met, and everything else as details."""
         content = self.model_dump(mode="json")
-        head = {key: content.pop(key) for key in ("name", "ratio", "target", "met")}
-        return head | {"details": content.pop("details") | content}
+        name, ratio, target, met = (content.pop(key) for key in ("name", "ratio", "target", "met"))
+        return outcome(name, ratio, target, met, content.pop("details") | content)
+
+
+def outcome(name: str, ratio: float, target: float, met: bool, details: dict[str, Any]) -> dict[str, Any]:
+    """What every benchmark prints under `--json`, in this order."""
+    return {"name": name, "ratio": ratio, "target": target, "met": met, "details": details}

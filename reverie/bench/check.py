@@ -8,11 +8,14 @@ from torch import Tensor
 from reverie.errors import UserError
 from reverie.model import HybridConfig, HybridLM, new_model
 
+SEED = 0  # of models, data and inputs in all benchmarks
+
 
 def require_equal(got: Tensor, wanted: Tensor, tolerance: float, what: str) -> float:
     """The largest difference, as a share of the largest entry of `wanted`.
 
-    Raises UserError where that is more than `tolerance`, or not a number.
+    Raises:
+        UserError: that is more than `tolerance`, or not a number.
     """
     got, wanted = got.detach(), wanted.detach()
     difference = ((got - wanted).abs().max() / wanted.abs().max()).item()
@@ -24,8 +27,8 @@ def require_equal(got: Tensor, wanted: Tensor, tolerance: float, what: str) -> f
     return difference
 
 
-def random_model(config: HybridConfig, seed: int) -> HybridLM:
-    """All parameters matter: the blocks of a new model are the identity, and its head is zero."""
+def random_model(config: HybridConfig, seed: int = SEED) -> HybridLM:
+    """A model in which all parameters matter: the blocks of a new one are the identity, and its head is zero."""
     model = new_model(config, seed)
     random = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -35,7 +38,7 @@ def random_model(config: HybridConfig, seed: int) -> HybridLM:
 
 
 def gradients_of(model: HybridLM) -> dict[str, Tensor]:
-    """By the parameter's name, of those that have one."""
+    """Gradients by the parameter's name, where there is one."""
     return {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 

@@ -1,26 +1,27 @@
-"""What the machine can do at best, measured in the same run as what is compared with it."""
+"""The machine: what it can do at best, measured in the same run as what is compared with it, and its memory."""
 
 from __future__ import annotations
 
 import importlib.metadata
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from pydantic import BaseModel, ConfigDict
 
-from reverie.bench.timing import alternate
+from reverie.bench.timer import alternate
+from reverie.errors import UserError
+from reverie.results.provenance import hardware
 
-if TYPE_CHECKING:
-    from torch.utils.flop_counter import FlopCounterMode
-
-MATRIX_SIZE = 2048
+MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
 COPY_BYTES = 2**29  # both ends together are larger than any cache
-LIBRARIES = ("torch", "transformers", "fla-core", "numpy")
+LIBRARIES = ("torch", "triton", "transformers", "fla-core", "numpy")
 
 
 class Peak(BaseModel):
-    """Of this process, with the threads that torch uses."""
+    """Of this process, with the threads that torch uses, or of one GPU."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,11 +34,14 @@ class Peak(BaseModel):
         return 100 * gflops / (self.bfloat16_gflops if dtype == torch.bfloat16 else self.float32_gflops)
 
 
-def measure_peak(size: int = MATRIX_SIZE, copy_bytes: int = COPY_BYTES, seconds: float = 3.0) -> Peak:
-    """Square matrix products and a copy in turn; the best round of each."""
-    a, b = torch.randn(2, size, size).unbind()
+def measure_peak(
+    device: str = "cpu", size: int | None = None, copy_bytes: int = COPY_BYTES, seconds: float = 3.0
+) -> Peak:
+    """Square matrix products and a copy in turn, on "cpu" or "cuda"; the best round of each."""
+    size = size or MATRIX_SIZE[device]
+    a, b = torch.randn(2, size, size, device=device).unbind()
     a_half, b_half = a.bfloat16(), b.bfloat16()
-    source, sink = torch.ones(2, copy_bytes // 4).unbind()
+    source, sink = torch.ones(2, copy_bytes // 4, device=device).unbind()
     best = alternate(
         {
             "float32": lambda: a @ b,
@@ -54,60 +58,40 @@ def measure_peak(size: int = MATRIX_SIZE, copy_bytes: int = COPY_BYTES, seconds:
     )
 
 
-def count_flops(call: Callable[[], object]) -> int:
-    """Multiplications and additions of the matrix products, triangular solves and attention that a call runs."""
-    with flop_counter() as counter:
-        call()
-    return counter.get_total_flops()
-
-
-def flop_counter() -> FlopCounterMode:
-    """PyTorch's, which would leave out some of them, and in torch 2.11 knows no grouped heads."""
-    from torch.utils.flop_counter import FlopCounterMode  # on a machine without Triton it says so, when imported
-
-    return FlopCounterMode(display=False, custom_mapping=_ALSO_COUNTED)
-
-
-def _product_flops(_: object, a: torch.Size, __: object, *, out_shape: torch.Size, **___: object) -> int:
-    return 2 * a[-1] * out_shape.numel()
-
-
-def _solve_flops(a: torch.Size, *_: object, out_shape: torch.Size, **__: object) -> int:
-    """Half of a product with a full matrix."""
-    return a[-1] * out_shape.numel()
-
-
-def _attention_flops(q: torch.Size, k: torch.Size, v: torch.Size, *_: object, **__: object) -> int:
-    """Scores, and what is read by them; all of them, though what is causal needs half."""
-    return 2 * q[:-1].numel() * k[-2] * (q[-1] + v[-1])
-
-
-def _attention_backward_flops(
-    do: torch.Size, q: torch.Size, k: torch.Size, v: torch.Size, *_: object, **__: object
-) -> int:
-    """The scores again, and from each of the two products the gradients of its two sides."""
-    return 2 * q[:-1].numel() * k[-2] * (3 * q[-1] + 2 * v[-1])
-
-
-_ATTENTION = [
-    getattr(torch.ops.aten, f"_scaled_dot_product_{kind}")
-    for kind in ("flash_attention_for_cpu", "flash_attention", "efficient_attention", "cudnn_attention")
-]
-_ALSO_COUNTED = {
-    torch.ops.aten.linalg_solve_triangular: _solve_flops,
-    torch.ops.aten.addmm_: _product_flops,
-    torch.ops.aten.baddbmm_: _product_flops,
-    **dict.fromkeys(_ATTENTION, _attention_flops),
-    **{getattr(torch.ops.aten, f"{forward.__name__}_backward"): _attention_backward_flops for forward in _ATTENTION},
-}
-
-
-def library_versions(libraries: Sequence[str] | None = None) -> dict[str, str]:
-    """Of these libraries, or those that bear on times; what is not installed is left out."""
+def library_versions(libraries: Sequence[str] = LIBRARIES) -> dict[str, str]:
+    """Versions of those of these libraries that are installed."""
     versions = {}
-    for name in libraries or LIBRARIES:
+    for name in libraries:
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+RESIDENT = "resident memory" if Path("/proc/self/statm").exists() else "the most resident memory so far"
+
+
+def resident_bytes() -> int:
+    """Memory of this process now, on Linux; elsewhere the most that it had so far.
+
+    Raises:
+        UserError: on Windows, which does not say.
+    """
+    if sys.platform == "win32":
+        raise UserError("the memory of a process is read as Unix systems say it, and Windows does not")
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def available_bytes() -> float:
+    """Memory that is free for the asking, on Linux; elsewhere all of it."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return (hardware().memory_gib or 0.0) * 2**30
+    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

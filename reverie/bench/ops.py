@@ -12,9 +12,11 @@ from torch import Tensor
 
 from reverie.bench.card import Details, Findings, Panel, Report, Row, number
 from reverie.bench.check import require_equal
-from reverie.bench.machine import Peak, count_flops
+from reverie.bench.count import count_flops
+from reverie.bench.machine import Peak
 from reverie.bench.rivals import Rule, fla_rules, transformers_rule
-from reverie.bench.timing import alternate
+from reverie.bench.timer import alternate
+from reverie.model.config import Backend
 from reverie.ops import gated_delta_rule
 
 B, H, K, V = 4, 4, 64, 128
@@ -55,38 +57,39 @@ def make_case(T: int) -> Case:
     return Case(inputs, (normal(B, T, H, V), normal(B, H, K, V)))
 
 
-def ours(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    o, state = gated_delta_rule(q, k, v, g, beta, backend="chunked")
-    assert o is not None
-    return o, state
+def _on(backend: Backend) -> Rule:
+    """Our rule on one of its backends, with what others take and return."""
+
+    def rule(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        o, state = gated_delta_rule(q, k, v, g, beta, backend=backend)
+        assert o is not None
+        return o, state
+
+    return rule
 
 
-def _specification(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-    o, state = gated_delta_rule(q, k, v, g, beta, backend="reference")
-    assert o is not None
-    return o, state
+ours, _specification = _on("chunked"), _on("reference")
 
 
 def measure(peak: Peak, report: Report, lengths: Sequence[int] = tuple(TARGETS), seconds: float = 15.0) -> Findings:
     """Times over `lengths` T, float32; the fastest other function counts.
 
-    Raises UserError where o, the final state or a gradient differs; then nothing is timed.
+    Raises:
+        UserError: o, the final state or a gradient differs; then nothing is timed.
     """
     rivals = {"transformers": transformers_rule()} | {f"fla {name}": rule for name, rule in fla_rules().items()}
     checks = []
     for i, T in enumerate(lengths):
         report(i, 3 * len(lengths), f"T {T}: check")
         checks.append(_check(T, _at(T, rivals)))
-    rows: dict[str, list[Row]] = {"forward": [], "forward and backward": []}
-    for i, T in enumerate(lengths):
-        case = make_case(T)
-        calls: dict[str, Callable[[Rule], object]] = {"forward": case.forward, "forward and backward": case.backward}
-        for j, (kind, call) in enumerate(calls.items()):
-            report(len(lengths) + 2 * i + j, 3 * len(lengths), f"T {T}: {kind}")
-            rows[kind].append(_row(T, call, _at(T, rivals), peak, seconds / 2))
-    counted = rows["forward and backward"]
-    for row in counted:
-        row["target"] = TARGETS[int(number(row, "T"))]
+    forward: list[Row] = []
+    both: list[Row] = []
+    for i, T in enumerate(lengths, start=len(checks)):
+        report(2 * i - len(lengths), 3 * len(lengths), f"T {T}: forward")
+        forward.append(_row(T, make_case(T).forward, _at(T, rivals), peak, seconds / 2))
+        report(2 * i - len(lengths) + 1, 3 * len(lengths), f"T {T}: forward and backward")
+        both.append(_row(T, make_case(T).backward, _at(T, rivals), peak, seconds / 2) | {"target": TARGETS[T]})
+    columns = tuple(dict.fromkeys(key for row in both for key in row if key.endswith("_ms") and key != "best_ms"))
     notes = [
         f"B {B}, H {H}, K {K}, V {V}, float32; cotangents of o and of the final state are random.",
         "ratio: time of the fastest other function over ours, medians; best: our fastest round.",
@@ -95,19 +98,26 @@ def measure(peak: Peak, report: Report, lengths: Sequence[int] = tuple(TARGETS),
         notes.append("fla-core is not installed: its plain torch functions are not among the others.")
     return Findings(
         name="ops",
-        ratio=min(number(row, "ratio") / number(row, "target") for row in counted),
+        ratio=min(number(row, "ratio") / number(row, "target") for row in both),
         target=1.0,
         better="higher",
         details=Details(
-            tables={**rows, "largest difference, as a share of the largest entry": checks},
-            panels=[_panel(kind, table) for kind, table in rows.items()],
+            tables={
+                "forward": forward,
+                "forward and backward": both,
+                "largest difference, as a share of the largest entry": checks,
+            },
+            panels=[
+                Panel(title=kind, table=kind, x="T", y=columns, y_label="ms", log=True)
+                for kind in ("forward", "forward and backward")
+            ],
             notes=[*notes, "The headline is the worst ratio of forward and backward over its own target."],
         ),
     )
 
 
 def _at(T: int, rivals: dict[str, Rule]) -> dict[str, Rule]:
-    """Those that are measured at this length."""
+    """Those of them that are measured at this length."""
     return {name: rule for name, rule in rivals.items() if name != "fla recurrent" or T <= LONGEST_RECURRENT}
 
 
@@ -124,10 +134,7 @@ def _check(T: int, rivals: dict[str, Rule]) -> Row:
 
 
 def _difference(T: int, name: str, case: Case, rule: Rule) -> float:
-    """The largest over o and the final state, with and without gradients, and the gradients.
-
-    Raises UserError where it is too large.
-    """
+    """The largest over o and the final state, with and without gradients, and the gradients."""
     results = ("o", "the final state")
     what = (*results, *results, *(f"the gradient of {x}" for x in ("q", "k", "v", "g", "beta")))
     got, wanted = ((*case.forward(one), *case.backward(one)) for one in (ours, rule))
@@ -148,8 +155,3 @@ def _row(T: int, call: Callable[[Rule], object], rivals: dict[str, Rule], peak: 
         "GFLOPS": gflops,
         "%_of_matmul_peak": peak.share(gflops),
     }
-
-
-def _panel(kind: str, table: list[Row]) -> Panel:
-    columns = tuple(dict.fromkeys(key for row in table for key in row if key.endswith("_ms") and key != "best_ms"))
-    return Panel(title=kind, table=kind, x="T", y=columns, y_label="ms", log=True)

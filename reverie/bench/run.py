@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 
-from reverie.bench import memory, ops, sleep, train, wake
 from reverie.bench.card import BenchmarkCard, Findings, Report
-from reverie.bench.machine import Peak, library_versions, measure_peak
+from reverie.bench.machine import library_versions, measure_peak
 from reverie.results.provenance import commit_id, hardware
 
-BENCHMARKS: dict[str, Callable[[Peak, Report], Findings]] = {
-    "ops": ops.measure,
-    "train": train.measure,
-    "sleep": sleep.measure,
-    "memory": memory.measure,
-    "wake": wake.measure,
-}
+BENCHMARKS = ("ops", "train", "sleep", "memory", "wake")
+"""Each is a file in this folder, with a function `measure(peak, report)`; imported when it runs."""
 
 
 def run_benchmark(name: str, report: Report = lambda done, total, what: None) -> BenchmarkCard:
@@ -28,7 +22,7 @@ def run_benchmark(name: str, report: Report = lambda done, total, what: None) ->
     """
     commit, begun = commit_id(), time.perf_counter()
     peak = measure_peak()
-    findings = BENCHMARKS[name](peak, report)
+    findings: Findings = importlib.import_module(f"reverie.bench.{name}").measure(peak, report)
     return BenchmarkCard(
         **dict(findings),
         met=findings.reached,

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reverie.bench.check import SEED
 from reverie.bench.rivals import transformers_hybrids, transformers_logits
 from reverie.model import HybridLM, new_model
 from reverie.recipe import Recipe, load_recipe
@@ -25,7 +26,6 @@ WINDOW = 24
 PERIOD = 8
 CURVE_STEPS = 100
 CURVE_OPTIM = {"muon_lr": 3e-2, "adamw_lr": 1e-2, "warmup_steps": 10}  # good for all the models in so few steps
-SEED = 0
 
 Dtype = Literal["float32", "bfloat16"]
 DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reverie.bench.card import Details, Findings, Panel, Report, Row, number
-from reverie.bench.check import random_model, require_equal, require_equal_gradients
-from reverie.bench.machine import Peak, count_flops
-from reverie.bench.timing import alternate
+from reverie.bench.check import SEED, random_model, require_equal, require_equal_gradients
+from reverie.bench.count import count_flops
+from reverie.bench.machine import Peak
+from reverie.bench.timer import alternate
 from reverie.model import HybridLM, new_model
 from reverie.recipe import Recipe, load_recipe
-from reverie.sleep import Context, SleepConfig, forget, rollout, sleep, wake
-from reverie.sleep.labels import labelled_windows
+from reverie.sleep import Context, SleepConfig, read, rollout
 from reverie.tasks import Batch
 
 PASSES = (1, 2, 4, 8)
@@ -25,10 +25,19 @@ HEADLINE = 4  # N
 TARGET = 0.9 * HEADLINE  # what is not read is not computed: N passes cost less than N ordinary ones
 CHECKED_EXAMPLES = 2
 TOLERANCE = 1e-9  # of the largest entry, in float64
-SEED = 0
+NOTES = (
+    "plain_passes: the time in units of one plain pass: the same windows, all blocks once, the head and a loss at "
+    "every position; plain_passes_counted: the same ratio of the multiplications and additions in matrix products. "
+    "Lower is better.",
+    "over_N_1: over our own N = 1, which computes less than a plain pass: nobody reads its last block's output where "
+    "there is no label. over_one_window: over a plain pass with the whole text in one window.",
+    f"The headline is plain_passes at N = {HEADLINE}, its target 0.9 N.",
+)
 
 
 class Shape(NamedTuple):
+    """A recipe's model and task, and the examples of a batch."""
+
     recipe: str
     batch_size: int
 
@@ -71,30 +80,21 @@ def _all_blocks(recipe: Recipe, passes: int) -> SleepConfig:
 
 
 def check_shape(shape: Shape) -> None:
-    """Raises UserError where N passes give other logits or gradients than the same windows one after the other, every
-    waking pass computed whole, on the specification's update rule."""
+    """Raises UserError where N passes give other logits or gradients than `read`, which computes every waking pass
+    whole, on the specification's update rule. Labels in the last window alone, so that all others are slept over."""
     recipe = load_recipe(shape.recipe)
     batch = recipe.task.batch("train", SEED, 0, range(CHECKED_EXAMPLES))
     passes, what = _all_blocks(recipe, HEADLINE), f"{shape.recipe}, N = {HEADLINE}"
+    mask, last = batch.loss_mask.clone(), (batch.tokens.shape[1] - 1) // passes.window_size
+    mask[:, : last * passes.window_size] = False
     specification = recipe.hybrid.model_copy(update={"backend": "reference"})
-    model, other = (random_model(config, SEED).double() for config in (recipe.hybrid, specification))
-    got, _ = rollout(model, batch.tokens, batch.loss_mask, passes)
-    wanted = _window_by_window(other, batch, passes)
+    model, other = (random_model(config).double() for config in (recipe.hybrid, specification))
+    got, _ = rollout(model, batch.tokens, mask, passes)
+    wanted = read(other, batch.tokens, Context.empty(other), passes)[0][mask]
     require_equal(got, wanted, TOLERANCE, f"{what}, of the logits the worst")
     for logits in (got, wanted):
-        F.cross_entropy(logits, batch.targets[batch.loss_mask]).backward()
+        F.cross_entropy(logits, batch.targets[mask]).backward()
     require_equal_gradients(model, other, TOLERANCE, what)
-
-
-def _window_by_window(model: HybridLM, batch: Batch, config: SleepConfig) -> Tensor:
-    """Logits of the labelled positions."""
-    context, logits = Context.empty(model), []
-    labelled = labelled_windows(batch.loss_mask, config.window_size)
-    for tokens, predicted in zip(batch.tokens.split(config.window_size, dim=1), labelled, strict=True):
-        h, context = wake(model, tokens, context, config)
-        logits.append(model.head(h))
-        context = forget(context, config) if predicted else sleep(model, context, config)
-    return torch.cat(logits, dim=1)[batch.loss_mask]
 
 
 def make_runs(shape: Shape) -> Runs:
@@ -112,69 +112,53 @@ def measure(
 ) -> Findings:
     """Times of N passes over all blocks, without optimiser; `HEADLINE` must be among `passes`.
 
-    Raises UserError where a result is wrong; then nothing is timed.
+    Raises:
+        UserError: a result is wrong; then nothing is timed.
     """
-    rows: list[Row] = []
     for i, shape in enumerate(shapes):
         report(i, 2 * len(shapes), f"{shape.recipe}: check")
         check_shape(shape)
-    for i, shape in enumerate(shapes):
-        report(len(shapes) + i, 2 * len(shapes), f"{shape.recipe}: N = {', '.join(map(str, passes))}")
+    rows: list[Row] = []
+    for i, shape in enumerate(shapes, start=len(shapes)):
+        report(i, 2 * len(shapes), f"{shape.recipe}: N = {', '.join(map(str, passes))}")
         rows += _measure_shape(shape, passes, peak, seconds)
+    columns, title = ("plain_passes", "plain_passes_counted", "N"), "forward and backward"
     return Findings(
         name="sleep",
         ratio=max(number(row, "plain_passes") for row in rows if row["N"] == HEADLINE),
         target=TARGET,
         better="lower",
         details=Details(
-            tables={"forward and backward": rows},
+            tables={title: rows},
             panels=[
-                Panel(
-                    title=shape.recipe,
-                    table="forward and backward",
-                    x="N",
-                    y=("plain_passes", "plain_passes_counted", "N"),
-                    where={"recipe": shape.recipe},
-                    y_label="plain passes",
-                )
-                for shape in shapes
+                Panel(title=name, table=title, x="N", y=columns, where={"recipe": name}, y_label="plain passes")
+                for name, _ in shapes
             ],
-            notes=[
-                "plain_passes: the time in units of one plain pass: the same windows, all blocks once, the head and a "
-                "loss at every position; plain_passes_counted: the same ratio of the multiplications and additions in "
-                "matrix products. Lower is better.",
-                "over_N_1: over our own N = 1, which computes less than a plain pass: nobody reads its last block's "
-                "output where there is no label. over_one_window: over a plain pass with the whole text in one window.",
-                f"The headline is plain_passes at N = {HEADLINE}, its target 0.9 N.",
-            ],
+            notes=list(NOTES),
         ),
     )
 
 
 def _measure_shape(shape: Shape, passes: Sequence[int], peak: Peak, seconds: float) -> list[Row]:
     runs = make_runs(shape)
-    calls: dict[str, Callable[[], object]] = {"plain": runs.plain, "plain in one": runs.plain_in_one}
-    calls |= {f"N {n}": partial(runs.asleep, n) for n in passes}
+    calls: dict[str | int, Callable[[], object]] = {n: partial(runs.asleep, n) for n in passes}
+    calls |= {"plain": runs.plain, "plain in one": runs.plain_in_one}
     times = {name: timing.median for name, timing in alternate(calls, seconds=seconds).items()}
     flops = {name: count_flops(call) for name, call in calls.items()}
-    tokens = runs.batch.tokens.numel()
-    rows: list[Row] = []
-    for n in passes:
-        name = f"N {n}"
-        gflops = flops[name] / times[name] / 1e9
-        rows.append(
-            {
-                "recipe": shape.recipe,
-                "batch": shape.batch_size,
-                "N": n,
-                "ms": 1e3 * times[name],
-                "tokens_per_s": tokens / times[name],
-                "plain_passes": times[name] / times["plain"],
-                "plain_passes_counted": flops[name] / flops["plain"],
-                "over_one_window": times[name] / times["plain in one"],
-                "over_N_1": times[name] / times[f"N {passes[0]}"],
-                "GFLOPS": gflops,
-                "%_of_matmul_peak": peak.share(gflops),
-            }
-        )
-    return rows
+    gflops = {name: flops[name] / times[name] / 1e9 for name in calls}
+    return [
+        {
+            "recipe": shape.recipe,
+            "batch": shape.batch_size,
+            "N": n,
+            "ms": 1e3 * times[n],
+            "tokens_per_s": runs.batch.tokens.numel() / times[n],
+            "plain_passes": times[n] / times["plain"],
+            "plain_passes_counted": flops[n] / flops["plain"],
+            "over_one_window": times[n] / times["plain in one"],
+            "over_N_1": times[n] / times[passes[0]],
+            "GFLOPS": gflops[n],
+            "%_of_matmul_peak": peak.share(gflops[n]),
+        }
+        for n in passes
+    ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from rich import box
 from rich.console import Group
@@ -18,10 +18,11 @@ def rich_tables(card: BenchmarkCard) -> Group:
     parts: list[Table | Text] = [Text(verdict(card), "bold"), Text(machine(card), "dim")]
     for title, rows in card.details.tables.items():
         table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, title_justify="left")
-        for column, left in _columns(rows).items():
-            table.add_column(column.replace("_", " "), justify="left" if left else "right")
+        columns = _columns(rows)
+        for column, words in columns.items():
+            table.add_column(column.replace("_", " "), justify="left" if words else "right")
         for row in rows:
-            table.add_row(*(_shown(row.get(column)) for column in _columns(rows)))
+            table.add_row(*(_shown(row.get(column)) for column in columns))
         parts += [Text(), table]
     return Group(*parts, Text(), Text("\n".join(card.details.notes), "dim"))
 
@@ -31,16 +32,21 @@ def markdown(card: BenchmarkCard) -> str:
     parts = [f"**{verdict(card)}** {machine(card)}"]
     for title, rows in card.details.tables.items():
         columns = _columns(rows)
-        lines = [
-            [column.replace("_", " ") for column in columns],
-            ["---" if left else "---:" for left in columns.values()],
-            *([_shown(row.get(column)) for column in columns] for row in rows),
-        ]
-        parts += [f"{title[:1].upper()}{title[1:]}:", "\n".join(f"| {' | '.join(line)} |" for line in lines)]
+        head = [column.replace("_", " ") for column in columns]
+        body = [[_shown(row.get(column)) for column in columns] for row in rows]
+        right = [not words for words in columns.values()]
+        parts += [f"{title[:1].upper()}{title[1:]}:", markdown_table(head, body, right)]
     return "\n\n".join([*parts, "\n".join(f"* {note}" for note in card.details.notes)])
 
 
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[bool] | None = None) -> str:
+    """A table of cells as they are; `right` says which columns stand to the right, none if absent."""
+    rule = ["---:" if one else "---" for one in right or [False] * len(head)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, rule, *rows))
+
+
 def verdict(card: BenchmarkCard) -> str:
+    """The ratio, its target, and whether that is met, in a sentence."""
     wanted = "at least" if card.better == "higher" else "at most"
     return (
         f"{card.name}: ratio {card.ratio:.4g}, target {wanted} {card.target:.4g}: {'met' if card.met else 'not met'}."
@@ -48,7 +54,7 @@ def verdict(card: BenchmarkCard) -> str:
 
 
 def machine(card: BenchmarkCard) -> str:
-    """The machine, the versions, and the physical limit."""
+    """The machine, what it can do at best, and the versions of libraries, in a sentence."""
     hardware, peak = card.hardware, card.peak
     versions = ", ".join(f"{name} {version}" for name, version in card.versions.items())
     return (

@@ -9,11 +9,12 @@ from itertools import count
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from reverie.bench.card import Details, Findings, Panel, Report, Row, number
-from reverie.bench.machine import Peak, count_flops
-from reverie.bench.muon import measure_muon
-from reverie.bench.profile import time_by_kind
+from reverie.bench.check import SEED, require_equal
+from reverie.bench.count import count_flops, time_by_kind
+from reverie.bench.machine import Peak
 from reverie.bench.sides import (
     CURVE_STEPS,
     DTYPES,
@@ -27,12 +28,16 @@ from reverie.bench.sides import (
     recipe_of,
     sides,
 )
-from reverie.bench.timing import Timing, alternate
+from reverie.bench.timer import Timing, alternate
 from reverie.errors import UserError
+from reverie.model import new_model
 from reverie.tasks import Batch
+from reverie.train.muon import Muon
+from reverie.train.optim import parameter_groups
 
 TARGET = 3.0
 WORSE = 1.05  # our loss at the end over the other's, at most
+MUON_TOLERANCE = 0.05  # of the largest entry: PyTorch's orthogonalises in bfloat16
 COMPILED = ", compiled"
 NOTES = (
     f"One window: {WINDOW} tokens, every position labelled. Rule 110: the paper's 4 windows of 24 bits, read and "
@@ -52,38 +57,50 @@ NOTES = (
 def measure(peak: Peak, report: Report, shapes: Sequence[Shape] = SHAPES, seconds: float = 40.0) -> Findings:
     """Each model in the number format in which it is faster, as it comes and compiled.
 
-    Raises UserError where our model learns worse from the same data in one window; no time is reported then.
-    (Rule 110 needs more steps than there is time for.)
+    Raises:
+        UserError: our model learns worse from the same data in one window, or our Muon takes another step than
+            PyTorch's; no time is reported then. (Rule 110 needs more steps than there is time for.)
     """
-    titles = (
-        "ours over the fastest other",
-        "tokens per second",
-        "where forward and backward go",
-        "loss on the same data",
-    )
-    tables: dict[str, list[Row]] = {title: [] for title in titles}
+    compared: list[Row] = []
+    speeds: list[Row] = []
+    kinds: list[Row] = []
+    losses: list[Row] = []
     curves: dict[str, list[Row]] = {}
     parts = 2 * len(shapes) + 1
     for i, shape in enumerate(shapes):
         report(2 * i, parts, f"{shape.name}: training steps")
         measured = _measure_shape(shape, seconds)
         rows = [_row(shape, name, entry, peak) for name, entry in measured.items()]
-        tables["ours over the fastest other"].append(_compare(shape, rows, peak, measured[OURS].flops))
-        tables["tokens per second"] += rows
-        tables["where forward and backward go"] += [_profile(shape, name, entry) for name, entry in measured.items()]
+        speeds += rows
+        compared.append(_compare(shape, rows, peak, measured[OURS]))
+        kinds += [
+            {"shape": shape.name, "model": name} | time_by_kind(partial(entry.side.backward, entry.batch))
+            for name, entry in measured.items()
+        ]
         report(2 * i + 1, parts, f"{shape.name}: loss curves")
         if not shape.rule110:
             curve = _loss_curves(shape, {name: entry.dtype for name, entry in measured.items()})
-            tables["loss on the same data"] += _compare_losses(shape, curve)
+            losses += _compare_losses(shape, curve)
             curves[f"loss, {shape.name}"] = curve
     report(parts - 1, parts, "Muon")
-    tables["a step of Muon"] = measure_muon([shape for shape in shapes if not shape.rule110], seconds / 4)
+    curved = [shape for shape in shapes if not shape.rule110]
     return Findings(
         name="train",
-        ratio=min(number(row, "ratio") for row in tables["ours over the fastest other"]),
+        ratio=min(number(row, "ratio") for row in compared),
         target=TARGET,
         better="higher",
-        details=Details(tables=tables, curves=curves, panels=_panels(curves), notes=list(NOTES)),
+        details=Details(
+            tables={
+                "ours over the fastest other": compared,
+                "tokens per second": speeds,
+                "where forward and backward go": kinds,
+                "loss on the same data": losses,
+                "a step of Muon": [measure_muon(shape, seconds / 4 / len(curved)) for shape in curved],
+            },
+            curves=curves,
+            panels=_panels(curves),
+            notes=list(NOTES),
+        ),
     )
 
 
@@ -153,7 +170,7 @@ def _row(shape: Shape, name: str, entry: _Measured, peak: Peak) -> Row:
     }
 
 
-def _compare(shape: Shape, rows: Sequence[Row], peak: Peak, our_flops: int) -> Row:
+def _compare(shape: Shape, rows: Sequence[Row], peak: Peak, ours: _Measured) -> Row:
     """Ours over the fastest other, in several ways."""
 
     def best(column: str, *, ours: bool, compiled: tuple[bool, ...] = (False, True)) -> float:
@@ -170,7 +187,6 @@ def _compare(shape: Shape, rows: Sequence[Row], peak: Peak, our_flops: int) -> R
 
     others = [row for row in rows if not str(row["model"]).startswith(OURS)]
     column, peak_gflops = "forward_and_backward_per_s", max(peak.float32_gflops, peak.bfloat16_gflops)
-    tokens = shape.batch_size * batch_of(shape, recipe_of(shape, "float32"), 0).tokens.shape[1]
     return {
         "shape": shape.name,
         "fastest_other": max(others, key=lambda row: number(row, "tokens_per_s"))["model"],
@@ -180,12 +196,8 @@ def _compare(shape: Shape, rows: Sequence[Row], peak: Peak, our_flops: int) -> R
         "both_compiled": ratio((True,), (True,)),
         "ours_compiled": ratio((True,), (False,)),
         "forward_and_backward": best(column, ours=True) / best(column, ours=False),
-        "at_matmul_peak": tokens / (our_flops / peak_gflops / 1e9) / best(column, ours=False),
+        "at_matmul_peak": ours.batch.tokens.numel() / (ours.flops / peak_gflops / 1e9) / best(column, ours=False),
     }
-
-
-def _profile(shape: Shape, name: str, entry: _Measured) -> Row:
-    return {"shape": shape.name, "model": name} | time_by_kind(partial(entry.side.backward, entry.batch))
 
 
 def _loss_curves(shape: Shape, dtypes: dict[str, Dtype]) -> list[Row]:
@@ -229,24 +241,46 @@ def _compare_losses(shape: Shape, curves: Sequence[Row]) -> list[Row]:
     return rows
 
 
+def measure_muon(shape: Shape, seconds: float) -> Row:
+    """Time of a step of our Muon beside PyTorch's, on the matrices of our model.
+
+    Raises:
+        UserError: the two take different steps; then nothing is timed.
+    """
+    ours, theirs = _with_gradients(Muon, shape), _with_gradients(torch.optim.Muon, shape)
+    for mine, other in zip(_first_step(ours), _first_step(theirs), strict=True):
+        require_equal(mine, other, MUON_TOLERANCE, f"the step of our Muon, {shape.name}")
+    times = alternate({"ours": ours.step, "torch": theirs.step}, seconds=seconds)
+    return {
+        "model": shape.name.split(",")[0],
+        "matrices": len(ours.param_groups[0]["params"]),
+        "ours_ms": 1e3 * times["ours"].median,
+        "torch_ms": 1e3 * times["torch"].median,
+        "ratio": times["torch"].median / times["ours"].median,
+    }
+
+
+def _with_gradients(muon: type[torch.optim.Muon], shape: Shape) -> torch.optim.Muon:
+    recipe = recipe_of(shape, "float32")
+    matrices, _ = parameter_groups(new_model(recipe.hybrid, SEED))
+    random = torch.Generator().manual_seed(SEED)
+    for p in matrices.values():
+        p.grad = torch.randn(p.shape, generator=random)
+    return muon(matrices.items(), lr=recipe.optim.muon_lr, weight_decay=0.0)
+
+
+def _first_step(muon: torch.optim.Muon) -> list[Tensor]:
+    """What it adds to each matrix."""
+    matrices: list[Tensor] = muon.param_groups[0]["params"]
+    before = [p.detach().clone() for p in matrices]
+    muon.step()
+    return [p.detach() - old for p, old in zip(matrices, before, strict=True)]
+
+
 def _panels(curves: Mapping[str, Sequence[Row]]) -> list[Panel]:
-    return [
-        Panel(
-            title="training step",
-            table="tokens per second",
-            x="shape",
-            y=("tokens_per_s",),
-            by="model",
-            y_label="tokens/s",
-        ),
-        *(
-            Panel(
-                title=title,
-                table=title,
-                x="step",
-                y=tuple(key for key in rows[0] if key != "step"),
-                y_label="nats per token",
-            )
-            for title, rows in curves.items()
-        ),
+    table, column = "tokens per second", "tokens_per_s"
+    steps = Panel(title="training step", table=table, x="shape", y=(column,), by="model", y_label="tokens/s")
+    return [steps] + [
+        Panel(title=title, table=title, x="step", y=tuple(rows[0])[1:], y_label="nats per token")
+        for title, rows in curves.items()
     ]

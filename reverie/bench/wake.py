@@ -5,21 +5,20 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 
 from reverie.bench.card import Details, Findings, Panel, Report, Row
-from reverie.bench.check import random_model, require_equal
-from reverie.bench.full_cache import FullCache, available_bytes, cache_bytes, check_full_cache
-from reverie.bench.machine import Peak, count_flops
-from reverie.bench.sleeper import RESIDENT, Sleeper, Stop, check_sleep
-from reverie.bench.timing import Timing, alternate
+from reverie.bench.check import SEED, random_model, require_equal
+from reverie.bench.count import count_flops, tensor_bytes
+from reverie.bench.machine import RESIDENT, Peak, available_bytes, resident_bytes
+from reverie.bench.timer import Timing, alternate, clock
+from reverie.bench.transformer import FullCache, cache_bytes, check_full_cache
 from reverie.model import HybridConfig, HybridLM
 from reverie.model.hybrid import count_parameters
-from reverie.sleep import SleepConfig, read
+from reverie.sleep import Context, SleepConfig, read, sleep, wake
 
 # The proportions of rule110/base at half its width.
 MODEL = HybridConfig(
@@ -37,20 +36,28 @@ STOPS = (1_000, 10_000, 100_000, 1_000_000)
 PASSES = (1, 8)
 MARKS = 10  # on the way to the last stop, so that minutes do not pass in silence
 
-TIME_TARGET = 1.05  # a token awake behind the last stop, over one behind the first
+TIME_TARGET = 1.05  # a token awake after the last stop, over one after the first
 PASSES_TARGET = 1.02  # a token awake at the largest N, over one at the smallest
 MEMORY_TARGET = 1.02  # of the process, at the last stop over the first
 CONTEXT_TARGET = 1.0
 
 ROOM = 0.5  # of the memory that is free: the most that the transformer's cache may take
 READ_BYTES = 2**29  # larger than any cache of the machine
-TOLERANCE = 1e-4  # of the largest entry, in float32
-SEED = 0
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # of the largest entry
 MB = 1e6
 
 
+class Stop(NamedTuple):
+    """The model has just slept over the newest of so many tokens."""
+
+    tokens: int
+    context: Context
+    seconds: float  # of consolidation, from the start of the text
+    process_bytes: int
+
+
 class Side(NamedTuple):
-    """A model behind so many tokens: what decoding on from there is, and what it takes."""
+    """A model after so many tokens: what decoding on from there is, and what it takes."""
 
     model: str
     tokens: int
@@ -74,38 +81,40 @@ def measure(
     passes: Sequence[int] = PASSES,
     seconds: float = 150.0,
 ) -> Findings:
-    """Decoding behind each of `stops` consolidated tokens, for every N of `passes`, and beside a transformer.
+    """Decoding after each of `stops` consolidated tokens, for every N of `passes`, and beside a transformer.
 
     Args:
         stops: rising; multiples of the window.
         seconds: that decoding is timed for, all sides together.
 
-    Raises UserError where a result is wrong; then nothing is timed.
+    Raises:
+        UserError: a result is wrong; then nothing is timed.
     """
     marks = _marks(stops, window_size)
     total = len(passes) * len(marks) + 2
     report(0, total, "check")
     for n in passes:
-        check_sleep(config, window_size, n)
+        check_sleep(config, SleepConfig(window_size=window_size, num_sleep_passes=n))
     transformer = config.model_copy(update={"layers": ("attn",) * len(config.layers)})
     check_full_cache(transformer)
-    model = random_model(config, SEED)
-    sleepers = {n: Sleeper(model, SleepConfig(window_size=window_size, num_sleep_passes=n)) for n in passes}
-    reached: dict[int, list[Stop]] = {}
-    for i, (n, sleeper) in enumerate(sleepers.items()):
-        sleeper.consolidate(sleeper.start(), MARKS * window_size)  # what is set up at first use is there at all stops
-        stop, reached[n] = sleeper.start(), []
+    model, other = random_model(config), random_model(transformer)
+    configs = [SleepConfig(window_size=window_size, num_sleep_passes=n) for n in passes]
+    reached: list[list[Stop]] = []
+    for i, sleep_config in enumerate(configs):
+        stop = start(model)
+        consolidate(model, sleep_config, stop, MARKS * window_size)  # what is set up at first use is there at all stops
+        reached.append([])
         for j, mark in enumerate(marks):
-            report(1 + i * len(marks) + j, total, f"N = {n}: consolidates up to {mark:,} tokens")
-            stop = sleeper.consolidate(stop, mark)
-            reached[n] += [stop] if mark in stops else []
+            report(1 + i * len(marks) + j, total, f"N = {passes[i]}: consolidates up to {mark:,} tokens")
+            stop = consolidate(model, sleep_config, stop, mark)
+            reached[i] += [stop] if mark in stops else []
     report(total - 1, total, "time of a token awake")
-    sides = [_asleep(sleepers[n], stop, stops[-1]) for n in passes for stop in reached[n]]
-    other = random_model(transformer, SEED)
+    runs = list(zip(configs, reached, strict=True))
+    sides = [_asleep(model, sleep_config, stop, stops[-1]) for sleep_config, own in runs for stop in own]
     sides += _transformer_sides(other, stops)
     times = alternate({side.name: side.decode for side in sides if side.decode is not None}, seconds=seconds)
+    consolidation = [_consolidation(model, sleep_config, own[-1], peak) for sleep_config, own in runs]
     limit = read_limit()
-    consolidation = [_consolidation(sleepers[n], reached[n][-1], peak) for n in passes]
     return _findings(sides, times, limit, consolidation, _notes(model, other, window_size, limit, sides))
 
 
@@ -115,35 +124,87 @@ def _marks(stops: Sequence[int], window_size: int) -> list[int]:
     return sorted({*stops, *(i * windows // MARKS * window_size for i in range(1, MARKS))} - {0})
 
 
+# A text of random tokens without an end
+
+
+def window(model: HybridLM, config: SleepConfig, index: int) -> Tensor:
+    """The tokens [1, L] of one window of the text."""
+    random = torch.Generator().manual_seed(SEED + index)
+    return torch.randint(model.config.vocab_size, (1, config.window_size), generator=random)
+
+
+def start(model: HybridLM) -> Stop:
+    return Stop(0, Context.empty(model), 0.0, resident_bytes())
+
+
+@torch.no_grad()
+def consolidate(model: HybridLM, config: SleepConfig, stop: Stop, tokens: int) -> Stop:
+    """Sleep over the text from a stop to so many tokens from its start."""
+    L, context, begun = config.window_size, stop.context, clock()
+    for i in range(stop.tokens // L, tokens // L):
+        _, context = wake(model, window(model, config, i), context, config, output=False)
+        context = sleep(model, context, config)
+    return Stop(tokens, context, stop.seconds + clock() - begun, resident_bytes())
+
+
+@torch.no_grad()
+def decode(model: HybridLM, config: SleepConfig, tokens: Tensor, context: Context) -> tuple[Tensor, Context]:
+    """Logits [1, T, vocab] of tokens, one call each as in generation, and the context after the last."""
+    logits = []
+    for token in tokens.split(1, dim=1):
+        new, context = read(model, token, context, config)
+        logits.append(new)
+    return torch.cat(logits, dim=1), context
+
+
+@torch.no_grad()
+def check_sleep(config: HybridConfig, sleep_config: SleepConfig) -> None:
+    """Raises UserError where a text token by token, or its windows one by one, leaves other logits or fast weights than
+    the whole in one call on the specification's update rule."""
+    specification = config.model_copy(update={"backend": "reference"})
+    ours, theirs = (random_model(kind).double() for kind in (config, specification))
+    L = sleep_config.window_size
+    text = torch.cat([window(ours, sleep_config, i) for i in range(3)], dim=1)[:, : 2 * L + L // 2]
+    wanted, end = read(theirs, text, Context.empty(theirs), sleep_config)
+    begin = start(ours)
+    for stop in (begin, consolidate(ours, sleep_config, begin, 2 * L)):
+        what = f"N = {sleep_config.num_sleep_passes}, token by token from {stop.tokens} on"
+        got, context = decode(ours, sleep_config, text[:, stop.tokens :], stop.context)
+        pairs = zip(context.state.fast_weights, end.state.fast_weights, strict=True)
+        require_equal(got, wanted[:, stop.tokens :], TOLERANCE[got.dtype], f"{what}, of the logits the worst")
+        for mine, other in pairs:
+            if mine is not None and other is not None:
+                require_equal(mine, other, TOLERANCE[got.dtype], f"{what}, of the fast weights the worst")
+
+
 # What is timed
 
 
 @torch.no_grad()
-def _asleep(sleeper: Sleeper, stop: Stop, last: int) -> Side:
-    """Decodes a window behind the stop, the same tokens at every stop. Raises UserError where it does so wrongly."""
-    n, L = sleeper.config.num_sleep_passes, sleeper.config.window_size
-    fresh = sleeper.window(last // L)
-    wanted, _ = read(sleeper.model, fresh, stop.context, sleeper.config)
-    got, full = sleeper.decode(fresh, stop.context)
-    require_equal(got, wanted, TOLERANCE, f"N = {n}, a window token by token behind {stop.tokens:,} tokens")
-    _, half_full = sleeper.decode(fresh[:, : L // 2], stop.context)
+def _asleep(model: HybridLM, config: SleepConfig, stop: Stop, last: int) -> Side:
+    """Decodes a window after the stop, the same tokens at every stop. Raises UserError where it does so wrongly."""
+    n, L = config.num_sleep_passes, config.window_size
+    fresh = window(model, config, last // L)
+    wanted, _ = read(model, fresh, stop.context, config)
+    got, full = decode(model, config, fresh, stop.context)
+    require_equal(got, wanted, TOLERANCE[got.dtype], f"N = {n}, a window token by token after {stop.tokens:,} tokens")
+    _, half_full = decode(model, config, fresh[:, : L // 2], stop.context)
     return Side(
         model=f"sleep, N = {n}",
         tokens=stop.tokens,
-        decode=partial(sleeper.decode, fresh, stop.context),
+        decode=partial(decode, model, config, fresh, stop.context),
         decoded=L,
-        read_bytes=_parameter_bytes(sleeper.model) + tensor_bytes(half_full.state),
+        read_bytes=_parameter_bytes(model) + tensor_bytes(half_full.state),
         context_bytes=tensor_bytes(full),
         process_bytes=stop.process_bytes,
     )
 
 
 def _transformer_sides(model: HybridLM, stops: Sequence[int]) -> list[Side]:
-    """One cache serves all stops that there is room for; behind a stop the same token is decoded again and again."""
+    """One cache serves all stops that there is room for; after a stop the same token is decoded again and again."""
     room = ROOM * available_bytes()
     fitting = [stop for stop in stops if cache_bytes(model.config, stop + 1) <= room]
     cache = FullCache(model, max(fitting, default=0) + 1)
-    cache.fill(SEED)
     token = torch.zeros(1, 1, dtype=torch.long)
     return [
         Side(
@@ -159,15 +220,9 @@ def _transformer_sides(model: HybridLM, stops: Sequence[int]) -> list[Side]:
 
 
 def _parameter_bytes(model: HybridLM) -> int:
-    """That a token reads: of the embedding its own row alone."""
+    """Bytes of parameters that a token reads: of the embedding its own row alone."""
     unread = model.embedding.weight[1:].numel()
     return (count_parameters(model) - unread) * model.embedding.weight.element_size()
-
-
-def tensor_bytes(tree: Any) -> int:
-    """Of all tensors in it, as much as each keeps alive; what several share counts once."""
-    storages = [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
-    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 # What comes of it
@@ -176,17 +231,17 @@ def tensor_bytes(tree: Any) -> int:
 def _findings(
     sides: Sequence[Side], times: Mapping[str, Timing], limit: float, consolidation: list[Row], notes: list[str]
 ) -> Findings:
-    asleep = _by_model(side for side in sides if side.process_bytes is not None)
-    *_, most = asleep.values()
+    models = _by_model(sides)
+    asleep = [own for own in models.values() if own[0].process_bytes is not None]
     return Findings(
         name="wake",
-        ratio=_over(times, most[-1], most[0]),
+        ratio=statistics.median(_ratios(times, asleep[-1][-1], asleep[-1][0])),
         target=TIME_TARGET,
         better="lower",
         details=Details(
             tables={
-                "targets": _targets(list(asleep.values()), times),
-                "a token awake": [row for own in _by_model(sides).values() for row in _token_rows(own, times, limit)],
+                "targets": _targets(asleep, times),
+                "a token awake": [_token_row(side, own[0], times, limit) for own in models.values() for side in own],
                 "memory": [_memory_row(side) for side in sides],
                 "consolidation": consolidation,
             },
@@ -211,63 +266,53 @@ def _ratios(times: Mapping[str, Timing], side: Side, base: Side) -> list[float]:
     return [a / b for a, b in zip(times[side.name].rounds, times[base.name].rounds, strict=True)]
 
 
-def _over(times: Mapping[str, Timing], side: Side, base: Side) -> float:
-    return statistics.median(_ratios(times, side, base))
-
-
 def _targets(asleep: Sequence[Sequence[Side]], times: Mapping[str, Timing]) -> list[Row]:
     """Sides by N, in the order of the stops."""
     fewest, most = asleep[0], asleep[-1]
     of_passes = [ratio for pair in zip(most, fewest, strict=True) for ratio in _ratios(times, *pair)]
-    rows = [_target(f"ms: {most[0].model} over {fewest[0].model}", statistics.median(of_passes), PASSES_TARGET)]
-    for own in asleep:
-        first, last = own[0], own[-1]
+    found = [(f"ms: {most[0].model} over {fewest[0].model}", statistics.median(of_passes), PASSES_TARGET)]
+    for first, *_, last in asleep:
         what = f"{last.tokens:,} over {first.tokens:,} tokens, {first.model}"
-        assert first.process_bytes
-        assert last.process_bytes
-        rows += [
-            _target(f"ms: {what}", _over(times, last, first), TIME_TARGET),
-            _target(f"memory of the process: {what}", last.process_bytes / first.process_bytes, MEMORY_TARGET),
-            _target(f"memory of the context: {what}", last.context_bytes / first.context_bytes, CONTEXT_TARGET),
+        process = (last.process_bytes or 0) / (first.process_bytes or 1)
+        found += [
+            (f"ms: {what}", statistics.median(_ratios(times, last, first)), TIME_TARGET),
+            (f"memory of the process: {what}", process, MEMORY_TARGET),
+            (f"memory of the context: {what}", last.context_bytes / first.context_bytes, CONTEXT_TARGET),
         ]
-    return rows
+    return [
+        {"what": what, "ratio": ratio, "target_at_most": target, "verdict": "met" if ratio <= target else "not met"}
+        for what, ratio, target in found
+    ]
 
 
-def _target(what: str, ratio: float, target: float) -> Row:
-    return {"what": what, "ratio": ratio, "target_at_most": target, "verdict": "met" if ratio <= target else "not met"}
-
-
-def _token_rows(own: Sequence[Side], times: Mapping[str, Timing], limit: float) -> list[Row]:
-    """Of one model, behind ever more tokens."""
-    rows: list[Row] = []
-    for side in own:
-        row: Row = {"model": side.model, "tokens": side.tokens}
-        if side.decode is not None:
-            ms = 1e3 * times[side.name].median / side.decoded
-            speed = side.read_bytes / ms / 1e6
-            row |= {"ms": ms, "over_first": _over(times, side, own[0]), "tokens_per_s": 1e3 / ms}
-            row |= {"read_MB": side.read_bytes / MB, "read_GB_per_s": speed, "%_of_read_limit": 100 * speed / limit}
-        rows.append(row)
-    return rows
+def _token_row(side: Side, first: Side, times: Mapping[str, Timing], limit: float) -> Row:
+    row: Row = {"model": side.model, "tokens": side.tokens}
+    if side.decode is None:
+        return row
+    ms = 1e3 * times[side.name].median / side.decoded
+    speed = side.read_bytes / ms / 1e6
+    return row | {
+        "ms": ms,
+        "over_first": statistics.median(_ratios(times, side, first)),
+        "tokens_per_s": 1e3 / ms,
+        "read_MB": side.read_bytes / MB,
+        "read_GB_per_s": speed,
+        "%_of_read_limit": 100 * speed / limit,
+    }
 
 
 def _memory_row(side: Side) -> Row:
     process = None if side.process_bytes is None else side.process_bytes / MB
-    return {
-        "model": side.model,
-        "tokens": side.tokens,
-        "context_MB": side.context_bytes / MB,
-        "process_MB": process,
-    }
+    return {"model": side.model, "tokens": side.tokens, "context_MB": side.context_bytes / MB, "process_MB": process}
 
 
-def _consolidation(sleeper: Sleeper, stop: Stop, peak: Peak) -> Row:
-    """What it cost to come there."""
-    window = sleeper.config.window_size
-    flops = count_flops(lambda: sleeper.consolidate(sleeper.start(), window)) / window * stop.tokens
+def _consolidation(model: HybridLM, config: SleepConfig, stop: Stop, peak: Peak) -> Row:
+    """What it cost to come to the last stop."""
+    L = config.window_size
+    flops = count_flops(lambda: consolidate(model, config, start(model), L)) / L * stop.tokens
     gflops = flops / stop.seconds / 1e9
     return {
-        "N": sleeper.config.num_sleep_passes,
+        "N": config.num_sleep_passes,
         "tokens": stop.tokens,
         "seconds": stop.seconds,
         "tokens_per_s": stop.tokens / stop.seconds,
@@ -285,7 +330,7 @@ def _notes(model: HybridLM, transformer: HybridLM, window_size: int, limit: floa
     return [
         f"Width {model.config.width}, {len(model.config.layers)} blocks, random parameters, one text, float32. sleep "
         f"({ours}): attention and Gated DeltaNet in turn, windows of {window_size}, hard eviction; the tokens that it "
-        "slept over, and the mean ms over a fresh window behind them, token by token. "
+        "slept over, and the mean ms over a fresh window after them, token by token. "
         f"transformer ({theirs}): attention alone; tokens in its KV cache, and ms of the next one.",
         "over_first, and the ratios of ms: medians over rounds of the two times in the same round; of the two N over "
         "all stops.",
@@ -293,10 +338,10 @@ def _notes(model: HybridLM, transformer: HybridLM, window_size: int, limit: floa
         f"sleep half a window of it. The limit is {limit:.1f} GB/s, the best round of a sum over "
         f"{READ_BYTES // 2**20} MiB; what fits into the processor's caches may be read faster.",
         "context_MB: all that outlives a call but the parameters, with the window full; for the transformer its KV "
-        f"cache. process_MB: {RESIDENT}, right behind the last sleep.",
+        f"cache. process_MB: {RESIDENT}, right after the last sleep.",
         "consolidation: waking pass and sleep over whole windows. A text that is decoded pays the other N − 1 passes "
         "at the end of each window, apart from ms.",
-        "The headline is ms behind the last stop over the first, for the largest N. Lower is better.",
+        "The headline is ms after the last stop over the first, for the largest N. Lower is better.",
         *([f"No room in half of the free memory for the transformer at {', '.join(left_out)}."] if left_out else []),
     ]
 

@@ -63,6 +63,7 @@ def _bench(name: str, out: Path | None, as_json: bool) -> None:
         out_console.print(rich_tables(card))
     if out is not None:  # last: what took minutes is shown even where it cannot be written
         save_card(card, out)
-        from reverie.results.plots import plot_cards  # half a second that no other command need wait
+        from reverie.bench.figure import draw  # half a second that no other command need wait
+        from reverie.results.plots import save_figure
 
-        plot_cards([out])
+        save_figure(draw(card), out.with_suffix(".png"))

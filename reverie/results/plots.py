@@ -1,20 +1,20 @@
-"""Figures from result cards alone."""
+"""Figures from result cards alone: of runs and comparisons here, of other kinds by what `plot_cards` is given."""
 
 from __future__ import annotations
 
 import math
 import os
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullLocator, PercentFormatter
+from pydantic import BaseModel
 
-from reverie.bench.card import BenchmarkCard
-from reverie.bench.figure import draw
 from reverie.errors import UserError
 from reverie.files import write_atomic
 from reverie.results.card import (
@@ -32,20 +32,14 @@ from reverie.results.passes.card import PassesCard
 from reverie.results.passes.figure import draw_passes
 from reverie.results.style import CHANCE, GREY, INK, STYLE, look_of
 
-_KINDS: dict[str, type[RunCard | ComparisonCard | BenchmarkCard | PassesCard]] = {
-    "run": RunCard,
-    "comparison": ComparisonCard,
-    "benchmark": BenchmarkCard,
-    "passes": PassesCard,
-}
+Kind = tuple[type[BaseModel], Callable[[Any], Figure]]
+"""How a card of one kind is read and drawn."""
+
 _DPI = 150
 
 
-def figure(card: Card | BenchmarkCard | PassesCard) -> Figure:
-    """Both panels side by side: what was reached at each depth, and how it was learned. Other cards have their own."""
-    if isinstance(card, BenchmarkCard | PassesCard):
-        with matplotlib.rc_context(STYLE):
-            return draw(card) if isinstance(card, BenchmarkCard) else draw_passes(card)
+def figure(card: Card) -> Figure:
+    """Both panels side by side: what was reached at each depth, and how it was learned."""
     return _draw(card, [_over_depth, _over_tokens])
 
 
@@ -73,15 +67,33 @@ def save_figure(drawing: Figure, path: str | os.PathLike[str]) -> None:
         write_atomic(path, lambda file: drawing.savefig(file, format="png", dpi=_DPI, metadata={"Software": None}))
 
 
-def plot_cards(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str] | None = None) -> list[Path]:
-    """Draw each card to a PNG of the same name, beside it or in the folder `out`."""
+KINDS: dict[str, Kind] = {
+    "run": (RunCard, figure),
+    "comparison": (ComparisonCard, figure),
+    "passes": (PassesCard, draw_passes),
+}
+
+
+def plot_cards(
+    paths: Sequence[str | os.PathLike[str]],
+    out: str | os.PathLike[str] | None = None,
+    kinds: Mapping[str, Kind] = KINDS,
+) -> list[Path]:
+    """Draw each card, which must be of one of these kinds, to a PNG of the same name.
+
+    Args:
+        out: the folder of the figures; None draws each beside its card.
+    """
     cards = [Path(path) for path in paths]
     images = [(card.parent if out is None else Path(out)) / f"{card.stem}.png" for card in cards]
     for image in images:
         if images.count(image) > 1:
             raise UserError(f"two cards would be drawn to {image}; plot them into different folders")
-    for card, image in zip(cards, images, strict=True):
-        save_figure(figure(read_card(card, _KINDS)), image)
+    types = {name: card for name, (card, _) in kinds.items()}
+    draw = {card: drawn for card, drawn in kinds.values()}
+    for path, image in zip(cards, images, strict=True):
+        card = read_card(path, types)
+        save_figure(draw[type(card)](card), image)
     return images
 
 

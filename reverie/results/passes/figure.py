@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
@@ -13,7 +14,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from reverie.results.card import METRIC_NAMES
 from reverie.results.passes.card import PassesCard, Regime
-from reverie.results.style import CHANCE, INK, look_of
+from reverie.results.style import CHANCE, INK, STYLE, look_of
 
 _RANDOM = (("#0f766e", "v"), ("#6d5a9e", "P"), ("#8a6d1f", "X"))  # regimes with a random N have no colour of their own
 _LABEL: dict[str, Any] = {"fontsize": 7, "zorder": 2.5}
@@ -21,6 +22,7 @@ _LETTERS = 14  # of a legend, on an inch
 _BAND_HEIGHT = 0.025  # of the bars that say which N a regime was trained with, in heights of the panel
 
 
+@matplotlib.rc_context(STYLE)
 def draw_passes(card: PassesCard) -> Figure:
     """Accuracy over N, a line for each regime; beside it, if the card has tolerances, accuracy over passes spent.
 

@@ -12,7 +12,8 @@ from matplotlib.lines import Line2D
 from reverie.recipe.random_passes import RandomPasses
 from reverie.results.card import save_card
 from reverie.results.passes.card import PassesCard
-from reverie.results.plots import figure, plot_cards
+from reverie.results.passes.figure import draw_passes
+from reverie.results.plots import plot_cards
 
 UNIFORM = RandomPasses(distribution="uniform", mean=4, max=7)
 POISSON = RandomPasses(distribution="poisson", mean=4, max=16)
@@ -36,7 +37,7 @@ def xs(line: Line2D) -> list[float]:
 
 
 def test_accuracy_over_n_by_regime(card: PassesCard):
-    left, _ = figure(card).axes
+    left, _ = draw_passes(card).axes
     drawn = {str(line.get_label()): line for line in lines(left)}
     assert list(drawn) == [*(f"trained with {regime.label}" for regime in card.regimes), "chance"]
     for regime in card.regimes:
@@ -48,7 +49,7 @@ def test_accuracy_over_n_by_regime(card: PassesCard):
 
 
 def test_bands_go_from_the_lowest_to_the_highest_seed(card: PassesCard):
-    left, _ = figure(card).axes
+    left, _ = draw_passes(card).axes
     for regime, band in zip(card.regimes, left.collections, strict=True):
         box = band.get_paths()[0].get_extents()
         accuracies = [result.accuracy for result in regime.fixed]
@@ -56,17 +57,17 @@ def test_bands_go_from_the_lowest_to_the_highest_seed(card: PassesCard):
 
 
 def test_what_training_had_is_marked(card: PassesCard):
-    left, _ = figure(card).axes
+    left, _ = draw_passes(card).axes
     (ring,) = lines(left, "trained")
     assert (xs(ring), ys(ring)) == ([2], [card.regimes[0].fixed[1].accuracy.mean])
     bars = [patch.get_extents().transformed(left.transData.inverted()) for patch in left.patches]
     assert [(bar.xmin, bar.xmax) for bar in bars] == [pytest.approx((0.7, 7.3)), pytest.approx((0.7, 8.3))]
-    (alone,) = figure(passes_card([2], numbers=[4, 8], tolerances=[])).axes
+    (alone,) = draw_passes(passes_card([2], numbers=[4, 8], tolerances=[])).axes
     assert lines(alone, "trained") == []  # it was not evaluated at that N
 
 
 def test_adaptive_sleep_lies_beside_the_fixed_curve(card: PassesCard):
-    _, right = figure(card).axes
+    _, right = draw_passes(card).axes
     for regime, fixed, adaptive in zip(card.regimes, lines(right, "fixed"), lines(right, "adaptive"), strict=True):
         assert xs(fixed) == card.num_sleep_passes
         assert xs(adaptive) == [result.passes.mean for result in regime.adaptive]
@@ -77,12 +78,12 @@ def test_adaptive_sleep_lies_beside_the_fixed_curve(card: PassesCard):
 
 
 def test_tolerances_that_spend_the_same_share_a_label():
-    _, right = figure(passes_card([UNIFORM], tolerances=[0.5, 0.03, 0.02, 0.01])).axes
+    _, right = draw_passes(passes_card([UNIFORM], tolerances=[0.5, 0.03, 0.02, 0.01])).axes
     assert [text.get_text() for text in right.texts] == ["0.5", "0.03 – 0.01"]
 
 
 def test_one_n_alone_shows_what_adaptive_sleep_spends():
-    _, right = figure(passes_card([UNIFORM], seeds=1, numbers=[8], tolerances=[0.9, 0.1])).axes
+    _, right = draw_passes(passes_card([UNIFORM], seeds=1, numbers=[8], tolerances=[0.9, 0.1])).axes
     assert right.get_xlim()[0] < min(xs(lines(right, "adaptive")[0]))
 
 

@@ -1,25 +1,32 @@
-"""What training with sleep costs: parameters, operations, bytes kept for the backward pass. Traffic has its own file.
+"""The account of a training step with sleep: operations, and bytes kept for the backward pass, as formulas.
 
-Shapes: B batch, T tokens of a window, D width, H heads, K key size, V value size, M inner width of the MLP.
-A matrix product [m, k] × [k, n] is 2 m k n operations; elementwise steps count nothing. Bytes are those of float32.
+`count.py` counts the same quantities while a model runs; tests compare the two.
 
-For hard eviction, and the gated delta rule on the "chunked" backend, which fills up the last chunk of a window.
+Shapes: B batch, T tokens of a window, L of a full one, D width, H heads, K key size, V value size, M inner width of the
+MLP. A matrix product [m, k] × [k, n] is 2 m k n operations; elementwise steps count nothing. Bytes are in float32. For
+hard eviction, and the gated delta rule on the "chunked" backend, which fills up the last chunk of a window.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 from math import ceil, prod
 from typing import NamedTuple
 
-from reverie.model import HybridConfig
+import torch
+
+from reverie.model import HybridConfig, HybridLM
+from reverie.model.config import BlockKind
 from reverie.sleep import SleepConfig
 from reverie.sleep.gradients import Backward
+from reverie.train.optim import parameter_groups
 
 Shapes = dict[str, tuple[int, ...]]
+"""Shapes of parameters by name."""
 
 CHUNK = 64  # tokens that the update rule takes at once
-NEWTON_SCHULZ_STEPS = 5  # of torch.optim.Muon
+NEWTON_SCHULZ_STEPS = 5  # of Muon
 FLOAT32, INDEX = 4, 8  # bytes
 
 
@@ -48,7 +55,7 @@ class Work(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Blocks start … stop − 1 over one window, in one go: what "pass" checkpoints."""
+    """One forward through blocks [start, stop) over one window: the unit that "pass" checkpoints."""
 
     window: int
     start: int
@@ -62,10 +69,10 @@ class Run(NamedTuple):
 
 
 def runs(work: Work) -> list[Run]:
-    """All runs of a step, in order, as `rollout` makes them."""
+    """All runs of a step, in the order in which `rollout` makes them."""
     blocks, fast = len(work.model.layers), [i for i, kind in enumerate(work.model.layers) if kind != "attn"]
     a, b = work.sleep.looped_blocks or (0, blocks)
-    kept = max(fast, default=-1) + 1  # nothing behind the last fast weights outlives the window
+    kept = max(fast, default=-1) + 1  # nothing after the last fast weights outlives the window
     N = work.sleep.num_sleep_passes if kept > a else 1
     awake = [(1, 0, b, True), (1, b, blocks, True)] if N > 1 else [(1, 0, blocks, True)]
     if N == 1:
@@ -85,72 +92,43 @@ def runs(work: Work) -> list[Run]:
 # Parameters
 
 
-def block_shapes(model: HybridConfig, kind: str) -> Shapes:
-    """Every parameter of a block."""
-    D, M, H, K, V = model.width, model.mlp_width, model.fast_heads, model.key_size, model.value_size
-    mlp: Shapes = {"mlp.in_proj.weight": (2 * M, D), "mlp.out_proj.weight": (D, M)} if has_mlp(kind) else {}
-    if kind == "attn":
-        return {
-            "mixer.q_gain": (model.num_heads, 1),
-            "mixer.qkv_proj.weight": ((model.num_heads + 2 * model.kv_heads) * model.head_size, D),
-            "mixer.out_proj.weight": (D, D),
-            **mlp,
-        }
-    mixer: Shapes = {
-        "mixer.A_log": (H,),
-        "mixer.dt_bias": (H,),
-        "mixer.qkv_proj.weight": (H * (2 * K + V), D),
-        "mixer.gate_proj.weight": (H * V, D),
-        "mixer.ab_proj.weight": (2 * H, D),
-        "mixer.out_proj.weight": (D, H * V),
-    }
-    if kind == "gdn":
-        return {**mixer, "mixer.conv_weight": (model.conv_size, H * (2 * K + V)), **mlp}
-    hidden, taps = _kernel_hidden(model), model.conv_size * H * V
-    kernels: Shapes = {
-        "mixer.kernel_in.weight": (hidden, D),
-        "mixer.kernel_out.weight": (taps, hidden),
-        "mixer.kernel_out.bias": (taps,),
-    }
-    return {**mixer, **kernels, **mlp}
+@cache
+def parameter_shapes(model: HybridConfig) -> Shapes:
+    """Shapes of all parameters of `HybridLM`, without making them."""
+    with torch.device("meta"):
+        return {name: tuple(p.shape) for name, p in HybridLM(model).named_parameters()}
 
 
-def has_mlp(kind: str) -> bool:
-    return kind != "jet-only"
+@cache
+def hidden_matrices(model: HybridConfig) -> Shapes:
+    """Shapes of the matrices that Muon trains; AdamW trains the rest."""
+    with torch.device("meta"):
+        return {name: tuple(p.shape) for name, p in parameter_groups(HybridLM(model))[0].items()}
 
 
-def root_shapes(model: HybridConfig) -> Shapes:
-    """The parameters outside the blocks."""
-    return {"embedding.weight": (model.vocab_size, model.width), "lm_head.weight": (model.vocab_size, model.width)}
-
-
-def all_shapes(model: HybridConfig) -> Shapes:
-    """Every parameter by its name in `HybridLM`."""
-    blocks = {
-        f"layers.{i}.{name}": shape
-        for i, kind in enumerate(model.layers)
-        for name, shape in block_shapes(model, kind).items()
-    }
-    return root_shapes(model) | blocks
+def block_shapes(shapes: Shapes, index: int) -> Shapes:
+    """Those of one block's parameters, by their names in the block."""
+    block = f"layers.{index}."
+    return {name.removeprefix(block): shape for name, shape in shapes.items() if name.startswith(block)}
 
 
 def count(shapes: Shapes) -> int:
+    """Their elements."""
     return sum(prod(shape) for shape in shapes.values())
 
 
-def hidden_matrices(shapes: Shapes) -> Shapes:
-    """What Muon trains; AdamW has the rest."""
-    return {name: s for name, s in shapes.items() if name.endswith(("_proj.weight", "_in.weight", "_out.weight"))}
+def optimizer_bytes(model: HybridConfig) -> int:
+    """Bytes of both optimisers' states: one momentum an element under Muon, two and counts of steps under AdamW."""
+    shapes, muon = parameter_shapes(model), hidden_matrices(model)
+    return FLOAT32 * (2 * count(shapes) - count(muon) + len(shapes) - len(muon))
 
 
-def optimizer_bytes(shapes: Shapes) -> int:
-    """One momentum of Muon's, two of AdamW's and its step counts."""
-    muon = hidden_matrices(shapes)
-    rest = len(shapes) - len(muon)
-    return FLOAT32 * (count(muon) + 2 * (count(shapes) - count(muon)) + rest)
+def _has_mlp(kind: BlockKind) -> bool:
+    return kind != "jet-only"
 
 
 def _kernel_hidden(model: HybridConfig) -> int:
+    """Inner width of the network that makes a jet block's kernels."""
     return max(model.fast_heads * model.value_size // 8, 1)
 
 
@@ -169,11 +147,12 @@ class Operations(NamedTuple):
         return sum(self)
 
 
-def block_operations(model: HybridConfig, kind: str, batch: int, T: int, output: bool) -> tuple[int, int]:
-    """Forward and backward of a block over T tokens of B texts. Causal attention counts in full."""
+@cache
+def block_operations(model: HybridConfig, kind: BlockKind, batch: int, T: int, output: bool) -> tuple[int, int]:
+    """Operations of a block over T tokens of B texts, (forward, backward). Causal attention counts in full."""
     unread = () if output else ("mixer.gate_proj", "mixer.out_proj", "mlp.")
-    matrices = hidden_matrices({n: s for n, s in block_shapes(model, kind).items() if not n.startswith(unread or "-")})
-    linear = 2 * batch * T * count(matrices)
+    matrices = block_shapes(hidden_matrices(model), model.layers.index(kind))
+    linear = 2 * batch * T * count({name: shape for name, shape in matrices.items() if not name.startswith(unread)})
     if kind == "attn":
         attention = 4 * batch * model.width * T * T if output else 0
         return linear + attention, 2 * linear + attention * 5 // 2  # the backward makes the scores again
@@ -187,27 +166,21 @@ def block_operations(model: HybridConfig, kind: str, batch: int, T: int, output:
 
 
 def head_operations(work: Work) -> int:
-    """Forward, over labelled positions alone."""
+    """Operations of the head's forward, over labelled positions alone."""
     return 2 * work.scored * work.model.width * work.model.vocab_size
 
 
 def operations(work: Work) -> Operations:
-    """Matrix products of one step on all ranks together, without the optimiser's."""
+    """Operations of one step on all ranks together, without the optimiser's."""
     mode = work.backward.activation_checkpoint
     head = head_operations(work)
     forward, backward, recompute = head, 2 * head, 0
     all_runs = runs(work)
     trained = {run.window for run in all_runs if run.trained}
     layers = work.model.layers
-    known = {
-        (kind, T, output): block_operations(work.model, kind, work.batch, T, output)
-        for kind in set(layers)
-        for T in {work.length(run.window) for run in all_runs}
-        for output in (True, False)
-    }
     for run, following in zip(all_runs, [*all_runs[1:], None], strict=True):
         T = work.length(run.window)
-        costs = [known[layers[i], T, output] for i, output in run.blocks()]
+        costs = [block_operations(work.model, layers[i], work.batch, T, output) for i, output in run.blocks()]
         again = sum(cost for cost, _ in costs)
         forward += again
         if run.trained:
@@ -220,28 +193,34 @@ def operations(work: Work) -> Operations:
     return Operations(forward, backward, recompute)
 
 
-def _last_product(model: HybridConfig, kind: str) -> int:
+def _last_product(model: HybridConfig, kind: BlockKind) -> int:
     """Elements of the matrix that a block multiplies with last."""
-    return prod(block_shapes(model, kind)["mlp.out_proj.weight" if has_mlp(kind) else "mixer.out_proj.weight"])
+    shapes = block_shapes(hidden_matrices(model), model.layers.index(kind))
+    return prod(shapes["mlp.out_proj.weight" if _has_mlp(kind) else "mixer.out_proj.weight"])
 
 
-def muon_operations(shapes: Shapes) -> int:
-    """Newton–Schulz over every hidden matrix [m, n], m ≤ n: X Xᵀ, its square, and their product with X, five times."""
-    sizes = [(min(shape), max(shape)) for shape in hidden_matrices(shapes).values()]
-    return NEWTON_SCHULZ_STEPS * sum(4 * m * m * n + 2 * m**3 for m, n in sizes)
+def newton_schulz_operations(shape: tuple[int, ...]) -> int:
+    """Operations of Muon for a matrix [m, n] with m ≤ n: X Xᵀ, its square, and their product with X, five times."""
+    m, n = min(shape), max(shape)
+    return NEWTON_SCHULZ_STEPS * (4 * m * m * n + 2 * m**3)
+
+
+def muon_operations(model: HybridConfig) -> int:
+    """Operations of one step of Muon over all hidden matrices."""
+    return sum(map(newton_schulz_operations, hidden_matrices(model).values()))
 
 
 # Bytes kept for the backward pass
 
 
-def block_elements(model: HybridConfig, kind: str, T: int, output: bool, tensor: int = 1) -> float:
+def block_elements(model: HybridConfig, kind: BlockKind, T: int, output: bool, tensor: int = 1) -> float:
     """Elements that autograd keeps of one block's run over T tokens of one text, parameters left out.
 
     `tensor` processes share heads and MLP; norms stay whole.
     """
     D, M = model.width, model.mlp_width / tensor
     # MLP: its normed input, gate and up, silu(gate), their product
-    rest = D + 1 + 4 * M if output and has_mlp(kind) else 0
+    rest = D + 1 + 4 * M if output and _has_mlp(kind) else 0
     if kind == "attn":
         q, kv, heads = D, model.kv_heads * model.head_size, 2 * model.num_heads + model.kv_heads
         # q k v, q k normed, q k turned, q scaled, o; what the norms and the softmax divide by
@@ -249,8 +228,8 @@ def block_elements(model: HybridConfig, kind: str, T: int, output: bool, tensor:
     return T * (D + 1 + _fast_weight_elements(model, kind, T, output) / tensor + rest)
 
 
-def _fast_weight_elements(model: HybridConfig, kind: str, T: int, output: bool) -> float:
-    """A token's share of what a fast-weight mixer keeps, its normed input apart."""
+def _fast_weight_elements(model: HybridConfig, kind: BlockKind, T: int, output: bool) -> float:
+    """Elements a token that a fast-weight mixer keeps, without its normed input."""
     H, C = model.fast_heads, min(CHUNK, T)
     HK, HV, HC = H * model.key_size, H * model.value_size, H * C
     qkv, edge = 2 * HK + HV, 1 + (model.conv_size - 1) / T  # zeros before the window, for the convolution
@@ -266,7 +245,7 @@ def _fast_weight_elements(model: HybridConfig, kind: str, T: int, output: bool) 
 
 
 def fast_weight_bytes(work: Work, blocks: int | None = None) -> int:
-    """The fast weights of some blocks, of all if None: what crosses a window."""
+    """Bytes of the fast weights of so many blocks, of all if None: what goes from window to window."""
     if blocks is None:
         blocks = sum(kind != "attn" for kind in work.model.layers)
     heads = work.batch * work.model.fast_heads // work.tensor
@@ -274,19 +253,19 @@ def fast_weight_bytes(work: Work, blocks: int | None = None) -> int:
 
 
 def run_bytes(work: Work, run: Run) -> float:
-    """What the backward pass needs of one run."""
+    """Bytes that the backward pass needs of one run."""
     T, layers = work.length(run.window), work.model.layers
     elements = sum(block_elements(work.model, layers[i], T, output, work.tensor) for i, output in run.blocks())
     return work.element * work.batch * elements
 
 
 def head_bytes(work: Work) -> int:
-    """Labelled positions: where they are, their normed h, and the probabilities that the loss keeps."""
+    """Bytes kept of labelled positions: where they are, their normed h, and the probabilities that the loss keeps."""
     return work.scored * (FLOAT32 * (work.model.width + 1 + work.model.vocab_size) + 3 * INDEX)
 
 
 def kept_bytes(work: Work) -> float:
-    """Alive between forward and backward, parameters left out."""
+    """Bytes alive between forward and backward, parameters left out."""
     mode, trained = work.backward.activation_checkpoint, [run for run in runs(work) if run.trained]
     tokens = work.batch * sum(work.length(window) for window in range(len(work.labelled)))
     always = INDEX * tokens + head_bytes(work)
@@ -298,16 +277,16 @@ def kept_bytes(work: Work) -> float:
 
 
 def peak_bytes(work: Work) -> float:
-    """The most alive in the backward, with the gradients: sums over all runs, they are there from its first run on."""
+    """The most bytes alive in the backward, with the gradients, which are there whole from its first run on."""
     mode, trained = work.backward.activation_checkpoint, [run for run in runs(work) if run.trained]
-    gradients = FLOAT32 * count(all_shapes(work.model))
+    gradients = FLOAT32 * count(parameter_shapes(work.model))
     if mode == "none":  # what the last run kept is gone when its gradients are there
         return kept_bytes(work) + max(gradients - run_bytes(work, trained[-1]), 0)
     return kept_bytes(work) + gradients + again_bytes(work)
 
 
 def again_bytes(work: Work) -> float:
-    """What the backward makes again at a time: a run, under "window" from inputs made again too."""
+    """The most bytes that the backward makes again at a time: a run, and under "window" the inputs of all runs too."""
     mode, trained = work.backward.activation_checkpoint, [run for run in runs(work) if run.trained]
     windows = {run.window for run in trained} if mode == "window" else set()
     inputs = [sum(_input_bytes(work, run) for run in trained if run.window == c) for c in windows]
@@ -315,7 +294,7 @@ def again_bytes(work: Work) -> float:
 
 
 def _input_bytes(work: Work, run: Run) -> int:
-    """The h that a run starts from and the fast weights that it leaves to the next one."""
+    """Bytes of the h that a run starts from and of the fast weights that it leaves to the next one."""
     fast = sum(work.model.layers[i] != "attn" for i, _ in run.blocks())
     last = run.window == len(work.labelled) - 1
     h = FLOAT32 * work.batch * work.length(run.window) * work.model.width

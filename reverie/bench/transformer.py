@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,14 +9,12 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reverie.bench.check import random_model, require_equal
+from reverie.bench.check import SEED, random_model, require_equal
 from reverie.model import HybridConfig, HybridLM
 from reverie.model.fused import rms_norm
-from reverie.results.provenance import hardware
 
 BYTES = 4  # a number in float32
 TOLERANCE = 1e-9  # of the largest entry, in float64
-SEED = 0
 
 
 class FullCache:
@@ -28,25 +25,18 @@ class FullCache:
     """
 
     def __init__(self, model: HybridLM, capacity: int) -> None:
-        """Room for `capacity` tokens, nothing in it yet."""
+        """Room for `capacity` tokens, with random keys and values: attention takes the same time over any."""
         config = model.config
-        shape = (len(config.layers), 1, config.kv_heads, capacity, config.head_size)
+        shape = (2, len(config.layers), 1, config.kv_heads, capacity, config.head_size)
+        random = torch.Generator().manual_seed(SEED)
         self.model = model
-        self.k = model.embedding.weight.new_empty(shape)  # rotated
-        self.v = torch.empty_like(self.k)
+        self.k, self.v = model.embedding.weight.new_empty(shape).normal_(generator=random)  # keys are rotated
         pairs = torch.arange(0, config.head_size, 2, dtype=torch.float64) / config.head_size
         self._frequencies = config.rope_base**-pairs
-        self._enable_gqa = config.num_heads != config.kv_heads
-
-    def fill(self, seed: int) -> None:
-        """Normal entries, the size of normed keys: attention takes the same time over any."""
-        random = torch.Generator().manual_seed(seed)
-        for tensor in (self.k, self.v):
-            tensor.normal_(generator=random)
 
     @torch.no_grad()
     def decode(self, token: Int[Tensor, "1 1"], position: int) -> Float[Tensor, "1 1 vocab"]:
-        """Logits behind the token at this position, which sees all positions before its own."""
+        """Logits after the token at this position, which sees all positions before its own."""
         # HybridLM's table of turns for a million positions would hold gigabytes: those of one are made here.
         angles = position * self._frequencies
         turns = torch.polar(torch.ones_like(angles), angles).to(self.k.dtype.to_complex())
@@ -64,34 +54,21 @@ class FullCache:
         q, k = torch.view_as_real(pairs * turns).flatten(-2).split([H, Hkv], dim=2)
         self.k[i, :, :, position] = k[:, 0]
         self.v[i, :, :, position] = v[:, 0]
+        seen = slice(position + 1)
         y = F.scaled_dot_product_attention(
-            (q * mixer.q_gain).transpose(1, 2),
-            self.k[i, :, :, : position + 1],
-            self.v[i, :, :, : position + 1],
-            enable_gqa=self._enable_gqa,
+            (q * mixer.q_gain).transpose(1, 2), self.k[i, :, :, seen], self.v[i, :, :, seen], enable_gqa=Hkv != H
         )
         return mixer.out_proj(y.transpose(1, 2).flatten(-2))
 
 
 def cache_bytes(config: HybridConfig, tokens: int) -> int:
-    """Keys and values of so many tokens, in float32."""
-    kinds = config.layers.count("attn")
-    return 2 * kinds * config.kv_heads * config.head_size * tokens * BYTES
+    """Bytes of the keys and values of so many tokens, in float32."""
+    return 2 * config.layers.count("attn") * config.kv_heads * config.head_size * tokens * BYTES
 
 
-def available_bytes() -> float:
-    """Memory that is free for the asking, on Linux; elsewhere all of it."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return (hardware().memory_gib or 0.0) * 2**30
-    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-
-
-@torch.no_grad()
 def check_full_cache(config: HybridConfig, tokens: int = 100) -> None:
     """Raises UserError where the transformer decodes other logits than `HybridLM` finds in one forward pass."""
-    model = random_model(config, SEED).double()
+    model = random_model(config).double()
     text = torch.randint(config.vocab_size, (1, tokens), generator=torch.Generator().manual_seed(SEED))
     cache = FullCache(model, tokens)
     got = [cache.decode(token, position) for position, token in enumerate(text.split(1, dim=1))]
