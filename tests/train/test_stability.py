@@ -66,7 +66,7 @@ def loss_of(model: HybridLM, mask: Tensor, config: SleepConfig, backward: Backwa
 
 
 def measured(model: HybridLM, mask: Tensor, config: SleepConfig, backward: Backward = EXACT) -> PassStatistics:
-    observer = PassObserver(labelled_windows(mask, L))
+    observer = PassObserver()
     loss_of(model, mask, config, backward, observer).backward()
     model.zero_grad()
     statistics = observer.statistics()
@@ -149,8 +149,8 @@ def test_gradient_norms_by_hand(
         assert statistics.hidden_gradient[n - 1] == pytest.approx(norm(hidden[n]), rel=1e-12)
     assert min(statistics.fast_weight_gradient) > 0
     assert min(statistics.hidden_gradient[:-1]) > 0
-    read_behind_the_loop = loop in (LOOPS["first"], LOOPS["middle"])
-    assert (statistics.hidden_gradient[-1] > 0) == read_behind_the_loop
+    read_after_the_loop = loop in (LOOPS["first"], LOOPS["middle"])
+    assert (statistics.hidden_gradient[-1] > 0) == read_after_the_loop
 
 
 @each_eviction
@@ -188,7 +188,7 @@ def test_passes_that_gradients_do_not_reach_have_none(
 def test_without_a_window_or_a_memory_that_sleeps_there_is_nothing(
     tiny_model: MakeModel, layers: tuple[str, ...], windows: tuple[int, ...]
 ) -> None:
-    observer = PassObserver(labelled_windows(labels(*windows), L))
+    observer = PassObserver()
     loss_of(tiny_model(*layers), labels(*windows), asleep(), EXACT, observer).backward()
     assert observer.statistics() is None
 
