@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import sys
@@ -16,6 +15,8 @@ from reverie.cli.bench import app as bench_app
 from reverie.cli.data import app as data_app
 from reverie.cli.hf import app as hf_app
 from reverie.cli.memory import app as memory_app
+from reverie.cli.plot import app as plot_app
+from reverie.cli.plot import draw_cards
 from reverie.cli.progress import PartDisplay, RunDisplay
 from reverie.cli.show import recipe_of_task, show_example
 from reverie.cli.store import app as store_app
@@ -49,6 +50,7 @@ app.add_typer(tasks_app, name="tasks")
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 app.add_typer(hf_app)
+app.add_typer(plot_app)
 app.add_typer(memory_app)
 app.add_typer(store_app)
 app.add_typer(watch_app)
@@ -156,24 +158,7 @@ def _eval_passes(
             out_console.print(table, "")
     if out is not None:  # last: what took minutes is shown even where it cannot be written
         save_card(card, out)
-        from reverie.results.plots import plot_cards  # half a second that no other command need wait
-
-        typer.echo(f"figure in {plot_cards([out])[0]}", err=True)
-
-
-@app.command("plot")
-def plot_command(
-    cards: Annotated[list[Path], typer.Argument(metavar="CARD...", help="Result cards (JSON).")],
-    out: Annotated[Path | None, typer.Option(help="Folder for the figures; beside each card if absent.")] = None,
-    as_json: AsJson = False,
-) -> None:
-    """Draw the figure of each card."""
-    from reverie.bench.card import BenchmarkCard
-    from reverie.bench.figure import draw
-    from reverie.results.plots import KINDS, plot_cards
-
-    figures = [str(path) for path in plot_cards(cards, out, KINDS | {"benchmark": (BenchmarkCard, draw)})]
-    typer.echo(json.dumps({"figures": figures}) if as_json else "\n".join(figures))
+        typer.echo(f"figure in {draw_cards([out])[0]}", err=True)
 
 
 @app.command("compare")

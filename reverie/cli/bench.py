@@ -10,6 +10,7 @@ import typer
 
 from reverie.bench.run import run_benchmark
 from reverie.bench.tables import rich_tables
+from reverie.cli.plot import draw_cards
 from reverie.cli.progress import PartDisplay
 from reverie.cli.terminal import AsJson, err_console, out_console
 from reverie.results.card import save_card
@@ -61,7 +62,4 @@ def _bench(name: str, out: Path | None, as_json: bool) -> None:
         out_console.print(rich_tables(card))
     if out is not None:  # last: what took minutes is shown even where it cannot be written
         save_card(card, out)
-        from reverie.bench.figure import draw  # half a second that no other command need wait
-        from reverie.results.plots import save_figure
-
-        save_figure(draw(card), out.with_suffix(".png"))
+        draw_cards([out])
