@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -93,12 +93,12 @@ def measure(
     marks = _marks(stops, window_size)
     total = len(passes) * len(marks) + 2
     report(0, total, "check")
-    for n in passes:
-        check_sleep(config, SleepConfig(window_size=window_size, num_sleep_passes=n))
+    configs = [SleepConfig(window_size=window_size, num_sleep_passes=n) for n in passes]
+    for sleep_config in configs:
+        check_sleep(config, sleep_config)
     transformer = config.model_copy(update={"layers": ("attn",) * len(config.layers)})
     check_full_cache(transformer)
     model, other = random_model(config), random_model(transformer)
-    configs = [SleepConfig(window_size=window_size, num_sleep_passes=n) for n in passes]
     reached: list[list[Stop]] = []
     for i, sleep_config in enumerate(configs):
         stop = start(model)
@@ -110,18 +110,36 @@ def measure(
             reached[i] += [stop] if mark in stops else []
     report(total - 1, total, "time of a token awake")
     runs = list(zip(configs, reached, strict=True))
-    sides = [_asleep(model, sleep_config, stop, stops[-1]) for sleep_config, own in runs for stop in own]
-    sides += _transformer_sides(other, stops)
+    asleep = [[_asleep(model, sleep_config, stop, stops[-1]) for stop in own] for sleep_config, own in runs]
+    models = [*asleep, _transformer_sides(other, stops)]
+    sides = [side for own in models for side in own]
     times = alternate({side.name: side.decode for side in sides if side.decode is not None}, seconds=seconds)
-    consolidation = [_consolidation(model, sleep_config, own[-1], peak) for sleep_config, own in runs]
     limit = read_limit()
-    return _findings(sides, times, limit, consolidation, _notes(model, other, window_size, limit, sides))
+    return Findings(
+        name="wake",
+        ratio=statistics.median(_ratios(times, asleep[-1][-1], asleep[-1][0])),
+        target=TIME_TARGET,
+        better="lower",
+        details=Details(
+            tables={
+                "targets": _targets(asleep, times),
+                "a token awake": [_token_row(side, own[0], times, limit) for own in models for side in own],
+                "memory": [_memory_row(side) for side in sides],
+                "consolidation": [_consolidation(model, sleep_config, own[-1], peak) for sleep_config, own in runs],
+            },
+            panels=[
+                Panel(title=title, table=title, x="tokens", y=(column,), by="model", y_label=unit, log=True)
+                for title, column, unit in (("a token awake", "ms", "ms"), ("memory", "context_MB", "MB"))
+            ],
+            notes=_notes(model, other, window_size, limit, sides),
+        ),
+    )
 
 
 def _marks(stops: Sequence[int], window_size: int) -> list[int]:
     """The stops, and a few more on the way to the last one."""
-    windows = stops[-1] // window_size
-    return sorted({*stops, *(i * windows // MARKS * window_size for i in range(1, MARKS))} - {0})
+    step = max(stops[-1] // window_size // MARKS, 1) * window_size
+    return sorted({*stops, *range(step, stops[-1], step)})
 
 
 # A text of random tokens without an end
@@ -170,9 +188,8 @@ def check_sleep(config: HybridConfig, sleep_config: SleepConfig) -> None:
     for stop in (begin, consolidate(ours, sleep_config, begin, 2 * L)):
         what = f"N = {sleep_config.num_sleep_passes}, token by token from {stop.tokens} on"
         got, context = decode(ours, sleep_config, text[:, stop.tokens :], stop.context)
-        pairs = zip(context.state.fast_weights, end.state.fast_weights, strict=True)
         require_equal(got, wanted[:, stop.tokens :], TOLERANCE[got.dtype], f"{what}, of the logits the worst")
-        for mine, other in pairs:
+        for mine, other in zip(context.state.fast_weights, end.state.fast_weights, strict=True):
             if mine is not None and other is not None:
                 require_equal(mine, other, TOLERANCE[got.dtype], f"{what}, of the fast weights the worst")
 
@@ -226,39 +243,6 @@ def _parameter_bytes(model: HybridLM) -> int:
 
 
 # What comes of it
-
-
-def _findings(
-    sides: Sequence[Side], times: Mapping[str, Timing], limit: float, consolidation: list[Row], notes: list[str]
-) -> Findings:
-    models = _by_model(sides)
-    asleep = [own for own in models.values() if own[0].process_bytes is not None]
-    return Findings(
-        name="wake",
-        ratio=statistics.median(_ratios(times, asleep[-1][-1], asleep[-1][0])),
-        target=TIME_TARGET,
-        better="lower",
-        details=Details(
-            tables={
-                "targets": _targets(asleep, times),
-                "a token awake": [_token_row(side, own[0], times, limit) for own in models.values() for side in own],
-                "memory": [_memory_row(side) for side in sides],
-                "consolidation": consolidation,
-            },
-            panels=[
-                Panel(title=title, table=title, x="tokens", y=(column,), by="model", y_label=unit, log=True)
-                for title, column, unit in (("a token awake", "ms", "ms"), ("memory", "context_MB", "MB"))
-            ],
-            notes=notes,
-        ),
-    )
-
-
-def _by_model(sides: Iterable[Side]) -> dict[str, list[Side]]:
-    models: dict[str, list[Side]] = {}
-    for side in sides:
-        models.setdefault(side.model, []).append(side)
-    return models
 
 
 def _ratios(times: Mapping[str, Timing], side: Side, base: Side) -> list[float]:
