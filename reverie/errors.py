@@ -8,3 +8,7 @@ class UserError(ValueError):
 def plain(text: str) -> str:
     """One line of what others may have written, such as a file's notes: nothing in it steers a terminal."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+class ProcessDied(Exception):
+    """One of the processes that train together has died, and training with it; the message says which one."""

@@ -9,6 +9,8 @@ import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from reverie.errors import UserError
 
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.tmp(\.[^.]*)?")  # as write_atomic names them
@@ -48,6 +50,32 @@ def move_into_place(finished: Path, path: Path) -> None:
     os.replace(finished, path)
     with contextlib.suppress(OSError):  # some file systems cannot; the file itself is in place
         _flush(path.parent)
+
+
+@contextlib.contextmanager
+def locked(path: Path, taken: str, patience_s: float = 0.0) -> Iterator[None]:
+    """Hold the lock file `path`, which one process at a time can have. It is made, with its folder, and removed again.
+
+    The system takes the lock back when the process ends, however it does.
+
+    Args:
+        taken: what to say where another process still has it after `patience_s` seconds.
+
+    Raises:
+        UserError: another process has it, or it cannot be written.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=patience_s)
+        except Timeout:
+            raise UserError(taken) from None
+    try:
+        yield
+    finally:
+        _remove(path)  # before the release, else it could be the lock of the next process
+        lock.release()
 
 
 @contextlib.contextmanager

@@ -11,7 +11,10 @@ import torch
 from jaxtyping import install_import_hook
 
 # Before reverie is imported, and for its public functions alone: a check costs more than many a small operation.
-install_import_hook(["reverie.ops.dispatch", "reverie.model.hybrid", "reverie.sleep.algorithm"], "beartype.beartype")
+install_import_hook(
+    ["reverie.ops.dispatch", "reverie.model.hybrid", "reverie.sleep.algorithm", "reverie.sleep.rollouts"],
+    "beartype.beartype",
+)
 torch.set_num_threads(1)
 
 from reverie.model import HybridConfig, HybridLM, new_model  # noqa: E402

@@ -18,7 +18,7 @@ from reverie.bench.timer import Timing, alternate, clock
 from reverie.bench.transformer import FullCache, cache_bytes, check_full_cache
 from reverie.model import HybridConfig, HybridLM
 from reverie.model.hybrid import count_parameters
-from reverie.sleep import Context, SleepConfig, read, sleep, wake
+from reverie.sleep import Context, SleepConfig, consolidate, read
 
 # The proportions of rule110/base at half its width.
 MODEL = HybridConfig(
@@ -102,11 +102,11 @@ def measure(
     reached: list[list[Stop]] = []
     for i, sleep_config in enumerate(configs):
         stop = start(model)
-        consolidate(model, sleep_config, stop, MARKS * window_size)  # what is set up at first use is there at all stops
+        sleep_on(model, sleep_config, stop, MARKS * window_size)  # what is set up at first use is there at all stops
         reached.append([])
         for j, mark in enumerate(marks):
             report(1 + i * len(marks) + j, total, f"N = {passes[i]}: consolidates up to {mark:,} tokens")
-            stop = consolidate(model, sleep_config, stop, mark)
+            stop = sleep_on(model, sleep_config, stop, mark)
             reached[i] += [stop] if mark in stops else []
     report(total - 1, total, "time of a token awake")
     runs = list(zip(configs, reached, strict=True))
@@ -156,13 +156,15 @@ def start(model: HybridLM) -> Stop:
 
 
 @torch.no_grad()
-def consolidate(model: HybridLM, config: SleepConfig, stop: Stop, tokens: int) -> Stop:
+def sleep_on(model: HybridLM, config: SleepConfig, stop: Stop, tokens: int) -> Stop:
     """Sleep over the text from a stop to so many tokens from its start."""
-    L, context, begun = config.window_size, stop.context, clock()
-    for i in range(stop.tokens // L, tokens // L):
-        _, context = wake(model, window(model, config, i), context, config, output=False)
-        context = sleep(model, context, config)
-    return Stop(tokens, context, stop.seconds + clock() - begun, resident_bytes())
+    windows = range(stop.tokens // config.window_size, tokens // config.window_size)
+    text = torch.cat([window(model, config, i) for i in windows], dim=1)
+    begun = clock()
+    context = consolidate(model, text, stop.context, config)
+    seconds = stop.seconds + clock() - begun
+    del text  # it is not the model's memory
+    return Stop(tokens, context, seconds, resident_bytes())
 
 
 @torch.no_grad()
@@ -185,7 +187,7 @@ def check_sleep(config: HybridConfig, sleep_config: SleepConfig) -> None:
     text = torch.cat([window(ours, sleep_config, i) for i in range(3)], dim=1)[:, : 2 * L + L // 2]
     wanted, end = read(theirs, text, Context.empty(theirs), sleep_config)
     begin = start(ours)
-    for stop in (begin, consolidate(ours, sleep_config, begin, 2 * L)):
+    for stop in (begin, sleep_on(ours, sleep_config, begin, 2 * L)):
         what = f"N = {sleep_config.num_sleep_passes}, token by token from {stop.tokens} on"
         got, context = decode(ours, sleep_config, text[:, stop.tokens :], stop.context)
         require_equal(got, wanted[:, stop.tokens :], TOLERANCE[got.dtype], f"{what}, of the logits the worst")
@@ -293,7 +295,7 @@ def _memory_row(side: Side) -> Row:
 def _consolidation(model: HybridLM, config: SleepConfig, stop: Stop, peak: Peak) -> Row:
     """What it cost to come to the last stop."""
     L = config.window_size
-    flops = count_flops(lambda: consolidate(model, config, start(model), L)) / L * stop.tokens
+    flops = count_flops(lambda: sleep_on(model, config, start(model), L)) / L * stop.tokens
     gflops = flops / stop.seconds / 1e9
     return {
         "N": config.num_sleep_passes,

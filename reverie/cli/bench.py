@@ -8,12 +8,9 @@ from typing import Annotated
 
 import typer
 
-from reverie.bench.run import run_benchmark
-from reverie.bench.tables import rich_tables
-from reverie.cli.plot import draw_cards
+from reverie.cli.options import AsJson
 from reverie.cli.progress import PartDisplay
-from reverie.cli.terminal import AsJson, err_console, out_console
-from reverie.results.card import save_card
+from reverie.cli.terminal import err_console, out_console
 
 app = typer.Typer(
     help="Measure speed and memory beside what others ship and beside the machine's limits.",
@@ -54,6 +51,10 @@ def wake_command(out: Out = None, as_json: AsJson = False) -> None:
 
 
 def _bench(name: str, out: Path | None, as_json: bool) -> None:
+    from reverie.bench.run import run_benchmark
+    from reverie.bench.tables import rich_tables
+    from reverie.results.card import save_card
+
     with PartDisplay(err_console, name) as display:
         card = run_benchmark(name, display.update)
     if as_json:
@@ -62,4 +63,7 @@ def _bench(name: str, out: Path | None, as_json: bool) -> None:
         out_console.print(rich_tables(card))
     if out is not None:  # last: what took minutes is shown even where it cannot be written
         save_card(card, out)
-        draw_cards([out])
+        from reverie.bench.figure import draw  # half a second that no other command need wait
+        from reverie.results.plots import plot_cards
+
+        plot_cards([out], kinds={card.kind: (type(card), draw)})

@@ -6,15 +6,17 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from reverie.cli.options import AsJson, Overrides, checked, name_list, number_range
 from reverie.cli.progress import RowDisplay
-from reverie.cli.terminal import AsJson, Overrides, err_console, interruptible
+from reverie.cli.terminal import err_console, interruptible
 from reverie.errors import UserError
-from reverie.tasks.data import Rows, problem_rows, task_rows, write_data
-from reverie.tasks.gsm_infinite.check import check_problems
+
+if TYPE_CHECKING:
+    from reverie.tasks.data import Rows
 
 app = typer.Typer(help="Write data sets to disk, and check them.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -25,6 +27,15 @@ DataSplit = Annotated[str, typer.Option(help="train, or test: what training neve
 Seed = Annotated[int, typer.Option(help="Of the data.")]
 Workers = Annotated[int | None, typer.Option(help="Processes that make rows; one a core if absent.")]
 Names = list[str] | None
+
+_OPTIONS = {  # where the key of ProblemConfig is another word
+    "worlds": "--world",
+    "levels": "--level",
+    "modes": "--mode",
+    "min_operations": "--ops",
+    "max_operations": "--ops",
+    "question_position": "--question",
+}
 
 
 @app.command("gsm-infinite")
@@ -55,19 +66,24 @@ def gsm_infinite_command(
 
     The same command goes on with a file that was broken off, to the same bytes.
     """
-    low, high = _range(ops, "--ops")
+    from reverie.tasks.data import ProblemRows
+    from reverie.tasks.gsm_infinite import ProblemConfig
+
+    low, high = number_range(ops, "--ops")
     config = {
-        "worlds": _names(world),
-        "levels": _names(level),
-        "modes": _names(mode),
+        "worlds": name_list(world),
+        "levels": name_list(level),
+        "modes": name_list(mode),
         "min_operations": low,
         "max_operations": high,
-        "length": None if length is None else _range(length, "--length"),
+        "length": None if length is None else number_range(length, "--length"),
         "question_position": question,
         "instruction": instruction,
     }
     given = {key: value for key, value in config.items() if value is not None}
-    _write_rows(problem_rows(given, unit=unit, split=split, seed=seed), count, out, workers, as_json)
+    problems = checked(ProblemConfig, given, _OPTIONS)
+    rows = checked(ProblemRows, {"problems": problems, "unit": unit, "split": split, "seed": seed})
+    _write_rows(rows, count, out, workers, as_json)
 
 
 @app.command("rule110")
@@ -85,7 +101,7 @@ def rule110_command(
 
     Labels are -100 where there is none. The same command goes on with a file that was broken off, to the same bytes.
     """
-    _write_rows(task_rows("rule110", recipe, overrides or [], split=split, seed=seed), count, out, workers, as_json)
+    _write_rows(_task_rows("rule110", recipe, overrides, split, seed), count, out, workers, as_json)
 
 
 @app.command("depo")
@@ -103,7 +119,7 @@ def depo_command(
 
     Labels are -100 where there is none. The same command goes on with a file that was broken off, to the same bytes.
     """
-    _write_rows(task_rows("depo", recipe, overrides or [], split=split, seed=seed), count, out, workers, as_json)
+    _write_rows(_task_rows("depo", recipe, overrides, split, seed), count, out, workers, as_json)
 
 
 @app.command("check")
@@ -112,6 +128,8 @@ def check_command(
     as_json: AsJson = False,
 ) -> None:
     """Solve every GSM-Infinite problem of a file from its text, and compare; exit code 1 if something differs."""
+    from reverie.tasks.gsm_infinite.check import check_problems
+
     check = check_problems(file)
     if as_json:
         typer.echo(json.dumps(asdict(check)))
@@ -126,25 +144,22 @@ def check_command(
         raise typer.Exit(1)
 
 
+def _task_rows(name: str, recipe: str, overrides: list[str] | None, split: str, seed: int) -> Rows:
+    """Rows of the task in a recipe, which must be the task of this name."""
+    from reverie.recipe import load_recipe
+    from reverie.tasks.data import TaskRows
+
+    loaded = load_recipe(recipe, overrides or [])
+    if loaded.task.name != name:
+        raise UserError(f"recipe {loaded.name} is of task {loaded.task.name}; --recipe must be one of task {name}")
+    return checked(TaskRows, {"task": loaded.task, "split": split, "seed": seed})
+
+
 def _write_rows(rows: Rows, count: int, out: Path, workers: int | None, as_json: bool) -> None:
+    from reverie.tasks.data import write_data
+
     workers = (os.cpu_count() or 1) if workers is None else workers
     resumable = interruptible("the same command goes on where it stopped")
     with resumable, RowDisplay(err_console, out.name, count) as display:
         summary = write_data(rows, count, out, workers=workers, report=display.update)
     typer.echo(json.dumps(asdict(summary)) if as_json else f"{summary.rows} rows in {summary.path}")
-
-
-def _range(text: str, option: str) -> tuple[int, int]:
-    low, dash, high = text.partition("-")
-    try:
-        first, last = int(low), int(high if dash else low)
-    except ValueError:
-        first, last = 1, 0
-    if first > last:
-        raise UserError(f"{option} must be a range such as 4-8, smaller number first, or one number, got {text!r}")
-    return first, last
-
-
-def _names(values: list[str] | None) -> tuple[str, ...] | None:
-    """Of an option that may be repeated and may hold several names."""
-    return tuple(name.strip() for value in values for name in value.split(",")) if values else None

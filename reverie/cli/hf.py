@@ -8,15 +8,17 @@ import sys
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from pydantic import ValidationError
 
+from reverie.cli.options import AsJson, Device, device_named
 from reverie.cli.progress import ReadDisplay
-from reverie.cli.terminal import AsJson, Device, device_named, err_console, interruptible, out_console
+from reverie.cli.terminal import err_console, interruptible, out_console
 from reverie.errors import UserError
-from reverie.sleep import SleepConfig
+
+if TYPE_CHECKING:
+    from reverie.sleep import SleepConfig
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -29,7 +31,8 @@ def convert_command(
         str | None, typer.Option(help="jet or gdn: layers for a model without fast weights of its own.")
     ] = None,
     layers: Annotated[int | None, typer.Option(help="How many, spread evenly; 6 if absent.")] = None,
-    behind: Annotated[str | None, typer.Option(help="Or behind which blocks, from 0, such as 4,9,14.")] = None,
+    after: Annotated[str | None, typer.Option(help="Or the blocks that they follow, from 0, such as 4,9,14.")] = None,
+    behind: Annotated[str | None, typer.Option(hidden=True, help="The earlier name of --after.")] = None,
     window: Annotated[int, typer.Option(help="Tokens awake before sleep.")] = 512,
     passes: Annotated[int, typer.Option(help="Sleep passes N.")] = 2,
     eviction: Annotated[str, typer.Option(help="hard: sleep empties the window; sliding: it moves on.")] = "hard",
@@ -40,16 +43,19 @@ def convert_command(
 
     Its logits within a window stay what they were, bit for bit; training teaches the new layers.
     """
-    kind = _kind(insert, layers, behind)
-    places = (6 if layers is None else layers) if behind is None else _numbers(behind, "--behind", "4,9,14")
+    if behind is not None:
+        typer.echo("--behind is called --after now", err=True)
+        after = behind if after is None else after
+    kind = _kind(insert, layers, after)
+    blocks = None if after is None else _numbers(after, "--after", "4,9,14")
     config = _sleep_config(window, passes, eviction, loop)
     quiet_transformers()
     from reverie.hf.convert import conversion_table, convert
 
-    with interruptible("nothing is left of it"), err_console.status("converting"):
-        done = convert(source, out, config, kind=kind, layers=places)
+    with interruptible("nothing is left of it"), err_console.status("converting"), _in_options():
+        done = convert(source, out, config, kind=kind, layers=6 if layers is None else layers, after=blocks)
     if as_json:
-        typer.echo(json.dumps(asdict(done)))
+        typer.echo(json.dumps(asdict(done) | {"behind": done.after}))  # its earlier name
     else:
         out_console.print(conversion_table(done))
 
@@ -58,7 +64,7 @@ def convert_command(
 def generate_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="What reverie convert made.")],
     prompt_file: Annotated[Path | None, typer.Option(metavar="FILE", help="A text to read, of any length.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="More text, behind that of the file.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="More text, after that of the file.")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Most tokens to write.")] = 200,
     temperature: Annotated[float, typer.Option(min=0, help="Of drawing; 0 takes the most likely token.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of drawing.")] = 0,
@@ -70,7 +76,7 @@ def generate_command(
     """Read a text of any length with a model that sleeps, then go on with it."""
     where = device_named(device)
     quiet_transformers()
-    from reverie.hf.generate import generate, load_sleeper, read_prompt
+    from reverie.hf.generate import generate, load_sleeper
 
     text = read_prompt(prompt_file, prompt)
     with interruptible("the same command begins again"):
@@ -125,17 +131,54 @@ def quiet_transformers() -> None:
     enable_progress_bars()
 
 
-def _kind(insert: str | None, layers: int | None, behind: str | None) -> Literal["jet", "gdn"] | None:
-    if layers is not None and behind is not None:
-        raise UserError("--layers and --behind both say where to insert: give one of them")
-    if insert is None and (layers is not None or behind is not None):
-        raise UserError("--layers and --behind say where to insert: add --insert jet or --insert gdn")
+_OPTIONS = {
+    "layers must be": "--layers must be",
+    "insert layers of kind jet or gdn": "add --insert jet or --insert gdn",
+}
+
+
+@contextlib.contextmanager
+def _in_options() -> Iterator[None]:
+    """Words what `convert` says of its arguments as options of the command."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        for words, option in _OPTIONS.items():
+            message = message.replace(words, option)
+        raise UserError(message) from None
+
+
+def read_prompt(path: Path | None, more: str | None) -> str:
+    """The text of a file, and `more` after it, on a new line. Raises UserError if that is nothing."""
+    try:
+        text = "" if path is None else path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path} is no text in UTF-8") from None
+    between = "\n" if text and more and not text.endswith("\n") else ""
+    text += between + (more or "")
+    if not text:
+        raise UserError("there is nothing to go on from: give --prompt-file, --prompt, or both")
+    return text
+
+
+def _kind(insert: str | None, layers: int | None, after: str | None) -> Literal["jet", "gdn"] | None:
+    if layers is not None and after is not None:
+        raise UserError("--layers and --after both say where to insert: give one of them")
+    if insert is None and (layers is not None or after is not None):
+        raise UserError("--layers and --after say where to insert: add --insert jet or --insert gdn")
     if insert is None or insert == "jet" or insert == "gdn":
         return insert
     raise UserError(f"--insert must be jet or gdn, got {insert!r}")
 
 
 def _sleep_config(window: int, passes: int, eviction: str, loop: str | None) -> SleepConfig:
+    from pydantic import ValidationError
+
+    from reverie.sleep import SleepConfig
+
     for option, value in (("--window", window), ("--passes", passes)):
         if value < 1:
             raise UserError(f"{option} must be at least 1, got {value}")

@@ -6,22 +6,18 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from reverie.cli.hf import quiet_transformers
+from reverie.cli.options import AsJson, Device, device_named
 from reverie.cli.progress import ReadDisplay
-from reverie.cli.terminal import AsJson, Device, device_named, err_console, interruptible, out_console
+from reverie.cli.terminal import err_console, interruptible, out_console
 from reverie.errors import UserError, plain
-from reverie.memory.memory import Memory
-from reverie.talk.answer import ask, examine
-from reverie.talk.answer_tables import answers_table, do_it_yourself, examined_sentence, example_table
-from reverie.talk.chat import Chat
-from reverie.talk.chat_session import Session, lines
-from reverie.talk.reading import begin, read_file, read_text
-from reverie.talk.shipped import load_example_text
-from reverie.talk.sleeper import Sleeper, load_memory, load_model, with_passes
+
+if TYPE_CHECKING:
+    from reverie.talk.sleeper import Sleeper
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -50,9 +46,11 @@ def read_command(
 
     The file is saved every minute; Ctrl-C ends behind a window and saves.
     """
+    from reverie.talk.reading import begin, read_file, read_text
+
     content = read_file(text)
     sleeper = _load(model, device)
-    config = with_passes(sleeper.sleep_config, passes, tolerance)
+    config = sleeper.sleep_config.with_(num_sleep_passes=passes, tolerance=tolerance)
     begun = begin(memory, resume, sleeper, config if passes or tolerance else None)
     sleeper = replace(sleeper, sleep_config=config if begun is None else begun.config)
     tokens = sleeper.text(content)
@@ -95,6 +93,10 @@ def ask_command(
         return _ask_example(device, as_json)
     if model is None or memory is None or not questions:
         raise UserError(f"{_missing(model, memory)}, or --example alone for a demonstration")
+    from reverie.talk.answer import ask
+    from reverie.talk.answer_tables import answers_table
+    from reverie.talk.sleeper import load_memory
+
     sleeper = _load(model, device)
     known = load_memory(memory, sleeper)
     if (complete := known.notes.get("complete", "yes")) != "yes":
@@ -127,6 +129,11 @@ def chat_command(
 
     /help lists what can be done besides.
     """
+    from reverie.memory.memory import Memory
+    from reverie.talk.chat import Chat
+    from reverie.talk.chat_session import Session, lines
+    from reverie.talk.sleeper import load_memory
+
     sleeper = _load(model, device)
     known = Memory.empty(sleeper) if memory is None else load_memory(memory, sleeper)
     at_terminal = sys.stdin.isatty()
@@ -145,6 +152,10 @@ def chat_command(
 
 
 def _ask_example(device: str, as_json: bool) -> None:
+    from reverie.talk.answer import examine
+    from reverie.talk.answer_tables import do_it_yourself, examined_sentence, example_table
+    from reverie.talk.shipped import load_example_text
+
     shown, sleeper = load_example_text(), _load("example", device)
     done = examine(sleeper, shown.text, shown.questions)
     if as_json:
@@ -156,6 +167,8 @@ def _ask_example(device: str, as_json: bool) -> None:
 
 
 def _load(model: str, device: str) -> Sleeper:
+    from reverie.talk.sleeper import load_model
+
     where = device_named(device)
     if (Path(model) / "config.json").is_file():
         quiet_transformers()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.filesize import decimal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from reverie.train.worker import Event
+if TYPE_CHECKING:
+    from reverie.train.worker import Event
 
 LINE_INTERVAL_S = 10.0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich import box
@@ -13,9 +13,12 @@ from rich.filesize import decimal
 from rich.table import Table
 from rich.text import Text
 
-from reverie.cli.terminal import AsJson, interruptible, out_console
+from reverie.cli.options import AsJson
+from reverie.cli.terminal import interruptible, out_console
 from reverie.errors import plain
-from reverie.memory.store import MemoryStore, StoreEntry
+
+if TYPE_CHECKING:
+    from reverie.memory.store import StoreEntry
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -29,6 +32,8 @@ def memories_command(
     as_json: AsJson = False,
 ) -> None:
     """List the memories in a folder or an object store: what was read, how, and when each was last used."""
+    from reverie.memory.store import MemoryStore
+
     opened = MemoryStore(store)
     with interruptible("the store is as before, or without that memory"):
         if delete is not None:

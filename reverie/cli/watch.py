@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reverie.cli.terminal import AsJson, Device, device_named, out_console
+from reverie.cli.options import AsJson, Device, device_named
+from reverie.cli.terminal import out_console
 from reverie.errors import UserError
-from reverie.results.watch.collect import Watch, watch_memory, watch_run
-from reverie.results.watch.table import watch_table
+
+if TYPE_CHECKING:
+    from reverie.results.watch.collect import Watch
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -37,6 +39,9 @@ def watch_command(
     as_json: AsJson = False,
 ) -> None:
     """Show what sleep does to a memory, window by window and pass by pass; of a run also what it then answers."""
+    from reverie.results.watch.collect import watch_run
+    from reverie.results.watch.table import watch_table
+
     asked = {"example": example, "examples": examples, "num_sleep_passes": passes, "tolerance": tolerance}
     given = {name: value for name, value in asked.items() if value is not None}
     if out is not None and out.suffix != ".png":
@@ -49,7 +54,7 @@ def watch_command(
         typer.echo(watch.model_dump_json())
     else:
         out_console.print(watch_table(watch))
-    from reverie.results.plots import save_figure  # half a second that no other command need wait
+    from reverie.results.plots import save_figure
     from reverie.results.watch.figure import draw
 
     save_figure(draw(watch), out or figure)  # last: the numbers are shown even where it cannot be written
@@ -57,6 +62,8 @@ def watch_command(
 
 
 def _of_memory(source: Path, given: Mapping[str, object]) -> Watch:
+    from reverie.results.watch.collect import watch_memory
+
     if not source.exists():
         raise UserError(
             f"there is neither a run nor a memory at {source}: give the folder that reverie train wrote, or the file "

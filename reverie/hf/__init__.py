@@ -8,14 +8,14 @@ Importing this makes the types Jet-Nemotron, Ouro, `reverie_sleep` (what such a 
 own) known to transformers' Auto classes.
 """
 
-from reverie.hf.cache import SleepCache
-from reverie.hf.insert import InsertConfig, freeze_pretrained, insert_fast_weights, unfreeze
-from reverie.hf.memory import cache_of
+from reverie.hf.adapt import freeze_pretrained, unfreeze
+from reverie.hf.add import add_sleep, insert_fast_weights
+from reverie.hf.cache import SleepCache, cache_of
+from reverie.hf.decoder import InsertConfig
+from reverie.hf.load import load
 from reverie.hf.models.hybrid import ReverieHybridConfig, ReverieHybridForCausalLM, load_hybrid, save_hybrid
 from reverie.hf.models.jet_nemotron import JetNemotronConfig, JetNemotronForCausalLM
 from reverie.hf.models.ouro import OuroConfig, OuroForCausalLM
-from reverie.hf.saving import load
-from reverie.hf.sleeping import add_sleep
 from reverie.sleep import SleepConfig
 
 __all__ = [

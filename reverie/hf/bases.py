@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ def load_base(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
         name_or_path: "smollm2", a folder, or a hub id.
         kwargs: of `AutoModelForCausalLM.from_pretrained`, such as dtype and revision.
 
-    Raises UserError where there is no such model, or it cannot be loaded.
+    Raises:
+        UserError: there is no such model, or it cannot be loaded.
     """
     name = str(name_or_path)
     if name == SMOLLM2:
@@ -70,12 +71,19 @@ def check_name(name: str) -> None:
         )
 
 
+def check_weights(name: str, report: Mapping[str, Any]) -> None:
+    """Raises UserError if weights are missing, too many, or of other shapes, by from_pretrained's loading info."""
+    wrong = report["missing_keys"] | report["unexpected_keys"] | {key for key, *_ in report["mismatched_keys"]}
+    if wrong:
+        raise UserError(f"the weights in {name} are not those of its config.json: {min(wrong)} does not fit")
+
+
 _REFUSALS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError)
 
 
 @contextmanager
 def loading(what: str, name: str) -> Iterator[None]:
-    """Whatever transformers says of a model that it cannot load, as one sentence."""
+    """Turns whatever transformers raises while it loads a model into a UserError of one sentence."""
     try:
         yield
     except UserError:

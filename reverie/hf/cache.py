@@ -116,3 +116,18 @@ def begin(mask: Tensor | None, tokens: Tensor, context: Context) -> SleepCache:
         together = rows[first == padding]
         cache.groups.append(Group(together, padding, select_rows(context, together)))
     return cache
+
+
+def cache_of(memory: Memory) -> SleepCache:
+    """What a memory holds, for `past_key_values`; the memory itself stays as it is.
+
+        memory = sleep_over(model, book_ids)
+        model.generate(question_ids, past_key_values=cache_of(memory))
+
+    Rows of the question belong to rows of the memory: `memory.branch(n)` makes room for n questions about one text.
+    They may be padded in front, with the attention_mask that says so.
+    """
+    cache = SleepCache()
+    cache.groups = [Group(torch.arange(memory.batch_size, device=memory.tokens.device), 0, memory.context)]
+    cache.origin = memory
+    return cache

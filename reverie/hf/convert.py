@@ -7,7 +7,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 import torch
 from rich.table import Table
@@ -17,11 +16,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reverie.errors import UserError
 from reverie.files import writing
+from reverie.hf.add import add_sleep, insert_fast_weights, install
 from reverie.hf.bases import load_base, load_tokenizer
-from reverie.hf.blocks import DecoderBlocks
-from reverie.hf.decoders import decoder_of
-from reverie.hf.insert import Kind, insert_fast_weights
-from reverie.hf.sleeping import add_sleep, install
+from reverie.hf.decoder import Kind, sleeping_decoder
 from reverie.model import count_parameters
 from reverie.sleep import SleepConfig
 
@@ -30,17 +27,17 @@ SAMPLE = "While we are awake, words fill the window; asleep, we go over them aga
 
 @dataclass(frozen=True)
 class Conversion:
-    """What was made of which model."""
+    """What `convert` made of which model."""
 
     source: str
     model: str  # its class
     path: str
     files_bytes: int
     num_blocks: int
-    parameters: int  # before
+    parameters: int  # without inserted layers
     added_parameters: int
     kind: Kind | None  # of the inserted layers; None: the model has fast weights of its own
-    behind: tuple[int, ...]
+    after: tuple[int, ...]  # blocks that an inserted layer follows
     window_size: int
     num_sleep_passes: int
     eviction: str
@@ -49,19 +46,27 @@ class Conversion:
 
 
 def convert(
-    source: str, out: Path, config: SleepConfig, *, kind: Kind | None = None, layers: int | Sequence[int] = 6
+    source: str,
+    out: Path,
+    config: SleepConfig,
+    *,
+    kind: Kind | None = None,
+    layers: int = 6,
+    after: Sequence[int] | None = None,
 ) -> Conversion:
     """Load a model, insert layers with fast weights if `kind` says so, and save it with its tokenizer.
 
     Args:
         source: "smollm2", a folder, or a hub id.
-        out: a folder that is not there yet, or is empty.
-        layers: how many, spread evenly; or behind which blocks, from 0.
+        out: a folder that does not exist, or is empty.
+        layers: how many to insert, spread evenly, where `after` is absent.
+        after: the blocks that they follow, from 0.
 
-    Raises UserError where this cannot be done, and where the logits of the model would not be what they were.
+    Raises:
+        UserError: this cannot be done, or the logits of the model would not be what they were.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"--out {out} is there already; choose a new folder")
+        raise UserError(f"{out} is there already; choose a new folder")
     model = load_base(source)
     tokenizer = load_tokenizer(source)
     before = getattr(model, "sleep_config", config)  # it may sleep already
@@ -69,7 +74,7 @@ def convert(
     with torch.no_grad():
         wanted = model(tokens).logits
     parameters = count_parameters(model)
-    behind = _insert(model, kind, layers)
+    after = _insert(model, kind, layers, after)
     add_sleep(model, config)
     _check(model, tokens, wanted)
     _save(model, tokenizer, out)
@@ -78,11 +83,11 @@ def convert(
         model=type(model).__name__,
         path=str(out),
         files_bytes=sum(file.stat().st_size for file in out.iterdir()),
-        num_blocks=_blocks(model).num_blocks,
+        num_blocks=len(sleeping_decoder(model).layers),
         parameters=parameters,
         added_parameters=count_parameters(model) - parameters,
         kind=kind,
-        behind=behind,
+        after=after,
         checked_tokens=tokens.shape[1],
         **config.model_dump(exclude={"tolerance"}),
     )
@@ -91,12 +96,12 @@ def convert(
 def spread(count: int, num_blocks: int) -> tuple[int, ...]:
     """Indices of `count` blocks at even distances, the last block among them: 6 of 30 are 4, 9, 14, 19, 24, 29."""
     if not 1 <= count <= num_blocks:
-        raise UserError(f"--layers must be 1 to {num_blocks}, the number of blocks, got {count}")
+        raise UserError(f"layers must be 1 to {num_blocks}, the number of blocks, got {count}")
     return tuple((i + 1) * num_blocks // count - 1 for i in range(count))
 
 
 def conversion_table(done: Conversion) -> Table:
-    """For a terminal."""
+    """The conversion as a table for a terminal."""
     loop = "all blocks" if done.looped_blocks is None else "blocks {} to {}".format(*done.looped_blocks)
     rows = {
         "model": f"{done.source} ({done.model}, {done.num_blocks} blocks)",
@@ -107,11 +112,11 @@ def conversion_table(done: Conversion) -> Table:
         "files": f"{done.path} ({done.files_bytes / 2**20:,.1f} MiB)",
     }
     if done.kind is not None:
-        share, places = done.added_parameters / done.parameters, ", ".join(map(str, done.behind))
+        share, places = done.added_parameters / done.parameters, ", ".join(map(str, done.after))
         rows["parameters"] += (
             f" + {done.added_parameters:,} ({share:.1%}) = {done.parameters + done.added_parameters:,}"
         )
-        rows["inserted"] = f"{len(done.behind)} {done.kind} layers, behind blocks {places}"
+        rows["inserted"] = f"{len(done.after)} {done.kind} layers, after blocks {places}"
     table = Table(title="converted", show_header=False, title_justify="left")
     for name in ("model", "parameters", "inserted", "sleep", "eviction", "unchanged", "files"):
         if name in rows:
@@ -119,17 +124,17 @@ def conversion_table(done: Conversion) -> Table:
     return table
 
 
-def _insert(model: PreTrainedModel, kind: Kind | None, layers: int | Sequence[int]) -> tuple[int, ...]:
-    """Behind which blocks."""
+def _insert(model: PreTrainedModel, kind: Kind | None, layers: int, after: Sequence[int] | None) -> tuple[int, ...]:
+    """Insert the layers, if there is a kind, and return the blocks that they follow."""
     install(model)
-    blocks = _blocks(model)
+    decoder = sleeping_decoder(model)
     if kind is None:
-        if not blocks.fast_weight_blocks:
-            raise UserError(f"{type(model).__name__} has no fast weights: add --insert jet or --insert gdn")
+        if not decoder.sleeping.fast_weight_blocks:
+            raise UserError(f"{type(model).__name__} has no fast weights: insert layers of kind jet or gdn")
         return ()
-    behind = spread(layers, blocks.num_blocks) if isinstance(layers, int) else tuple(layers)
-    insert_fast_weights(model, behind, kind)
-    return behind
+    after = spread(layers, len(decoder.layers)) if after is None else tuple(after)
+    insert_fast_weights(model, after, kind)
+    return after
 
 
 def _sample(tokenizer: PreTrainedTokenizerBase, most: int) -> Tensor:
@@ -146,7 +151,7 @@ def _check(model: PreTrainedModel, tokens: Tensor, wanted: Tensor) -> None:
 
 
 def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
-    """Both, or nothing."""
+    """Save both, or nothing."""
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".converting-", dir=out.parent) as beside:
@@ -154,7 +159,3 @@ def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path)
             model.save_pretrained(finished)
             tokenizer.save_pretrained(finished)
             os.replace(finished, out)
-
-
-def _blocks(model: PreTrainedModel) -> DecoderBlocks:
-    return cast(DecoderBlocks, decoder_of(model).sleeping)

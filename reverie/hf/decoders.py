@@ -6,6 +6,7 @@ import inspect
 
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.cache_utils import CacheLayerMixin, DynamicCache, LinearAttentionCacheLayerMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from reverie.errors import UserError
@@ -74,3 +75,24 @@ def check_decoder(model: PreTrainedModel, decoder: PreTrainedModel) -> nn.Module
             "since passes of sleep take the place of its loop"
         )
     return layers
+
+
+def block_kinds(decoder: PreTrainedModel, num_blocks: int) -> list[tuple[bool, bool]]:
+    """For each block, whether it attends and whether it is recurrent, by the cache that transformers makes for it."""
+    layers = DynamicCache(config=decoder.config).layers
+    if not layers:  # made as they are used, all for attention
+        return [(True, False)] * num_blocks
+    return [(isinstance(x, CacheLayerMixin), isinstance(x, LinearAttentionCacheLayerMixin)) for x in layers]
+
+
+def final_norm(decoder: PreTrainedModel, layers: nn.ModuleList) -> str | None:
+    """The name of the decoder's norm after its last block, if that is all it does there; None where it may do more."""
+    around = (layers, decoder.get_input_embeddings())
+    rest = [
+        name
+        for name, child in decoder.named_children()
+        if child not in around and next(child.parameters(), None) is not None
+    ]
+    norms = [name for name in rest if "norm" in name]
+    known = decoder.config.model_type in (*HYBRIDS, *TRANSFORMERS)
+    return norms[0] if len(norms) == 1 and (known or len(rest) == 1) else None

@@ -15,10 +15,10 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from reverie.errors import UserError
+from reverie.hf.add import add_sleep
 from reverie.hf.bases import load_tokenizer
 from reverie.hf.cache import SleepCache
-from reverie.hf.saving import load
-from reverie.hf.sleeping import add_sleep
+from reverie.hf.load import load
 from reverie.sleep import SleepConfig
 
 Report = Callable[[int, int, int], None]  # windows read, windows to read, tokens read
@@ -58,21 +58,6 @@ def load_sleeper(
     if changes:
         add_sleep(model, SleepConfig.model_validate(_sleep_config(model).model_dump() | changes))
     return model, tokenizer
-
-
-def read_prompt(path: Path | None, behind: str | None) -> str:
-    """The text of a file, and what is said behind it, on a new line. Raises UserError if that is nothing."""
-    try:
-        text = "" if path is None else path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is no text in UTF-8") from None
-    between = "\n" if text and behind and not text.endswith("\n") else ""
-    text += between + (behind or "")
-    if not text:
-        raise UserError("there is nothing to go on from: give --prompt-file, --prompt, or both")
-    return text
 
 
 @torch.no_grad()

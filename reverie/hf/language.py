@@ -14,10 +14,10 @@ from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from reverie.errors import UserError
 from reverie.hf.bases import check_name, load_tokenizer, loading
+from reverie.hf.causal_lm import SleepingCausalLM
 from reverie.hf.generate import load_sleeper
 from reverie.hf.models.hybrid import ReverieHybridConfig, load_hybrid
 from reverie.hf.reading import AWAKE
-from reverie.hf.sleeping import SleepingCausalLM
 from reverie.model import SleepingModel
 from reverie.sleep import SleepConfig
 

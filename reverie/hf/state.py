@@ -1,4 +1,4 @@
-"""A `State` as transformers' modules see it: a `Cache` that takes what a call begins with and collects what it leaves.
+"""A `State` as transformers' modules see it: a `Cache` that holds what a call begins with and collects what it leaves.
 
 transformers' own caches write into their tensors, so gradients cannot flow through two calls and a state cannot be kept
 for later. This one never writes into what it was given.
@@ -42,14 +42,24 @@ CACHE_ENTRIES["LayerCache"] = LayerCache
 
 
 class StateCache(Cache):
-    """The state for one call that runs blocks start … stop − 1 on h; `state()` is what they left.
+    """One call of blocks start … stop − 1: the state they begin with, then what they leave (`state()`).
 
-    Masks and positions are those of the tokens behind what these blocks have cached.
+    A decoder's forward carries it as `past_key_values`, so each block finds it there, and no module has to remember
+    anything of a call. Masks and positions are those of tokens that follow what these blocks have cached.
     """
 
-    def __init__(self, state: State, start: int, stop: int, h: Tensor, span: int) -> None:
+    def __init__(
+        self, state: State, start: int, stop: int, h: Tensor | None, span: int, loop_end: int | None = None
+    ) -> None:
+        """
+        Args:
+            h: [B, T, D], read by block `start`; None: that block reads what the decoder embeds.
+            span: tokens that attention may look back on, itself included.
+            loop_end: a block before which h is kept too, as `loop_h`.
+        """
         super().__init__(layers=[])
         self.start, self.stop, self.h, self.span = start, stop, h, span
+        self.loop_end, self.loop_h = loop_end, h
         self.fast_weights = list(state.fast_weights)
         self.entries = [_entry(entry) for entry in state.cache]
         cached = next((entry for entry in self.entries[start:stop] if entry.k is not None), LayerCache())
@@ -66,6 +76,13 @@ class StateCache(Cache):
         if self._narrowed is None or self._narrowed[0] is not mask:  # all blocks are given the same
             self._narrowed = mask, _within(self.span, mask, self.past, h)
         return self._narrowed[1]
+
+    def passed(self, index: int, h: Tensor) -> None:
+        """Block `index` has run and made h."""
+        if index == self.stop - 1:
+            self.h = h
+        if self.loop_end is not None and index == self.loop_end - 1:
+            self.loop_h = h
 
     def state(self) -> State:
         cache = (entry if entry.k is not None or entry.conv else None for entry in self.entries)

@@ -23,6 +23,7 @@ import torch
 from jaxtyping import Int
 from pydantic import ValidationError
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from reverie.errors import UserError
@@ -32,8 +33,7 @@ from reverie.memory.fingerprint import fingerprint, module_of
 from reverie.memory.fits import check_fits, check_settings
 from reverie.memory.history import History
 from reverie.model import SleepingModel, State, select_rows
-from reverie.sleep import Context, SleepConfig, sleep, wake
-from reverie.sleep.halting import in_order
+from reverie.sleep import Context, SleepConfig, consolidate
 
 Report = Callable[[int, int, int, Context], None]
 """Windows done, all of them, tokens done, and what is known by then."""
@@ -197,25 +197,43 @@ def sleep_over(
     if history is None and before.history is not None:
         history = before.history.copy()
     before.check(model, config)
-    _check_texts(lengths, config, before, history)
-    L, longest = config.window_size, int(lengths.max())
-    rows, context = torch.arange(len(texts), device=device), before.context._replace(passes=before.passes)
-    parts, of_rows = list[Context](), list[Tensor | None]()
-    for start in range(0, longest, L):
-        _tell(report, start, L, lengths, context)
-        pieces = [texts[row][start : start + L] for row in rows.tolist()]
-        try:
-            context = _window(sleeping, pieces, context, config, history)
-        except IndexError:
-            raise UserError(f"the texts hold token ids that the model does not know: {_range(texts)}") from None
-        ended = lengths[rows] <= start + L
-        if bool(ended.any()):
-            parts.append(select_rows(context, ended.nonzero()[:, 0]))
-            of_rows.append(rows[ended])
-            rows, context = rows[~ended], select_rows(context, (~ended).nonzero()[:, 0])
-    after = in_order(parts, of_rows)
-    _tell(report, longest, L, lengths, after)
+    _check_texts(lengths, before, history)
+    note = _Notes(config.window_size, lengths.tolist(), history, report)
+    context = before.context._replace(passes=before.passes)
+    note(0, context)
+    try:
+        after = consolidate(
+            sleeping,
+            pad_sequence(texts, batch_first=True),
+            context,
+            config,
+            lengths=lengths.tolist(),
+            on_window=note,
+            observe=history and history.observe,
+        )
+    except IndexError:
+        raise UserError(f"the texts hold token ids that the model does not know: {_range(texts)}") from None
     return Memory(after, before.tokens + lengths, config, before.fingerprint, before.notes, history)
+
+
+class _Notes:
+    """What is noted and told after every window of texts of these lengths; `note(0, context)` before the first."""
+
+    def __init__(self, window_size: int, lengths: list[int], history: History | None, report: Report | None) -> None:
+        self._L, self._lengths, self._history, self._report = window_size, lengths, history, report
+        self._passes, self._begun = torch.zeros(()), 0.0
+
+    def __call__(self, windows: int, context: Context) -> None:
+        total, passes = -(-max(self._lengths) // self._L), torch.as_tensor(context.passes)
+        if self._history is not None and windows:
+            if passes.is_cuda:
+                torch.cuda.synchronize(passes.device)  # else it would have noted how long the launches took
+            size = min(max(self._lengths) - (windows - 1) * self._L, self._L)
+            spent = (passes - self._passes).double().mean().item()
+            self._history.close(size, spent, time.perf_counter() - self._begun)
+        if self._report is not None:
+            self._report(windows, total, sum(min(n, windows * self._L) for n in self._lengths), context)
+        self._passes, self._begun = passes, time.perf_counter()
 
 
 def sleeping_part(model: object, config: SleepConfig | None = None) -> tuple[SleepingModel, SleepConfig]:
@@ -249,49 +267,19 @@ def _ids(text: Any, row: int) -> Tensor:
     return ids.long()
 
 
-def _check_texts(lengths: Tensor, config: SleepConfig, before: Memory, history: History | None) -> None:
+def _check_texts(lengths: Tensor, before: Memory, history: History | None) -> None:
     if len(lengths) == 0:
         raise UserError("there is nothing to sleep over: the batch holds no text")
     if len(lengths) != before.batch_size:
         raise UserError(
             f"{len(lengths)} texts cannot continue a memory of {before.batch_size}: branch it, or pick rows of it"
         )
-    if len(lengths.unique()) > 1 and config.eviction == "sliding":
-        raise UserError("under sliding eviction the texts of a batch must be equally long: sleep over them one by one")
     if len(lengths.unique()) > 1 and history is not None:
         raise UserError("a history is of one text, or of several of one length: sleep over these one by one")
 
 
-def _window(
-    model: SleepingModel, pieces: list[Tensor], context: Context, config: SleepConfig, history: History | None
-) -> Context:
-    """One window of each row, of one length or another, slept over."""
-    sizes = torch.tensor([len(piece) for piece in pieces], device=pieces[0].device)
-    parts, of_rows = list[Context](), list[Tensor | None]()
-    observe, begun = history and history.observe, time.perf_counter()
-    for size in sizes.unique().tolist():
-        here = (sizes == size).nonzero()[:, 0]
-        tokens = torch.stack([pieces[i] for i in here.tolist()])
-        part = context if len(here) == len(sizes) else select_rows(context, here)
-        _, part = wake(model, tokens, part, config, output=False, observe=observe)
-        parts.append(sleep(model, part, config, observe=observe))
-        of_rows.append(here)
-    after = in_order(parts, of_rows)
-    if history is not None:
-        if pieces[0].is_cuda:
-            torch.cuda.synchronize(pieces[0].device)  # else it would have noted how long the launches took
-        spent = torch.as_tensor(after.passes - context.passes)
-        history.close(int(sizes[0]), spent.double().mean().item(), time.perf_counter() - begun)
-    return after
-
-
 def _range(texts: list[Tensor]) -> str:
     return f"they go from {min(int(text.min()) for text in texts)} to {max(int(text.max()) for text in texts)}"
-
-
-def _tell(report: Report | None, start: int, L: int, lengths: Tensor, context: Context) -> None:
-    if report is not None:
-        report(-(-start // L), -(-int(lengths.max()) // L), int(lengths.clamp(max=start).sum()), context)
 
 
 def _loaded(model: object, config: SleepConfig | None, where: str, read: Callable[..., Content]) -> Memory:

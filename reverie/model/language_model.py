@@ -13,7 +13,11 @@ from reverie.model.state import State, Tokens
 
 @runtime_checkable
 class SleepingModel(Protocol):
-    """What a model must offer to sleep; `LanguageModel` documents the calls."""
+    """What a model must offer to sleep; `LanguageModel` documents the calls.
+
+    It may also have `embed_blocks(tokens, state, loop_end, stop, *, span)`: `embed` and blocks [0, stop) in one call,
+    which returns h before block `loop_end`, h at the end, and the state. Else they are called one after the other.
+    """
 
     @property
     def num_blocks(self) -> int: ...

@@ -1,22 +1,24 @@
-"""`PretrainedModel`: a causal language model of transformers, and the fast-weight layers that it gets."""
+"""`PretrainedModelConfig`: a causal language model of transformers, and the fast-weight layers that it gets."""
 
 from __future__ import annotations
 
-from typing import Literal
+import warnings
+from collections.abc import Mapping
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reverie.model.config import Backend
 
 
-class PretrainedModel(BaseModel):
-    """Where the model comes from; with `behind`, layers with fast weights are inserted (`hf.insert_fast_weights`)."""
+class PretrainedModelConfig(BaseModel):
+    """Where the model comes from, and where layers with fast weights are inserted (`hf.insert_fast_weights`)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     vocab_size: int = Field(ge=2, description="tokens of the task; the model may know more")
     pretrained: str = Field(min_length=1, description='"smollm2", a folder, or a name on the Hugging Face hub')
-    behind: tuple[int, ...] = Field(default=(), description="blocks that get a layer with fast weights behind them")
+    after: tuple[int, ...] = Field(default=(), description="blocks that a new layer with fast weights follows")
     kind: Literal["jet", "gdn"] = "jet"
     fast_heads: int | None = Field(
         default=None, ge=1, description="H of the new layers; Jet-Nemotron's sizes if absent"
@@ -25,13 +27,23 @@ class PretrainedModel(BaseModel):
     value_size: int | None = Field(default=None, ge=1, description="V")
     backend: Backend = Field(default="auto", description="of the new layers, as in HybridConfig")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_name(cls, data: Any) -> Any:
+        if not isinstance(data, Mapping) or "behind" not in data:
+            return data
+        if "after" in data:
+            raise ValueError("behind is the earlier name of after: give one of them")
+        warnings.warn("model.behind of recipes is called model.after now", FutureWarning, stacklevel=2)
+        return {"after" if key == "behind" else key: value for key, value in data.items()}
+
     @model_validator(mode="after")
-    def _blocks(self) -> PretrainedModel:
-        if len(set(self.behind)) < len(self.behind) or any(i < 0 for i in self.behind):
-            raise ValueError(f"behind must be different indices of blocks, from 0, got {list(self.behind)}")
+    def _blocks(self) -> PretrainedModelConfig:
+        if len(set(self.after)) < len(self.after) or any(i < 0 for i in self.after):
+            raise ValueError(f"after must be different indices of blocks, from 0, got {list(self.after)}")
         return self
 
     @property
     def has_fast_weights(self) -> bool:
-        """Its own, or inserted ones; a model with neither is an error when it is loaded."""
+        """True: its own, or inserted ones. A model with neither is an error when it is loaded."""
         return True

@@ -1,6 +1,6 @@
 """Typed recipes: a TOML file, the bases it builds on, and overrides, checked into one frozen `Recipe`."""
 
-from reverie.recipe.load import changed, checked, list_recipes, load_recipe
+from reverie.recipe.load import changed, list_recipes, load_recipe
 from reverie.recipe.random_passes import RandomPasses
 from reverie.recipe.schema import OptimConfig, Recipe, StageConfig, TrainConfig
 
@@ -11,7 +11,6 @@ __all__ = [
     "StageConfig",
     "TrainConfig",
     "changed",
-    "checked",
     "list_recipes",
     "load_recipe",
 ]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from reverie.model import HybridConfig, LanguageModel, new_model
-from reverie.pretrained.config import PretrainedModel
+from reverie.pretrained.config import PretrainedModelConfig
 
 
-def build_model(config: HybridConfig | PretrainedModel, seed: int) -> LanguageModel:
-    """With fresh parameters from `seed`, those that are not pretrained."""
+def build_model(config: HybridConfig | PretrainedModelConfig, seed: int) -> LanguageModel:
+    """The model, whose parameters are drawn from `seed` where they are not pretrained."""
     if isinstance(config, HybridConfig):
         return new_model(config, seed)
-    from reverie.hf.trainable import pretrained_lm  # transformers is an extra
+    from reverie.hf.adapt import pretrained_lm  # transformers is an extra
 
     return pretrained_lm(config, seed)

@@ -10,17 +10,15 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from reverie.errors import UserError
-from reverie.recipe.errors import any_of, out_of_place, sentence, shown
+from reverie.recipe.errors import any_of, sentence, shown
 from reverie.recipe.random_passes import RandomPasses
 from reverie.recipe.schema import MODELS, Recipe, StageConfig, model_kind
 from reverie.tasks import TASKS
-
-Config = TypeVar("Config", bound=BaseModel)
 
 _PACKAGE = Path(__file__).parent.parent
 # A wheel holds the recipes inside the package (setup.py), a checkout beside it.
@@ -58,21 +56,6 @@ def changed(recipe: Recipe, **sections: Mapping[str, Any]) -> Recipe:
     """
     data = recipe.model_dump(mode="json", exclude={"name": True, "model": {"vocab_size"}})  # the task decides it
     return _validate(recipe.name, _merge(data, sections))
-
-
-def checked(config: type[Config], values: Mapping[str, Any], options: Mapping[str, str]) -> Config:
-    """A config from options of the command line, checked as a recipe is; key `x` is option --x, or `options["x"]`.
-
-    Raises UserError, in one sentence, for the first value that is wrong.
-    """
-    try:
-        return config.model_validate(values, strict=True)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = "".join(options.get(str(key), f"--{key}") for key in first["loc"][:1])  # none: it is the whole config
-        if first["type"] == "value_error":
-            raise UserError(f"{option} {first.get('ctx', {})['error']}".strip()) from None
-        raise UserError(out_of_place(option, [{**first, "loc": ()}])) from None
 
 
 def _find(name: str, folder: Path, named_by: str) -> Path:

@@ -20,7 +20,7 @@ from pydantic import (
 
 from reverie.errors import UserError
 from reverie.model import Eviction, HybridConfig
-from reverie.pretrained.config import PretrainedModel
+from reverie.pretrained.config import PretrainedModelConfig
 from reverie.recipe.random_passes import RandomPasses
 from reverie.sleep import SleepConfig
 from reverie.sleep.gradients import Backward
@@ -146,13 +146,17 @@ class TrainConfig(BaseModel):
 
 
 def model_kind(model: Any) -> str:
-    pretrained = "pretrained" in model if isinstance(model, Mapping) else isinstance(model, PretrainedModel)
+    pretrained = "pretrained" in model if isinstance(model, Mapping) else isinstance(model, PretrainedModelConfig)
     return "pretrained" if pretrained else "hybrid"
 
 
-MODELS: dict[str, type[HybridConfig] | type[PretrainedModel]] = {"hybrid": HybridConfig, "pretrained": PretrainedModel}
+MODELS: dict[str, type[HybridConfig] | type[PretrainedModelConfig]] = {
+    "hybrid": HybridConfig,
+    "pretrained": PretrainedModelConfig,
+}
 AnyModel = Annotated[
-    Annotated[HybridConfig, Tag("hybrid")] | Annotated[PretrainedModel, Tag("pretrained")], Discriminator(model_kind)
+    Annotated[HybridConfig, Tag("hybrid")] | Annotated[PretrainedModelConfig, Tag("pretrained")],
+    Discriminator(model_kind),
 ]
 
 

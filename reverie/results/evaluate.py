@@ -80,15 +80,16 @@ def evaluate_sleep(
 
 def evaluate_batch(model: SleepingModel, batch: Batch, sleep: SleepConfig, *, generate: bool = False) -> Evaluation:
     """Score one batch: greedy answers, and cross entropy in nats, at the labelled positions."""
-    logits, context = rollout(model, batch.tokens, batch.loss_mask, sleep)
+    labelled = labelled_windows(batch.loss_mask, sleep.window_size)
+    logits, context = rollout(model, batch.tokens, batch.loss_mask, sleep, labelled=labelled)
     targets = batch.targets[batch.loss_mask]
     correct = torch.zeros_like(batch.loss_mask)
     correct[batch.loss_mask] = logits.argmax(-1) == targets
     loss = torch.zeros(batch.tokens.shape, device=batch.tokens.device)
     loss[batch.loss_mask] = F.cross_entropy(logits.float(), targets, reduction="none")
     scored = score(batch, _generated(model, batch, sleep) if generate else correct, loss)
-    rows, windows = len(batch.tokens), labelled_windows(batch.loss_mask, sleep.window_size).count(False)
-    return Evaluation(scored, rows * windows, int(torch.as_tensor(context.passes).expand(rows).sum()))
+    passes = torch.as_tensor(context.passes).expand(len(batch.tokens))
+    return Evaluation(scored, int((~labelled).sum()), int(passes.sum()))
 
 
 def _generated(model: SleepingModel, batch: Batch, sleep: SleepConfig) -> torch.Tensor:

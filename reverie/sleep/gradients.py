@@ -6,26 +6,33 @@ backward pass comes by (activation checkpointing), or the gradient is not taken 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
+from jaxtyping import Bool
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.checkpoint import checkpoint
 
-from reverie.model import State
+from reverie.errors import UserError
+from reverie.model import SleepingModel, State
+from reverie.sleep.config import SleepConfig
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
 
 Observe = Callable[[int, Tensor, State, State], None]
-"""Called behind blocks that ran in pass n over a window: n, the h they made, the state before, the state after."""
+"""Called after blocks ran in pass n over a window, with n, the h they made, the state before and the state after."""
+
+Pass = Callable[[int, Tensor, State, State], tuple[Tensor, State]]
+"""Pass n over a window: n, h, the state after pass n − 1, the state before the window; gives h and the state after."""
 
 Run = Callable[..., tuple[Tensor, State]]
-"""`SleepingModel.blocks` with the number of the pass in front and without the span."""
+"""`SleepingModel.blocks` with the number of the pass as first argument and without the span."""
 
 
 class Backward(BaseModel):
@@ -40,8 +47,9 @@ class Backward(BaseModel):
     fast weights, the gradient takes the identity: it reaches the windows before as if those passes had left the memory
     alone.
 
-    `bptt_windows` = m: gradients of a label reach the m windows before its own. They end where a window is reached from
-    no label, so where labels are closer together, those of the later one go as far as those of the earlier one.
+    `bptt_windows` = m: gradients of a label reach the m windows before its own, and those of the context at the end the
+    last m windows. In each row they end where a window is reached from no label, so where labels are closer together,
+    those of the later one go as far as those of the earlier one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,10 +62,29 @@ class Backward(BaseModel):
         """The first of N passes that gradients go back through."""
         return 1 if self.bptt_passes is None else max(passes - self.bptt_passes, 0) + 1
 
-    def reaches(self, window: int, labelled: Sequence[bool]) -> bool:
-        """Whether gradients of a label go back into a window."""
-        last = len(labelled) if self.bptt_windows is None else window + self.bptt_windows + 1
-        return any(labelled[window:last])
+    def reached(self, labelled: Bool[Tensor, "B W"], *, to_end: bool) -> Bool[Tensor, "B W"]:
+        """Which windows of which row gradients of a label go back into; with `to_end`, or of the context at the end."""
+        W = labelled.shape[1]
+        counts = pad(labelled.int(), (0, 1), value=to_end).cumsum(dim=1)  # the end is a label after the last window
+        last = torch.arange(W).add(W if self.bptt_windows is None else self.bptt_windows).clamp(max=W)
+        return counts[:, last] > pad(counts, (1, 0))[:, :W]
+
+    def truncated(self, one_pass: Pass, config: SleepConfig, num_passes: int) -> Pass:
+        """`one_pass`, through which gradients go back only where it is one of the last `bptt_passes`.
+
+        Raises:
+            UserError: with a tolerance, nobody knows which passes are the last.
+        """
+        first = self.first_pass(num_passes)
+        if first == 1:
+            return one_pass
+        if config.tolerance is not None:
+            raise UserError("bptt_passes counts from the last pass, which a tolerance does not know: give one of them")
+
+        def cut(n: int, h: Tensor, state: State, before: State) -> tuple[Tensor, State]:
+            return one_pass(n, h, through(state, before) if n == first else state, before)
+
+        return cut
 
     def keep(self, unit: Literal["pass", "window"], run: Callable[Parameters, Result]) -> Callable[Parameters, Result]:
         """`run`, which is a pass or a window, such that of its activations only those asked for are kept."""
@@ -82,6 +109,29 @@ class Backward(BaseModel):
             return new_h, new_state
 
         return run
+
+    def first_runner(
+        self, model: SleepingModel, span: int, first: int, observe: Observe | None
+    ) -> Callable[..., tuple[Tensor, Tensor, State]]:
+        """Pass 1 over tokens: blocks [0, stop) after the embedding, with gradients if `first` is 1.
+
+        It returns h before block `loop_end`, h at the end, and the state: in one call of a model with `embed_blocks`.
+        """
+        run = self.runner(model.blocks, span, first, observe)
+        at_once: Any = getattr(model, "embed_blocks", None)
+
+        def in_parts(tokens: Tensor, state: State, loop_end: int, stop: int, *, output: bool) -> Any:
+            looped, state = run(1, model.embed(tokens), state, 0, loop_end, output=output)
+            return looped, *run(1, looped, state, loop_end, stop)
+
+        def whole(tokens: Tensor, state: State, loop_end: int, stop: int, *, output: bool) -> Any:
+            with torch.set_grad_enabled(torch.is_grad_enabled() and first == 1):
+                looped, h, new_state = self.keep("pass", at_once)(tokens, state, loop_end, stop, span=span)
+            if observe is not None:
+                observe(1, h if output else h.detach(), state, new_state)
+            return looped, h, new_state
+
+        return in_parts if at_once is None else whole
 
 
 EXACT = Backward()

@@ -1,69 +1,57 @@
-"""Adaptive sleep: every text of a batch wakes behind the first pass that hardly changes its fast weights.
+"""Adaptive halting: every row of a batch stops after the first pass that hardly changes its fast weights.
 
-Texts that are awake leave the batch, so the passes that they save are time saved. Each is computed as if it were alone.
+Rows that have stopped leave the batch, so the passes that they save are time saved. Each is computed as if it were
+alone.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeVar
-
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
-from reverie.errors import UserError
 from reverie.model import State, fast_weight_change, select_rows
+from reverie.sleep.context import put_rows
+from reverie.sleep.gradients import Pass
 
-Carried = TypeVar("Carried", bound=tuple[Any, ...])
 
+class Halting:
+    """A pass that only rows which have not stopped take part in; for the others it returns what their last one did.
 
-class Sleepers:
-    """The rows of a batch that sleep. Without `tolerance` all sleep to the last pass.
+    Without `tolerance` no row stops before the last pass.
 
-    Raises UserError for a tolerance where gradients are `truncated` some passes before the last, which is not known.
+    Attributes:
+        passes: that a row took part in, pass 1 included; by row [B] where there is a tolerance.
+        newest: the last pass that any row took part in.
     """
 
-    def __init__(self, tolerance: float | None, *, truncated: bool) -> None:
-        if tolerance is not None and truncated:
-            raise UserError("bptt_passes counts from the last pass, which a tolerance does not know: give one of them")
-        self.tolerance = tolerance
-        self.awake: list[tuple[Any, ...]] = []  # of some rows: their last pass, and what they carried
-        self.rows: list[Tensor | None] = []  # which rows; None: all of them
-        self._asleep: Tensor | None = None  # None: all
-        self._any = True
+    def __init__(self, one_pass: Pass, num_passes: int, tolerance: float | None) -> None:
+        self.passes: int | Tensor = num_passes
+        self.newest = num_passes
+        self._pass, self._num_passes, self._tolerance = one_pass, num_passes, tolerance
+        self._rows: Tensor | None = None  # that have not stopped; None: all
 
-    def __bool__(self) -> bool:
-        return self._any
+    def __call__(self, n: int, h: Tensor, state: State, before: State) -> tuple[Tensor, State]:
+        if self._tolerance is None:
+            return self._pass(n, h, state, before)
+        if not isinstance(self.passes, Tensor):
+            self.passes = torch.full((len(h),), self._num_passes, device=h.device)
+        rows = self._rows
+        if rows is not None and not len(rows):
+            return h, state
+        given = (h, state, before) if rows is None else select_rows((h, state, before), rows)
+        made = self._pass(n, *given)
+        self.newest = n
+        if n < self._num_passes:
+            self._stop(n, given[1], made[1], self._tolerance)
+        return made if rows is None else put_rows((h, state), made, rows)
 
-    def settle(self, n: int, before: State, after: State, carried: Carried, *, last: bool) -> Carried:
-        """Behind pass n, which led from `before` to `after`: who wakes goes to `awake`. Returns the others' part."""
-        if last:
-            self._wake(n, self._asleep, carried)
-            self._any = False
-            return carried
-        if self.tolerance is None:
-            return carried
+    def _stop(self, n: int, before: State, after: State, tolerance: float) -> None:
+        """After pass n, which led from `before` to `after`: the rows that it hardly changed stop."""
+        assert isinstance(self.passes, Tensor)
+        rows = torch.arange(len(self.passes), device=self.passes.device) if self._rows is None else self._rows
         changes = list(fast_weight_change(before, after).values())
-        if not changes:  # blocks without fast weights: no pass will ever change any
-            return self.settle(n, before, after, carried, last=True)
-        still = ~(torch.stack(changes).amax(dim=0) < self.tolerance)  # by row, of the block that changed most
-        if bool(still.all()):
-            return carried
-        rows = torch.arange(len(still), device=still.device) if self._asleep is None else self._asleep
-        self._wake(n, rows[~still], select_rows(carried, (~still).nonzero()[:, 0]))
-        self._asleep, self._any = rows[still], bool(still.any())
-        return select_rows(carried, still.nonzero()[:, 0])
-
-    def _wake(self, n: int, rows: Tensor | None, carried: tuple[Any, ...]) -> None:
-        self.awake.append((n, *carried))
-        self.rows.append(rows)
-
-
-def in_order(parts: Sequence[Carried], rows: Sequence[Tensor | None]) -> Carried:
-    """Parts of a batch as one again, each of which has these rows of it."""
-    known = [row for row in rows if row is not None]
-    if len(parts) == 1 or len(known) < len(parts):
-        return parts[0]
-    order = torch.cat(known).argsort()
-    return tree_map(lambda *xs: torch.cat(xs)[order] if isinstance(xs[0], Tensor) else xs[0], *parts)
+        # By row, of the block that changed most. Where no block that runs has fast weights, no pass will change any.
+        still = torch.stack(changes).amax(dim=0) < tolerance if changes else torch.ones_like(rows, dtype=torch.bool)
+        if bool(still.any()):
+            self.passes[rows[still]] = n
+            self._rows = rows[~still]

@@ -1,24 +1,25 @@
-"""Which windows of a batch hold labels: those are predicted in, the others are slept over."""
+"""Which windows of a batch hold labels: there a row is predicted in, the others it sleeps over."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
 
 
-def labelled_windows(loss_mask: Bool[Tensor, "B T"], window_size: int) -> list[bool]:
-    """Which windows hold a label of any row."""
-    return [bool(mask.any()) for mask in loss_mask.split(window_size, dim=1)]
+def labelled_windows(loss_mask: Bool[Tensor, "B T"], window_size: int) -> Bool[Tensor, "B W"]:
+    """Which windows of which row hold a label; on the CPU, since that decides what runs."""
+    return count_labels(loss_mask, window_size) > 0
 
 
-def count_labels(loss_mask: Bool[Tensor, "B T"], window_size: int) -> list[int]:
-    """Labels in each window."""
-    return [int(mask.sum()) for mask in loss_mask.split(window_size, dim=1)]
+def count_labels(loss_mask: Bool[Tensor, "*steps B T"], window_size: int) -> Int[Tensor, "*steps B W"]:
+    """Labels in each window of each row; on the CPU."""
+    return torch.stack([mask.sum(-1) for mask in loss_mask.split(window_size, dim=-1)], dim=-1).cpu()
 
 
-def in_labelled(x: Shaped[Tensor, "B T"], window_size: int, labelled: Sequence[bool]) -> Shaped[Tensor, "B T_labelled"]:
-    """What stands in labelled windows, one after the other."""
-    return torch.cat([part for part, yes in zip(x.split(window_size, dim=1), labelled, strict=True) if yes], dim=1)
+def in_labelled(
+    x: Shaped[Tensor, "B T"], window_size: int, labelled: Bool[Tensor, "B W"]
+) -> Shaped[Tensor, "B T_labelled"]:
+    """What stands in windows with a label of any row, one after the other."""
+    windows = zip(x.split(window_size, dim=1), labelled.any(dim=0).tolist(), strict=True)
+    return torch.cat([part for part, yes in windows if yes], dim=1)

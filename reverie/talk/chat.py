@@ -20,9 +20,9 @@ from torch import Tensor
 from reverie.errors import UserError, plain
 from reverie.memory.history import History
 from reverie.memory.memory import Memory, sleep_over
-from reverie.sleep import read
+from reverie.sleep import Context, read
 from reverie.talk.answer import AWAKE, awake_ids, starting_point
-from reverie.talk.sleeper import Sleeper, load_memory, with_passes
+from reverie.talk.sleeper import Sleeper, load_memory
 
 TURNS = "turns"  # among a memory's notes: how often the model was spoken to
 LEAST_TEMPERATURE = 1e-3  # below, drawing takes the most likely token, until logits / temperature overflow
@@ -89,7 +89,7 @@ class Chat:
 
     def _wake_up(self, memory: Memory) -> None:
         """As the one who saved this memory was; what is refused changes nothing."""
-        config = with_passes(memory.config, self.num_sleep_passes, self.tolerance)
+        config = memory.config.with_(num_sleep_passes=self.num_sleep_passes, tolerance=self.tolerance)
         notes = {key: x for key, x in memory.notes.items() if key not in (AWAKE, TURNS)}
         turns, awake = _count(memory.notes.get(TURNS, "0")), awake_ids(memory)
         self.context = starting_point(self.sleeper, memory)
@@ -135,13 +135,8 @@ class Chat:
         """Sleep over what was heard since the last time, if anything was."""
         if not self.awake:
             return False
-        tokens, begun = torch.tensor([self.awake], device=self.sleeper.device), time.perf_counter()
-        before = self.memory
-        history = History() if before.history is None else before.history.copy()
-        self.memory = sleep_over(self.sleeper.sleeping, tokens, before.config, memory=before, history=history)
-        self.context, self.awake = self.memory.context, []
-        seconds, passes = time.perf_counter() - begun, int(self.memory.passes[0] - before.passes[0])
-        self.on_sleep(Nap(tokens.shape[1], passes, seconds, self.memory))
+        self._sleep_over(self.awake)
+        self.awake = []
         return True
 
     def save(self, path: Path) -> None:
@@ -160,19 +155,35 @@ class Chat:
         """Go on with another conversation or memory. Raises UserError if that is none, or of another model."""
         self._wake_up(load_memory(path, self.sleeper))
 
+    def _sleep_over(self, ids: list[int]) -> None:
+        """The memory goes on with these tokens, and nothing is awake; a nap for every window."""
+        tokens, before = torch.tensor([ids], device=self.sleeper.device), self.memory
+        history = History() if before.history is None else before.history.copy()
+        newest, begun = before, time.perf_counter()
+
+        def report(windows: int, total: int, read: int, context: Context) -> None:
+            nonlocal newest, begun
+            now = replace(before, context=context, tokens=before.tokens + read)
+            if windows:
+                passes = int(now.passes[0] - newest.passes[0])
+                self.on_sleep(Nap(int(now.tokens[0] - newest.tokens[0]), passes, time.perf_counter() - begun, now))
+            newest, begun = now, time.perf_counter()
+
+        self.memory = sleep_over(
+            self.sleeper.sleeping, tokens, before.config, memory=before, history=history, report=report
+        )
+        self.context = self.memory.context
+
     def _hear(self, ids: list[int]) -> Tensor:
-        """Take in tokens, asleep in between where the window is full; the logits behind the last, [vocab]."""
-        logits = torch.empty(0)
-        while ids:
-            if len(self.awake) == self.memory.config.window_size:
-                self.sleep()
-            room = self.memory.config.window_size - len(self.awake)
-            piece, ids = ids[:room], ids[room:]
-            tokens = torch.tensor([piece], device=self.sleeper.device)
-            logits, self.context = read(
-                self.sleeper.sleeping, tokens, self.context, self.memory.config, newest_only=True
-            )
-            self.awake += piece
+        """Take in tokens, asleep in between where the window is full; the logits after the last, [vocab]."""
+        heard, L = self.awake + ids, self.memory.config.window_size
+        full = (len(heard) - 1) // L * L  # the last window is slept over when it is full and the next token comes
+        if full:
+            self._sleep_over(heard[:full])
+            self.awake, ids = [], heard[full:]
+        tokens = torch.tensor([ids], device=self.sleeper.device)
+        logits, self.context = read(self.sleeper.sleeping, tokens, self.context, self.memory.config, newest_only=True)
+        self.awake = heard[full:]
         return logits[0, -1]
 
     def _choose(self, logits: Tensor) -> int:

@@ -99,7 +99,7 @@ def begin(out: Path, resume: bool, sleeper: Sleeper, config: SleepConfig | None)
         raise UserError(f"{out} is a folder: give the name of a file in it, such as {out / 'memory.safetensors'}")
     if not resume:
         if out.exists():
-            raise UserError(f"{out} is there already: --resume goes on with it, or choose another name")
+            raise UserError(f"{out} is there already: resume it, or choose another name")
         return None
     memory = load_memory(out, sleeper)
     if config is not None and config != memory.config:

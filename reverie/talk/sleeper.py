@@ -7,7 +7,6 @@ logits, context = read(model, question, memory.context, model.sleep_config)
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,19 +116,6 @@ def load_memory(path: Path, sleeper: Sleeper) -> Memory:
     made = read_info(path).config
     passes = {"num_sleep_passes": made.num_sleep_passes, "tolerance": made.tolerance}
     return Memory.load(path, sleeper, sleeper.sleep_config.model_copy(update=passes))
-
-
-def with_passes(config: SleepConfig, num_sleep_passes: int | None, tolerance: float | None) -> SleepConfig:
-    """Settings with another number of passes or another tolerance, where one is given.
-
-    Raises UserError for a number out of range.
-    """
-    if num_sleep_passes is not None and num_sleep_passes < 1:
-        raise UserError(f"the number of passes must be at least 1, got {num_sleep_passes}")
-    if tolerance is not None and not 0 < tolerance < math.inf:
-        raise UserError(f"the tolerance must be a number above 0, such as 0.05, got {tolerance:g}")
-    given = {"num_sleep_passes": num_sleep_passes, "tolerance": tolerance}
-    return config.model_copy(update={key: value for key, value in given.items() if value is not None})
 
 
 def _of_task(checkpoint: Checkpoint, name: str, device: torch.device) -> Sleeper:

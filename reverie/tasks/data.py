@@ -10,9 +10,8 @@ import contextlib
 import importlib
 import json
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from itertools import islice
@@ -20,28 +19,19 @@ from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from reverie.errors import UserError
-from reverie.files import move_into_place, write_atomic, writing
+from reverie.files import locked, move_into_place, write_atomic, writing
 from reverie.pretrained.smollm2 import load_smollm2
-from reverie.recipe import checked, load_recipe
 from reverie.tasks import AnyTask, Split
 from reverie.tasks.gsm_infinite import ProblemConfig, draw_problem
 from reverie.workers import made_ahead
 
 UNSCORED = -100  # the label that PyTorch's cross entropy ignores
 
-_SUFFIXES = (".jsonl", ".parquet")
+SUFFIXES = (".jsonl", ".parquet")
 _ROW_GROUP = 1024  # rows of a Parquet file that are converted at a time
-_OPTIONS = {  # of `reverie data gsm-infinite`, where the key of ProblemConfig is another word
-    "worlds": "--world",
-    "levels": "--level",
-    "modes": "--mode",
-    "min_operations": "--ops",
-    "max_operations": "--ops",
-    "question_position": "--question",
-}
 
 
 class Rows(BaseModel):
@@ -67,7 +57,16 @@ class ProblemRows(Rows):
     chunk: ClassVar[int] = 32
 
     problems: ProblemConfig
-    unit: Literal["tokens", "characters"] = Field(description="of lengths; tokens are SmolLM2's")
+    unit: Literal["tokens", "characters"] = Field(
+        default="",
+        validate_default=True,
+        description="of lengths; if absent SmolLM2's tokens where problems have a length, else characters",
+    )
+
+    @field_validator("unit", mode="before")
+    @classmethod
+    def _unit_of_lengths(cls, unit: str | None, info: ValidationInfo) -> str:
+        return unit or ("tokens" if info.data["problems"].length else "characters")
 
     def prepare(self) -> None:
         if self.unit == "tokens":
@@ -127,29 +126,6 @@ class TaskRows(Rows):
         ]
 
 
-def problem_rows(config: Mapping[str, Any], *, unit: str | None, split: str, seed: int) -> ProblemRows:
-    """Rows of the problems that `config` (keys of `ProblemConfig`) asks for.
-
-    Without `unit` lengths are in tokens if `config` has a length, else in characters, which need no tokenizer.
-
-    Raises UserError, in one sentence that names an option of the command line, for a wrong value.
-    """
-    problems = checked(ProblemConfig, config, _OPTIONS)
-    unit = unit or ("tokens" if problems.length else "characters")
-    return checked(ProblemRows, {"problems": problems, "unit": unit, "split": split, "seed": seed}, {})
-
-
-def task_rows(name: str, recipe: str, overrides: Sequence[str], *, split: str, seed: int) -> TaskRows:
-    """Rows of the task in a recipe, which must be the task of this name.
-
-    Raises UserError, in one sentence, for a wrong recipe or value.
-    """
-    loaded = load_recipe(recipe, overrides)
-    if loaded.task.name != name:
-        raise UserError(f"recipe {loaded.name} is of task {loaded.task.name}; --recipe must be one of task {name}")
-    return checked(TaskRows, {"task": loaded.task, "split": split, "seed": seed}, {})
-
-
 @dataclass(frozen=True)
 class Summary:
     """What was written; seconds and speed are those of this call, which may have gone on with earlier rows."""
@@ -175,7 +151,7 @@ def write_data(
     _check(count, out, workers)
     rows.prepare()
     part, settings = _beside(out, ".part"), _beside(out, ".part.json")
-    with writing(out), _locked(part, out) as file:
+    with writing(out), _part_file(part, out) as file:
         done = begun = _resume(file, rows, count, part, settings)
         report(done)
         with _chunks(rows, range(begun, count), workers) as chunks:
@@ -197,11 +173,11 @@ def write_data(
 
 def _check(count: int, out: Path, workers: int) -> None:
     """All that can be wrong before the first row."""
-    for option, value in (("--count", count), ("--workers", workers)):
+    for what, value in (("rows", count), ("processes that make them", workers)):
         if value < 1:
-            raise UserError(f"{option} must be at least 1, got {value}")
-    if out.suffix not in _SUFFIXES:
-        raise UserError(f"--out must end in {' or '.join(_SUFFIXES)}, got {out}")
+            raise UserError(f"the number of {what} must be at least 1, got {value}")
+    if out.suffix not in SUFFIXES:
+        raise UserError(f"the file must end in {' or '.join(SUFFIXES)}, got {out}")
     _check_absent(out)
     if out.suffix == ".parquet":
         try:
@@ -214,7 +190,7 @@ def _check(count: int, out: Path, workers: int) -> None:
 
 def _check_absent(out: Path) -> None:
     if os.path.lexists(out):
-        raise UserError(f"{out} is there already: delete it, or choose another --out")
+        raise UserError(f"{out} is there already: delete it, or choose another file")
 
 
 def _beside(out: Path, ending: str) -> Path:
@@ -225,11 +201,10 @@ def _beside(out: Path, ending: str) -> Path:
 
 
 @contextlib.contextmanager
-def _locked(part: Path, out: Path) -> Iterator[BinaryIO]:
+def _part_file(part: Path, out: Path) -> Iterator[BinaryIO]:
     """The part file, open at its end for this process alone; if it stays empty it goes away again."""
-    part.parent.mkdir(parents=True, exist_ok=True)
-    with part.open("a+b") as file:
-        _lock(file, part)
+    taken = f"another process is writing {part}: wait for it, or choose another file"
+    with locked(_beside(out, ".lock"), taken), part.open("a+b") as file:
         try:
             _check_absent(out)  # another process may have finished it just now
             yield file
@@ -237,18 +212,6 @@ def _locked(part: Path, out: Path) -> Iterator[BinaryIO]:
             if os.fstat(file.fileno()).st_size == 0:
                 part.unlink(missing_ok=True)
                 _beside(out, ".part.json").unlink(missing_ok=True)
-
-
-def _lock(file: BinaryIO, path: Path) -> None:
-    """The system takes the lock back when the process ends, however it does."""
-    if sys.platform == "win32":
-        return
-    import fcntl
-
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise UserError(f"another process is writing {path}: wait for it, or choose another --out") from None
 
 
 def _resume(file: BinaryIO, rows: Rows, count: int, part: Path, settings: Path) -> int:
@@ -261,7 +224,7 @@ def _resume(file: BinaryIO, rows: Rows, count: int, part: Path, settings: Path) 
     if file.seek(0, os.SEEK_END) == 0:
         write_atomic(settings, json.dumps(wanted).encode())
         return 0
-    way_out = "delete it to start afresh, or choose another --out"
+    way_out = "delete it to start afresh, or choose another file"
     if _read_json(settings) != wanted:
         raise UserError(f"{part} was begun with other settings: give those to go on with it, {way_out}")
     done, end, last = _whole_lines(file)
@@ -320,8 +283,8 @@ def _chunks(rows: Rows, indices: range, workers: int) -> Iterator[Iterator[bytes
         yield (_lines(rows, piece) for piece in pieces)
         return
     lost = (
-        "a worker process ended before its rows were made, for want of memory perhaps: the same command goes on, and "
-        "needs less with fewer --workers"
+        "a worker process ended before its rows were made, for want of memory perhaps: written again, the file goes on "
+        "where it stopped, and needs less memory with fewer processes"
     )
     with made_ahead(partial(_lines, rows), pieces, workers, if_killed=lost) as made:
         yield made

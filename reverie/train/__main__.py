@@ -11,8 +11,8 @@ import typer
 
 from reverie.cli.app import app
 from reverie.errors import UserError
-from reverie.train.distributed import started_by_torchrun
-from reverie.train.launch import USER_ERROR, leave_word, let_the_first_be_found
+from reverie.train.launch import USER_ERROR, report_error, wait_for_the_cause
+from reverie.train.torchrun import started_by_torchrun
 
 
 def main() -> None:
@@ -20,12 +20,12 @@ def main() -> None:
     try:
         app(["train", *sys.argv[1:]])
     except UserError as error:
-        if not leave_word(str(error)):
+        if not report_error(str(error)):
             typer.echo(f"error: {error}", err=True)
         sys.exit(USER_ERROR)
     except Exception:
         if started_by_torchrun():
-            let_the_first_be_found()
+            wait_for_the_cause()
         raise
 
 

@@ -102,7 +102,7 @@ def restore(checkpoint: Checkpoint, model: nn.Module, optimizers: list[Optimizer
 def refuse_existing(out: Path) -> None:
     """Raises UserError if there is a run in the folder."""
     if find_checkpoint(out) is not None:
-        raise UserError(f"{out} already holds a run: add --resume to go on with it, or choose another --out")
+        raise UserError(f"{out} already holds a run: resume it, or choose another folder")
 
 
 def remove_unfinished_folders(out: Path) -> None:

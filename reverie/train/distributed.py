@@ -28,6 +28,7 @@ from reverie.errors import UserError
 from reverie.interrupts import Stopped
 from reverie.model import LanguageModel
 from reverie.recipe import Recipe
+from reverie.train.torchrun import started_by_torchrun
 
 Parallel = Literal["ddp", "fsdp"]
 Result = TypeVar("Result")
@@ -85,21 +86,6 @@ class Processes:
 ALONE = Processes()
 
 
-def started_by_torchrun() -> bool:
-    """Whether this is one of several processes of torchrun, or of `reverie train --nproc`."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
-
-
-def is_first() -> bool:
-    """Whether this process is alone, or the one of them that talks to the user."""
-    return not started_by_torchrun() or os.environ["RANK"] == "0"
-
-
-def restarted() -> bool:
-    """Whether torchrun has started the processes again, after one of them died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-
-
 @contextlib.contextmanager
 def joined(parallel: Parallel, device: torch.device) -> Iterator[tuple[Processes, torch.device]]:
     """This process among those that torchrun has started, as its environment variables say, and the device it uses.
@@ -145,8 +131,8 @@ def check_gpus(processes: int) -> None:
     """Raises UserError if they do not have a GPU each."""
     if processes > torch.cuda.device_count():
         raise UserError(
-            f"{processes} processes need a GPU each, and there are {torch.cuda.device_count()}: start as many, or use "
-            "--device cpu"
+            f"{processes} processes need a GPU each, and there are {torch.cuda.device_count()}: start as many, or "
+            "train on the CPU"
         )
 
 

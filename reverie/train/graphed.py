@@ -2,7 +2,8 @@
 
 A step of a small model is thousands of kernels of a few microseconds each; launched one by one, most of the time goes
 into launching. Whatever a step reads must stand in the same place each time, and whatever the CPU decides must be
-decided before: so there is a graph for every number of passes, stage, and set of windows with labels.
+decided before: so there is a graph for every number of passes, stage, and set of windows with labels. A step is an
+ordinary one where rows have labels in different windows: what runs then depends on how many rows sleep in which.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class _Kind(NamedTuple):
 
     sleep: SleepConfig
     fast_weights_only: bool
-    labelled: tuple[bool, ...]
+    labelled: tuple[bool, ...]  # windows, of all rows
 
 
 def check_graphable(model: LanguageModel, device: torch.device | str, processes: Processes) -> None:
@@ -51,7 +52,7 @@ def check_graphable(model: LanguageModel, device: torch.device | str, processes:
     if torch.device(device).type != "cuda":
         raise UserError(f"train.cuda_graph needs a CUDA device, this is {device}: set train.cuda_graph=false")
     if processes.parallel:
-        raise UserError("train.cuda_graph is for a single process: set train.cuda_graph=false, or leave out --nproc")
+        raise UserError("train.cuda_graph is for a single process: set train.cuda_graph=false, or train with one")
     if not isinstance(model, HybridLM):
         raise UserError(
             "train.cuda_graph takes reverie's own blocks, those of a pretrained model may wait for the GPU: set "
@@ -106,9 +107,11 @@ class GraphedSteps:
     def take(self, step: int, ready: Ready, *, watch: bool) -> None:
         """Raises FloatingPointError as `train_step` does."""
         recipe, stage = self._recipe, stage_at(self._recipe, step)
-        kind = _Kind(sleep_at(recipe, step), stage.fast_weights_only, tuple(n > 0 for n in ready.labels))
+        labelled = ready.labels > 0
+        kind = _Kind(sleep_at(recipe, step), stage.fast_weights_only, tuple(labelled.any(dim=0).tolist()))
+        rows_differ = not torch.equal(labelled.any(dim=0), labelled.all(dim=0))
         full = kind not in self._graphs and len(self._graphs) >= MOST_GRAPHS
-        if watch or full or self._taken[kind] < WARM_UP - 1:
+        if watch or full or rows_differ or self._taken[kind] < WARM_UP - 1:
             self._found.append(
                 train_step(
                     recipe, self._model, self._optimizers, step, ready.batch, self._parallel,
@@ -117,7 +120,7 @@ class GraphedSteps:
             )  # fmt: skip
         else:
             self._found.append((step, self._as_recorded(kind, step, ready.batch)))
-        if not watch:  # to watch it, a step is computed in another way
+        if not watch and not rows_differ:  # such a step is computed in another way
             self._taken[kind] += 1
 
     def found(self) -> list[Step]:
@@ -157,7 +160,8 @@ class GraphedSteps:
 
     def _step(self, step: int, batch: Batch, labelled: tuple[bool, ...]) -> Tensor:
         """The same as `train_step`, but for what would make the CPU wait; [loss, norm of the gradient]."""
-        loss = loss_sum(self._recipe, self._model, step, batch, labelled, fixed_sizes=True) / batch.loss_mask.sum()
+        of_rows = torch.tensor(labelled).expand(len(batch.tokens), -1)
+        loss = loss_sum(self._recipe, self._model, step, batch, of_rows, fixed_sizes=True) / batch.loss_mask.sum()
         loss.backward()
         norm = nn.utils.get_total_norm([p.grad for p in self._model.parameters() if p.grad is not None])
         descend(self._recipe, self._model, self._optimizers, norm)

@@ -18,20 +18,15 @@ from typing import Any
 
 import torch
 
-from reverie.errors import UserError
+from reverie.errors import ProcessDied, UserError
 from reverie.recipe import Recipe
 from reverie.results.checkpoint import checkpoint_step, find_checkpoint
-from reverie.train.checkpoint import refuse_existing
-from reverie.train.distributed import check_batch, check_gpus, started_by_torchrun
+from reverie.train.distributed import check_batch, check_gpus
 
 USER_ERROR = 2  # exit codes of a process
 STOPPED = {128 + signal.SIGINT: signal.SIGINT, 128 + signal.SIGTERM: signal.SIGTERM}
 _PATIENCE_S = 3.0
 _STOPPING_S = 300  # for the step that is going, and the checkpoint
-
-
-class ProcessDied(Exception):
-    """One of the processes has died, and with it training; the message says which, and how to go on."""
 
 
 def launch(
@@ -56,11 +51,7 @@ def launch(
         ProcessDied: one of them was killed, or failed.
         SystemExit: they have stopped on a signal, as its exit code says.
     """
-    if started_by_torchrun():
-        raise UserError(f"--nproc {processes} starts processes of its own: leave it out under torchrun")
     check_batch(recipe, processes)
-    if "--resume" not in arguments:
-        refuse_existing(out)  # here: a restarted process goes on with what it finds
     if device.type == "cuda":
         check_gpus(processes)
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
@@ -93,10 +84,10 @@ def launch(
             sys.exit(failure.exitcode)
         if failure.exitcode == USER_ERROR and isinstance(failure.message, dict):
             raise UserError(failure.message["message"]) from None
-        raise ProcessDied(_obituary(rank, processes, failure.exitcode, out)) from None
+        raise ProcessDied(_how_it_died(rank, processes, failure.exitcode, out)) from None
 
 
-def leave_word(sentence: str) -> bool:
+def report_error(sentence: str) -> bool:
     """Leave the reason why this process fails where its launcher looks for it; false if it has no launcher."""
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if path is None:
@@ -106,7 +97,7 @@ def leave_word(sentence: str) -> bool:
     return True
 
 
-def let_the_first_be_found() -> None:
+def wait_for_the_cause() -> None:
     """Wait before failing: most errors of a process come from another that has died, and that one is the news.
 
     The launcher ends this process as soon as it has seen the other.
@@ -127,10 +118,10 @@ def _first(failures: dict[int, Any]) -> tuple[int, Any]:
     return min(failures.items(), key=lambda item: (item[1].exitcode in ended, item[1].timestamp))
 
 
-def _obituary(rank: int, processes: int, exit_code: int, out: Path) -> str:
+def _how_it_died(rank: int, processes: int, exit_code: int, out: Path) -> str:
     how = f"was killed by {signal.Signals(-exit_code).name}" if exit_code < 0 else f"ended with exit code {exit_code}"
     place = find_checkpoint(out)
     if place is None:
         return f"rank {rank} of {processes} {how}, before there was a checkpoint in {out}"
     step = checkpoint_step(place)
-    return f"rank {rank} of {processes} {how}: --resume goes on from the checkpoint of step {step} in {out}"
+    return f"rank {rank} of {processes} {how}: the checkpoint of step {step} in {out} can be resumed"

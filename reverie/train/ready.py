@@ -8,6 +8,7 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from reverie.recipe import Recipe
 from reverie.sleep.labels import count_labels
@@ -19,7 +20,7 @@ STRETCH = 64  # steps made at once on the device: some hundred small kernels, ho
 
 class Ready(NamedTuple):
     batch: Batch
-    labels: list[int]  # in each window
+    labels: Tensor  # [B, W] in each window of each row, on the CPU
 
 
 @contextmanager
@@ -66,8 +67,7 @@ def made_there(
         steps = range(max(start, first_step), min(start + STRETCH, recipe.train.steps))
         depths = [deepest(step) for step in steps]
         made = recipe.task.batches_on(device, recipe.train.seed, steps, examples, depths)
-        windows = made.loss_mask.split(recipe.sleep.window_size, dim=2)
-        labels = torch.stack([mask.sum((1, 2)) for mask in windows], dim=1).tolist()
+        labels = count_labels(made.loss_mask, recipe.sleep.window_size)
         yield from (Ready(Batch(*(x[i] for x in made)), labels[i]) for i in range(len(steps)))
 
 

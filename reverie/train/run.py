@@ -72,7 +72,7 @@ def train(
     commit = commit_id()  # of the code that runs: the checkout may move on meanwhile
     check_batch(recipe, processes.world_size)
     if resume and find_checkpoint(out) is None:
-        raise UserError(f"{out} holds no run to go on with: leave out --resume to start one")
+        raise UserError(f"{out} holds no run to go on with")
     # A task that cannot make its examples says so here, before anything is written; evaluation needs them anyway.
     recipe.task.batch("test", 0, 0, range(len(recipe.task.depths())))
     with run_lock(out) if processes.is_first else contextlib.nullcontext(), _float32_products(recipe, device):
@@ -104,13 +104,13 @@ def _train(
     if len(set(found)) > 1:
         raise UserError(
             f"the processes found checkpoints of different steps in {out}, {min(found)} and {max(found)}: "
-            "--out must be a folder that all of them see"
+            "the folder of the run must be one that all of them see"
         )
 
     def diverged(where: str) -> UserError:
         return UserError(
             f"training diverged at step {progress.step} ({where}): {find_checkpoint(out)} keeps the last good state, "
-            f"try a lower optim.muon_lr than {recipe.optim.muon_lr:g} and another --out"
+            f"try a lower optim.muon_lr than {recipe.optim.muon_lr:g} and another folder"
         )
 
     def save() -> None:

@@ -5,10 +5,9 @@ Many passes are a deep network: these numbers show whether memory and gradients 
 
 from __future__ import annotations
 
-import statistics
 from collections import defaultdict
-from collections.abc import Sequence
 from functools import partial
+from math import fsum
 
 import torch
 from torch import Tensor
@@ -19,28 +18,26 @@ from reverie.train.distributed import ALONE, Processes
 
 
 class PassObserver:
-    """To be given to `rollout` as `observe`; knows all once the backward pass has run.
+    """To be given to `rollout_hidden` as `observe`; knows all once the backward pass has run.
 
     Several processes see a share of the batch each; what they know together is that of the whole.
     """
 
-    def __init__(self, labelled: Sequence[bool], processes: Processes = ALONE) -> None:
-        self._labelled, self._processes = labelled, processes
+    def __init__(self, processes: Processes = ALONE) -> None:
+        self._processes = processes
         self._part = 0  # of the batch
-        self._rows: dict[int, int] = {}  # by part
-        # By pass, then by part, window and block: a window that is run again in the backward pass counts once.
+        self._rows: dict[tuple[int, int, int], int] = {}  # that slept, by part, window and block
+        # By pass, then by the same: a window that is run again in the backward pass counts once.
         self._norms: dict[int, dict[tuple[int, int, int], float]] = defaultdict(dict)
         self._changes: dict[int, dict[tuple[int, int, int], float]] = defaultdict(dict)
         self._fast_weight_squares: dict[int, float] = defaultdict(float)
         self._hidden_squares: dict[int, float] = defaultdict(float)
 
     def __call__(self, window: int, n: int, h: Tensor, before: State, after: State) -> None:
-        if self._labelled[window]:
-            return
         for block, (old, new) in enumerate(zip(before.fast_weights, after.fast_weights, strict=True)):
             if new is None or new is old:
                 continue
-            self._rows[self._part] = len(new)
+            self._rows[self._part, window, block] = len(new)
             with torch.no_grad():
                 norms = torch.linalg.matrix_norm(new)
                 change = norms if old is None else torch.linalg.matrix_norm(new - old)
@@ -57,28 +54,39 @@ class PassObserver:
 
     def statistics(self) -> PassStatistics | None:
         """None if nothing was slept over. Of several processes, all call it."""
-        passes, world_size = sorted(self._norms), self._processes.world_size
+        mine = {
+            n: (
+                self._over_rows(dict.fromkeys(self._norms[n], 1.0)),
+                self._over_rows(self._norms[n]),
+                self._over_rows(self._changes[n]),
+                self._fast_weight_squares[n],
+                self._hidden_squares[n],
+            )
+            for n in self._norms
+        }
+        found = self._processes.gather(mine)
+        passes, world_size = sorted({n for part in found for n in part}), self._processes.world_size
         if not passes:
             return None
-        [rows] = self._processes.sum([sum(self._rows.values())])
-        norms = self._processes.sum([self._over_rows(self._norms[n]) for n in passes])
-        changes = self._processes.sum([self._over_rows(self._changes[n]) for n in passes])
-        fast_weight_squares = self._processes.sum([self._fast_weight_squares[n] for n in passes])
-        hidden_squares = self._processes.sum([self._hidden_squares[n] for n in passes])
+        sums = [
+            [fsum(column) for column in zip(*(part[n] for part in found if n in part), strict=True)] for n in passes
+        ]
         return PassStatistics(
-            fast_weight_norm=[norm / rows for norm in norms],
-            fast_weight_change=[change / rows for change in changes],
+            fast_weight_norm=[norms / rows for rows, norms, _, _, _ in sums],
+            fast_weight_change=[changes / rows for rows, _, changes, _, _ in sums],
             # The loss of each is weighted for an average over processes.
-            fast_weight_gradient=[square**0.5 / world_size for square in fast_weight_squares],
-            hidden_gradient=[square**0.5 / world_size for square in hidden_squares],
+            fast_weight_gradient=[squares**0.5 / world_size for _, _, _, squares, _ in sums],
+            hidden_gradient=[squares**0.5 / world_size for _, _, _, _, squares in sums],
         )
 
     def _over_rows(self, values: dict[tuple[int, int, int], float]) -> float:
-        """The sum over rows of the mean over windows and blocks."""
-        return sum(
-            rows * statistics.fmean(value for (of, _, _), value in values.items() if of == part)
-            for part, rows in self._rows.items()
-        )
+        """The sum over parts, and over the rows asleep in them, of the mean over windows and blocks."""
+        total = 0.0
+        for part in sorted({part for part, _, _ in values}):
+            own = {key: value for key, value in values.items() if key[0] == part}
+            most = max(self._rows[key] for key in own)
+            total += most * (fsum(self._rows[key] / most * value for key, value in own.items()) / len(own))
+        return total
 
 
 def _add_square(squares: dict[int, float], n: int, gradient: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from reverie.errors import UserError
 from reverie.model import LanguageModel, State
 from reverie.recipe import Recipe
 from reverie.results.card import PassStatistics
@@ -41,7 +42,7 @@ def train_step(
     batch: Batch,
     parallel: ParallelModel | None = None,
     *,
-    labels: Sequence[int] | None = None,
+    labels: Tensor | None = None,
     watch: bool = False,
 ) -> Step:
     """One optimiser step on the batch of that step (0 is the first), as its stage says.
@@ -49,7 +50,8 @@ def train_step(
     The batch is where the model is; of several processes, which `parallel` knows, each has its share of it.
 
     Args:
-        labels: how many there are in each window of this batch; to count them here, a GPU would have to be waited for.
+        labels: [B, W], how many there are in each window of each row; to count them here, a GPU would have to be waited
+            for.
         watch: the passes asleep are measured.
 
     Raises:
@@ -58,19 +60,22 @@ def train_step(
     freeze_others(model, stage_at(recipe, step))
     parallel = parallel or ParallelModel(model, batch.tokens.device)
     processes = parallel.processes
-    # Of each window, in all shares of the batch: all processes go the same way, whatever is in their own.
-    own = count_labels(batch.loss_mask, recipe.sleep.window_size) if labels is None else labels
-    all_labels = processes.sum(own)
-    labelled = [number > 0 for number in all_labels]
-    observer = PassObserver(labelled, processes) if watch else None
+    labels = count_labels(batch.loss_mask, recipe.sleep.window_size) if labels is None else labels
+    [all_labels] = processes.sum([int(labels.sum())])
+    if not all_labels:
+        raise UserError("no position of the batch is labelled: there is nothing to learn from")
+    observer = PassObserver(processes) if watch else None
 
-    def own_loss(part: Batch, model: LanguageModel) -> Tensor:
+    def own_loss(part: Batch, labelled: Tensor, model: LanguageModel) -> Tensor:
         loss = loss_sum(recipe, model, step, part, labelled, observer)
-        return loss / (sum(all_labels) / processes.world_size)  # its average over processes is that over labels
+        return loss / (all_labels / processes.world_size)  # its average over processes is that over labels
 
     own_value = 0.0
-    for part in micro_batches(recipe, batch, processes.world_size):
-        own_value += parallel.backward(partial(own_loss, part))
+    parts = micro_batches(recipe, batch, processes.world_size)
+    for part, labelled in zip(parts, (labels > 0).tensor_split(len(parts)), strict=True):
+        if not labelled.any():
+            labelled[:, -1] = True  # the others wait in the blocks that only predict, with or without labels
+        own_value += parallel.backward(partial(own_loss, part, labelled))
         if observer is not None:
             observer.next_part()
     value = processes.sum([own_value])[0] / processes.world_size
@@ -123,19 +128,21 @@ def loss_sum(
     model: LanguageModel,
     step: int,
     batch: Batch,
-    labelled: Sequence[bool],
+    labelled: Tensor,
     observe: Callable[[int, int, Tensor, State, State], None] | None = None,
     *,
     fixed_sizes: bool = False,
 ) -> Tensor:
-    """Cross entropy in nats, summed over the labels of a batch.
+    """Cross entropy in nats, summed over the labels of a batch, which stand in the windows `labelled` [B, W].
 
     With `fixed_sizes` logits are made of every token in labelled windows, and those without a label count nothing: then
     no size, and nothing that the CPU does, depends on where labels stand.
     """
     sleep = sleep_at(recipe, step)
     with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=recipe.train.dtype == "bfloat16"):
-        h, _ = rollout_hidden(model, batch.tokens, sleep, labelled, backward=recipe.train.backward, observe=observe)
+        h, _ = rollout_hidden(
+            model, batch.tokens, sleep, labelled, to_end=False, backward=recipe.train.backward, observe=observe
+        )
         targets, mask = (in_labelled(x, sleep.window_size, labelled) for x in (batch.targets, batch.loss_mask))
         logits = model.head(h if fixed_sizes else h[mask])
     if not fixed_sizes:

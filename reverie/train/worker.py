@@ -47,7 +47,7 @@ def finished(recipe: Recipe, out: Path) -> RunCard | None:
     Raises:
         UserError: `out` holds a run of another recipe, finished or not.
     """
-    other = UserError(f"{out} holds a run with other settings: choose another --out, or delete it")
+    other = UserError(f"{out} holds a run with other settings: choose another folder, or delete it")
     if not (out / CARD_NAME).is_file():
         if (out / FILE_NAME).is_file() and checkpoint_recipe(out / FILE_NAME) != recipe:
             raise other

@@ -12,7 +12,6 @@ from fake_benchmark import PEAK, benchmark_card, never
 
 from reverie.bench import ops, run
 from reverie.bench.card import BenchmarkCard, Report
-from reverie.cli import bench
 from reverie.results.card import read_card
 
 NAMES = ["ops", "train", "sleep", "memory", "wake"]
@@ -34,7 +33,7 @@ def invented(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
         report(1, 2, "the second")
         return benchmark_card(name=name)
 
-    monkeypatch.setattr(bench, "run_benchmark", run_benchmark)
+    monkeypatch.setattr("reverie.bench.run.run_benchmark", run_benchmark)
     return lambda: names
 
 

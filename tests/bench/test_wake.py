@@ -18,7 +18,7 @@ from reverie.bench.timer import Timing
 from reverie.bench.wake import TIME_TARGET, check_sleep, decode, measure
 from reverie.errors import UserError
 from reverie.model import HybridConfig, HybridLM
-from reverie.sleep import Context, SleepConfig, forget
+from reverie.sleep import Context, SleepConfig, consolidate
 
 L = 4
 STOPS = (8, 40, 80)
@@ -153,7 +153,7 @@ def test_nothing_is_consolidated_before_the_checks(
 
     monkeypatch.setattr(wake, "check_sleep", lambda *_: None)
     monkeypatch.setattr(wake, name, wrong)
-    monkeypatch.setattr(wake, "consolidate", never)
+    monkeypatch.setattr(wake, "sleep_on", never)
     with pytest.raises(UserError, match="nothing is measured"):
         measured(config)
 
@@ -179,9 +179,9 @@ def test_shipped_stops_are_whole_windows() -> None:
 def test_a_text_in_pieces_is_the_same_text(tiny_model: Callable[..., HybridLM], passes: int) -> None:
     model, config = tiny_model("attn", "gdn", "attn", "gdn"), SleepConfig(window_size=L, num_sleep_passes=passes)
     begin = wake.start(model)
-    whole = wake.consolidate(model, config, begin, 5 * L)
-    stop = wake.consolidate(model, config, wake.consolidate(model, config, begin, 2 * L), 3 * L)
-    pieces = wake.consolidate(model, config, stop, 5 * L)
+    whole = wake.sleep_on(model, config, begin, 5 * L)
+    stop = wake.sleep_on(model, config, wake.sleep_on(model, config, begin, 2 * L), 3 * L)
+    pieces = wake.sleep_on(model, config, stop, 5 * L)
     assert (whole.tokens, pieces.tokens) == (5 * L, 5 * L)
     assert 0 < stop.seconds < pieces.seconds
     for mine, other in zip(pieces.context.state.fast_weights, whole.context.state.fast_weights, strict=True):
@@ -196,8 +196,8 @@ def test_it_is_right(config: HybridConfig, window_size: int, passes: int) -> Non
     check_sleep(config, SleepConfig(window_size=window_size, num_sleep_passes=passes))
 
 
-def without_sleep(_: Any, context: Context, config: SleepConfig) -> Context:
-    return forget(context, config)
+def without_sleep(model: HybridLM, tokens: Tensor, context: Context, config: SleepConfig) -> Context:
+    return consolidate(model, tokens, context, config.model_copy(update={"num_sleep_passes": 1}))
 
 
 def without_eviction(model: HybridLM, config: SleepConfig, tokens: Tensor, context: Context) -> tuple[Tensor, Context]:
@@ -206,7 +206,7 @@ def without_eviction(model: HybridLM, config: SleepConfig, tokens: Tensor, conte
 
 @pytest.mark.parametrize(
     ("name", "wrong", "begin"),
-    [("sleep", without_sleep, f"from {2 * L} on"), ("decode", without_eviction, "from 0 on")],
+    [("consolidate", without_sleep, f"from {2 * L} on"), ("decode", without_eviction, "from 0 on")],
 )
 def test_a_wrong_sleep_is_refused(
     config: HybridConfig, monkeypatch: pytest.MonkeyPatch, name: str, wrong: Any, begin: str

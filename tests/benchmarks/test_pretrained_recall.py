@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from reverie.pretrained.config import PretrainedModel
+from reverie.pretrained.config import PretrainedModelConfig
 from reverie.recipe.build import build_model
 from reverie.sleep import SleepConfig, rollout
 
@@ -74,7 +74,7 @@ def test_a_card_and_a_figure(base: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_zeroed_fast_weights_hold_nothing_of_earlier_windows(base: Path) -> None:
-    model = build_model(PretrainedModel(vocab_size=32, pretrained=str(base), behind=(1,)), 0)
+    model = build_model(PretrainedModelConfig(vocab_size=32, pretrained=str(base), after=(1,)), 0)
     for name, p in model.named_parameters():
         if name.endswith("out_proj.weight"):
             torch.nn.init.normal_(p, std=0.5)

@@ -15,7 +15,6 @@ from command_line import Done, Reverie, assert_one_line, assert_usage, in_empty_
 from fake_cards import comparison
 from tiny_recipe import tiny_recipe, write_tiny
 
-from reverie.cli import app as cli
 from reverie.interrupts import TIME_IS_UP, Stopped, Terminated
 from reverie.recipe import load_recipe
 from reverie.results.card import RunCard, load_card, save_card
@@ -135,7 +134,7 @@ def compared(monkeypatch: pytest.MonkeyPatch) -> list[Compared]:
         asked.append(Compared(name, metric, runs, out, jobs, device))
         return comparison(seeds=1, points=2)
 
-    monkeypatch.setattr(cli, "compare", fake)
+    monkeypatch.setattr("reverie.train.compare.compare", fake)
     return asked
 
 
@@ -304,6 +303,11 @@ def test_a_wrong_option_or_command_shows_the_usage(reverie: Reverie, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
+def test_help_imports_nothing_that_takes_long() -> None:
+    code = "import reverie.cli.app, sys; print({'torch', 'numpy', 'pydantic', 'matplotlib'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+
+
 @pytest.mark.parametrize(
     ("command", "advice"),
     [
@@ -334,6 +338,8 @@ def test_a_signal_or_time_that_is_up_ends_with_how_to_go_on(
     def interrupted(*_: Any, **__: Any) -> None:
         raise interruption
 
-    monkeypatch.setattr(cli, command, interrupted)
+    monkeypatch.setattr(
+        {"train": "reverie.train.run.train", "compare": "reverie.train.compare.compare"}[command], interrupted
+    )
     done = reverie(command, write_tiny(tmp_path), "--out", "here")
     assert done == (code, "", f"{what}; {advice}\n")

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 from command_line import Reverie, assert_one_line, assert_usage, in_empty_folder, the_json
 
-from reverie.cli import data as cli_data
 from reverie.recipe import load_recipe
 
 
@@ -61,10 +60,13 @@ def test_data_writes_examples_of_a_task(reverie: Reverie, task: str):
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ("gsm-infinite --count 0 --out a.jsonl", "--count must be at least 1, got 0"),
-        ("gsm-infinite --count 1 --out a.json", "--out must end in .jsonl or .parquet, got a.json"),
-        ("gsm-infinite --count 1 --out .", "--out must end in .jsonl or .parquet, got ."),
-        ("gsm-infinite --count 1 --out a.jsonl --workers 0", "--workers must be at least 1, got 0"),
+        ("gsm-infinite --count 0 --out a.jsonl", "the number of rows must be at least 1, got 0"),
+        ("gsm-infinite --count 1 --out a.json", "the file must end in .jsonl or .parquet, got a.json"),
+        ("gsm-infinite --count 1 --out .", "the file must end in .jsonl or .parquet, got ."),
+        (
+            "gsm-infinite --count 1 --out a.jsonl --workers 0",
+            "the number of processes that make them must be at least 1, got 0",
+        ),
         ("gsm-infinite --count 1 --out a.jsonl --ops 0", "--ops must be at least 1, got 0"),
         ("gsm-infinite --count 1 --out a.jsonl --ops 31", "--ops must be at most 30, got 31"),
         ("gsm-infinite --count 1 --out a.jsonl --ops 8-1", "--ops must be a range such as 4-8, smaller number"),
@@ -110,6 +112,6 @@ def test_control_c_while_data_is_written(reverie: Reverie, monkeypatch: pytest.M
     def interrupted(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli_data, "write_data", interrupted)
+    monkeypatch.setattr("reverie.tasks.data.write_data", interrupted)
     done = reverie("data", "depo", "--count", "3", "--out", "rows.jsonl")
     assert done == (130, "", "interrupted; the same command goes on where it stopped\n")

@@ -16,7 +16,6 @@ from command_line import Reverie, assert_one_line, assert_usage, in_empty_folder
 from safetensors import safe_open
 from tiny_sleeper import FACTS, QUESTION, tiny_run
 
-from reverie.cli import memory as cli_memory
 from reverie.memory.file import read_info
 from reverie.memory.memory import Memory
 from reverie.talk import answer_tables, reading, shipped
@@ -124,7 +123,7 @@ def test_the_example(reverie: Reverie, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("reverie.talk.sleeper.EXAMPLE", Path("example"))
     monkeypatch.setattr(answer_tables, "EXAMPLE", Path("example"))
     shown = shipped.load_example_text(Path("example"))
-    monkeypatch.setattr(cli_memory, "load_example_text", lambda: shown)
+    monkeypatch.setattr("reverie.talk.shipped.load_example_text", lambda: shown)
     said = the_json(reverie("ask", "--example", "--json"))
     assert [row["right"] for row in said["answers"]] == [answer for _, answer in shown.questions]
     assert 0 <= said["accuracy"] <= 1
@@ -180,7 +179,7 @@ def test_what_is_wrong_with_reading(reverie: Reverie, memory: str) -> None:
     )
     assert_one_line(reverie("read", "model", "book.txt", *out, "--tolerance", "inf"), "the tolerance must be a")
     assert_one_line(reverie("read", "model", "book.txt", "--memory", "."), ". is a folder: give the name of a file")
-    assert_one_line(reverie("read", "model", "book.txt", "--memory", memory), f"{memory} is there already: --resume")
+    assert_one_line(reverie("read", "model", "book.txt", "--memory", memory), f"{memory} is there already: resume it")
     assert_one_line(reverie("read", "model", "book.txt", *out, "--resume"), "there is no memory at out.safetensors")
     assert_one_line(reverie("read", "model", "book.txt", "--memory", memory, "--resume", "--passes", 7), "other passes")
     assert_usage(reverie("read", "model", "book.txt", *out, "--passes", 0), "greater than or equal to 1")

@@ -8,8 +8,7 @@ import torch
 from tiny import CONFIGS, tiny
 from transformers import PreTrainedModel
 
-from reverie.hf.insert import insert_fast_weights
-from reverie.hf.sleeping import add_sleep
+from reverie.hf.add import add_sleep, insert_fast_weights
 from reverie.sleep import SleepConfig
 
 L = 8

@@ -15,12 +15,12 @@ from torch import nn
 
 from reverie.errors import UserError
 from reverie.hf import convert as module
+from reverie.hf.add import insert_fast_weights
 from reverie.hf.bases import load_base, load_tokenizer
-from reverie.hf.blocks import inserted_mixer
 from reverie.hf.convert import SAMPLE, Conversion, conversion_table, convert, spread
+from reverie.hf.decoder import inserted_mixer
 from reverie.hf.decoders import decoder_of
-from reverie.hf.insert import insert_fast_weights
-from reverie.hf.saving import load
+from reverie.hf.load import load
 from reverie.sleep import SleepConfig
 
 CONFIG = SleepConfig(window_size=16, num_sleep_passes=2, looped_blocks=(1, 3))
@@ -41,7 +41,7 @@ def test_the_folder_holds_the_same_model_asleep(llama: Path, tmp_path: Path) -> 
     with torch.no_grad():
         assert torch.equal(model(text(16)).logits, load_base(llama)(text(16)).logits)
     assert load_tokenizer(out)(SAMPLE).input_ids == tiny_tokenizer()(SAMPLE).input_ids
-    assert (done.behind, done.kind, done.num_blocks, done.checked_tokens) == ((1, 3), "gdn", 4, 16)
+    assert (done.after, done.kind, done.num_blocks, done.checked_tokens) == ((1, 3), "gdn", 4, 16)
     assert done.parameters + done.added_parameters == sum(p.numel() for p in model.parameters())
     assert done.files_bytes == sum(file.stat().st_size for file in out.iterdir())
     assert [path.name for path in out.parent.iterdir()] == ["out"]
@@ -51,7 +51,7 @@ def test_the_folder_holds_the_same_model_asleep(llama: Path, tmp_path: Path) -> 
 def test_a_model_with_fast_weights_of_its_own(kind: str, tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "hybrid", kind)
     done = convert(str(folder), tmp_path / "out", CONFIG)
-    assert (done.kind, done.behind, done.added_parameters) == (None, (), 0)
+    assert (done.kind, done.after, done.added_parameters) == (None, (), 0)
     assert load(tmp_path / "out").sleep_config == CONFIG
 
 
@@ -69,8 +69,8 @@ def test_again_to_sleep_in_another_way(llama: Path, tmp_path: Path) -> None:
 
 
 def test_layers_by_name(llama: Path, tmp_path: Path) -> None:
-    done = convert(str(llama), tmp_path / "out", CONFIG, kind="jet", layers=[2, 0])
-    assert done.behind == (2, 0)
+    done = convert(str(llama), tmp_path / "out", CONFIG, kind="jet", after=[2, 0])
+    assert done.after == (2, 0)
 
 
 def test_spread() -> None:
@@ -87,15 +87,15 @@ def test_spread() -> None:
 
 def test_what_cannot_be_converted_leaves_nothing(llama: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with pytest.raises(UserError, match="has no fast weights: add --insert jet or --insert gdn"):
+    with pytest.raises(UserError, match="has no fast weights: insert layers of kind jet or gdn"):
         convert(str(llama), out, CONFIG)
     for count in (0, 5):
-        with pytest.raises(UserError, match=f"--layers must be 1 to 4, the number of blocks, got {count}"):
+        with pytest.raises(UserError, match=f"layers must be 1 to 4, the number of blocks, got {count}"):
             convert(str(llama), out, CONFIG, kind="jet", layers=count)
-    with pytest.raises(UserError, match="there is none behind 4"):
-        convert(str(llama), out, CONFIG, kind="jet", layers=[4])
+    with pytest.raises(UserError, match="so nothing can be inserted after block 4"):
+        convert(str(llama), out, CONFIG, kind="jet", after=[4])
     with pytest.raises(UserError, match="looped_blocks"):
-        convert(str(llama), out, CONFIG.model_copy(update={"looped_blocks": (0, 5)}), kind="jet", layers=[1])
+        convert(str(llama), out, CONFIG.model_copy(update={"looped_blocks": (0, 5)}), kind="jet", after=[1])
     (llama / "tokenizer.json").unlink()
     with pytest.raises(UserError, match="cannot load the tokenizer"):
         convert(str(llama), out, CONFIG, kind="jet", layers=2)
@@ -105,7 +105,7 @@ def test_what_cannot_be_converted_leaves_nothing(llama: Path, tmp_path: Path) ->
 def test_a_folder_in_use_is_left_alone(llama: Path, tmp_path: Path) -> None:
     before = {path.name: path.read_bytes() for path in llama.iterdir()}
     for out in (llama, llama / "config.json"):
-        with pytest.raises(UserError, match=f"--out {out} is there already; choose a new folder"):
+        with pytest.raises(UserError, match=f"{out} is there already; choose a new folder"):
             convert(str(llama), out, CONFIG, kind="jet", layers=2)
     assert {path.name: path.read_bytes() for path in llama.iterdir()} == before
     (tmp_path / "out").mkdir()
@@ -151,7 +151,7 @@ def test_table() -> None:
     for made in (done, done.__class__(**{**done.__dict__, "kind": None, "looped_blocks": None})):
         console.print(conversion_table(made))
     inserted, own = console.export_text().split("converted")[1:]
-    for part in ("1,000 + 145 (14.5%) = 1,145", "2 jet layers, behind blocks 4, 9", "blocks 8 to 22", "3.0 MiB"):
+    for part in ("1,000 + 145 (14.5%) = 1,145", "2 jet layers, after blocks 4, 9", "blocks 8 to 22", "3.0 MiB"):
         assert part in inserted
     assert "all blocks" in own
     assert "inserted" not in own

@@ -10,10 +10,11 @@ from tiny_folder import tiny_folder
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from reverie.cli.hf import read_prompt
 from reverie.errors import UserError
 from reverie.hf.convert import convert
-from reverie.hf.generate import Generated, generate, load_sleeper, read_prompt
-from reverie.hf.insert import inserted_parameters
+from reverie.hf.decoder import inserted_parameters
+from reverie.hf.generate import Generated, generate, load_sleeper
 from reverie.sleep import SleepConfig, algorithm
 
 L = 8

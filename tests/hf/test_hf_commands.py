@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 from pathlib import Path
@@ -42,11 +43,11 @@ def test_help(reverie: Reverie, command: str) -> None:
 
 
 def test_convert_prints_a_table(reverie: Reverie) -> None:
-    done = reverie("convert", "--from", "llama", "--insert", "gdn", "--behind", "0,3", "--out", "new/[a]")
+    done = reverie("convert", "--from", "llama", "--insert", "gdn", "--after", "0,3", "--out", "new/[a]")
     assert done.code == 0
     for part in (
         "llama (LlamaForCausalLM, 4 blocks)",
-        "2 gdn layers, behind blocks 0, 3",
+        "2 gdn layers, after blocks 0, 3",
         "every 512 tokens, 2 passes",
     ):
         assert part in done.out
@@ -55,12 +56,19 @@ def test_convert_prints_a_table(reverie: Reverie) -> None:
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {p.name for p in Path("new/[a]").iterdir()}
 
 
+def test_the_earlier_name_of_after(reverie: Reverie) -> None:
+    done = reverie("convert", "--from", "llama", "--insert", "gdn", "--behind", "0,3", "--out", "out", "--json")
+    assert "--behind is called --after now" in done.err
+    printed = json.loads(done.out)
+    assert printed["behind"] == printed["after"] == [0, 3]
+
+
 def test_convert_as_json(reverie: Reverie) -> None:
     sleep = ("--window", 16, "--passes", 3, "--eviction", "sliding", "--loop", "1,3")
     done = the_json(
         reverie("convert", "--from", "llama", "--insert", "jet", "--layers", 2, *sleep, "--out", "out", "--json")
     )
-    assert (done["behind"], done["kind"], done["path"], done["checked_tokens"]) == ([1, 3], "jet", "out", 16)
+    assert (done["after"], done["kind"], done["path"], done["checked_tokens"]) == ([1, 3], "jet", "out", 16)
     kept = {key: done[key] for key in ("window_size", "num_sleep_passes", "eviction", "looped_blocks")}
     assert kept == {"window_size": 16, "num_sleep_passes": 3, "eviction": "sliding", "looped_blocks": [1, 3]}
 
@@ -104,15 +112,18 @@ def test_nothing_but_errors_of_transformers_is_shown(reverie: Reverie, tmp_path:
         ("--from book.txt --insert jet", "there is no folder book.txt, nor is it "),
         ("--from llama", "LlamaForCausalLM has no fast weights: add --insert jet or --insert gdn"),
         ("--from llama --insert mamba", "--insert must be jet or gdn, got 'mamba'"),
-        ("--from llama --layers 2", "--layers and --behind say where to insert: add --insert jet or --insert gdn"),
-        ("--from llama --insert jet --layers 2 --behind 1", "--layers and --behind both say where to insert"),
+        ("--from llama --layers 2", "--layers and --after say where to insert: add --insert jet or --insert gdn"),
+        ("--from llama --insert jet --layers 2 --after 1", "--layers and --after both say where to insert"),
         ("--from llama --insert jet --layers 5", "--layers must be 1 to 4, the number of blocks, got 5"),
         ("--from llama --insert jet", "--layers must be 1 to 4, the number of blocks, got 6"),
         (
-            "--from llama --insert jet --behind 1;2",
-            "--behind must be whole numbers with commas between, such as 4,9,14",
+            "--from llama --insert jet --after 1;2",
+            "--after must be whole numbers with commas between, such as 4,9,14",
         ),
-        ("--from llama --insert jet --behind 9", "LlamaForCausalLM has blocks 0 to 3, there is none behind 9"),
+        (
+            "--from llama --insert jet --after 9",
+            "blocks 0 to 3, so nothing can be inserted after block 9",
+        ),
         ("--from llama --insert jet --layers 2 --window 0", "--window must be at least 1, got 0"),
         ("--from llama --insert jet --layers 2 --passes 0", "--passes must be at least 1, got 0"),
         ("--from llama --insert jet --layers 2 --eviction soft", "--eviction must be hard or sliding, got 'soft'"),
@@ -122,7 +133,7 @@ def test_nothing_but_errors_of_transformers_is_shown(reverie: Reverie, tmp_path:
         ),
         ("--from llama --insert jet --layers 2 --loop 3,1", "--loop must be two blocks a,b with 0 <= a < b"),
         ("--from llama --insert jet --layers 2 --loop 0,9", "looped_blocks [0, 9] must end at or before 4"),
-        ("--from llama --insert jet --layers 2 --out llama", "--out llama is there already; choose a new folder"),
+        ("--from llama --insert jet --layers 2 --out llama", "llama is there already; choose a new folder"),
         ("--from llama --insert jet --layers 2 --out book.txt/x", "cannot write book.txt/x: "),
     ],
 )

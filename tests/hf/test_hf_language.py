@@ -17,11 +17,11 @@ from torch import nn
 from reverie.errors import UserError
 from reverie.hf import save_hybrid
 from reverie.hf.convert import convert
+from reverie.hf.decoder import inserted_parameters
 from reverie.hf.generate import generate
-from reverie.hf.insert import inserted_parameters
 from reverie.hf.language import ChatLanguage
+from reverie.hf.load import load
 from reverie.hf.reading import AWAKE
-from reverie.hf.saving import load
 from reverie.memory.memory import Memory, sleep_over
 from reverie.model import HybridLM
 from reverie.sleep import SleepConfig

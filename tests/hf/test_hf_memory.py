@@ -14,7 +14,7 @@ from tiny import text
 from torch import Tensor
 
 from reverie.errors import UserError
-from reverie.hf.memory import cache_of
+from reverie.hf.cache import cache_of
 from reverie.hf.models.hybrid import ReverieHybridForCausalLM
 from reverie.hf.state import LayerCache
 from reverie.memory.memory import Memory, sleep_over

@@ -10,33 +10,31 @@ import torch.nn.functional as F
 from tiny import text, tiny
 
 from reverie.errors import UserError
-from reverie.hf.blocks import inserted_mixer
-from reverie.hf.inherit import Heads
-from reverie.hf.insert import InsertedMixer, insert_fast_weights
-from reverie.hf.sleeping import sleeping_decoder
+from reverie.hf.add import Heads, InsertedMixer, insert_fast_weights
+from reverie.hf.decoder import inserted_mixer, sleeping_decoder
 from reverie.model.fast_weights import FastWeightMixer
 from reverie.model.fused import rms_norm
 
 H, D = 4, 8  # heads of queries and their size; 2 heads of keys
 
 
-def inserted(kind: str, behind: int, **sizes: int) -> tuple[InsertedMixer, torch.nn.Module]:
+def inserted(kind: str, after: int, **sizes: int) -> tuple[InsertedMixer, torch.nn.Module]:
     """A new layer, and the block whose attention it begins with."""
     model = tiny("llama", dtype=torch.float32)
     for name, p in model.named_parameters():
         if "layernorm" in name:
             torch.nn.init.uniform_(p, 0.5, 2.0)
-    insert_fast_weights(model, [behind], kind, **sizes)  # pyright: ignore[reportArgumentType]
+    insert_fast_weights(model, [after], kind, **sizes)  # pyright: ignore[reportArgumentType]
     layers = sleeping_decoder(model).sleeping.layers
-    mixer = inserted_mixer(layers[behind])
+    mixer = inserted_mixer(layers[after])
     assert isinstance(mixer, InsertedMixer)
-    return mixer, layers[min(behind + 1, 3)]
+    return mixer, layers[min(after + 1, 3)]
 
 
 @pytest.mark.parametrize("kind", ["jet", "gdn"])
-@pytest.mark.parametrize("behind", [1, 3], ids=["between", "last"])
-def test_queries_keys_and_values_are_those_of_attention(kind: str, behind: int) -> None:
-    new, block = inserted(kind, behind)
+@pytest.mark.parametrize("after", [1, 3], ids=["between", "last"])
+def test_queries_keys_and_values_are_those_of_attention(kind: str, after: int) -> None:
+    new, block = inserted(kind, after)
     attention, norm = block.get_submodule("self_attn"), block.get_submodule("input_layernorm")
     h = torch.randn(2, 5, 32)
     x = norm(h)
@@ -86,7 +84,10 @@ def sleeping_layers(kind: str) -> torch.nn.ModuleList:
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
-    [({"kind": "gsa"}, "kind must be jet or gdn, got gsa"), ({"heads": 0}, "heads must be at least 1, got 0")],
+    [
+        ({"kind": "gsa"}, "kind must be jet or gdn, got gsa"),
+        ({"fast_heads": 0}, "fast_heads must be at least 1"),
+    ],
 )
 def test_what_cannot_be_inserted(options: dict[str, Any], sentence: str) -> None:
     model = tiny("llama", dtype=torch.float32)

@@ -16,10 +16,10 @@ from tiny import text, tiny
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-import reverie.hf.saving
+import reverie.hf.save
 from reverie.errors import UserError
 from reverie.hf import SleepConfig, add_sleep, insert_fast_weights, load
-from reverie.hf.insert import inserted_parameters
+from reverie.hf.decoder import inserted_parameters
 
 KINDS = ["llama", "qwen3_next", "olmo_hybrid"]
 EAGER = {"experts_implementation": "eager"}  # the other one takes no float64
@@ -218,7 +218,7 @@ def test_a_save_that_fails_leaves_what_was_there(
     def full(*args: Any, **kwargs: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(reverie.hf.saving, "save_file", full)
+    monkeypatch.setattr(reverie.hf.save, "save_file", full)
     monkeypatch.setattr("transformers.modeling_utils.safe_save_file", full)
     for _ in ("adapter", "whole"):
         with pytest.raises(UserError, match=r"cannot write .*: No space left on device"):

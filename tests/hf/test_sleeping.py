@@ -18,8 +18,9 @@ from transformers import LlamaForCausalLM, PreTrainedModel
 
 import reverie.hf.decoders
 from reverie.errors import UserError
+from reverie.hf.add import add_sleep
 from reverie.hf.cache import SleepCache
-from reverie.hf.sleeping import add_sleep, sleeping_decoder
+from reverie.hf.decoder import sleeping_decoder
 from reverie.model import State
 from reverie.sleep import Context
 

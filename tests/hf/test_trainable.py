@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from reverie.errors import UserError
-from reverie.hf.insert import inserted_parameters
-from reverie.hf.trainable import PretrainedLM
+from reverie.hf.causal_lm import PretrainedLM
+from reverie.hf.decoder import inserted_parameters
 from reverie.model import State
-from reverie.pretrained.config import PretrainedModel
+from reverie.pretrained.config import PretrainedModelConfig
 from reverie.recipe import Recipe
 from reverie.recipe.build import build_model
 from reverie.results.run import evaluate_run
@@ -37,7 +37,7 @@ def pretrained(base: Path, **sections: dict[str, Any]) -> Recipe:
     plain = tiny_recipe(**sections).model_dump(mode="json")
     plain["model"] = {
         "pretrained": str(base),
-        "behind": [1, 3],
+        "after": [1, 3],
         "kind": "gdn",
         "vocab_size": plain["model"]["vocab_size"],
     }
@@ -95,7 +95,7 @@ def test_a_stage_of_fast_weights_leaves_the_pretrained_part_alone(base: Path, tm
 
 
 def test_new_layers_run_on_the_backend_that_is_asked_for(base: Path) -> None:
-    config = PretrainedModel(vocab_size=9, pretrained=str(base), behind=(1,), backend="fla")
+    config = PretrainedModelConfig(vocab_size=9, pretrained=str(base), after=(1,), backend="fla")
     model = build_model(config, 0)
     with pytest.raises(UserError, match=r"^backend 'fla' needs"):
         model.blocks(torch.zeros(1, 2, 32), State.empty(4), 0, 4, span=9)
@@ -104,16 +104,16 @@ def test_new_layers_run_on_the_backend_that_is_asked_for(base: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"behind": [1, 1]}, "behind must be different indices of blocks"),
-        ({"behind": [9]}, "has blocks 0 to 3, there is none behind 9"),
+        ({"after": [1, 1]}, "after must be different indices of blocks"),
+        ({"after": [9]}, "has blocks 0 to 3, so nothing can be inserted after block 9"),
         ({"pretrained": "no/such/folder"}, "no/such/folder"),
-        ({"behind": ()}, "has no fast weights: say with model.behind where to put some in"),
+        ({"after": ()}, "has no fast weights: say with model.after where to insert some"),
         ({"vocab_size": 99}, "the task has 99 tokens, and .* knows 61"),
     ],
 )
 def test_what_cannot_be_built(base: Path, changes: dict[str, Any], sentence: str) -> None:
     with pytest.raises((UserError, ValueError), match=sentence):
-        build_model(PretrainedModel(**{"vocab_size": 9, "pretrained": str(base), "behind": (1,)} | changes), 0)
+        build_model(PretrainedModelConfig(**{"vocab_size": 9, "pretrained": str(base), "after": (1,)} | changes), 0)
 
 
 class Places(TorchDispatchMode):

@@ -145,7 +145,7 @@ def test_begin(sleeper: Sleeper, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"there is no memory at {out}"):
         begin(out, True, sleeper, None)
     read_on(sleeper, out)
-    with pytest.raises(UserError, match=f"{out} is there already: --resume goes on with it, or choose another name"):
+    with pytest.raises(UserError, match=f"{out} is there already: resume it, or choose another name"):
         begin(out, False, sleeper, None)
     assert begin(out, True, sleeper, sleeper.sleep_config) is not None
     with pytest.raises(UserError, match="was begun with other passes or another tolerance"):

@@ -290,7 +290,7 @@ def test_processes_that_see_other_folders_do_not_train(tmp_path: Path):
     with pytest.raises(Stopped):
         train(tiny_recipe(), outs[1], report=stop)
     for out, said in zip(outs, together(2, other_folders, outs), strict=True):
-        assert said.startswith(f"the processes found checkpoints of different steps in {out}, 2 and 6: --out must be")
+        assert said.startswith(f"the processes found checkpoints of different steps in {out}, 2 and 6: the folder of")
 
 
 def test_what_was_broken_off_is_removed(tmp_path: Path):

@@ -22,7 +22,7 @@ from reverie.errors import UserError
 from reverie.results.checkpoint import checkpoint_step, find_checkpoint
 from reverie.results.run import CARD_NAME
 from reverie.train import launch as module
-from reverie.train.launch import launch, leave_word
+from reverie.train.launch import launch, report_error
 from reverie.train.run import train
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
@@ -106,7 +106,7 @@ def test_a_killed_process_is_named_and_the_run_goes_on(start: Launcher, tmp_path
     step = checkpoint_step(place)
     # Last: the other rank may be in a collective at that moment, and a library say so before it can be ended.
     error = [line for line in told.splitlines() if not line.startswith("tiny  step")][-1]
-    advice = f"--resume goes on from the checkpoint of step {step} in {out}"
+    advice = f"the checkpoint of step {step} in {out} can be resumed"
     assert error == f"error: rank 1 of 2 was killed by SIGKILL: {advice}"
     assert (code, printed) == (1, "")
     assert not any(map(alive, ranks.values()))
@@ -148,7 +148,8 @@ def test_impossible_launches_start_nothing(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert try_launch("cuda").startswith("4 processes need a GPU each, and there are 2")
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert try_launch() == "--nproc 4 starts processes of its own: leave it out under torchrun"
+    with pytest.raises(UserError, match=r"^--nproc 4 starts processes of its own: leave it out under torchrun$"):
+        app(["train", str(write_tiny(tmp_path)), "--out", str(tmp_path / "out"), "--nproc", "4"])
     assert not (tmp_path / "out").exists()
 
 
@@ -163,18 +164,20 @@ def test_the_process_that_failed_by_itself_is_the_one_to_name():
 
 
 def test_how_a_process_ended(tmp_path: Path):
-    assert module._obituary(3, 4, -11, tmp_path).startswith("rank 3 of 4 was killed by SIGSEGV, before there was a ch")
+    assert module._how_it_died(3, 4, -11, tmp_path).startswith(
+        "rank 3 of 4 was killed by SIGSEGV, before there was a ch"
+    )
     train(tiny_recipe(), tmp_path)
-    assert module._obituary(0, 2, 1, tmp_path) == (
-        f"rank 0 of 2 ended with exit code 1: --resume goes on from the checkpoint of step 6 in {tmp_path}"
+    assert module._how_it_died(0, 2, 1, tmp_path) == (
+        f"rank 0 of 2 ended with exit code 1: the checkpoint of step 6 in {tmp_path} can be resumed"
     )
 
 
 def test_word_is_left_for_a_launcher_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("TORCHELASTIC_ERROR_FILE", raising=False)
-    assert not leave_word("it was this")
+    assert not report_error("it was this")
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(tmp_path / "error.json"))
-    assert leave_word("it was this")
+    assert report_error("it was this")
     assert "it was this" in (tmp_path / "error.json").read_text()
 
 
@@ -185,7 +188,7 @@ def test_an_unknown_engine_is_refused(tmp_path: Path):
 
 def test_a_run_is_not_gone_on_with_unasked(tmp_path: Path):
     """Restarted processes would take it for theirs."""
-    recipe = tiny_recipe(train={"steps": 2})
-    train(recipe, tmp_path)
-    with pytest.raises(UserError, match="already holds a run: add --resume to go on with it"):
-        launch(recipe, ["tiny"], 2, tmp_path, torch.device("cpu"), max_restarts=1)
+    train(tiny_recipe(train={"steps": 2}), tmp_path)
+    for command in (["--nproc", "2", "--max-restarts", "1"], []):
+        with pytest.raises(UserError, match="already holds a run: add --resume to go on with it"):
+            app(["train", str(write_tiny(tmp_path)), "--out", str(tmp_path), "--device", "cpu", *command])

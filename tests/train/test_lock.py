@@ -21,7 +21,7 @@ from reverie.train.lock import LOCK_NAME, run_lock
 from reverie.train.run import train
 
 fork = multiprocessing.get_context("fork")
-SENTENCE = "another process is training in {}: wait for it, or choose another --out"
+SENTENCE = "another process is training in {}: wait for it, or choose another folder"
 
 
 @pytest.fixture

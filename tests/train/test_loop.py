@@ -158,13 +158,13 @@ def test_resume_with_another_recipe_is_refused(tmp_path: Path):
 def test_a_folder_with_a_run_is_left_alone(tmp_path: Path):
     train(tiny_recipe(), tmp_path)
     before = files(tmp_path)
-    with pytest.raises(UserError, match="already holds a run: add --resume to go on with it, or choose another --out"):
+    with pytest.raises(UserError, match="already holds a run: resume it, or choose another folder"):
         train(tiny_recipe(), tmp_path)
     assert files(tmp_path) == before
 
 
 def test_resume_without_a_run_is_refused_and_makes_nothing(tmp_path: Path):
-    with pytest.raises(UserError, match="holds no run to go on with: leave out --resume to start one"):
+    with pytest.raises(UserError, match="holds no run to go on with"):
         train(tiny_recipe(), tmp_path / "none", resume=True)
     assert not (tmp_path / "none").exists()
 

@@ -7,14 +7,15 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from reverie.train.loop import train
-from reverie.train.result import CARD_NAME
 from same_run import assert_same_run
 from tiny_recipe import tiny_recipe
 
 from reverie.interrupts import Stopped, exit_code
-from reverie.train import loop, time_limit
-from reverie.train.checkpoint import FILE_NAME, load_checkpoint
+from reverie.results.checkpoint import FILE_NAME, load_checkpoint
+from reverie.results.run import CARD_NAME
+from reverie.train import run as loop
+from reverie.train import time_limit
+from reverie.train.run import train
 from reverie.train.step import EagerSteps
 from reverie.train.time_limit import NEWEST, TimeLimit
 

@@ -175,7 +175,7 @@ def test_a_run_with_other_settings_is_refused(tmp_path: Path, done: bool):
     train(tiny_recipe(), tmp_path)
     if not done:
         (tmp_path / CARD_NAME).unlink()
-    with pytest.raises(UserError, match="holds a run with other settings: choose another --out, or delete it"):
+    with pytest.raises(UserError, match="holds a run with other settings: choose another folder, or delete it"):
         finished(changed(tiny_recipe(), train={"seed": 1}), tmp_path)
 
 

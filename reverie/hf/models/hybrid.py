@@ -18,9 +18,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from reverie.errors import UserError
-from reverie.hf.bases import check_name, loading
-from reverie.hf.folders import replacing
+from reverie.hf.bases import check_name, check_weights, loading
 from reverie.hf.reading import AWAKE, cache_for, read_batch, reads_newest_only, refuse_recording, take_up
+from reverie.hf.save import replacing
 from reverie.model import HybridConfig, HybridLM
 from reverie.sleep import SleepConfig, plan
 from reverie.sleep.gradients import EXACT, Backward
@@ -230,9 +230,7 @@ def load_hybrid(folder: str | Path, **kwargs: Any) -> tuple[HybridLM, SleepConfi
             name, **kwargs, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
         )
     model, report = loaded
-    wrong = report["missing_keys"] | report["unexpected_keys"] | {key for key, *_ in report["mismatched_keys"]}
-    if wrong:
-        raise UserError(f"the weights in {name} are not those of its config.json: {min(wrong)} does not fit")
+    check_weights(name, report)
     return model.lm, model.sleep_config
 
 

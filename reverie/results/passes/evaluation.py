@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -140,10 +139,7 @@ def _differences(one: Recipe, other: Recipe) -> list[str]:
 def _settings(recipe: Recipe, numbers: Sequence[int], tolerances: Sequence[float]) -> list[SleepConfig]:
     """The fixed N, then adaptive sleep."""
     fixed = [changed(recipe, sleep={"num_sleep_passes": n}).sleep for n in numbers]
-    for tolerance in tolerances:
-        if not 0 < tolerance < math.inf:
-            raise UserError(f"a tolerance must be a number above 0, got {tolerance:g}")
-    return fixed + [fixed[-1].model_copy(update={"tolerance": tolerance}) for tolerance in tolerances]
+    return fixed + [fixed[-1].with_(tolerance=tolerance) for tolerance in tolerances]
 
 
 def _setting_name(sleep: SleepConfig) -> str:

@@ -22,7 +22,7 @@ from reverie.model import LanguageModel
 from reverie.recipe import Recipe
 from reverie.results.card import depth_name
 from reverie.results.run import load_run, trained_model
-from reverie.sleep import Context, SleepConfig, forget, sleep, wake
+from reverie.sleep import Context, SleepConfig, rollout
 from reverie.sleep.labels import labelled_windows
 from reverie.tasks import Batch, Score, score
 
@@ -133,13 +133,13 @@ def watch_run(
             f"and {examples} to ask about"
         )
     batch = recipe.task.batch("test", seed=0, step=0, examples=range(example, example + examples))
-    labelled = labelled_windows(batch.loss_mask, config.window_size)
-    text = labelled.index(True) * config.window_size  # tokens before the first window with a question
+    asked = labelled_windows(batch.loss_mask, config.window_size).any(dim=0).tolist()
+    text = asked.index(True) * config.window_size  # tokens before the first window with a question
     if text == 0:
         raise UserError(f"{recipe.name} never sleeps: it has questions in the first window of {config.window_size}")
     model, history = trained_model(checkpoint, device), History()
     sleep_over(model, batch.tokens[:1, :text], config, history=history)
-    right = _ask(model, Batch(*(x.to(device) for x in batch)), labelled, config)
+    right = _ask(model, Batch(*(x.to(device) for x in batch)), text, config)
     answers = _answers(batch, right, depth_name(recipe.model_dump()), recipe.task.chance())
     accuracy = [score.question_accuracy for score in _scores(batch, right)]
     return _watched(
@@ -163,45 +163,28 @@ def _asleep(recipe: Recipe, num_sleep_passes: int | None, tolerance: float | Non
     """How the run's model is to sleep."""
     if not recipe.model.has_fast_weights:
         raise UserError(f"{recipe.name} is a transformer without fast weights: it has no memory to watch")
-    if num_sleep_passes is not None and num_sleep_passes < 1:
-        raise UserError(f"the number of passes must be at least 1, got {num_sleep_passes}")
-    if tolerance is not None and not 0 < tolerance < float("inf"):
-        raise UserError(f"the tolerance must be a number above 0, such as 0.1, got {tolerance}")
-    given = {"num_sleep_passes": num_sleep_passes, "tolerance": tolerance}
-    return recipe.sleep.model_copy(update={key: value for key, value in given.items() if value is not None})
+    return recipe.sleep.with_(num_sleep_passes=num_sleep_passes, tolerance=tolerance)
 
 
-def _ask(model: LanguageModel, batch: Batch, labelled: Sequence[bool], config: SleepConfig) -> list[Tensor]:
-    """After 0, 1, … windows: [B, T] on the CPU, which scored positions are right."""
+def _ask(model: LanguageModel, batch: Batch, text: int, config: SleepConfig) -> list[Tensor]:
+    """After 0, 1, … windows of the first `text` tokens: [B, T] on the CPU, which scored positions are right."""
     size = max(BATCH_TOKENS // batch.tokens.shape[1], 1)
     rows = zip(*(x.split(size) for x in batch), strict=True)
-    parts = [_ask_part(model, Batch(*part), labelled, config) for part in rows]
+    parts = [_ask_part(model, Batch(*part), text, config) for part in rows]
     return [torch.cat(after) for after in zip(*parts, strict=True)]
 
 
-def _ask_part(model: LanguageModel, batch: Batch, labelled: Sequence[bool], config: SleepConfig) -> list[Tensor]:
+def _ask_part(model: LanguageModel, batch: Batch, text: int, config: SleepConfig) -> list[Tensor]:
     right: list[Tensor] = []
+    rest = Batch(*(x[:, text:] for x in batch))
 
     def ask(windows_done: int, windows_total: int, tokens_done: int, context: Context) -> None:
-        right.append(_right(model, batch, labelled, context, config).cpu())
+        logits, _ = rollout(model, rest.tokens, rest.loss_mask, config, context=context)
+        correct = torch.zeros_like(batch.loss_mask)
+        correct[:, text:][rest.loss_mask] = logits.argmax(-1) == rest.targets[rest.loss_mask]
+        right.append(correct.cpu())
 
-    text = batch.tokens[:, : labelled.index(True) * config.window_size]
-    sleep_over(model, text, config, report=ask)
-    return right
-
-
-def _right(
-    model: LanguageModel, batch: Batch, labelled: Sequence[bool], context: Context, config: SleepConfig
-) -> Tensor:
-    """[B, T]: what is right if from this context on the rest of the text is read as `rollout` does."""
-    right = torch.zeros_like(batch.loss_mask)
-    for i in range(labelled.index(True), len(labelled)):
-        place = slice(i * config.window_size, (i + 1) * config.window_size)
-        h, context = wake(model, batch.tokens[:, place], context, config, output=labelled[i])
-        if labelled[i]:
-            mask = batch.loss_mask[:, place]
-            right[:, place][mask] = model.head(h[mask]).argmax(-1) == batch.targets[:, place][mask]
-        context = forget(context, config) if labelled[i] else sleep(model, context, config)
+    sleep_over(model, batch.tokens[:, :text], config, report=ask)
     return right
 
 

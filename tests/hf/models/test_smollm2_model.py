@@ -12,11 +12,10 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from reverie.errors import UserError
-from reverie.hf.insert import insert_fast_weights
+from reverie.hf.add import add_sleep, insert_fast_weights
+from reverie.hf.load import load
 from reverie.hf.models import smollm2
 from reverie.hf.models.smollm2 import load_smollm2, load_smollm2_model, load_smollm2_tokenizer
-from reverie.hf.saving import load
-from reverie.hf.sleeping import add_sleep
 from reverie.pretrained.smollm2 import load_smollm2 as exact_tokenizer
 from reverie.sleep import SleepConfig
 

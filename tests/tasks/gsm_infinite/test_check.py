@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 
 from reverie.cli.app import app
 from reverie.errors import UserError
-from reverie.tasks.data import problem_rows, write_data
+from reverie.tasks.data import ProblemRows, write_data
 from reverie.tasks.gsm_infinite.check import check_problems
+from reverie.tasks.gsm_infinite.generator import ProblemConfig
 
 GOOD: dict[str, Any] = {
     "problem": "The number of tin owl in Fen Hollow equals 3. "
@@ -31,7 +32,7 @@ def written(path: Path, *rows: Any) -> Path:
 
 def test_what_we_write_is_right(tmp_path: Path) -> None:
     out = tmp_path / "problems.jsonl"
-    write_data(problem_rows({}, unit=None, split="test", seed=3), 24, out)
+    write_data(ProblemRows(problems=ProblemConfig(), split="test", seed=3), 24, out)
     check = check_problems(out)
     assert (check.problems, check.answers_right, check.operations_right, check.complaints) == (24, 24, 24, ())
 

@@ -1,26 +1,17 @@
-"""Sleeping models as folders: `model.save_pretrained(folder)` and `load(folder)`.
-
-config.json has the model type "reverie_sleep", how the model sleeps, what was inserted, and the config of the model
-itself. model.safetensors has the weights: of an adapter only those of inserted layers, where the pretrained part is
-still what was loaded from a place with a name; else all of them, in shards if there are many. An adapter's file has the
-name of a whole model's, since Trainer looks for that when it goes on from a checkpoint.
+"""Reading sleeping models: `load(folder)`, of what `model.save_pretrained(folder)` left (`save.py`).
 
 `AutoModelForCausalLM.from_pretrained(folder)` loads them too, once `reverie.hf` is imported.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-import transformers
-from pydantic import BaseModel, ConfigDict, ValidationError, field_serializer
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-from torch.distributed.tensor import DTensor
+from pydantic import ValidationError
+from safetensors.torch import load_file
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -34,129 +25,22 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from reverie.errors import UserError
-from reverie.hf.bases import check_name, load_base, loading
-from reverie.hf.decoders import decoder_of
-from reverie.hf.folders import replacing
-from reverie.hf.insert import InsertConfig, insert_fast_weights, inserted_parameters
-from reverie.hf.origin import Origin, fingerprint, is_inserted
-from reverie.hf.reading import AWAKE
-from reverie.hf.sleeping import add_sleep, install
-from reverie.sleep import SleepConfig
-
-FORMAT_VERSION = 1
-
-
-class SleepingModelConfig(PreTrainedConfig):
-    """What AutoConfig makes of config.json; `Saved` says what is in it."""
-
-    model_type = "reverie_sleep"
-
-
-class Saved(BaseModel):
-    """config.json of a model that sleeps."""
-
-    model_config = ConfigDict(frozen=True)
-
-    format_version: Literal[1] = FORMAT_VERSION
-    weights: Literal["whole", "adapter"]
-    base_model: str | None  # of an adapter: what the base was loaded from
-    base_fingerprint: str | None  # of an adapter: that of the base, in bfloat16
-    sleep: SleepConfig | None  # None: never
-    inserted: tuple[InsertConfig, ...]  # one for each call of insert_fast_weights
-    base_config: dict[str, Any]  # config.json of the model without us
-
-    @field_serializer("inserted")
-    def _by_name(self, inserted: tuple[InsertConfig, ...]) -> list[dict[str, Any]]:
-        return [one._asdict() for one in inserted]
-
-
-# Saving
-
-
-def save_sleeping(
-    model: Any,
-    folder: Path,
-    save_whole: Callable[..., None],
-    is_main_process: bool = True,
-    state_dict: dict[str, Tensor] | None = None,
-    push_to_hub: bool = False,
-    **kwargs: Any,
-) -> None:
-    """As an adapter where that is enough, else whole. What was there before stays until all is on the disk.
-
-    Args:
-        model: a `SleepingCausalLM`.
-        save_whole: `save_pretrained` of the model's own class; the rest are its arguments.
-
-    Raises UserError for what the system refuses (a full disk, a missing permission).
-    """
-    if getattr(model, "_hf_peft_config_loaded", False):  # add_adapter of transformers: peft's adapter alone is saved
-        return save_whole(folder, is_main_process, state_dict, push_to_hub, **kwargs)
-    if push_to_hub:
-        raise UserError("save_pretrained does not push what it saves: call push_to_hub(name) of the model")
-    state = model.state_dict() if state_dict is None else state_dict
-    origin: Origin | None = model.origin
-    if origin is not None and (
-        fingerprint(state) != origin.fingerprint or Path(origin.name).resolve() == folder.resolve()
-    ):
-        origin = None
-    with replacing(folder) as finished:
-        if origin is None:
-            save_whole(finished, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
-        else:
-            _save_adapter(model, state, finished)
-        _save_config(model, state, finished, None if origin is None else origin.name)
-        if not is_main_process:  # it took part in gathering the weights, and that is all
-            for path in finished.iterdir():
-                path.unlink()
-
-
-def _save_adapter(model: Any, state: Mapping[str, Tensor], folder: Path) -> None:
-    inserted = {name: _whole(tensor).cpu().contiguous() for name, tensor in state.items() if is_inserted(name)}
-    save_file(inserted, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
-    model.generation_config.save_pretrained(folder)
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    """Under FSDP, of all processes' parts."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
-
-
-def _save_config(model: Any, state: Mapping[str, Tensor], folder: Path, base: str | None) -> None:
-    """Of an adapter of `base`, or of a whole model."""
-    own = model.config.to_dict()
-    own.pop("_name_or_path", None)
-    decoder: Any = decoder_of(model)
-    saved = Saved(
-        weights="whole" if base is None else "adapter",
-        base_model=base,
-        base_fingerprint=None if base is None else fingerprint(state, torch.bfloat16),
-        sleep=None if decoder.sleep_config == AWAKE else decoder.sleep_config,
-        inserted=decoder.inserted_configs,
-        base_config=own
-        | {
-            "dtype": str(model.dtype).removeprefix("torch."),
-            "architectures": [type(model).__name__.removeprefix("FSDP")],
-        },
-    )
-    kind = {"model_type": SleepingModelConfig.model_type, "transformers_version": transformers.__version__}
-    # pydantic would write infinities, which Mamba-2 configs hold, as null.
-    content = kind | saved.model_dump(mode="json", exclude={"base_config"}) | {"base_config": saved.base_config}
-    (folder / CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n")
-
-
-# Loading
+from reverie.hf.add import add_sleep, insert_fast_weights, install
+from reverie.hf.bases import check_name, check_weights, load_base, loading
+from reverie.hf.decoder import InsertConfig, inserted_parameters
+from reverie.hf.save import FORMAT_VERSION, Saved, SleepingModelConfig, fingerprint
 
 
 def load(folder: str | Path, base: str | Path | None = None, **kwargs: Any) -> PreTrainedModel:
-    """The model that `save_pretrained` left, asleep as it was, in evaluation mode.
+    """The model that `save_pretrained` left, with its `SleepConfig`, in evaluation mode.
 
     Args:
-        folder: or an id on the hub.
+        folder: a folder, or an id on the hub.
         base: where the base of an adapter is, if it is not where it was.
         kwargs: of transformers' from_pretrained: dtype, device_map, …
 
-    Raises UserError where files are missing or damaged, or the base is not the model that the adapter was made for.
+    Raises:
+        UserError: files are missing or damaged, or the base is not the model that the adapter was made for.
     """
     name = str(folder)
     check_name(name)
@@ -173,7 +57,7 @@ def load(folder: str | Path, base: str | Path | None = None, **kwargs: Any) -> P
 
 
 def _from_hub(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """What says where files are."""
+    """Those arguments of from_pretrained that say where files are found."""
     names = ("cache_dir", "force_download", "local_files_only", "proxies", "token", "revision", "subfolder")
     return {name: kwargs[name] for name in names if name in kwargs}
 
@@ -198,7 +82,7 @@ def _read_config(name: str, from_hub: Mapping[str, Any]) -> Saved:
 
 
 def _own_config(name: str, saved: Saved) -> PreTrainedConfig:
-    """Of the model without us."""
+    """The config of the model as it was before it could sleep."""
     kind = saved.base_config.get("model_type")
     if kind not in CONFIG_MAPPING:
         raise UserError(f"{name} holds a model of type {kind}, which this version of transformers does not know")
@@ -236,16 +120,14 @@ def _load_whole(name: str, saved: Saved, own: PreTrainedConfig, kwargs: dict[str
         model, report = model_class.from_pretrained(
             name, **kwargs, config=own, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
         )
-    wrong = report["missing_keys"] | report["unexpected_keys"] | {key for key, *_ in report["mismatched_keys"]}
-    if wrong:
-        raise UserError(f"the weights in {name} are not those of its {CONFIG_NAME}: {min(wrong)} does not fit")
+    check_weights(name, report)
     install(model)
     model.origin = None  # saved again, it is not an adapter of what it was loaded from
     return model
 
 
 def _with_inserted(model_class: Any, inserted: Sequence[InsertConfig]) -> Any:
-    """The class of models that are made with these layers, so that transformers has a place for their weights."""
+    """A class of models that are made with these layers, so that transformers has a place for their weights."""
 
     def __init__(self: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
         model_class.__init__(self, *args, **kwargs)
@@ -256,12 +138,12 @@ def _with_inserted(model_class: Any, inserted: Sequence[InsertConfig]) -> Any:
 
 def _insert(model: PreTrainedModel, inserted: Sequence[InsertConfig]) -> None:
     for one in inserted:
-        sizes = {"heads": one.heads, "key_size": one.key_size, "value_size": one.value_size}
-        insert_fast_weights(model, one.layers, one.kind, **sizes)
+        sizes: Any = {"fast_heads": one.fast_heads, "key_size": one.key_size, "value_size": one.value_size}
+        insert_fast_weights(model, one.after, one.kind, **sizes)
 
 
 class SleepingModelForCausalLM:
-    """What AutoModelForCausalLM finds for config.json. It makes a model of the class that was saved."""
+    """The entry of AutoModelForCausalLM for such a config.json; it makes a model of the class that was saved."""
 
     config_class = SleepingModelConfig
 

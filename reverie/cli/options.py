@@ -1,0 +1,114 @@
+"""What options mean, and what is wrong with them in the words of the command line."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+from reverie.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from pydantic import BaseModel
+
+MOST_PASSES = MOST_NUMBERS = 10_000  # of sleep; and of numbers in one option
+
+Config = TypeVar("Config", bound="BaseModel")
+
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A shipped recipe such as depo/nano, or a .toml file.")
+]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. sleep.num_sleep_passes=4.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")]
+
+
+def device_named(name: str) -> torch.device:
+    """What --device says. Raises UserError for anything else, or for a CUDA device that is not there."""
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: there is no CUDA device here; use --device cpu")
+    if name not in ("cpu", "cuda"):
+        raise UserError(f"--device must be cpu, cuda or auto, got {name!r}")
+    return torch.device(name)
+
+
+def checked(config: type[Config], values: Mapping[str, Any], options: Mapping[str, str] | None = None) -> Config:
+    """A config from options, checked as a recipe is; key `x` is option --x, or `options["x"]`.
+
+    Raises UserError, in one sentence, for the first value that is wrong.
+    """
+    from pydantic import ValidationError
+
+    from reverie.recipe.errors import out_of_place
+
+    try:
+        return config.model_validate(values, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = "".join(
+            (options or {}).get(str(key), f"--{key}") for key in first["loc"][:1]
+        )  # none: the whole config
+        if first["type"] == "value_error":
+            raise UserError(f"{option} {first.get('ctx', {})['error']}".strip()) from None
+        raise UserError(out_of_place(option, [{**first, "loc": ()}])) from None
+
+
+def number_list(text: str, option: str, example: str = "1,2,4") -> list[int]:
+    """Such as 4 or 1,2,4 or 1..8. Raises UserError for anything else."""
+    try:
+        bounds = [[int(number) for number in part.split("..", 1)] for part in text.split(",")]
+    except ValueError:
+        raise UserError(
+            f"{option} must be whole numbers separated by commas, such as {example}, or a range, such as 1..8, got "
+            f"{text!r}"
+        ) from None
+    if any(bound[0] > bound[-1] for bound in bounds):
+        raise UserError(f"{option} has a range that ends before it begins, {text!r}: give the smaller number first")
+    if sum(bound[-1] - bound[0] + 1 for bound in bounds) > MOST_NUMBERS:
+        raise UserError(f"{option} must be at most {MOST_NUMBERS:,} numbers, got {text!r:.60}")
+    return [number for bound in bounds for number in range(bound[0], bound[-1] + 1)]
+
+
+def passes_list(text: str) -> list[int]:
+    """Numbers of sleep passes, as --passes says them."""
+    numbers = number_list(text, "--passes")
+    if max(numbers) > MOST_PASSES:
+        raise UserError(f"--passes must be at most {MOST_PASSES:,}, got {max(numbers):,}")
+    return numbers
+
+
+def tolerance_list(text: str) -> list[float]:
+    """What --tolerance says."""
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if not found or not all(0 < tolerance < math.inf for tolerance in found):
+        raise UserError(f"--tolerance must be numbers above 0 separated by commas, such as 0.8,0.5,0.3, got {text!r}")
+    return found
+
+
+def number_range(text: str, option: str) -> tuple[int, int]:
+    """Such as 4-8, or one number. Raises UserError for anything else."""
+    low, dash, high = text.partition("-")
+    try:
+        first, last = int(low), int(high if dash else low)
+    except ValueError:
+        first, last = 1, 0
+    if first > last:
+        raise UserError(f"{option} must be a range such as 4-8, smaller number first, or one number, got {text!r}")
+    return first, last
+
+
+def name_list(values: list[str] | None) -> tuple[str, ...] | None:
+    """Of an option that may be repeated and may hold several names."""
+    return tuple(name.strip() for value in values for name in value.split(",")) if values else None

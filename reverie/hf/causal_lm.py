@@ -1,0 +1,114 @@
+"""A causal language model of transformers that sleeps, and the same as a `LanguageModel` of ours."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from reverie.hf.decoder import Finished, Request, inserted_mixer, inserted_parameters, sleeping_decoder
+from reverie.hf.reading import reads_newest_only, take_up
+from reverie.hf.save import Origin, save_sleeping
+from reverie.model import LanguageModel, State, Tokens
+from reverie.sleep import SleepConfig
+from reverie.sleep.gradients import EXACT, Backward
+
+
+class SleepingCausalLM(nn.Module):
+    """Mixed in before a causal language model's class."""
+
+    stock: type[nn.Module]
+    origin: Origin | None  # of its pretrained part
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if args:
+            names = [name for name in inspect.signature(self.stock.forward).parameters if name != "self"]
+            kwargs = dict(zip(names, args, strict=False)) | kwargs
+        past = kwargs.get("past_key_values")
+        if not isinstance(past, Finished):
+            take_up(past, self)
+            newest_only = reads_newest_only(kwargs.get("labels"), kwargs.get("logits_to_keep"))
+            kwargs["past_key_values"] = Request(past, newest_only)
+        return super().forward(**kwargs)
+
+    @property
+    def sleep_config(self) -> SleepConfig:
+        return sleeping_decoder(self).sleep_config
+
+    @property
+    def sleeping(self) -> PretrainedLM:
+        """The model as `reverie.sleep` and `reverie.memory` take it, which read and remember without `generate`."""
+        # Always the same one, by which its fingerprint is known; in a tuple, since it is no part of this module.
+        if "_sleeping" not in self.__dict__:
+            self.__dict__.setdefault("_sleeping", (PretrainedLM(cast(PreTrainedModel, self)),))
+        return self.__dict__["_sleeping"][0]
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """With how it sleeps and what was inserted, for `reverie.hf.load`; arguments as in transformers."""
+        save_whole = super().save_pretrained  # pyright: ignore[reportAttributeAccessIssue]
+        save_sleeping(self, Path(save_directory), save_whole, *args, **kwargs)
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """Windows and passes run again in the backward pass; block by block would lose their states."""
+        sleeping_decoder(self).backward_config = Backward(activation_checkpoint="window")
+
+    def gradient_checkpointing_disable(self) -> None:
+        sleeping_decoder(self).backward_config = EXACT
+
+    activation_checkpointing_enable, activation_checkpointing_disable = (  # their names from transformers 6 on
+        gradient_checkpointing_enable,
+        gradient_checkpointing_disable,
+    )
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return sleeping_decoder(self).backward_config != EXACT
+
+
+class PretrainedLM(LanguageModel):
+    """A model of transformers that can sleep (`add.install`) as a `LanguageModel`; `lm` is that model, as it is."""
+
+    def __init__(self, lm: PreTrainedModel) -> None:
+        super().__init__()
+        self.lm = lm
+
+    @property
+    def layers(self) -> nn.ModuleList:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return sleeping_decoder(self.lm).layers
+
+    @property
+    def fast_weight_blocks(self) -> Sequence[int]:
+        return sleeping_decoder(self.lm).sleeping.fast_weight_blocks
+
+    def fast_weight_parameters(self) -> list[nn.Parameter]:
+        """Those of inserted layers; in a model with fast weights of its own, those of the blocks that hold them."""
+        if any(inserted_mixer(layer) is not None for layer in self.layers):
+            return list(inserted_parameters(self.lm).values())
+        return [p for i in self.fast_weight_blocks for p in self.layers[i].parameters()]
+
+    def compile_blocks(self, backend: str) -> None:
+        sleeping_decoder(self.lm).sleeping.compile(backend)
+
+    def embed(self, tokens: Tokens) -> Tensor:
+        return sleeping_decoder(self.lm).sleeping.embed(tokens)
+
+    def blocks(
+        self, h: Tensor, state: State, start: int, stop: int, *, span: int, output: bool = True
+    ) -> tuple[Tensor, State]:
+        return sleeping_decoder(self.lm).sleeping.blocks(h, state, start, stop, span=span, output=output)
+
+    def embed_blocks(
+        self, tokens: Tokens, state: State, loop_end: int, stop: int, *, span: int
+    ) -> tuple[Tensor, Tensor, State]:
+        return sleeping_decoder(self.lm).sleeping.embed_blocks(tokens, state, loop_end, stop, span=span)
+
+    def head(self, h: Tensor) -> Tensor:
+        """Logits, by all that the model does after its last block."""
+        flat = h.reshape(1, -1, h.shape[-1])
+        end = Finished(sleeping_decoder(self.lm).sleeping.head(flat))
+        return self.lm(inputs_embeds=flat, past_key_values=end, use_cache=True).logits.reshape(*h.shape[:-1], -1)

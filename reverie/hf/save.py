@@ -1,0 +1,239 @@
+"""Writing sleeping models: `model.save_pretrained(folder)`. `load.py` reads them.
+
+config.json has the model type "reverie_sleep", how the model sleeps, what was inserted, and the config of the model
+without that. model.safetensors has the weights: only those of inserted layers (an adapter), if the pretrained part is
+still what was loaded from a place with a name; else all of them, in shards if there are many. An adapter's file has the
+name of a whole model's, since Trainer looks for that when it goes on from a checkpoint.
+
+An adapter names its base, so it must not be written for a base that has been trained since, and must not be put on
+another one: fingerprints from a sample of every tensor tell.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+import transformers
+from pydantic import BaseModel, ConfigDict, field_serializer, field_validator
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
+
+from reverie.errors import UserError
+from reverie.files import move_into_place, writing
+from reverie.hf.decoder import InsertConfig, is_inserted, sleeping_decoder
+from reverie.hf.reading import AWAKE
+from reverie.sleep import SleepConfig
+
+FORMAT_VERSION = 1
+
+
+class SleepingModelConfig(PreTrainedConfig):
+    """What AutoConfig makes of config.json; `Saved` says what is in it."""
+
+    model_type = "reverie_sleep"
+
+
+class Saved(BaseModel):
+    """config.json of a model that sleeps."""
+
+    model_config = ConfigDict(frozen=True)
+
+    format_version: Literal[1] = FORMAT_VERSION
+    weights: Literal["whole", "adapter"]
+    base_model: str | None  # of an adapter: what the base was loaded from
+    base_fingerprint: str | None  # of an adapter: that of the base, in bfloat16
+    sleep: SleepConfig | None  # None: never
+    inserted: tuple[InsertConfig, ...]  # one for each call of insert_fast_weights
+    base_config: dict[str, Any]  # config.json of the model as it was before it could sleep
+
+    @field_validator("inserted", mode="before")
+    @classmethod
+    def _from_file(cls, inserted: Any) -> Any:
+        return [{_IN_PYTHON.get(k, k): x for k, x in one.items()} if isinstance(one, dict) else one for one in inserted]
+
+    @field_serializer("inserted")
+    def _to_file(self, inserted: tuple[InsertConfig, ...]) -> list[dict[str, Any]]:
+        in_file = {name: key for key, name in _IN_PYTHON.items()}
+        return [{in_file.get(name, name): x for name, x in one._asdict().items()} for one in inserted]
+
+
+_IN_PYTHON = {"layers": "after", "heads": "fast_heads"}
+"""Names of `InsertConfig`'s fields by those in files, which are older."""
+
+
+def save_sleeping(
+    model: Any,
+    folder: Path,
+    save_whole: Callable[..., None],
+    is_main_process: bool = True,
+    state_dict: dict[str, Tensor] | None = None,
+    push_to_hub: bool = False,
+    **kwargs: Any,
+) -> None:
+    """Save an adapter where that is enough, else the whole model. What was there before stays until all is on the disk.
+
+    Args:
+        model: a `SleepingCausalLM`.
+        save_whole: `save_pretrained` of the model's own class; the rest are its arguments.
+
+    Raises:
+        UserError: the system refuses to write (a full disk, a missing permission).
+    """
+    if getattr(model, "_hf_peft_config_loaded", False):  # add_adapter of transformers: peft's adapter alone is saved
+        return save_whole(folder, is_main_process, state_dict, push_to_hub, **kwargs)
+    if push_to_hub:
+        raise UserError("save_pretrained does not push what it saves: call push_to_hub(name) of the model")
+    state = model.state_dict() if state_dict is None else state_dict
+    origin: Origin | None = model.origin
+    if origin is not None and (
+        fingerprint(state) != origin.fingerprint or Path(origin.name).resolve() == folder.resolve()
+    ):
+        origin = None
+    with replacing(folder) as finished:
+        if origin is None:
+            save_whole(finished, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
+        else:
+            _save_adapter(model, state, finished)
+        _save_config(model, state, finished, None if origin is None else origin.name)
+        if not is_main_process:  # it took part in gathering the weights, and that is all
+            for path in finished.iterdir():
+                path.unlink()
+
+
+def _save_adapter(model: Any, state: Mapping[str, Tensor], folder: Path) -> None:
+    inserted = {name: _whole(tensor).cpu().contiguous() for name, tensor in state.items() if is_inserted(name)}
+    save_file(inserted, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+    model.generation_config.save_pretrained(folder)
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """The whole tensor, under FSDP of all processes' parts."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def _save_config(model: Any, state: Mapping[str, Tensor], folder: Path, base: str | None) -> None:
+    """Write config.json of an adapter of `base`, or of a whole model if that is None."""
+    own = model.config.to_dict()
+    own.pop("_name_or_path", None)
+    decoder = sleeping_decoder(model)
+    saved = Saved(
+        weights="whole" if base is None else "adapter",
+        base_model=base,
+        base_fingerprint=None if base is None else fingerprint(state, torch.bfloat16),
+        sleep=None if decoder.sleep_config == AWAKE else decoder.sleep_config,
+        inserted=decoder.inserted_configs,
+        base_config=own
+        | {
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "architectures": [type(model).__name__.removeprefix("FSDP")],
+        },
+    )
+    kind = {"model_type": SleepingModelConfig.model_type, "transformers_version": transformers.__version__}
+    # pydantic would write infinities, which Mamba-2 configs hold, as null.
+    content = kind | saved.model_dump(mode="json", exclude={"base_config"}) | {"base_config": saved.base_config}
+    (folder / CONFIG_NAME).write_text(json.dumps(content, indent=2) + "\n")
+
+
+# Whether the pretrained part is what was loaded
+
+SAMPLE = 4096  # elements of a tensor that a fingerprint looks at
+
+
+class Origin(NamedTuple):
+    """Where the pretrained part of a model was loaded from."""
+
+    name: str  # what was given to from_pretrained: a folder, or a name on the hub
+    fingerprint: str  # of the loaded tensors, exact
+
+
+def origin_of(model: PreTrainedModel) -> Origin | None:
+    """Where a model was loaded from, before anything is done to it; None if it is not as it was loaded.
+
+    What wrote past autograd before, as peft does when it merges an adapter, goes unseen: save a merged model first.
+    """
+    name = model.config._name_or_path
+    if not name or not all(_as_loaded(parameter) for parameter in model.parameters()):
+        return None
+    return Origin(name, fingerprint(model.state_dict()))
+
+
+def _as_loaded(parameter: Tensor) -> bool:
+    """True for what transformers marks as read from files, unless it was written to since, as an optimiser does."""
+    return not parameter.is_meta and parameter._version == 0 and getattr(parameter, "_is_hf_initialized", False)
+
+
+def fingerprint(state_dict: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:
+    """SHA-256 over names, shapes and evenly spaced elements of all that was not inserted, and the sums of all elements.
+
+    Args:
+        dtype: rounded to this, and without sums. In bfloat16 it is the same whether a model was loaded as float32,
+            float64 or bfloat16.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(state_dict):
+        if is_inserted(name):
+            continue
+        sample = _sample(state_dict[name])
+        if dtype is not None and sample.is_floating_point():
+            sample = sample.to(dtype)
+        digest.update(f"{name} {list(state_dict[name].shape)} {sample.dtype}\n".encode())
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+        if dtype is None and sample.is_floating_point():  # a few rows of an embedding may have been trained
+            digest.update(f"{_sum(state_dict[name]):.7e}".encode())
+    return digest.hexdigest()
+
+
+def _sum(tensor: Tensor) -> float:
+    return float(torch.sum(_whole(tensor), dtype=torch.float64))
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    """Up to `SAMPLE` elements from the first to the last: not every n-th, which might all lie in one column."""
+    tensor = _whole(tensor)  # with FSDP all processes come by here
+    count = min(tensor.numel(), SAMPLE)
+    places = torch.arange(count, device=tensor.device) * (tensor.numel() - 1) // max(count - 1, 1)
+    return tensor.reshape(-1)[places].cpu().contiguous()
+
+
+# Folders of files as transformers saves them
+
+WEIGHTS = re.compile(r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json")
+
+
+@contextmanager
+def replacing(folder: Path) -> Iterator[Path]:
+    """An empty folder to write into. What is in it at the end takes the place of what `folder` holds of a model.
+
+    After an error while the files are written, those that were there before are untouched.
+
+    Raises:
+        UserError: the system refuses to write (a full disk, a missing permission).
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".saving-", dir=folder) as name:
+            yield Path(name)
+            _move(Path(name), folder)
+
+
+def _move(finished: Path, folder: Path) -> None:
+    """Move files into place, the config last, since nothing is loaded without it; older weights go before it."""
+    names = {path.name for path in finished.iterdir()}
+    for name in sorted(names - {CONFIG_NAME}):
+        move_into_place(finished / name, folder / name)
+    if CONFIG_NAME in names:
+        for path in folder.iterdir():
+            if WEIGHTS.fullmatch(path.name) and path.name not in names:
+                path.unlink()
+        move_into_place(finished / CONFIG_NAME, folder / CONFIG_NAME)

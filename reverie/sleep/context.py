@@ -1,0 +1,77 @@
+"""`Context`: what a model knows between two calls; and its rows, which may go different ways for a while."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils._pytree import tree_map
+
+from reverie.errors import UserError
+from reverie.model import SleepingModel, State, Tokens, select_rows
+
+Tree = TypeVar("Tree", bound=tuple[Any, ...])
+
+
+class Context(NamedTuple):
+    """What a model knows between two calls."""
+
+    state: State  # after the newest token
+    window_start: State  # as this window found it
+    window: tuple[Tensor, ...] = ()  # h [B, T, D] after the looped blocks, pass 1, for this window's tokens
+    length: int = 0  # tokens in this window
+    passes: int | Int[Tensor, " B"] = 0  # spent on all windows slept over; by row where rows differ
+
+    @classmethod
+    def empty(cls, model: SleepingModel) -> Context:
+        state = State.empty(model.num_blocks)
+        return cls(state, state)
+
+    def windows(self, tokens: Tokens, window_size: int) -> list[Tokens]:
+        """Tokens that come next, window by window: the first of them go on in this one, unless it is full.
+
+        Raises:
+            UserError: there are none.
+        """
+        if tokens.shape[1] == 0:
+            raise UserError("there is nothing to read: tokens must hold at least one, got T = 0")
+        first = window_size - self.length % window_size
+        rest = tokens[:, first:]
+        return [tokens[:, :first], *(rest.split(window_size, dim=1) if rest.shape[1] else ())]
+
+
+def by_kind(
+    kinds: Int[Tensor, " B"], tokens: Tokens, context: Context, run: Callable[[int, Tokens, Context], Tree]
+) -> Tree:
+    """What `run` gives for all rows, after those of each kind went through a window by themselves.
+
+    If all rows are of one kind, they are run as they are.
+
+    Args:
+        kinds: on the CPU.
+        tokens: of the window.
+        context: before them; if rows differ, no window is open.
+        run: given a kind, and the tokens and the context of the rows that are of it.
+    """
+    found = kinds.unique().tolist()
+    if len(found) == 1:
+        return run(found[0], tokens, context)
+    context = context._replace(passes=torch.as_tensor(context.passes, device=tokens.device).expand(len(kinds)))
+    rows = [(kinds == kind).nonzero()[:, 0].to(tokens.device) for kind in found]
+    return in_order(
+        [run(kind, *select_rows((tokens, context), own)) for kind, own in zip(found, rows, strict=True)], rows
+    )
+
+
+def in_order(parts: Sequence[Tree], rows: Sequence[Tensor]) -> Tree:
+    """Parts of a batch as one again; `rows` says which rows of it each part has."""
+    order = torch.cat(list(rows)).argsort()
+    return tree_map(lambda *xs: torch.cat(xs)[order] if isinstance(xs[0], Tensor) else xs[0], *parts)
+
+
+def put_rows(tree: Tree, part: Tree, rows: Int[Tensor, " rows"]) -> Tree:
+    """`tree` with these rows taken from `part`."""
+    return tree_map(lambda x, new: x.index_copy(0, rows, new) if isinstance(x, Tensor) else x, tree, part)
