@@ -18,21 +18,19 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
+import publish
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 
-from reverie.errors import UserError
-from reverie.files import write_atomic
+from reverie.bench.card import outcome
+from reverie.bench.tables import markdown_table
 from reverie.pretrained.smollm2 import load_smollm2
-from reverie.results.plots import save_figure
-from reverie.results.provenance import commit_id, hardware
 from reverie.tasks.gsm_infinite import Problem, ProblemConfig, draw_problem
 from reverie.tasks.gsm_infinite.core import Level, Mode
 from reverie.tasks.gsm_infinite.parser import is_total, parse
@@ -49,42 +47,9 @@ PADDED_LENGTH = (2000, 3300)
 UNPADDED_TARGET, PADDED_TARGET = 2000.0, 300.0  # problems per second and core
 CHUNK = 250
 
-# Measured on the public generator (Infini-AI-Lab/gsm_infinite at caa5388, 7,560 problems, operations 2 to 8).
+# Measured on 7,560 problems of the public generator (Infini-AI-Lab/gsm_infinite at caa5388), operations 2 to 8.
 KINDS = ("INT", "Y", "c+Y", "c*Y", "sum2", "diff2", "c sum2", "c diff2", "sum3+")
-BENCHMARK: dict[str, Any] = {
-    "needed": {
-        "forward medium": (50.0, 25.6, 9.3, 9.1, 1.6, 0.5, 1.9, 1.6, 0.5),
-        "forward hard": (42.4, 21.0, 15.2, 14.6, 3.0, 2.3, 0.6, 0.8, 0.1),
-        "reverse medium": (24.3, 41.2, 13.9, 14.0, 2.1, 0.6, 2.6, 1.2, 0.2),
-        "reverse hard": (26.8, 33.3, 17.2, 18.5, 2.4, 1.1, 0.4, 0.2, 0.0),
-    },
-    "unneeded": (
-        "38 to 46",
-        "19 to 21",
-        "6.5 to 8",
-        "6.5 to 7",
-        "4 to 5",
-        "3 to 5",
-        "2.5 to 3",
-        "2.5 to 3",
-        "8 to 13",
-    ),
-    "asked": {
-        "forward medium": {"total": 80, "count": 20},
-        "forward hard": {"average": 54, "total": 32, "count": 8, "weighted total": 5},
-        "reverse medium": {"count": 100},
-        "reverse hard": {"average": 58, "count": 42},
-    },
-    "quantities": {"2": "2.0", "3": "2.1 to 3.0", "4": "3.0", "5": "3.1 to 3.5", "6": "4.0", "7": "4.5", "8": "5.0"},
-    "links": {"forward medium": 6.5, "forward hard": 7.9, "reverse medium": 5.3, "reverse hard": 5.9},
-    "needed share": {"forward medium": 46, "forward hard": 23, "reverse medium": 42, "reverse hard": 25},
-    "constant": {"forward": {"all": 13, "2": 31, "3": 22, "4": 26}, "reverse": {"all": 30}},
-    "above 20": 7.6,
-    "reverse answers": {"1": 12.8, "2": 28.7, "3": 30.8, "4": 27.7},
-    "tokens": {"unpadded": (293, 341, 503, 564, 857, 1909), "padded": (2004, 2121, 2607, 2614, 3204, 3300)},
-    "sentences": {"unpadded": 9, "padded": 68},
-    "characters per token": {"unpadded": 4.89, "padded": 4.99},
-}
+BENCHMARK: dict[str, Any] = json.loads(Path(__file__).with_name("gsm_infinite_public.json").read_text(encoding="utf-8"))
 
 
 class Cell(NamedTuple):
@@ -103,9 +68,8 @@ class Chunk(NamedTuple):
 
 
 def main() -> None:
-    arguments = _arguments()
+    arguments, origin = _arguments(), publish.begin()
     chunks = _chunks(arguments.count)
-    started = time.perf_counter()
     console = Console(stderr=True)
     with ProcessPoolExecutor(arguments.workers) as pool:
         work = pool.map(examine, chunks)
@@ -114,10 +78,7 @@ def main() -> None:
         "kind": "generator",
         "name": "gsm_infinite/generator",
         "seed": SEED,
-        "commit": commit_id(),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": hardware().model_dump(),
-        "wall_time_s": round(time.perf_counter() - started, 1),
+        **origin(),
         "problems": len(facts),
         "solved": sum(fact["solved"] for fact in facts),
         "operations_right": sum(fact["operations_right"] for fact in facts),
@@ -127,18 +88,13 @@ def main() -> None:
     if wrong:
         sys.exit(f"error: {len(wrong)} of {len(facts)} problems are not solved; the first is {wrong[0]}")
     card["problems_per_second"] = speed()
-    if arguments.out is not None:
-        write_atomic(arguments.out, (json.dumps(card, indent=1) + "\n").encode())
-        save_figure(figure(card), arguments.out.with_suffix(".png"))
-    print(json.dumps(result(card)) if arguments.json else markdown(card))
+    publish.publish(arguments, card, figure, markdown, result)
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = publish.options(__doc__)
     parser.add_argument("--count", type=int, default=100_000, help="problems to check")
-    parser.add_argument("--out", type=Path, help="card (.json) to write, with a figure beside it")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
-    parser.add_argument("--json", action="store_true", help="print speed over target as one JSON object")
     arguments = parser.parse_args()
     if arguments.count < 1000:
         parser.error(f"--count must be at least 1000, got {arguments.count}: less says nothing about rare sentences")
@@ -300,7 +256,7 @@ def result(card: dict[str, Any]) -> dict[str, Any]:
     rates = card["problems_per_second"]
     ratio = min(rates["unpadded"] / UNPADDED_TARGET, rates["padded"] / PADDED_TARGET)
     details = {key: card[key] for key in ("problems", "solved", "operations_right", "problems_per_second", "hardware")}
-    return {"name": card["name"], "ratio": round(ratio, 2), "target": 1.0, "met": ratio >= 1.0, "details": details}
+    return outcome(card["name"], round(ratio, 2), 1.0, ratio >= 1.0, details)
 
 
 def markdown(card: dict[str, Any]) -> str:
@@ -312,7 +268,7 @@ def markdown(card: dict[str, Any]) -> str:
     body = [[f"needed, {name}, {who}", *(f"{share:.1f}" for share in shares)] for who, name, shares in rows]
     body.append(["unneeded, all, ours", *(f"{share:.1f}" for share in ours["unneeded"])])
     body.append(["unneeded, all, benchmark", *BENCHMARK["unneeded"]])
-    tables.append(_table(["facts, %", *KINDS], body))
+    tables.append(markdown_table(["facts, %", *KINDS], body))
     body = [
         [name, _pairs(ours["asked"][name]), _pairs(BENCHMARK["asked"][name])]
         + [f"{source['links'][name]:.1f}" for source in (ours, BENCHMARK)]
@@ -320,7 +276,7 @@ def markdown(card: dict[str, Any]) -> str:
         for name in _GROUPS
     ]
     heads = ["", "asked, %: ours", "benchmark", "links: ours", "benchmark", "needed facts, %: ours", "benchmark"]
-    tables.append(_table(heads, body))
+    tables.append(markdown_table(heads, body))
     body = [
         ["needed quantities, ours", *(f"{ours['quantities'][str(n)]:.1f}" for n in OPERATIONS)],
         ["benchmark", *(BENCHMARK["quantities"][str(n)] for n in OPERATIONS)],
@@ -328,7 +284,7 @@ def markdown(card: dict[str, Any]) -> str:
         ["benchmark", *(str(BENCHMARK["constant"]["forward"].get(str(n), "")) for n in OPERATIONS)],
         ["best constant answer, reverse, ours, %", *(f"{ours['constant']['reverse'][str(n)]:.0f}" for n in OPERATIONS)],
     ]
-    tables.append(_table(["operations", *map(str, OPERATIONS)], body))
+    tables.append(markdown_table(["operations", *map(str, OPERATIONS)], body))
     body = [
         [
             f"{name}, {who}",
@@ -340,7 +296,7 @@ def markdown(card: dict[str, Any]) -> str:
         for who, source in (("ours", ours), ("benchmark", BENCHMARK))
     ]
     heads = ["prompt tokens", "min", "p10", "median", "mean", "p90", "max", "sentences", "characters per token"]
-    tables.append(_table(heads, body))
+    tables.append(markdown_table(heads, body))
     body = [
         ["best constant answer, forward, %", *(f"{s['constant']['forward']['all']:.0f}" for s in (ours, BENCHMARK))],
         ["best constant answer, reverse, %", *(f"{s['constant']['reverse']['all']:.0f}" for s in (ours, BENCHMARK))],
@@ -348,7 +304,7 @@ def markdown(card: dict[str, Any]) -> str:
         ["reverse answers 1, 2, 3, 4, %", *(_shares(s["reverse answers"]) for s in (ours, BENCHMARK))],
         ["reverse problems with a second given number, %", str(ours["decoys"]), ""],
     ]
-    tables.append(_table(["", "ours", "benchmark"], body))
+    tables.append(markdown_table(["", "ours", "benchmark"], body))
     return "\n\n".join(tables)
 
 
@@ -358,11 +314,6 @@ def _pairs(shares: dict[str, float]) -> str:
 
 def _shares(shares: dict[str, float]) -> str:
     return " / ".join(f"{share:.1f}" for share in shares.values())
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def figure(card: dict[str, Any]) -> Figure:
@@ -384,7 +335,4 @@ def figure(card: dict[str, Any]) -> Figure:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    publish.run(main)

@@ -10,7 +10,6 @@ Leaves a card, and a figure of steps over time.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import random
@@ -20,22 +19,20 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import publish
 import torch
 from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 
+from reverie.bench.card import outcome
 from reverie.errors import UserError
-from reverie.files import write_atomic
 from reverie.recipe import Recipe, load_recipe
 from reverie.results.card import RunCard, load_card
 from reverie.results.checkpoint import FILE_NAME, Progress, load_checkpoint
-from reverie.results.plots import save_figure
-from reverie.results.provenance import commit_id, hardware
 from reverie.results.run import CARD_NAME
 from reverie.train.run import train
 
@@ -60,7 +57,7 @@ def main() -> None:
         raise UserError(f"--kills must be 1 to {most}, for each strikes at a step of its own, got {arguments.kills}")
     # Of the processes to come: sums that are split over threads could differ, and two runs share the machine.
     os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
-    commit, started = commit_id(), time.perf_counter()
+    origin = publish.begin()
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = Path(folder) / "whole", Path(folder) / "killed"
         with running(recipe, whole) as undisturbed:
@@ -73,28 +70,21 @@ def main() -> None:
         "kind": "kills",
         "name": "reliability/kills",
         "seed": SEED,
-        "commit": commit,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": {**hardware().model_dump(), "threads": 1},
-        "wall_time_s": round(time.perf_counter() - started, 1),
+        **origin(),
         "recipe": recipe.model_dump(mode="json"),
         "tensors_compared": tensors,
         "differing": differing,
         "starts": starts,
     }
-    if arguments.out is not None:
-        write_atomic(arguments.out, (json.dumps(card, indent=1) + "\n").encode())
-        save_figure(figure(card), arguments.out.with_suffix(".png"))
-    print(json.dumps(result(card)) if arguments.json else sentence(card))
+    card["hardware"]["threads"] = 1
+    publish.publish(arguments, card, figure, sentence, result)
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = publish.options(__doc__)
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", default="depo/nano", help="depo/nano if absent")
     parser.add_argument("--kills", type=int, default=20, help="how often the second run is killed")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override of the recipe")
-    parser.add_argument("--out", type=Path, help="card (.json) to write, with a figure beside it")
-    parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     return parser.parse_args()
 
 
@@ -218,7 +208,7 @@ def result(card: dict[str, Any]) -> dict[str, Any]:
         "kills_in_a_write": sum(start["in_a_write"] for start in card["starts"]),
         **{key: card[key] for key in ("tensors_compared", "differing", "wall_time_s", "hardware")},
     }
-    return {"name": card["name"], "ratio": ratio, "target": 1.0, "met": ratio >= 1.0, "details": details}
+    return outcome(card["name"], ratio, 1.0, ratio >= 1.0, details)
 
 
 def _struck(card: dict[str, Any]) -> list[int]:
@@ -259,7 +249,4 @@ def figure(card: dict[str, Any]) -> Figure:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    publish.run(main)

@@ -11,26 +11,22 @@ card and a figure.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
-import time
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import publish
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from reverie.files import write_atomic
+from reverie.bench.tables import markdown_table
 from reverie.model import LanguageModel, State
 from reverie.recipe import Recipe, changed, load_recipe
 from reverie.recipe.build import build_model
 from reverie.results.card import RunCard
 from reverie.results.checkpoint import FILE_NAME, load_checkpoint
 from reverie.results.evaluate import evaluate
-from reverie.results.plots import save_figure
-from reverie.results.provenance import commit_id, hardware
 from reverie.results.run import CARD_NAME
 from reverie.sleep import SleepConfig
 from reverie.train.run import train
@@ -66,7 +62,7 @@ def main() -> None:
     recipe = load_recipe(arguments.recipe, arguments.set)
     seeds = [int(seed) for seed in arguments.seeds.split(",")]
     runs = {seed: _trained(changed(recipe, train={"seed": seed}), arguments.runs / f"seed-{seed}") for seed in seeds}
-    started = time.perf_counter()
+    origin = publish.begin()
     scores = [_scores(run, recipe.train.eval_examples) for run in runs.values()]
     cards = [RunCard.model_validate_json((run / CARD_NAME).read_text()) for run in runs.values()]
     card = {
@@ -74,30 +70,24 @@ def main() -> None:
         "name": recipe.name,
         "seeds": seeds,
         "recipe": recipe.model_dump(mode="json"),
-        "commit": commit_id(),
+        **origin(),
         "commits_of_runs": sorted({card.commit for card in cards}),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": hardware().model_dump(),
         "wall_time_s_of_runs": [card.wall_time_s for card in cards],
-        "wall_time_s": time.perf_counter() - started,
         "tokens_of_a_run": cards[0].tokens,
         "parameters": cards[0].parameters,
         "chance": recipe.task.chance(),
         "scores": {name: [score[name] for score in scores] for name in scores[0]},
         "curves": [[point.model_dump(mode="json") for point in card.curve] for card in cards],
     }
-    write_atomic(arguments.out, (json.dumps(card, indent=1) + "\n").encode())
-    save_figure(figure(card), arguments.out.with_suffix(".png"))
-    print(table(card))
+    publish.publish(arguments, card, figure, table, lambda card: card["scores"])
 
 
 def _arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = publish.options(__doc__)
     parser.add_argument("recipe", metavar="RECIPE", nargs="?", default="recall/smollm2")
     parser.add_argument("--seeds", default="0,1,2")
     parser.add_argument("--set", metavar="KEY=VALUE", action="append", default=[], help="override of the recipe")
     parser.add_argument("--runs", type=Path, default=Path("runs/recall/smollm2"), help="where the runs are, or will be")
-    parser.add_argument("--out", type=Path, required=True, help="card (.json) to write, with a figure beside it")
     return parser.parse_args()
 
 
@@ -135,13 +125,11 @@ def asleep(passes: int) -> str:
 
 def table(card: dict[str, Any]) -> str:
     """Loss in nats and accuracy in %, mean ± standard deviation over seeds."""
-    rows = ["| | loss | accuracy |", "|---|---|---|"]
-    for name, scores in card["scores"].items():
-        rows.append(
-            f"| {name} | {_spread([s['loss'] for s in scores], 2)} | "
-            f"{_spread([100 * s['question_accuracy'] for s in scores], 0)} |"
-        )
-    return "\n".join(rows)
+    rows = [
+        [name, _spread([s["loss"] for s in scores], 2), _spread([100 * s["question_accuracy"] for s in scores], 0)]
+        for name, scores in card["scores"].items()
+    ]
+    return markdown_table(["", "loss", "accuracy"], rows)
 
 
 def _spread(values: list[float], digits: int) -> str:
@@ -171,4 +159,4 @@ def figure(card: dict[str, Any]) -> Figure:
 
 
 if __name__ == "__main__":
-    main()
+    publish.run(main)

@@ -1,4 +1,4 @@
-"""The quantities of scaling_formulas.py and scaling_traffic.py, counted while small models really train."""
+"""The quantities of `reverie.bench.account` and scaling_traffic.py, counted while small models really train."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import gc
 import json
 import os
 import tempfile
-import weakref
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
@@ -16,20 +15,26 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from scaling_formulas import Work
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from reverie.bench.machine import flop_counter
-from reverie.model import HybridConfig, HybridLM, LanguageModel, new_model
+from reverie.bench.account import Work
+from reverie.bench.count import LiveBytes, count_flops, flop_counter
+from reverie.model import LanguageModel, new_model
 from reverie.recipe import OptimConfig
 from reverie.sleep import rollout
 from reverie.train.distributed import Parallel, ParallelModel, Processes
 from reverie.train.optim import build_optimizers
 
 OPTIM = OptimConfig(muon_lr=1e-3, adamw_lr=1e-3)
+WHOLE = {  # of collectives: where their full tensor stands among the arguments
+    "_allgather_base_": ("gathered", 0),
+    "_reduce_scatter_base_": ("scattered", 1),
+    "allreduce_": ("reduced", 0),
+    "alltoall_base_": ("exchanged", 1),
+}
 
 
 def batch_of(work: Work) -> tuple[Tensor, Tensor]:
@@ -51,32 +56,8 @@ def loss_of(work: Work, model: LanguageModel) -> Tensor:
     return F.cross_entropy(logits.float(), tokens[mask])
 
 
-def trained(model: HybridLM, work: Work) -> list[torch.optim.Optimizer]:
-    """The optimisers behind one step."""
-    optimizers = build_optimizers(model, OPTIM)
-    loss_of(work, model).backward()
-    for optimizer in optimizers:
-        optimizer.step()
-    return optimizers
-
-
-# Parameters and optimisers
-
-
-def shapes_of(config: HybridConfig) -> dict[str, tuple[int, ...]]:
-    return {name: tuple(p.shape) for name, p in new_model(config, 0).named_parameters()}
-
-
-def optimizer_bytes(work: Work) -> int:
-    states = [optimizer.state_dict()["state"] for optimizer in trained(new_model(work.model, 0), work)]
-    return sum(x.numel() * x.element_size() for x in tree_leaves(states) if isinstance(x, Tensor))
-
-
-# Operations
-
-
 def operations(work: Work) -> tuple[int, int]:
-    """Forward; backward with what it makes again."""
+    """Operations of the forward, and of the backward with what it makes again."""
     model, counter = new_model(work.model, 0), flop_counter()
     with counter:
         loss = loss_of(work, model)
@@ -85,55 +66,25 @@ def operations(work: Work) -> tuple[int, int]:
     return forward, counter.get_total_flops() - forward
 
 
-def muon_operations(work: Work) -> int:
-    model, counter = new_model(work.model, 0), flop_counter()
-    muon, _ = build_optimizers(model, OPTIM)
+def optimisers(work: Work) -> tuple[int, int]:
+    """Bytes of the optimisers' states, and operations of Muon in a step."""
+    model = new_model(work.model, 0)
+    muon, adamw = build_optimizers(model, OPTIM)
     loss_of(work, model).backward()
-    with counter:
-        muon.step()
-    return counter.get_total_flops()
-
-
-# Bytes
-
-
-class _LiveBytes(TorchDispatchMode):
-    """Bytes of the tensors made under it that are alive; a storage counts once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.bytes = self.peak = 0
-        self._live: dict[int, int] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        known = {x.untyped_storage()._cdata for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)} | {
-            *self._live
-        }
-        for x in tree_leaves(out):
-            if isinstance(x, Tensor) and x.untyped_storage()._cdata not in known:
-                self._add(x.untyped_storage())
-                known.add(x.untyped_storage()._cdata)
-        self.peak = max(self.peak, self.bytes)
-        return out
-
-    def _add(self, storage: torch.UntypedStorage) -> None:
-        self._live[storage._cdata] = storage.nbytes()
-        self.bytes += storage.nbytes()
-        weakref.finalize(storage, self._remove, storage._cdata)
-
-    def _remove(self, key: int) -> None:
-        self.bytes -= self._live.pop(key)
+    flops = count_flops(muon.step)
+    adamw.step()
+    states = tree_leaves([optimizer.state_dict()["state"] for optimizer in (muon, adamw)])
+    return sum(x.nbytes for x in states if isinstance(x, Tensor)), flops
 
 
 def live_bytes(work: Work, dtype: torch.dtype | None = None) -> tuple[int, int]:
-    """Alive between forward and backward, and the most alive in the backward, gradients with it.
+    """Bytes alive between forward and backward, and the most alive in the backward, gradients with it.
 
     With a `dtype` under autocast to it, the casts of parameters left out.
     """
     model = new_model(work.model, 0)
     loss_of(work, model)  # rotary tables are made once
-    with _LiveBytes() as live:
+    with LiveBytes() as live:
         with nullcontext() if dtype is None else torch.autocast("cpu", dtype):
             loss = loss_of(work, model)
         gc.collect()
@@ -142,17 +93,6 @@ def live_bytes(work: Work, dtype: torch.dtype | None = None) -> tuple[int, int]:
         loss.backward()
     casts = 0 if dtype is None else sum(p.numel() * dtype.itemsize for p in model.parameters() if p.ndim == 2)
     return kept - casts, live.peak
-
-
-# Traffic
-
-
-WHOLE = {  # of collectives: where their full tensor stands among the arguments
-    "_allgather_base_": ("gathered", 0),
-    "_reduce_scatter_base_": ("scattered", 1),
-    "allreduce_": ("reduced", 0),
-    "alltoall_base_": ("exchanged", 1),
-}
 
 
 class _Payload(TorchDispatchMode):
@@ -165,7 +105,7 @@ class _Payload(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func.namespace == "c10d" and func._opname in WHOLE:
             name, place = WHOLE[func._opname]
-            self.bytes[name] += sum(x.numel() * x.element_size() for x in tree_leaves(args[place]))
+            self.bytes[name] += sum(x.nbytes for x in tree_leaves(args[place]))
         return func(*args, **(kwargs or {}))
 
 
@@ -205,8 +145,8 @@ def _payload(processes: Processes, work: Work, every_run: bool) -> dict[str, int
     return {name: payload.bytes[name] for name, _ in WHOLE.values()} | {"peak": live.peak}
 
 
-def _counted_step(parallel: ParallelModel, muon: torch.optim.Optimizer, work: Work) -> tuple[_Payload, _LiveBytes]:
-    payload, live = _Payload(), _LiveBytes()
+def _counted_step(parallel: ParallelModel, muon: torch.optim.Optimizer, work: Work) -> tuple[_Payload, LiveBytes]:
+    payload, live = _Payload(), LiveBytes()
     with payload:
         with live:
             parallel.backward(lambda model: loss_of(work, model))

@@ -8,26 +8,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from scaling_formulas import (
+from scaling_traffic import Traffic, context_parallel, ddp, fsdp, pipeline_slots, tensor_parallel
+
+from reverie.bench.account import (
     FLOAT32,
     Run,
     Work,
     again_bytes,
-    all_shapes,
     block_shapes,
     count,
     fast_weight_bytes,
     hidden_matrices,
     kept_bytes,
     muon_operations,
+    newton_schulz_operations,
     operations,
     optimizer_bytes,
-    root_shapes,
+    parameter_shapes,
     run_bytes,
     runs,
 )
-from scaling_traffic import Traffic, context_parallel, ddp, fsdp, pipeline_slots, tensor_parallel
-
 from reverie.model import HybridConfig
 from reverie.model.config import BlockKind
 from reverie.sleep import SleepConfig
@@ -130,7 +130,7 @@ def _text(name: str) -> dict[str, float]:
     works = {mode: work_of(name, 1, mode) for mode in MODES}
     work, costs = works["none"], {mode: operations(work) for mode, work in works.items()}
     return {
-        "parameters": count(all_shapes(work.model)),
+        "parameters": count(parameter_shapes(work.model)),
         "tokens": work.window_tokens * WINDOWS,
         "block runs": sum(len(list(run.blocks())) for run in runs(work)),
         "operations, forward": costs["none"].forward,
@@ -147,7 +147,7 @@ def _text(name: str) -> dict[str, float]:
         "bytes, FSDP gathers, once": fsdp(work, NODE, once=True).gathered,
         "bytes, FSDP gathers, every run (bfloat16)": fsdp(work, NODE, gathered=BFLOAT16).gathered,
         "bytes, tensor parallel reduces": tensor_parallel(works["pass"], BFLOAT16).reduced,
-        "operations, Muon": muon_operations(all_shapes(work.model)),
+        "operations, Muon": muon_operations(work.model),
     }
 
 
@@ -202,16 +202,16 @@ def _state_bytes(work: Work, gpus: int, strategy: Strategy) -> float:
 
     Gradients are whole whatever the strategy: each is a sum over all runs of its block, complete at the end alone.
     """
-    shapes = all_shapes(work.model)
-    P, all_states = count(shapes), 2 * FLOAT32 * count(shapes) + optimizer_bytes(shapes)
+    shapes = parameter_shapes(work.model)
+    P, all_states = count(shapes), 2 * FLOAT32 * count(shapes) + optimizer_bytes(work.model)
     if strategy.shards == "none":
         return all_states + BFLOAT16 * P  # autocast's copies
     if strategy.shards == "step":
         return all_states / gpus + (2 * FLOAT32 + BFLOAT16) * P
-    layers = work.model.layers
     gathered = P  # to make a run again, FSDP2 gathers all of its blocks
     if work.backward.activation_checkpoint == "none":
-        gathered = count(root_shapes(work.model)) + 2 * max(count(block_shapes(work.model, kind)) for kind in layers)
+        blocks = [count(block_shapes(shapes, i)) for i in range(len(work.model.layers))]
+        gathered = P - sum(blocks) + 2 * max(blocks)
     shards = NODE if strategy.shards == "node" else gpus
     parts = strategy.degree if strategy.split in ("tensor", "pipeline") else 1
     return all_states / shards + BFLOAT16 * (P + gathered) / parts
@@ -261,8 +261,7 @@ def _seconds(traffic: Traffic, ranks: int, near: int) -> float:
 
 def _newton_schulz_seconds(work: Work, gpus: int, strategy: Strategy) -> float:
     """DDP does all of it everywhere; FSDP in rounds of as many matrices as there are GPUs."""
-    matrices = hidden_matrices(all_shapes(work.model))
-    costs = [muon_operations({name: shape}) for name, shape in matrices.items()]
+    costs = [newton_schulz_operations(shape) for shape in hidden_matrices(work.model).values()]
     if strategy.shards != "none":
         costs = [max(costs[first : first + gpus]) for first in range(0, len(costs), gpus)]
     return sum(costs) / (USED * PEAK_OPERATIONS)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from itertools import groupby
 from typing import Any
 
 from matplotlib.figure import Figure
 from scaling_paper import LARGER_MEMORY, MEMORY, choice
+
+from reverie.bench.tables import markdown_table
 
 GB = 1e9
 
@@ -30,12 +31,12 @@ def _checks(rows: list[dict[str, Any]]) -> str:
             f"{shown[key]:,.0f}" if shown[key] > 10 else f"{shown[key]:.2f}" for key in ("predicted", "measured")
         ]
         body.append([quantity, str(len(cases)), shown["case"], *numbers, f"{min(off):+.1f} to {max(off):+.1f}"])
-    return table(["quantity", "cases", "such as", "formula", "counted", "formula off, %"], body)
+    return markdown_table(["quantity", "cases", "such as", "formula", "counted", "formula off, %"], body)
 
 
 def _texts(texts: dict[str, dict[str, float]]) -> str:
     quantities = list(next(iter(texts.values())))
-    return table(["a text", *texts], [[q, *(_short(text[q]) for text in texts.values())] for q in quantities])
+    return markdown_table(["a text", *texts], [[q, *(_short(text[q]) for text in texts.values())] for q in quantities])
 
 
 def _choices(rows: list[dict[str, Any]]) -> str:
@@ -46,7 +47,7 @@ def _choices(rows: list[dict[str, Any]]) -> str:
         best, ours = choice(candidates), choice(built) if built else None
         body.append([model, f"{gpus:,}", f"{texts:,}", *_choice(ours, bool(built)), *_choice(best, True)])
     heads = ["model", "GPUs", "texts", "as built", "s a step", "on paper", "s a step"]
-    return table(heads, body)
+    return markdown_table(heads, body)
 
 
 def _choice(row: dict[str, Any] | None, possible: bool) -> list[str]:
@@ -73,7 +74,7 @@ def _plans(rows: list[dict[str, Any]]) -> str:
     ]
     heads = ["model", "GPUs", "texts", "strategy", "kept", "GB: states + activations"]
     seconds = list(rows[0]["seconds"])
-    return table([*heads, f"s: {seconds[0]}", *seconds[1:], "a step", "first limit"], body)
+    return markdown_table([*heads, f"s: {seconds[0]}", *seconds[1:], "a step", "first limit"], body)
 
 
 def _limit(row: dict[str, Any]) -> str:
@@ -93,11 +94,6 @@ def _short(value: float) -> str:
         if value >= size:
             return f"{value / size:.3g} {unit}"
     return f"{value:,.0f}"
-
-
-def table(head: Sequence[str], rows: list[list[str]]) -> str:
-    lines = [list(head), ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def figure(card: dict[str, Any]) -> Figure:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from math import ceil, prod
 from typing import NamedTuple
 
-from scaling_formulas import FLOAT32, Shapes, Work, all_shapes, block_shapes, count, hidden_matrices, root_shapes, runs
+from reverie.bench.account import FLOAT32, Shapes, Work, block_shapes, count, hidden_matrices, parameter_shapes, runs
 
 
 class Traffic(NamedTuple):
@@ -27,7 +27,7 @@ class Traffic(NamedTuple):
 
 def ddp(work: Work) -> Traffic:
     """The gradient once a step, however many windows and passes."""
-    return Traffic(reduced=FLOAT32 * count(all_shapes(work.model)), collectives=1)
+    return Traffic(reduced=FLOAT32 * count(parameter_shapes(work.model)), collectives=1)
 
 
 def fsdp(work: Work, ranks: int, *, once: bool = False, gathered: int = FLOAT32) -> Traffic:
@@ -38,23 +38,22 @@ def fsdp(work: Work, ranks: int, *, once: bool = False, gathered: int = FLOAT32)
     Args:
         gathered: bytes of an element that is gathered.
     """
-    layers = work.model.layers
-    padded = {kind: _padded(block_shapes(work.model, kind), ranks) for kind in layers}
-    root = _padded(root_shapes(work.model), ranks)
-    uses = [layers[i] for run in runs(work) for _ in range(1 + run.trained) for i, _ in run.blocks()]
-    uses = list(layers) if once else uses
-    everything = root + sum(padded[kind] for kind in layers)
-    payload = root + sum(padded[kind] for kind in uses)
-    return Traffic(gathered * payload, FLOAT32 * everything, 0, len(uses) + len(layers) + 2)
+    shapes, blocks = parameter_shapes(work.model), range(len(work.model.layers))
+    padded = [_padded(block_shapes(shapes, i), ranks) for i in blocks]
+    everything = _padded(shapes, ranks)
+    uses = [i for run in runs(work) for _ in range(1 + run.trained) for i, _ in run.blocks()]
+    uses = list(blocks) if once else uses
+    payload = everything + sum(padded[i] for i in uses) - sum(padded)
+    return Traffic(gathered * payload, FLOAT32 * everything, 0, len(uses) + len(blocks) + 2)
 
 
 def muon_exchange(work: Work) -> int:
     """Bytes that all processes send for Muon under FSDP: every matrix to the one that orthogonalises it, and back."""
-    return 2 * FLOAT32 * count(hidden_matrices(all_shapes(work.model)))
+    return 2 * FLOAT32 * count(hidden_matrices(work.model))
 
 
 def tensor_parallel(work: Work, element: int) -> Traffic:
-    """Two all-reduces of [B, L, D] in a block's forward, behind mixer and MLP, and two in its backward.
+    """Two all-reduces of [B, L, D] in a block's forward, after mixer and MLP, and two in its backward.
 
     A block that only writes its fast weights needs none forward and one backward.
     """

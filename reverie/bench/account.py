@@ -193,6 +193,7 @@ def operations(work: Work) -> Operations:
     return Operations(forward, backward, recompute)
 
 
+@cache
 def _last_product(model: HybridConfig, kind: BlockKind) -> int:
     """Elements of the matrix that a block multiplies with last."""
     shapes = block_shapes(hidden_matrices(model), model.layers.index(kind))
@@ -213,6 +214,7 @@ def muon_operations(model: HybridConfig) -> int:
 # Bytes kept for the backward pass
 
 
+@cache
 def block_elements(model: HybridConfig, kind: BlockKind, T: int, output: bool, tensor: int = 1) -> float:
     """Elements that autograd keeps of one block's run over T tokens of one text, parameters left out.
 

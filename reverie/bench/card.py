@@ -1,4 +1,4 @@
-"""What a benchmark found, as JSON: the ratio that counts, its target, and the tables behind it."""
+"""What a benchmark found, as JSON: the ratio that counts, its target, and the tables that it comes from."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def measure(
 
 def check_gradients(step: Step) -> None:
     """Raises UserError where checkpointing changes a gradient."""
-    models = {kind: random_model(step.model) for kind in CHECKPOINTS}
+    models: dict[Checkpoint, HybridLM] = {kind: random_model(step.model) for kind in CHECKPOINTS}
     for kind, model in models.items():
         step.but(step.windows, step.passes, kind).gradients(model)
         require_equal_gradients(model, models["none"], TOLERANCE, f'under activation_checkpoint "{kind}"')
@@ -148,9 +148,8 @@ def check_gradients(step: Step) -> None:
 
 def _times(step: Step, timed: tuple[int, int], seconds: float) -> list[Row]:
     model = random_model(step.model)
-    calls: dict[str, Callable[[], object]] = {
-        kind: partial(step.but(*timed, kind).gradients, model) for kind in CHECKPOINTS
-    }
+    steps = {kind: step.but(*timed, kind) for kind in CHECKPOINTS}
+    calls: dict[str, Callable[[], object]] = {kind: partial(steps[kind].gradients, model) for kind in CHECKPOINTS}
     times = {kind: timing.median for kind, timing in alternate(calls, seconds=seconds, least=3).items()}
     shared: Row = {"windows": timed[0], "N": timed[1]}
     return [

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from reverie.bench.check import SEED
 from reverie.bench.rivals import transformers_hybrids, transformers_logits
-from reverie.model import HybridLM, new_model
+from reverie.model import new_model
 from reverie.recipe import Recipe, load_recipe
 from reverie.sleep import rollout
 from reverie.tasks import Batch
@@ -73,68 +74,65 @@ def batch_of(shape: Shape, recipe: Recipe, step: int) -> Batch:
     return Batch(text[:, :-1].contiguous(), text[:, 1:].contiguous(), everywhere, everywhere.long(), everywhere.long())
 
 
-class Side(NamedTuple):
-    """One model in one number format."""
+@dataclass
+class Side:
+    """One model in one number format, trained as `train_step` does it; a model of transformers is compiled whole."""
 
     recipe: Recipe
-    model: nn.Module
-    train: Callable[[Batch, int], float]  # one step with this index, to the loss
-    backward: Callable[[Batch], None]  # forward and backward alone
+    model: Any
+    logits: Callable[[Batch], Tensor]  # of the labelled positions
+
+    def __post_init__(self) -> None:
+        self.optimizers = build_optimizers(self.model, self.recipe.optim)
 
     def compile(self) -> None:
-        """Ours block by block, as `train.compile` does; another one whole. Raises UserError without a C++ compiler."""
-        if isinstance(self.model, HybridLM):
-            compile_blocks(self.model)
-        else:
-            torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
-            self.model.compile(dynamic=False)
+        """Raises UserError without a C++ compiler."""
+        torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
+        self.model.compile(dynamic=False)
+
+    def backward(self, batch: Batch) -> None:
+        """Forward and backward alone."""
+        self._loss(batch).backward()
+        self.model.zero_grad()
+
+    def train(self, batch: Batch, step: int) -> float:
+        """One training step with this index; returns the loss."""
+        loss = self._loss(batch)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.optim.grad_clip)
+        set_lr(self.optimizers, self.recipe.optim, step, self.recipe.train.steps)
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        return loss.item()
+
+    def _loss(self, batch: Batch) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.train.dtype == "bfloat16"):
+            scores = self.logits(batch)
+        return F.cross_entropy(scores.float(), batch.targets[batch.loss_mask])
+
+
+class OurSide(Side):
+    """Ours: `train_step` itself, compiled block by block as `train.compile` does."""
+
+    def compile(self) -> None:
+        compile_blocks(self.model)
+
+    def train(self, batch: Batch, step: int) -> float:
+        return train_step(self.recipe, self.model, self.optimizers, step, batch).loss
 
 
 def sides(shape: Shape, dtype: Dtype) -> dict[str, Side]:
     """Ours first; all with the same optimisers."""
     recipe = recipe_of(shape, dtype)
-    our_model = new_model(recipe.hybrid, SEED)
-    optimizers = build_optimizers(our_model, recipe.optim)
-
-    def train_ours(batch: Batch, step: int) -> float:
-        return train_step(recipe, our_model, optimizers, step, batch).loss
+    model = new_model(recipe.hybrid, SEED)
 
     def our_logits(batch: Batch) -> Tensor:
-        return rollout(our_model, batch.tokens, batch.loss_mask, recipe.sleep)[0]
+        return rollout(model, batch.tokens, batch.loss_mask, recipe.sleep)[0]
 
-    everyone = {OURS: Side(recipe, our_model, train_ours, partial(_backward, our_model, our_logits, dtype))}
-    for name, model in transformers_hybrids(recipe.hybrid, SEED).items():
-        everyone[name] = _rival(recipe, model, dtype)
-    return everyone
+    def logits_of(other: nn.Module, batch: Batch) -> Tensor:
+        return transformers_logits(other, batch.tokens, batch.loss_mask, recipe.sleep.window_size)
 
-
-def _rival(recipe: Recipe, model: nn.Module, dtype: Dtype) -> Side:
-    """What `train_step` does, around a model of transformers."""
-    optimizers = build_optimizers(model, recipe.optim)
-
-    def logits(batch: Batch) -> Tensor:
-        return transformers_logits(model, batch.tokens, batch.loss_mask, recipe.sleep.window_size)
-
-    def train(batch: Batch, step: int) -> float:
-        loss = _loss(logits, batch, dtype)
-        loss.backward()
-        norm = nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
-        nn.utils.clip_grads_with_norm_(model.parameters(), recipe.optim.grad_clip, norm)
-        set_lr(optimizers, recipe.optim, step, recipe.train.steps)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        return loss.item()
-
-    return Side(recipe, model, train, partial(_backward, model, logits, dtype))
-
-
-def _loss(logits: Callable[[Batch], Tensor], batch: Batch, dtype: Dtype) -> Tensor:
-    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
-        scores = logits(batch)
-    return F.cross_entropy(scores.float(), batch.targets[batch.loss_mask])
-
-
-def _backward(model: nn.Module, logits: Callable[[Batch], Tensor], dtype: Dtype, batch: Batch) -> None:
-    _loss(logits, batch, dtype).backward()
-    model.zero_grad()
+    others = transformers_hybrids(recipe.hybrid, SEED).items()
+    everyone: dict[str, Side] = {OURS: OurSide(recipe, model, our_logits)}
+    return everyone | {name: Side(recipe, other, partial(logits_of, other)) for name, other in others}

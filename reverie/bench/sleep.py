@@ -141,7 +141,7 @@ def measure(
 
 def _measure_shape(shape: Shape, passes: Sequence[int], peak: Peak, seconds: float) -> list[Row]:
     runs = make_runs(shape)
-    calls: dict[str | int, Callable[[], object]] = {n: partial(runs.asleep, n) for n in passes}
+    calls: dict[str, Callable[[], object]] = {str(n): partial(runs.asleep, n) for n in passes}
     calls |= {"plain": runs.plain, "plain in one": runs.plain_in_one}
     times = {name: timing.median for name, timing in alternate(calls, seconds=seconds).items()}
     flops = {name: count_flops(call) for name, call in calls.items()}
@@ -150,15 +150,15 @@ def _measure_shape(shape: Shape, passes: Sequence[int], peak: Peak, seconds: flo
         {
             "recipe": shape.recipe,
             "batch": shape.batch_size,
-            "N": n,
+            "N": int(n),
             "ms": 1e3 * times[n],
             "tokens_per_s": runs.batch.tokens.numel() / times[n],
             "plain_passes": times[n] / times["plain"],
             "plain_passes_counted": flops[n] / flops["plain"],
             "over_one_window": times[n] / times["plain in one"],
-            "over_N_1": times[n] / times[passes[0]],
+            "over_N_1": times[n] / times[str(passes[0])],
             "GFLOPS": gflops[n],
             "%_of_matmul_peak": peak.share(gflops[n]),
         }
-        for n in passes
+        for n in map(str, passes)
     ]

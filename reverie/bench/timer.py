@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping
-from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict
 from torch.utils.benchmark import timer as clock  # on a GPU it waits until all that was launched is done
-
-Name = TypeVar("Name", str, int)
 
 
 class Timing(BaseModel):
@@ -29,8 +26,8 @@ class Timing(BaseModel):
 
 
 def alternate(
-    calls: Mapping[Name, Callable[[], object]], *, seconds: float = 10.0, slice_s: float = 0.1, least: int = 5
-) -> dict[Name, Timing]:
+    calls: Mapping[str, Callable[[], object]], *, seconds: float = 10.0, slice_s: float = 0.1, least: int = 5
+) -> dict[str, Timing]:
     """Time all calls in rounds of short slices, A B C, C B A, …: another job or a drifting clock hits all alike.
 
     Only the ends of a slice wait for a GPU, so that what it is given in a slice runs as in training, one call after the
@@ -43,7 +40,7 @@ def alternate(
     for call in calls.values():
         call()  # warm-up
     repeats = {name: max(1, round(slice_s / max(_seconds(call, 1), 1e-9))) for name, call in calls.items()}
-    rounds: dict[Name, list[float]] = {name: [] for name in calls}
+    rounds: dict[str, list[float]] = {name: [] for name in calls}
     order, begun = list(calls), clock()
     while len(rounds[order[0]]) < least or clock() - begun < seconds:
         for name in order:

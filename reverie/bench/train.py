@@ -108,47 +108,43 @@ class _Measured(NamedTuple):
     """A model, as it comes or compiled, in its number format."""
 
     side: Side
-    dtype: Dtype
     step: Timing
     backward: Timing  # forward and backward
     flops: int  # of forward and backward
     batch: Batch
 
+    @property
+    def dtype(self) -> Dtype:
+        return self.side.recipe.train.dtype
+
 
 def _measure_shape(shape: Shape, seconds: float) -> dict[str, _Measured]:
     """By name, ours first."""
     batches = [batch_of(shape, recipe_of(shape, "float32"), step) for step in range(4)]
-    faster = _faster_dtypes(shape, batches, seconds / 4)
-    chosen: dict[str, tuple[Side, Dtype]] = {}
+    chosen: dict[str, Side] = {}
     flops: dict[str, int] = {}
-    for name, dtype in faster.items():
-        chosen[name] = side, _ = sides(shape, dtype)[name], dtype
-        flops[name] = count_flops(partial(side.backward, batches[0]))
+    for name, dtype in _faster_dtypes(shape, batches, seconds / 4).items():
+        chosen[name], compiled = (sides(shape, dtype)[name] for _ in range(2))
+        flops[name] = flops[name + COMPILED] = count_flops(partial(chosen[name].backward, batches[0]))
         if name == OURS or not shape.rule110:  # the cache that takes others through windows is not for compiling
-            compiled = sides(shape, dtype)[name]
             compiled.compile()
-            chosen[name + COMPILED] = compiled, dtype
+            chosen[name + COMPILED] = compiled
     steps = alternate(
-        {name: partial(_next_step, side, batches, count()) for name, (side, _) in chosen.items()}, seconds=seconds / 2
+        {name: partial(_next_step, side, batches, count()) for name, side in chosen.items()}, seconds=seconds / 2
     )
     backward = alternate(
-        {name: partial(side.backward, batches[0]) for name, (side, _) in chosen.items()}, seconds=seconds / 4
+        {name: partial(side.backward, batches[0]) for name, side in chosen.items()}, seconds=seconds / 4
     )
     return {
-        name: _Measured(side, dtype, steps[name], backward[name], flops[name.removesuffix(COMPILED)], batches[0])
-        for name, (side, dtype) in chosen.items()
+        name: _Measured(side, steps[name], backward[name], flops[name], batches[0]) for name, side in chosen.items()
     }
 
 
 def _faster_dtypes(shape: Shape, batches: Sequence[Batch], seconds: float) -> dict[str, Dtype]:
-    everyone = {dtype: sides(shape, dtype) for dtype in DTYPES}
-    calls = {
-        f"{name} {dtype}": partial(_next_step, side, batches, count())
-        for dtype, models in everyone.items()
-        for name, side in models.items()
-    }
+    everyone = {(name, dtype): side for dtype in DTYPES for name, side in sides(shape, dtype).items()}
+    calls = {" ".join(key): partial(_next_step, side, batches, count()) for key, side in everyone.items()}
     steps = alternate(calls, seconds=seconds)
-    return {name: min(DTYPES, key=lambda dtype: steps[f"{name} {dtype}"].median) for name in everyone["float32"]}
+    return {name: min(DTYPES, key=lambda dtype: steps[f"{name} {dtype}"].median) for name, _ in everyone}
 
 
 def _next_step(side: Side, batches: Sequence[Batch], counter: count[int]) -> float:
@@ -173,30 +169,29 @@ def _row(shape: Shape, name: str, entry: _Measured, peak: Peak) -> Row:
 def _compare(shape: Shape, rows: Sequence[Row], peak: Peak, ours: _Measured) -> Row:
     """Ours over the fastest other, in several ways."""
 
-    def best(column: str, *, ours: bool, compiled: tuple[bool, ...] = (False, True)) -> float:
-        speeds = (
-            number(row, column)
-            for row in rows
-            if str(row["model"]).startswith(OURS) == ours and str(row["model"]).endswith(COMPILED) in compiled
-        )
-        return max(speeds, default=0.0)
+    def ratio(mine: Sequence[bool], others: Sequence[bool], column: str = "tokens_per_s") -> float | None:
+        """Over those of the others; True stands for compiled, False for as it comes."""
+        speeds: dict[bool, list[float]] = {True: [], False: []}
+        for row in rows:
+            name = str(row["model"])
+            is_ours = name.startswith(OURS)
+            if name.endswith(COMPILED) in (mine if is_ours else others):
+                speeds[is_ours].append(number(row, column))
+        return max(speeds[True]) / max(speeds[False]) if speeds[False] else None
 
-    def ratio(ours: tuple[bool, ...], others: tuple[bool, ...]) -> float | None:
-        theirs = best("tokens_per_s", ours=False, compiled=others)
-        return best("tokens_per_s", ours=True, compiled=ours) / theirs if theirs else None
-
+    eager, compiled, either, backward = (False,), (True,), (False, True), "forward_and_backward_per_s"
     others = [row for row in rows if not str(row["model"]).startswith(OURS)]
-    column, peak_gflops = "forward_and_backward_per_s", max(peak.float32_gflops, peak.bfloat16_gflops)
+    at_peak = ours.batch.tokens.numel() * max(peak.float32_gflops, peak.bfloat16_gflops) * 1e9 / ours.flops
     return {
         "shape": shape.name,
         "fastest_other": max(others, key=lambda row: number(row, "tokens_per_s"))["model"],
-        "ratio": best("tokens_per_s", ours=True) / best("tokens_per_s", ours=False),
+        "ratio": ratio(either, either),
         "target": TARGET,
-        "both_eager": ratio((False,), (False,)),
-        "both_compiled": ratio((True,), (True,)),
-        "ours_compiled": ratio((True,), (False,)),
-        "forward_and_backward": best(column, ours=True) / best(column, ours=False),
-        "at_matmul_peak": ours.batch.tokens.numel() / (ours.flops / peak_gflops / 1e9) / best(column, ours=False),
+        "both_eager": ratio(eager, eager),
+        "both_compiled": ratio(compiled, compiled),
+        "ours_compiled": ratio(compiled, eager),
+        "forward_and_backward": ratio(either, either, backward),
+        "at_matmul_peak": at_peak / max(number(row, backward) for row in others),
     }
 
 
@@ -209,11 +204,11 @@ def _loss_curves(shape: Shape, dtypes: dict[str, Dtype]) -> list[Row]:
         chosen[name] = sides(shape, dtype)[name.removesuffix(COMPILED)]
         if name.endswith(COMPILED):
             chosen[name].compile()
-    rows: list[Row] = []
-    for step in range(CURVE_STEPS):
-        batch = batch_of(shape, chosen[OURS].recipe, step)
-        rows.append({"step": step + 1, **{name: side.train(batch, step) for name, side in chosen.items()}})
-    return rows
+    batches = (batch_of(shape, chosen[OURS].recipe, step) for step in range(CURVE_STEPS))
+    return [
+        {"step": step + 1, **{name: side.train(batch, step) for name, side in chosen.items()}}
+        for step, batch in enumerate(batches)
+    ]
 
 
 def _compare_losses(shape: Shape, curves: Sequence[Row]) -> list[Row]:

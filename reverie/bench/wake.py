@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -18,7 +18,7 @@ from reverie.bench.timer import Timing, alternate, clock
 from reverie.bench.transformer import FullCache, cache_bytes, check_full_cache
 from reverie.model import HybridConfig, HybridLM
 from reverie.model.hybrid import count_parameters
-from reverie.sleep import Context, SleepConfig, read, sleep, wake
+from reverie.sleep import Context, SleepConfig, consolidate, read
 
 # The proportions of rule110/base at half its width.
 MODEL = HybridConfig(
@@ -93,35 +93,53 @@ def measure(
     marks = _marks(stops, window_size)
     total = len(passes) * len(marks) + 2
     report(0, total, "check")
-    for n in passes:
-        check_sleep(config, SleepConfig(window_size=window_size, num_sleep_passes=n))
+    configs = [SleepConfig(window_size=window_size, num_sleep_passes=n) for n in passes]
+    for sleep_config in configs:
+        check_sleep(config, sleep_config)
     transformer = config.model_copy(update={"layers": ("attn",) * len(config.layers)})
     check_full_cache(transformer)
     model, other = random_model(config), random_model(transformer)
-    configs = [SleepConfig(window_size=window_size, num_sleep_passes=n) for n in passes]
     reached: list[list[Stop]] = []
     for i, sleep_config in enumerate(configs):
         stop = start(model)
-        consolidate(model, sleep_config, stop, MARKS * window_size)  # what is set up at first use is there at all stops
+        sleep_on(model, sleep_config, stop, MARKS * window_size)  # what is set up at first use is there at all stops
         reached.append([])
         for j, mark in enumerate(marks):
             report(1 + i * len(marks) + j, total, f"N = {passes[i]}: consolidates up to {mark:,} tokens")
-            stop = consolidate(model, sleep_config, stop, mark)
+            stop = sleep_on(model, sleep_config, stop, mark)
             reached[i] += [stop] if mark in stops else []
     report(total - 1, total, "time of a token awake")
     runs = list(zip(configs, reached, strict=True))
-    sides = [_asleep(model, sleep_config, stop, stops[-1]) for sleep_config, own in runs for stop in own]
-    sides += _transformer_sides(other, stops)
+    asleep = [[_asleep(model, sleep_config, stop, stops[-1]) for stop in own] for sleep_config, own in runs]
+    models = [*asleep, _transformer_sides(other, stops)]
+    sides = [side for own in models for side in own]
     times = alternate({side.name: side.decode for side in sides if side.decode is not None}, seconds=seconds)
-    consolidation = [_consolidation(model, sleep_config, own[-1], peak) for sleep_config, own in runs]
     limit = read_limit()
-    return _findings(sides, times, limit, consolidation, _notes(model, other, window_size, limit, sides))
+    return Findings(
+        name="wake",
+        ratio=statistics.median(_ratios(times, asleep[-1][-1], asleep[-1][0])),
+        target=TIME_TARGET,
+        better="lower",
+        details=Details(
+            tables={
+                "targets": _targets(asleep, times),
+                "a token awake": [_token_row(side, own[0], times, limit) for own in models for side in own],
+                "memory": [_memory_row(side) for side in sides],
+                "consolidation": [_consolidation(model, sleep_config, own[-1], peak) for sleep_config, own in runs],
+            },
+            panels=[
+                Panel(title=title, table=title, x="tokens", y=(column,), by="model", y_label=unit, log=True)
+                for title, column, unit in (("a token awake", "ms", "ms"), ("memory", "context_MB", "MB"))
+            ],
+            notes=_notes(model, other, window_size, limit, sides),
+        ),
+    )
 
 
 def _marks(stops: Sequence[int], window_size: int) -> list[int]:
     """The stops, and a few more on the way to the last one."""
-    windows = stops[-1] // window_size
-    return sorted({*stops, *(i * windows // MARKS * window_size for i in range(1, MARKS))} - {0})
+    step = max(stops[-1] // window_size // MARKS, 1) * window_size
+    return sorted({*stops, *range(step, stops[-1], step)})
 
 
 # A text of random tokens without an end
@@ -138,13 +156,15 @@ def start(model: HybridLM) -> Stop:
 
 
 @torch.no_grad()
-def consolidate(model: HybridLM, config: SleepConfig, stop: Stop, tokens: int) -> Stop:
+def sleep_on(model: HybridLM, config: SleepConfig, stop: Stop, tokens: int) -> Stop:
     """Sleep over the text from a stop to so many tokens from its start."""
-    L, context, begun = config.window_size, stop.context, clock()
-    for i in range(stop.tokens // L, tokens // L):
-        _, context = wake(model, window(model, config, i), context, config, output=False)
-        context = sleep(model, context, config)
-    return Stop(tokens, context, stop.seconds + clock() - begun, resident_bytes())
+    windows = range(stop.tokens // config.window_size, tokens // config.window_size)
+    text = torch.cat([window(model, config, i) for i in windows], dim=1)
+    begun = clock()
+    context = consolidate(model, text, stop.context, config)
+    seconds = stop.seconds + clock() - begun
+    del text  # it is not the model's memory
+    return Stop(tokens, context, seconds, resident_bytes())
 
 
 @torch.no_grad()
@@ -167,12 +187,11 @@ def check_sleep(config: HybridConfig, sleep_config: SleepConfig) -> None:
     text = torch.cat([window(ours, sleep_config, i) for i in range(3)], dim=1)[:, : 2 * L + L // 2]
     wanted, end = read(theirs, text, Context.empty(theirs), sleep_config)
     begin = start(ours)
-    for stop in (begin, consolidate(ours, sleep_config, begin, 2 * L)):
+    for stop in (begin, sleep_on(ours, sleep_config, begin, 2 * L)):
         what = f"N = {sleep_config.num_sleep_passes}, token by token from {stop.tokens} on"
         got, context = decode(ours, sleep_config, text[:, stop.tokens :], stop.context)
-        pairs = zip(context.state.fast_weights, end.state.fast_weights, strict=True)
         require_equal(got, wanted[:, stop.tokens :], TOLERANCE[got.dtype], f"{what}, of the logits the worst")
-        for mine, other in pairs:
+        for mine, other in zip(context.state.fast_weights, end.state.fast_weights, strict=True):
             if mine is not None and other is not None:
                 require_equal(mine, other, TOLERANCE[got.dtype], f"{what}, of the fast weights the worst")
 
@@ -228,39 +247,6 @@ def _parameter_bytes(model: HybridLM) -> int:
 # What comes of it
 
 
-def _findings(
-    sides: Sequence[Side], times: Mapping[str, Timing], limit: float, consolidation: list[Row], notes: list[str]
-) -> Findings:
-    models = _by_model(sides)
-    asleep = [own for own in models.values() if own[0].process_bytes is not None]
-    return Findings(
-        name="wake",
-        ratio=statistics.median(_ratios(times, asleep[-1][-1], asleep[-1][0])),
-        target=TIME_TARGET,
-        better="lower",
-        details=Details(
-            tables={
-                "targets": _targets(asleep, times),
-                "a token awake": [_token_row(side, own[0], times, limit) for own in models.values() for side in own],
-                "memory": [_memory_row(side) for side in sides],
-                "consolidation": consolidation,
-            },
-            panels=[
-                Panel(title=title, table=title, x="tokens", y=(column,), by="model", y_label=unit, log=True)
-                for title, column, unit in (("a token awake", "ms", "ms"), ("memory", "context_MB", "MB"))
-            ],
-            notes=notes,
-        ),
-    )
-
-
-def _by_model(sides: Iterable[Side]) -> dict[str, list[Side]]:
-    models: dict[str, list[Side]] = {}
-    for side in sides:
-        models.setdefault(side.model, []).append(side)
-    return models
-
-
 def _ratios(times: Mapping[str, Timing], side: Side, base: Side) -> list[float]:
     """Of the two times in each round, which were taken within seconds of each other."""
     return [a / b for a, b in zip(times[side.name].rounds, times[base.name].rounds, strict=True)]
@@ -309,7 +295,7 @@ def _memory_row(side: Side) -> Row:
 def _consolidation(model: HybridLM, config: SleepConfig, stop: Stop, peak: Peak) -> Row:
     """What it cost to come to the last stop."""
     L = config.window_size
-    flops = count_flops(lambda: consolidate(model, config, start(model), L)) / L * stop.tokens
+    flops = count_flops(lambda: sleep_on(model, config, start(model), L)) / L * stop.tokens
     gflops = flops / stop.seconds / 1e9
     return {
         "N": config.num_sleep_passes,

@@ -64,6 +64,6 @@ def _bench(name: str, out: Path | None, as_json: bool) -> None:
     if out is not None:  # last: what took minutes is shown even where it cannot be written
         save_card(card, out)
         from reverie.bench.figure import draw  # half a second that no other command need wait
-        from reverie.results.plots import save_figure
+        from reverie.results.plots import plot_cards
 
-        save_figure(draw(card), out.with_suffix(".png"))
+        plot_cards([out], kinds={card.kind: (type(card), draw)})

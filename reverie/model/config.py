@@ -11,7 +11,7 @@ UpdateRule = Literal["hebbian", "delta", "gated_delta"]
 Backend = Literal["auto", "chunked", "reference", "fla", "triton"]
 
 
-class HybridConfig(BaseModel):
+class HybridConfig(BaseModel, frozen=True):
     """Sizes of a `HybridLM`. Blocks of kind "gdn" and "jet" hold fast weights, "attn" blocks hold a KV cache.
 
     "jet-only" is a Jet layer without an MLP behind it, as the paper inserts them into a pretrained transformer.
@@ -20,7 +20,7 @@ class HybridConfig(BaseModel):
     (equation 5).
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(extra="forbid")
 
     vocab_size: int = Field(ge=2)
     width: int = Field(ge=2, description="D, the residual stream")

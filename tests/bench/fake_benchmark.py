@@ -9,7 +9,7 @@ from fake_cards import HARDWARE
 
 from reverie.bench.card import BenchmarkCard, Details, Panel
 from reverie.bench.machine import Peak
-from reverie.bench.timing import Timing, alternate
+from reverie.bench.timer import Timing, alternate
 
 PEAK = Peak(float32_gflops=200.0, bfloat16_gflops=400.0, copy_gb_per_s=20.0)
 Calls = Mapping[str, Callable[[], object]]

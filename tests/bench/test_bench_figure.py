@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from fake_benchmark import benchmark_card
 
-from reverie.bench.card import Panel
-from reverie.bench.figure import lines_of
+from reverie.bench.card import BenchmarkCard, Panel
+from reverie.bench.figure import draw, lines_of
 from reverie.results.card import save_card
-from reverie.results.plots import figure, plot_cards
+from reverie.results.plots import KINDS, plot_cards
 
 
 def test_a_line_a_column_without_empty_cells() -> None:
@@ -29,7 +29,7 @@ def test_rows_are_picked_and_split() -> None:
 
 def test_every_panel_is_drawn_with_its_numbers() -> None:
     card = benchmark_card()
-    drawing = figure(card)
+    drawing = draw(card)
     assert [axes.get_title(loc="left") for axes in drawing.axes] == [panel.title for panel in card.details.panels]
     over_T, by_model, _, loss = drawing.axes
     for axes, panel in ((over_T, card.details.panels[0]), (loss, card.details.panels[3])):
@@ -47,6 +47,6 @@ def test_every_panel_is_drawn_with_its_numbers() -> None:
 def test_plot_draws_a_benchmark_beside_its_card(tmp_path: Path, name: str) -> None:
     save_card(benchmark_card(), tmp_path / name)
     image = (tmp_path / name).with_suffix(".png")
-    assert plot_cards([tmp_path / name]) == [image]
+    assert plot_cards([tmp_path / name], kinds=KINDS | {"benchmark": (BenchmarkCard, draw)}) == [image]
     assert image.read_bytes().startswith(b"\x89PNG")
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, image.name])

@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from fake_benchmark import PEAK, Parts, never, one_round
 
 from reverie.bench import memory
 from reverie.bench.check import random_model
-from reverie.bench.memory import CHECKPOINTS, Checkpoint, Step, TensorBytes, count_tensor_bytes, measure, peak_memory
+from reverie.bench.memory import CHECKPOINTS, Checkpoint, Step, count_tensor_bytes, measure, peak_memory
 from reverie.errors import UserError
 from reverie.model import HybridConfig, HybridLM
 
@@ -30,26 +29,6 @@ def counted(step: Step, windows: int, passes: int, checkpoint: Checkpoint) -> in
 
 
 # -- counting
-
-
-def test_bytes_come_and_go_and_the_peak_stays() -> None:
-    parameter = torch.ones(1000)
-    with TensorBytes([parameter]) as counter:
-        a = torch.ones(100)
-        b = a.view(10, 10)
-        a += 1
-        parameter.view(10, 100)  # it was there before
-        parameter.mul_(2)
-        assert counter.peak == 400
-        del a
-        c = b + 1
-        assert counter.peak == 800
-        del b, c
-        d = torch.ones(150)
-        assert counter.peak == 800
-        e = d.double()
-        assert counter.peak == 600 + 1200
-    del d, e
 
 
 def test_checkpointing_keeps_less_the_more_of_it(step: Step) -> None:

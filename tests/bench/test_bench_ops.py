@@ -11,6 +11,7 @@ from fake_benchmark import PEAK, Parts, clock, never, one_round
 from torch import Tensor
 
 from reverie.bench import ops
+from reverie.bench.count import count_flops
 from reverie.bench.ops import Case, make_case, measure, ours
 from reverie.bench.rivals import fla_rules
 from reverie.errors import UserError
@@ -73,7 +74,7 @@ def test_the_headline_is_the_worst_length_over_its_own_target(
 
 def test_operations_over_time_are_a_share_of_the_peak(unchecked: Callable[..., Any]) -> None:
     [row] = unchecked((64,), ours=0.1, transformers=1, fla_chunk=1, fla_recurrent=1).details.tables["forward"]
-    flops = ops.count_flops(lambda: make_case(4).forward(ours))
+    flops = count_flops(lambda: make_case(4).forward(ours))
     assert row["GFLOPS"] == pytest.approx(flops / 0.1 / 1e9)
     assert row["%_of_matmul_peak"] == pytest.approx(100 * row["GFLOPS"] / 200.0)
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from reverie.bench import sides as bench_sides
-from reverie.bench.sides import OURS, PERIOD, SEED, SHAPES, Dtype, Shape, batch_of, recipe_of, sides
+from reverie.bench.check import SEED
+from reverie.bench.sides import OURS, PERIOD, SHAPES, Dtype, Shape, batch_of, recipe_of, sides
 from reverie.model import new_model
 from reverie.sleep import rollout
 
@@ -63,7 +64,7 @@ def test_a_text_asks_for_every_next_symbol() -> None:
     assert not torch.equal(batch.tokens, batch_of(TINY, recipe, 8).tokens)
 
 
-def test_rule_110_has_its_labels_behind_four_windows() -> None:
+def test_rule_110_has_its_labels_after_four_windows() -> None:
     shape = SHAPES[-1]
     recipe = recipe_of(shape, "float32")
     batch = batch_of(shape, recipe, 0)

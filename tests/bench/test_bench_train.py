@@ -12,8 +12,8 @@ from fake_benchmark import PEAK, Parts, clock, never, one_round
 from test_bench_sides import TINY, TINY_RULE110
 from torch import nn
 
-from reverie.bench import muon, train
 from reverie.bench import sides as bench_sides
+from reverie.bench import train
 from reverie.bench.card import number
 from reverie.bench.sides import OURS, WINDOW, Dtype, Shape, Side, recipe_of
 from reverie.bench.train import COMPILED, measure
@@ -30,8 +30,7 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_shape_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over several windows, where others are not compiled."""
-    for timing in (train, muon):
-        monkeypatch.setattr(timing, "alternate", one_round)
+    monkeypatch.setattr(train, "alternate", one_round)
     monkeypatch.setattr(train, "time_by_kind", partial(train.time_by_kind, repeats=1))
     monkeypatch.setattr(train, "CURVE_STEPS", 2)
     parts = Parts()
@@ -83,7 +82,7 @@ def invented(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         clocks = iter([clock(one) for one in times for _ in range(3)])  # number formats, steps, without optimisers
         monkeypatch.setattr(train, "sides", fake_sides)
         monkeypatch.setattr(train, "alternate", lambda calls, **rest: next(clocks)(calls, **rest))
-        monkeypatch.setattr(train, "measure_muon", lambda shapes, seconds: [])
+        monkeypatch.setattr(train, "measure_muon", lambda shape, seconds: {})
         return measure(PEAK, Parts(), shapes=[TINY, TINY][: len(times)])
 
     return run
@@ -146,19 +145,19 @@ def test_what_is_timed_of_ours_has_a_loss_curve(invented: Callable[..., Any]) ->
 
 
 def test_a_step_of_muon_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(muon, "alternate", clock({"ours": 0.2, "torch": 0.5}))
-    [row] = muon.measure_muon([TINY], 0.0)
+    monkeypatch.setattr(train, "alternate", clock({"ours": 0.2, "torch": 0.5}))
+    row = train.measure_muon(TINY, 0.0)
     assert (row["ours_ms"], row["torch_ms"], row["ratio"]) == pytest.approx((200.0, 500.0, 2.5))
     assert number(row, "matrices") > 10
 
 
 def test_a_step_of_muon_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    class TooFar(muon.Muon):
+    class TooFar(train.Muon):
         def step(self, closure: None = None) -> None:
             super().step(closure)
             super().step(closure)
 
-    monkeypatch.setattr(muon, "alternate", never)
-    monkeypatch.setattr(muon, "Muon", TooFar)
+    monkeypatch.setattr(train, "alternate", never)
+    monkeypatch.setattr(train, "Muon", TooFar)
     with pytest.raises(UserError, match="nothing is measured: the step of our Muon, tiny is off by"):
-        muon.measure_muon([TINY], 0.0)
+        train.measure_muon(TINY, 0.0)

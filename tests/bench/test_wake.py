@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import torch
 from fake_benchmark import PEAK, Calls, Parts, never, one_round
+from torch import Tensor
 
 from reverie.bench import wake
 from reverie.bench.card import Row, number
 from reverie.bench.figure import lines_of
-from reverie.bench.timing import Timing
-from reverie.bench.wake import TIME_TARGET, measure, tensor_bytes
+from reverie.bench.timer import Timing
+from reverie.bench.wake import TIME_TARGET, check_sleep, decode, measure
 from reverie.errors import UserError
-from reverie.model import HybridConfig
+from reverie.model import HybridConfig, HybridLM
+from reverie.sleep import Context, SleepConfig, consolidate
 
 L = 4
 STOPS = (8, 40, 80)
@@ -92,7 +94,7 @@ def invented(seconds: Callable[[str, int], list[float]]) -> Callable[..., dict[s
 
 
 def drifting(model: str, tokens: int) -> list[float]:
-    """A machine that gets slower all the time; a token costs more at N = 2, and behind 80 tokens."""
+    """A machine that gets slower all the time; a token costs more at N = 2, and after 80 tokens."""
     cost = {"sleep, N = 1": 1.0, "sleep, N = 2": 1.01, TRANSFORMER: float(tokens)}[model]
     late = 1.1 if (model, tokens) == ("sleep, N = 2", 80) else 1.0
     return [4e-3 * cost * late * drift for drift in (1.0, 2.0, 3.0)]
@@ -128,18 +130,17 @@ def test_a_cache_without_room_is_left_out_and_named(config: HybridConfig, monkey
 
 @pytest.mark.parametrize("stop", STOPS)
 def test_a_wrong_token_is_not_timed(config: HybridConfig, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
-    right, calls = wake.read, []
+    calls: list[int] = []
 
-    def read(*arguments: Any) -> Any:
-        calls.append(arguments)
-        logits, context = right(*arguments)
-        return (logits * 1.001 if len(calls) == 1 + STOPS.index(stop) else logits), context
+    def wrong_after_stop(model: HybridLM, config: SleepConfig, tokens: Tensor, context: Context) -> Any:
+        calls.append(tokens.shape[1])
+        logits, end = decode(model, config, tokens, context)
+        return (logits * 1.001 if calls.count(L) == 1 + STOPS.index(stop) else logits), end
 
-    monkeypatch.setattr(wake, "read", read)
+    monkeypatch.setattr(wake, "check_sleep", lambda *_: None)
+    monkeypatch.setattr(wake, "decode", wrong_after_stop)
     monkeypatch.setattr(wake, "alternate", never)
-    with pytest.raises(
-        UserError, match=f"^nothing is measured: N = 1, a window token by token behind {stop} tokens is"
-    ):
+    with pytest.raises(UserError, match=f"^nothing is measured: N = 1, a window token by token after {stop} tokens is"):
         measured(config)
 
 
@@ -150,8 +151,9 @@ def test_nothing_is_consolidated_before_the_checks(
     def wrong(*_: Any) -> None:
         raise UserError("nothing is measured")
 
+    monkeypatch.setattr(wake, "check_sleep", lambda *_: None)
     monkeypatch.setattr(wake, name, wrong)
-    monkeypatch.setattr(wake, "random_model", never)
+    monkeypatch.setattr(wake, "sleep_on", never)
     with pytest.raises(UserError, match="nothing is measured"):
         measured(config)
 
@@ -165,11 +167,50 @@ def test_the_figure_has_a_line_a_model(config: HybridConfig, monkeypatch: pytest
         assert all(xs == list(STOPS) for xs, _ in lines.values())
 
 
-def test_bytes_are_of_what_is_kept_alive() -> None:
-    held = torch.zeros(100)
-    assert tensor_bytes((held[:1], {"same": held.view(10, 10)}, None, 3)) == 400
-
-
 def test_shipped_stops_are_whole_windows() -> None:
     assert all(stop % wake.WINDOW == 0 for stop in wake._marks(wake.STOPS, wake.WINDOW))
     assert set(wake.STOPS) <= set(wake._marks(wake.STOPS, wake.WINDOW))
+
+
+# -- the text without an end
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+def test_a_text_in_pieces_is_the_same_text(tiny_model: Callable[..., HybridLM], passes: int) -> None:
+    model, config = tiny_model("attn", "gdn", "attn", "gdn"), SleepConfig(window_size=L, num_sleep_passes=passes)
+    begin = wake.start(model)
+    whole = wake.sleep_on(model, config, begin, 5 * L)
+    stop = wake.sleep_on(model, config, wake.sleep_on(model, config, begin, 2 * L), 3 * L)
+    pieces = wake.sleep_on(model, config, stop, 5 * L)
+    assert (whole.tokens, pieces.tokens) == (5 * L, 5 * L)
+    assert 0 < stop.seconds < pieces.seconds
+    for mine, other in zip(pieces.context.state.fast_weights, whole.context.state.fast_weights, strict=True):
+        assert mine is other is None or torch.equal(mine, other)  # type: ignore[arg-type]
+    assert set(whole.context.state.cache) == {None}
+    assert not torch.equal(whole.context.state.fast_weights[1], stop.context.state.fast_weights[1])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("passes", [1, 3])
+@pytest.mark.parametrize("window_size", [6, 70])  # 70: more than one chunk of the kernel
+def test_it_is_right(config: HybridConfig, window_size: int, passes: int) -> None:
+    check_sleep(config, SleepConfig(window_size=window_size, num_sleep_passes=passes))
+
+
+def without_sleep(model: HybridLM, tokens: Tensor, context: Context, config: SleepConfig) -> Context:
+    return consolidate(model, tokens, context, config.model_copy(update={"num_sleep_passes": 1}))
+
+
+def without_eviction(model: HybridLM, config: SleepConfig, tokens: Tensor, context: Context) -> tuple[Tensor, Context]:
+    return decode(model, config.model_copy(update={"window_size": 100}), tokens, context)
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "begin"),
+    [("consolidate", without_sleep, f"from {2 * L} on"), ("decode", without_eviction, "from 0 on")],
+)
+def test_a_wrong_sleep_is_refused(
+    config: HybridConfig, monkeypatch: pytest.MonkeyPatch, name: str, wrong: Any, begin: str
+) -> None:
+    monkeypatch.setattr(wake, name, wrong)
+    with pytest.raises(UserError, match=f"^nothing is measured: N = 3, token by token {begin}, of the .* is off by"):
+        check_sleep(config, SleepConfig(window_size=L, num_sleep_passes=3))

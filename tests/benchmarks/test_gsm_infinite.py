@@ -44,7 +44,7 @@ def written(smollm2: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("benchmark") / "generator.json"
     printed: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(benchmark, "print", printed.append, raising=False)
+        patch.setattr(benchmark.publish, "print", printed.append, raising=False)
         run(patch, "--count", 1000, "--out", out)
     out.with_suffix(".md").write_text("\n".join(printed))
     return out

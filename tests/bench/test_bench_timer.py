@@ -6,15 +6,15 @@ from collections.abc import Callable
 
 import pytest
 
-from reverie.bench import timing
-from reverie.bench.timing import Timing, alternate
+from reverie.bench import timer
+from reverie.bench.timer import Timing, alternate
 
 
 class Clock:
     def __init__(self) -> None:
         self.now, self.called = 0.0, ""
 
-    def perf_counter(self) -> float:
+    def read(self) -> float:
         return self.now
 
     def takes(self, name: str, *seconds: float) -> Callable[[], None]:
@@ -31,7 +31,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(timing, "time", clock)
+    monkeypatch.setattr(timer, "clock", clock.read)
     return clock
 
 

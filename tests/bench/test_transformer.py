@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from reverie.bench import full_cache
-from reverie.bench.full_cache import FullCache, available_bytes, cache_bytes, check_full_cache
+from reverie.bench.transformer import FullCache, cache_bytes, check_full_cache
 from reverie.errors import UserError
 from reverie.model import HybridConfig, HybridLM
 
@@ -21,9 +18,8 @@ def test_it_decodes_what_one_forward_pass_finds(tiny_config: Callable[..., Hybri
     check_full_cache(tiny_config("attn", "attn", num_kv_heads=kv_heads), tokens=70)
 
 
-def test_a_token_sees_all_before_it_and_nothing_behind(tiny_model: Callable[..., HybridLM]) -> None:
+def test_a_token_sees_all_before_it_and_nothing_after(tiny_model: Callable[..., HybridLM]) -> None:
     cache, token = FullCache(tiny_model("attn", "attn"), 40), torch.tensor([[3]])
-    cache.fill(0)
     right = cache.decode(token, 30)
     for tensor in (cache.k, cache.v):
         tensor[..., 31:, :] += 1  # what no token has written yet
@@ -47,13 +43,3 @@ def test_wrong_logits_are_refused(tiny_config: Callable[..., HybridConfig], monk
     monkeypatch.setattr(FullCache, "decode", decode)
     with pytest.raises(UserError, match=r"^nothing is measured: the transformer, of the logits the worst is off by"):
         check_full_cache(tiny_config("attn", "attn"))
-
-
-def test_free_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    file = tmp_path / "meminfo"
-    file.write_text("MemTotal:       2000 kB\nMemFree:     100 kB\nMemAvailable:   1500 kB\n")
-    monkeypatch.setattr(full_cache, "Path", lambda path: file)
-    assert available_bytes() == 1500 * 1024
-    file.unlink()  # not Linux
-    machine: Any = full_cache.hardware()
-    assert available_bytes() == machine.memory_gib * 2**30
