@@ -256,7 +256,7 @@ def test_a_recipe_of_a_small_model(recipe_path: str) -> None:
         ),
         (
             "num_distances=4",
-            "task.num_facts 6 must be a multiple of num_distances 4, so that all stretches are equal",
+            "task.num_facts 6 must be a multiple of num_distances 4, so that all groups of facts are equal",
         ),
     ],
 )
