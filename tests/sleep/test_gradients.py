@@ -60,7 +60,9 @@ def test_consolidation_has_the_gradient_of_algorithm_1(tiny_model: MakeModel, ev
     ends = consolidate(model, text(), Context.empty(model), config).state.fast_weights, S
     ours, theirs = (
         torch.autograd.grad(
-            torch.stack([x.square().sum() for x in tensors(end)]).sum(), list(model.parameters()), materialize_grads=True
+            torch.stack([x.square().sum() for x in tensors(end)]).sum(),
+            list(model.parameters()),
+            materialize_grads=True,
         )
         for end in ends
     )
