@@ -30,7 +30,7 @@ from reverie.recipe import Recipe, changed, load_recipe
 from reverie.recipe.build import build_model
 from reverie.sleep import rollout_hidden
 from reverie.sleep.labels import labelled_windows
-from reverie.train.stages import sleep_at
+from reverie.train.schedule import Schedule
 
 FLOPS, BYTES_S = 790e12, 4.3e12  # measured on an H200: bfloat16 products of 8192, and copies
 # What a model of width 576 gets of them: small products; kernels of 10 µs; attention with heads of 64.
@@ -116,7 +116,7 @@ def count(recipe: Recipe, rows: int) -> Counts:
     """Of a step's forward and backward over so many rows, under the last stage's eviction."""
     model = build_model(recipe.model, 0)
     T, last = recipe.task.sequence_length, recipe.train.steps - 1
-    sleep = sleep_at(recipe, last)
+    sleep = Schedule(recipe, last)
     mask = torch.zeros(1, T, dtype=torch.bool)
     mask[:, -LABELS:] = True
     labelled = labelled_windows(mask, sleep.window_size)

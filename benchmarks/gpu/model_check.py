@@ -26,10 +26,10 @@ from reverie.results.checkpoint import FILE_NAME, Progress, load_checkpoint
 from reverie.sleep import rollout
 from reverie.sleep.gradients import Backward
 from reverie.tasks import Batch
-from reverie.train.batches import make_batch
 from reverie.train.compiled import compile_blocks
+from reverie.train.data import make_batch
 from reverie.train.run import train
-from reverie.train.stages import sleep_at
+from reverie.train.schedule import Schedule
 
 # Of the loss, of all gradients together, and of those of one parameter: N passes over W windows add up what rounding
 # does to one product; a parameter that gets hardly any gradient holds more of it.
@@ -113,7 +113,7 @@ def gradients(recipe: Recipe, device: torch.device, backward: Backward, rows: in
     for first in range(0, len(batch.tokens), rows):
         tokens, targets, mask = (x[first : first + rows] for x in batch[:3])
         with torch.autocast(device.type, torch.bfloat16, enabled=recipe.train.dtype == "bfloat16"):
-            logits, _ = rollout(model, tokens, mask, sleep_at(recipe, 0), labelled=labelled, backward=backward)
+            logits, _ = rollout(model, tokens, mask, Schedule(recipe, 0), labelled=labelled, backward=backward)
         part = F.cross_entropy(logits.float(), targets[mask], reduction="sum") / labels
         part.backward()
         loss += part.item()

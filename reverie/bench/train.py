@@ -32,8 +32,7 @@ from reverie.bench.timer import Timing, alternate
 from reverie.errors import UserError
 from reverie.model import new_model
 from reverie.tasks import Batch
-from reverie.train.muon import Muon
-from reverie.train.optim import parameter_groups
+from reverie.train.optim import Muon, parameter_groups
 
 TARGET = 3.0
 WORSE = 1.05  # our loss at the end over the other's, at most

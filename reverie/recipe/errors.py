@@ -62,6 +62,8 @@ def _place(loc: tuple[int | str, ...], model_kinds: Container[object]) -> tuple[
         return loc[:1] + loc[2:]
     if loc[:2] == ("train", "stages") and loc[3:]:
         return ("train", f"stages[{loc[2]}].{loc[3]}", *loc[4:])
+    if loc[:2] == ("train", "curriculum"):  # after which pydantic puts which kind it is
+        return ("train", ".".join(("curriculum", *map(str, loc[3:]))))
     if loc[:2] == ("train", "num_sleep_passes"):  # where `Recipe` has put it
         return ("sleep", ".".join(map(str, loc[1:])))
     return loc

@@ -17,7 +17,7 @@ from reverie.recipe import Recipe, changed, load_recipe
 from reverie.recipe.build import build_model
 from reverie.results.card import RunCard, load_card
 from reverie.tasks.gsm_infinite import task
-from reverie.train.batches import make_batch
+from reverie.train.data import make_batch
 from reverie.train.step import loss_sum
 
 counts: Any = importlib.import_module("gsm_counts")
@@ -97,7 +97,7 @@ NO_ATTENTION = {
 
 def test_operations_are_those_of_the_step(base: Path) -> None:
     recipe = tiny_recipe(base)
-    batch = make_batch(recipe, 0)
+    batch = make_batch(recipe.task, recipe.train, 0)
     batch.loss_mask[:] = False
     batch.loss_mask[:, -counts.LABELS :] = True
     with FlopCounterMode(display=False, custom_mapping=NO_ATTENTION) as counter:

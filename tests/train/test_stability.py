@@ -19,11 +19,12 @@ from reverie.results.card import PassStatistics
 from reverie.sleep import SleepConfig, rollout_hidden
 from reverie.sleep.gradients import EXACT, Backward
 from reverie.sleep.labels import in_labelled, labelled_windows
-from reverie.train.batches import make_batch
+from reverie.train.data import make_batch
 from reverie.train.optim import build_optimizers
 from reverie.train.run import train
+from reverie.train.schedule import Schedule
 from reverie.train.stability import PassObserver
-from reverie.train.step import Step, train_step
+from reverie.train.step import Step, take_step
 
 MakeModel = Callable[..., HybridLM]
 
@@ -206,7 +207,11 @@ def steps(recipe: Recipe, *, watch: bool, noise: float, count: int = 2) -> tuple
     for name, parameter in model.named_parameters():
         parameter.register_post_accumulate_grad_hook(lambda p, name=name: seen[name].append(p.grad.clone()))
     for step in range(count):
-        taken.append(train_step(recipe, model, optimizers, step, make_batch(recipe, step), watch=watch))
+        taken.append(
+            take_step(
+                Schedule.of(recipe), model, optimizers, step, make_batch(recipe.task, recipe.train, step), watch=watch
+            )
+        )
         for name, parameter in model.named_parameters():
             seen[name].append(parameter.detach().clone())
     return taken, seen

@@ -23,12 +23,11 @@ from reverie.model import Eviction, HybridLM, new_model
 from reverie.recipe import Recipe
 from reverie.results.checkpoint import FILE_NAME, load_checkpoint
 from reverie.sleep import SleepConfig
-from reverie.train.batches import make_batch
-from reverie.train.muon import Muon
-from reverie.train.optim import build_optimizers, lr_factor
+from reverie.train.data import make_batch
+from reverie.train.optim import Muon, build_optimizers, lr_factor
 from reverie.train.run import train
-from reverie.train.stages import Stage, freeze_others, stage_at
-from reverie.train.step import train_step
+from reverie.train.schedule import Schedule, Stage
+from reverie.train.step import take_step
 
 # The first stage trains all, since behind a head of zeros nothing else gets a gradient.
 STAGES = [
@@ -59,7 +58,7 @@ def test_stages_follow_each_other_in_proportion_to_their_shares(shares: list[flo
         assert "is too small for a single one of" in str(error)  # noqa: PT017 (either is right)
         assert any(share * steps <= sum(shares) for share in shares)
         return
-    stages = [stage_at(recipe, step) for step in range(steps)]
+    stages = [Schedule.of(recipe).stage(step) for step in range(steps)]
     parts = list(dict.fromkeys(stages))
     assert [part.first for part in parts] == [sum(part.steps for part in parts[:i]) for i in range(len(shares))]
     assert sum(part.steps for part in parts) == steps
@@ -70,13 +69,14 @@ def test_stages_follow_each_other_in_proportion_to_their_shares(shares: list[flo
 
 def test_a_recipe_without_stages_is_one_stage_as_it_sleeps():
     recipe = tiny_recipe(sleep={"eviction": "sliding"})
-    assert {stage_at(recipe, step) for step in range(6)} == {Stage(0, 6, False, recipe.sleep)}
+    assert {Schedule.of(recipe).stage(step) for step in range(6)} == {Stage(0, 6, False, recipe.sleep)}
 
 
 def test_the_data_know_nothing_of_stages():
-    plain = tiny_recipe(train={"steps": 9, "depth_curriculum": 0.8})
+    plain = tiny_recipe(train={"steps": 9, "curriculum": 0.8})
     for step in range(9):
-        pairs = zip(make_batch(staged(depth_curriculum=0.8), step), make_batch(plain, step), strict=True)
+        ours, theirs = (make_batch(recipe.task, recipe.train, step) for recipe in (staged(curriculum=0.8), plain))
+        pairs = zip(ours, theirs, strict=True)
         assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
 
 
@@ -98,10 +98,10 @@ def test_fast_weight_parameters_are_those_of_the_mixers():
 @pytest.mark.parametrize("before", [0, 2])
 def test_a_stage_frees_what_another_one_froze(before: int):
     recipe, model = staged(), new_model(staged().hybrid, 0)
-    freeze_others(model, stage_at(recipe, before))
-    freeze_others(model, stage_at(recipe, 2))
+    Schedule.of(recipe).freeze_others(model, before)
+    Schedule.of(recipe).freeze_others(model, 2)
     assert {name for name, p in model.named_parameters() if p.requires_grad} == names_of_fast_weights(model)
-    freeze_others(model, stage_at(recipe, 8))
+    Schedule.of(recipe).freeze_others(model, 8)
     assert all(parameter.requires_grad for parameter in model.parameters())
 
 
@@ -121,7 +121,7 @@ def test_a_step_moves_its_parameters_and_leaves_no_trace_on_the_others():
     optimizers = build_optimizers(model, recipe.optim)
     before = snapshot(model, optimizers)
     for step in range(9):
-        train_step(recipe, model, optimizers, step, make_batch(recipe, step))
+        take_step(Schedule.of(recipe), model, optimizers, step, make_batch(recipe.task, recipe.train, step))
         after = snapshot(model, optimizers)
         moved = {key for key in after if key not in before or not torch.equal(before[key], after[key])}
         names = {key.split(":")[0] for key in moved}
@@ -144,7 +144,7 @@ def test_no_gradient_is_computed_for_the_others(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.nn.utils, "get_total_norm", watch)
     optimizers = build_optimizers(model, recipe.optim)
     for step in range(9):
-        train_step(recipe, model, optimizers, step, make_batch(recipe, step))
+        take_step(Schedule.of(recipe), model, optimizers, step, make_batch(recipe.task, recipe.train, step))
     every = set(dict(model.named_parameters()))
     assert with_gradient == [every] * 2 + [names_of_fast_weights(model)] * 3 + [every] * 4
 

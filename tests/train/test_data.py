@@ -1,4 +1,4 @@
-"""Whoever makes the batches, they are the same ones in the same order; and no process outlives the training."""
+"""Whoever makes the batches, and where, they are the same in the same order; and no process outlives the training."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,32 @@ from tiny_recipe import tiny_recipe, write_tiny
 from reverie.errors import UserError
 from reverie.recipe import Recipe
 from reverie.results.checkpoint import FILE_NAME, Progress, load_checkpoint
-from reverie.tasks import Batch, Rule110
-from reverie.train import batches as module
-from reverie.train.batches import batches, make_batch
+from reverie.sleep.labels import count_labels
+from reverie.tasks import Batch, DeviceTask, Rule110
+from reverie.train import data as module
+from reverie.train.curriculum import scheduled_depth
+from reverie.train.data import Ready, batches, made_there, make_batch, ready_batches
 from reverie.train.run import train
 from reverie.workers import AHEAD
 
 
 def with_workers(number: int = 2, **train: Any) -> Recipe:
-    return tiny_recipe(train={"data_workers": number, "depth_curriculum": 0.8, **train})
+    return tiny_recipe(train={"data_workers": number, "curriculum": 0.8, **train})
+
+
+def scheduled(recipe: Recipe) -> Callable[[int], int]:
+    return partial(scheduled_depth, recipe.train, recipe.task.depths())
+
+
+def batches_of(recipe: Recipe, first: int) -> AbstractContextManager[Iterator[Batch]]:
+    return batches(recipe.task, recipe.train, first, range(recipe.train.batch_size), scheduled(recipe))
+
+
+def ready(
+    recipe: Recipe, first: int, examples: range | None, device: str = "cpu"
+) -> AbstractContextManager[Iterator[Ready]]:
+    rows = range(recipe.train.batch_size) if examples is None else examples
+    return ready_batches(recipe.task, recipe.train, recipe.sleep.window_size, first, rows, device, scheduled(recipe))
 
 
 def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
@@ -42,15 +60,15 @@ def assert_same(ours: list[Batch], theirs: list[Batch]) -> None:
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_the_batches_are_those_of_the_remaining_steps_in_order(workers: int, first: int):
     recipe = with_workers(workers)
-    with batches(recipe, first) as made:
-        assert_same(list(made), [make_batch(recipe, step) for step in range(first, 6)])
+    with batches_of(recipe, first) as made:
+        assert_same(list(made), [make_batch(recipe.task, recipe.train, step) for step in range(first, 6)])
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn"])
 def test_it_makes_no_difference_how_the_processes_start(monkeypatch: pytest.MonkeyPatch, method: str):
     monkeypatch.setattr(module, "_context", lambda: multiprocessing.get_context(method))
-    with batches(with_workers(), 2) as made:
-        assert_same(list(made), [make_batch(with_workers(), step) for step in range(2, 6)])
+    with batches_of(with_workers(), 2) as made:
+        assert_same(list(made), [make_batch(with_workers().task, with_workers().train, step) for step in range(2, 6)])
 
 
 def test_a_process_with_cuda_is_not_forked(monkeypatch: pytest.MonkeyPatch):
@@ -61,7 +79,7 @@ def test_a_process_with_cuda_is_not_forked(monkeypatch: pytest.MonkeyPatch):
 
 def test_without_workers_no_process_starts(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(module, "made_ahead", lambda *_, **__: pytest.fail("not needed"))
-    with batches(with_workers(0), 0) as made:
+    with batches_of(with_workers(0), 0) as made:
         assert len(list(made)) == 6
     assert not multiprocessing.active_children()
 
@@ -81,7 +99,7 @@ def test_workers_have_one_thread(forked_batch: Callable[[Callable[[int], Batch]]
     forked_batch(lambda step: Batch(*[torch.tensor(torch.get_num_threads())] * 5))
     torch.set_num_threads(2)
     try:
-        with batches(with_workers(), 0) as made:
+        with batches_of(with_workers(), 0) as made:
             assert {int(batch.tokens) for batch in made} == {1}
         assert torch.get_num_threads() == 2
     finally:
@@ -94,10 +112,69 @@ def test_they_work_ahead_but_not_without_end(tmp_path: Path, forked_batch: Calla
         return Batch(*[torch.tensor(step)] * 5)
 
     forked_batch(make)
-    with batches(with_workers(steps=100), 0) as made:
+    with batches_of(with_workers(steps=100), 0) as made:
         assert [int(next(made).tokens) for _ in range(10)] == list(range(10))
     ahead = len(list(tmp_path.iterdir())) - 10
     assert 0 <= ahead <= 2 * AHEAD
+
+
+# -- where the model is
+
+
+def assert_those_of_the_steps(made: list[Ready], recipe: Recipe, first: int, examples: range | None = None) -> None:
+    assert len(made) == recipe.train.steps - first
+    for step, (batch, labels) in enumerate(made, start=first):
+        expected = make_batch(recipe.task, recipe.train, step, examples)
+        assert all(torch.equal(a, b) for a, b in zip(batch, expected, strict=True))
+        assert torch.equal(labels, count_labels(expected.loss_mask, recipe.sleep.window_size))
+
+
+@pytest.mark.parametrize("first", [0, 4])
+@pytest.mark.parametrize("examples", [None, range(2, 5)])
+def test_on_the_cpu(first: int, examples: range | None):
+    recipe = tiny_recipe(train={"curriculum": 0.8})
+    with ready(recipe, first, examples) as made:
+        assert_those_of_the_steps(list(made), recipe, first, examples)
+
+
+@pytest.mark.parametrize("stretch", [1, 4, 64])
+@pytest.mark.parametrize("first", [0, 3])
+@pytest.mark.parametrize("examples", [None, range(2, 5)])
+def test_by_the_task_on_a_device(stretch: int, first: int, examples: range | None, monkeypatch: pytest.MonkeyPatch):
+    """Any device: here the CPU."""
+    monkeypatch.setattr(module, "STRETCH", stretch)
+    recipe = tiny_recipe(train={"curriculum": 0.8, "seed": 7})
+    rows = examples or range(recipe.train.batch_size)
+    assert isinstance(recipe.task, DeviceTask)
+    made = made_there(
+        recipe.task, recipe.train, recipe.sleep.window_size, first, rows, torch.device("cpu"), scheduled(recipe)
+    )
+    assert_those_of_the_steps(list(made), recipe, first, examples)
+
+
+def test_a_gpu_makes_them_itself_if_the_task_can(monkeypatch: pytest.MonkeyPatch):
+    called: list[Any] = []
+    monkeypatch.setattr(module, "made_there", lambda *arguments: iter(called.append(arguments) or ()))
+    recipe = tiny_recipe()
+    assert isinstance(recipe.task, DeviceTask)
+    with ready(recipe, 2, range(3), "cuda") as made:
+        assert list(made) == []
+    assert [arguments[:-1] for arguments in called] == [
+        (recipe.task, recipe.train, recipe.sleep.window_size, 2, range(3), torch.device("cuda"))
+    ]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("by_the_task", [True, False])
+def test_on_cuda(by_the_task: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    if not by_the_task:
+        monkeypatch.setattr(module, "DeviceTask", int)
+    recipe = tiny_recipe(train={"curriculum": 0.8})
+    with ready(recipe, 1, None, "cuda") as made:
+        there = list(made)
+    assert all(x.is_cuda for batch, _ in there for x in batch)
+    here = [Ready(type(batch)(*(x.cpu() for x in batch)), labels) for batch, labels in there]
+    assert_those_of_the_steps(here, recipe, 1)
 
 
 # -- training with them
@@ -132,11 +209,11 @@ def test_an_error_in_a_worker_is_that_error_and_tells_its_place(
             raise ZeroDivisionError("no such example")
         return first
 
-    first = make_batch(with_workers(), 0)
+    first = make_batch(with_workers().task, with_workers().train, 0)
     forked_batch(make)
     with pytest.raises(ZeroDivisionError, match="no such example") as caught:
         train(with_workers(checkpoint_every=1), tmp_path)
-    assert "test_batches.py" in str(caught.value.__cause__)
+    assert "test_data.py" in str(caught.value.__cause__)
     assert load_checkpoint(tmp_path / FILE_NAME).progress.step == 3
     assert not multiprocessing.active_children()
 
