@@ -46,8 +46,9 @@ def new_model():
 
 def step(model, config, backward, T):
     # The first window finds no fast weights, the last one may be shorter.
+    labelled = torch.tensor([False, True]).expand(len(text(T)), -1)
     with torch.autocast("cpu", torch.bfloat16):
-        h, _ = rollout_hidden(model, text(T), config, [False, True], backward=backward)
+        h, _ = rollout_hidden(model, text(T), config, labelled, backward=backward)
         logits = model.head(h)
     logits.float().square().mean().backward()
     return logits, [p.grad for p in model.parameters()]

@@ -21,7 +21,7 @@ from algorithm_1 import (
 
 from reverie.errors import UserError
 from reverie.model import State, select_rows
-from reverie.sleep import Context, SleepConfig, consolidate, read, sleep
+from reverie.sleep import Context, SleepConfig, consolidate, plan, read, sleep
 
 
 @each_eviction
@@ -35,7 +35,7 @@ def test_consolidation_is_algorithm_1(
     _, S = algorithm_1(model, text(), config, [True] * 4)
     context = consolidate(model, text(), Context.empty(model), config)
     assert_same(context.state.fast_weights, S)
-    assert (context.window, context.length, context.passes) == ((), 0, 4 * N)
+    assert (context.window, context.length, context.passes) == ((), 0, 4 * plan(model, config).passes)
     assert context.window_start is context.state
 
 
