@@ -18,6 +18,8 @@ from reverie.hf.causal_lm import PretrainedLM
 from reverie.hf.decoder import sleeping_decoder
 from reverie.sleep import SleepConfig, rollout
 
+pytestmark = pytest.mark.hf
+
 # In a process of its own: the annotations that are checked here cannot be compiled.
 SCRIPT = """
 import sys

@@ -25,6 +25,8 @@ from reverie.sleep import Context, SleepConfig, read, rollout, rollout_hidden
 from reverie.sleep.gradients import Backward
 from reverie.train.run import train
 
+pytestmark = pytest.mark.hf
+
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -141,6 +143,7 @@ def test_a_step_stays_on_its_device_and_waits_for_nothing(
     monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())  # which has none for it
     model = build_model(pretrained(base).model, 0).to("meta")
     config = SleepConfig(window_size=8, num_sleep_passes=3, eviction=eviction)
+    labelled = torch.tensor([[False, False, True]] * 2)
     tokens, backward = text(20).to("meta"), Backward(activation_checkpoint=checkpoint)
     labelled = torch.tensor([False, False, True]).expand(len(tokens), -1)
     with Places() as places:
