@@ -80,7 +80,7 @@ def runs(work: Work) -> list[Run]:
     else:
         last = [(N, a, b, True), (N, b, kept, False)] if b < kept else [(N, a, kept, False)]
         asleep = [(1, 0, b, True), *((n, a, b, True) for n in range(2, N)), *last]
-    reached = work.backward.reached(torch.tensor([work.labelled]), to_end=False)[0].tolist()
+    reached: list[bool] = work.backward.reached(torch.tensor([work.labelled]), to_end=False)[0].tolist()
     return [
         Run(c, start, stop, output, reached[c] and n >= first)
         for c, labelled in enumerate(work.labelled)

@@ -11,12 +11,11 @@ import pytest
 import torch
 from fake_benchmark import PEAK, Parts, clock, never, one_round
 from test_bench_sides import TINY, TINY_RULE110
-from torch import nn
 
 from reverie.bench import sides as bench_sides
 from reverie.bench import train
 from reverie.bench.card import number
-from reverie.bench.sides import OURS, WINDOW, Dtype, Shape, Side, recipe_of
+from reverie.bench.sides import OURS, WINDOW, Dtype, OurSide, Shape, Side, recipe_of
 from reverie.bench.train import COMPILED, measure
 from reverie.errors import UserError
 from reverie.tasks import Batch
@@ -26,7 +25,8 @@ from reverie.train.schedule import Schedule
 @pytest.fixture(autouse=True)
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiling takes minutes, and cannot see through annotations that are checked."""
-    monkeypatch.setattr(Side, "compile", lambda self: None)
+    for side in (Side, OurSide):
+        monkeypatch.setattr(side, "compile", lambda self: None)
 
 
 def test_a_shape_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,21 +64,26 @@ def test_a_step_of_ours_that_is_wrong_gets_no_time(monkeypatch: pytest.MonkeyPat
         train._compare_losses(TINY, curves)
 
 
+class Invented(Side):
+    """Multiplies two matrices, and says what loss it has come to: in the end this one."""
+
+    def __init__(self, recipe: Recipe, end: float) -> None:
+        self.recipe, self.end = recipe, end
+
+    def backward(self, batch: Batch) -> None:
+        torch.mm(torch.ones(2, 2), torch.ones(2, 2))
+
+    def train(self, batch: Batch, step: int) -> float:
+        return self.end + 4 / (step + 1)
+
+
 @pytest.fixture
 def invented(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """`measure` over models that compute nothing, with seconds a step by name and losses at the end of training."""
 
     def run(losses: dict[str, float], *times: dict[str, float]) -> Any:
         def fake_sides(shape: Shape, dtype: Dtype) -> dict[str, Side]:
-            recipe, a = recipe_of(shape, dtype), torch.ones(2, 2)
-
-            def product(batch: Batch) -> None:
-                torch.mm(a, a)
-
-            return {
-                name: Side(recipe, nn.Identity(), lambda batch, step, end=end: end + 4 / (step + 1), product)
-                for name, end in losses.items()
-            }
+            return {name: Invented(recipe_of(shape, dtype), end) for name, end in losses.items()}
 
         clocks = iter([clock(one) for one in times for _ in range(3)])  # number formats, steps, without optimisers
         monkeypatch.setattr(train, "sides", fake_sides)
