@@ -119,7 +119,7 @@ def sender(number: signal.Signals, step: int) -> Callable[[Progress, float], Non
 
 
 def assert_stopped(out: Path, number: signal.Signals, step: int, undisturbed: Path, **arguments: Any) -> None:
-    """Training stops behind that step, with everything saved, and goes on to the same end."""
+    """Training stops after that step, with everything saved, and goes on to the same end."""
     with pytest.raises(Stopped) as caught:
         train(tiny_recipe(), out, **arguments)
     assert (caught.value.signal, caught.value.step) == (number, step)

@@ -60,11 +60,6 @@ def count_operations(problem: str, question: str) -> int:
     return work_out(parse(problem, question)).operations
 
 
-def needed(problem: str, question: str) -> frozenset[str]:
-    """The names of the quantities that a worked solution goes through."""
-    return work_out(parse(problem, question)).needed
-
-
 def work_out(problem: Problem) -> Solution:
     """Solve a parsed problem. Raises `UnsolvableError`.
 
