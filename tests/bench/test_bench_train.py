@@ -18,6 +18,7 @@ from reverie.bench.card import number
 from reverie.bench.sides import OURS, WINDOW, Dtype, OurSide, Shape, Side, recipe_of
 from reverie.bench.train import COMPILED, measure
 from reverie.errors import UserError
+from reverie.recipe import Recipe
 from reverie.tasks import Batch
 from reverie.train.schedule import Schedule
 
