@@ -69,8 +69,8 @@ class PassStatistics(_Part):
     """What each of N passes did in one training step, over the windows that were slept over; a value a pass.
 
     Norms of a head's fast weights, mean over heads, blocks, windows and examples; the relative change by this pass (the
-    first one comes upon what the window found); norms of the loss's gradient with respect to all fast weights behind
-    the pass, and to all h behind it (0 for the last, which nobody reads).
+    first one comes upon what the window found); norms of the loss's gradient with respect to all fast weights after
+    the pass, and to all h after it (0 for the last, which nobody reads).
     """
 
     fast_weight_norm: list[float]

@@ -40,7 +40,7 @@ class Answer:
 def ask(sleeper: Sleeper, memory: Memory, questions: Sequence[str], *, max_tokens: int | None = None) -> list[Answer]:
     """Answer every question by itself, greedily, from a memory of one text; `Memory.empty(sleeper)` is one of nothing.
 
-    A question stands in a window of its own; to a saved chat, behind what that had heard since its last sleep.
+    A question stands in a window of its own; to a saved chat, after what that had heard since its last sleep.
 
     Args:
         max_tokens: of an answer; the language's own if absent.

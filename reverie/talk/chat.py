@@ -59,7 +59,7 @@ class Chat:
         num_sleep_passes, tolerance: of every sleep, also after `load`; as the memory has them if absent.
         temperature: of drawing tokens; at 0 the most likely one is taken.
         max_tokens: of an answer; the language's own if absent.
-        on_sleep: called behind every sleep.
+        on_sleep: called after every sleep.
 
     Raises UserError for a memory of several texts, and for numbers out of range.
     """
@@ -105,7 +105,7 @@ class Chat:
         """Tell the model something; its answer, which goes to `write` piece by piece. "" where nothing was asked.
 
         Args:
-            stopped: asked behind every token whether the answer is to end there; what was written counts as said.
+            stopped: asked after every token whether the answer is to end there; what was written counts as said.
 
         Raises UserError for words that the model does not know; then it has heard nothing.
         """

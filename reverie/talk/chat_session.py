@@ -29,7 +29,7 @@ def lines(file: TextIO, idle: float | None) -> Iterator[str | None]:
     if idle is None:
         yield from (line.decode(errors="replace").rstrip("\r\n") for line in file.buffer)
         return
-    # What has come is cut into lines here: behind a buffer of Python's, select would not see it.
+    # What has come is cut into lines here: past a buffer of Python's, select would not see it.
     rest = b""
     while True:
         if not select.select([file], [], [], idle)[0]:
@@ -75,7 +75,7 @@ class Session:
                 if self.chat.sleep():
                     self._write(self.prompt)
                 continue
-            self._midline = False  # behind what was typed
+            self._midline = False  # after what was typed
             if line.strip() == "/quit":
                 return
             try:
@@ -84,7 +84,7 @@ class Session:
                 self.tell(f"error: {error}")
             self._write(self.prompt)
         if self.prompt:
-            self._write("\n")  # behind Ctrl-D
+            self._write("\n")  # after Ctrl-D
 
     def _take(self, line: str) -> None:
         if not line.startswith("/"):

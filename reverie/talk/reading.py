@@ -117,7 +117,7 @@ def read_text(
     memory: Memory | None = None,
     report: Report = lambda windows, total, read, held: None,
 ) -> Read:
-    """Sleep over a text window by window and leave the memory in `out`; Ctrl-C and SIGTERM end behind a window.
+    """Sleep over a text window by window and leave the memory in `out`; Ctrl-C and SIGTERM end after a window.
 
     Args:
         notes: kept with the memory.

@@ -76,7 +76,7 @@ class Sleeper:
         return torch.tensor(self.language.padded(ids, self.sleep_config.window_size), device=self.device)
 
     def question(self, text: str, *, begun: bool = False) -> list[int]:
-        """Token ids of what is to be answered, by itself or behind earlier turns.
+        """Token ids of what is to be answered, by itself or after earlier turns.
 
         Raises UserError where there are none, or for words that the model does not know.
         """

@@ -164,7 +164,7 @@ def _draw_answers(axes: Axes, answers: Answers, texts: int) -> None:
 
 
 def ends(watch: Watch) -> list[int]:
-    """Tokens read before the first window shown, and behind every one."""
+    """Tokens read before the first window shown, and after every one."""
     first = watch.windows[0].start if watch.windows else 0
     return list(accumulate((window.tokens for window in watch.windows), initial=first))
 
