@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from reverie.recipe.random_passes import RandomPasses
-from reverie.results.card import Chance, ComparisonCard, CurvePoint, ModelKind, RunCard, compare_runs
+from reverie.results.card import Chance, ComparisonCard, CurvePoint, ModelKind, RunCard
+from reverie.results.comparison import compare_runs
 from reverie.results.passes.card import Evaluated, PassesCard, PassesRun, Training, regimes_of
 from reverie.results.provenance import Hardware
 

@@ -6,8 +6,7 @@ import json
 import math
 import os
 import statistics
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -53,24 +52,24 @@ class _Summary(TypedDict):
 ScoreSummary = Annotated[dict[str, Any], GetPydanticSchema(lambda _source, handler: handler(_Summary))]
 
 
-class _Part(BaseModel):
+class Part(BaseModel):
+    """A frozen part of a card, which refuses unknown fields."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Chance(_Part):
-    """The best guesser that has not read the context: `Task.chance()` and `Task.chance_exact()`; may hold more depths
-    than were asked."""
+class Chance(Part):
+    """`Task.chance()`, perhaps of more depths than were asked, and `Task.chance_exact()`."""
 
     by_depth: dict[str, float]
     exact: float
 
 
-class PassStatistics(_Part):
-    """What each of N passes did in one training step, over the windows that were slept over; a value a pass.
+class PassStatistics(Part):
+    """Norms by pass in one training step, over the windows that were slept over.
 
-    Norms of a head's fast weights, mean over heads, blocks, windows and examples; the relative change by this pass (the
-    first one comes upon what the window found); norms of the loss's gradient with respect to all fast weights after
-    the pass, and to all h after it (0 for the last, which nobody reads).
+    Of a head's fast weights, and of their relative change by the pass: means over heads, blocks, windows and examples.
+    Of the loss's gradient with respect to all fast weights after the pass, and to all h after it (0 for the last pass).
     """
 
     fast_weight_norm: list[float]
@@ -79,7 +78,7 @@ class PassStatistics(_Part):
     hidden_gradient: list[float]
 
 
-class CurvePoint(_Part):
+class CurvePoint(Part):
     """One evaluation during training; `train_loss` is the mean since the point before.
 
     `gradient_norm` (before clipping), `depth` and `passes` are those of the newest step; older cards lack them.
@@ -95,8 +94,8 @@ class CurvePoint(_Part):
     score: ScoreSummary
 
 
-class RunCard(_Part):
-    """One training run: one model, one number of sleep passes, one seed."""
+class RunCard(Part):
+    """A training run: one model, one number of sleep passes, one seed."""
 
     kind: Literal["run"] = "run"
     name: str
@@ -123,14 +122,14 @@ class RunCard(_Part):
 
     @property
     def depths(self) -> list[str]:
-        return _by_number(self.score["by_depth"])
+        return sorted(self.score["by_depth"], key=float)
 
     @property
     def depth_name(self) -> str:
         return depth_name(self.recipe)
 
 
-class DepthResult(_Part):
+class DepthResult(Part):
     """Accuracy per question at one depth, over seeds."""
 
     mean: float
@@ -138,7 +137,7 @@ class DepthResult(_Part):
     values: list[float]
 
 
-class Result(_Part):
+class Result(Part):
     """All seeds of one model at one number of sleep passes.
 
     `seeds`, `accuracies` and the `values` of each depth are in the same order; `std` is that of a sample, 0 for one.
@@ -160,12 +159,11 @@ class Result(_Part):
         return _label(self.model, self.num_sleep_passes)
 
 
-class ComparisonCard(_Part):
+class ComparisonCard(Part):
     """Runs of one task that differ in model, sleep passes and seed.
 
-    `metric` is the accuracy that `Result.accuracy` holds: per question, all questions of an
-    example right, or per question of the greatest depth.
-    `recipe` is what all runs share, `hardware` that of the first run, `date` the last run's; tokens and time are sums.
+    `metric` is the accuracy in `Result.accuracy`. `recipe` is what all runs share, `hardware` that of the first run,
+    `date` the last run's; tokens and time are sums.
     """
 
     kind: Literal["comparison"] = "comparison"
@@ -184,7 +182,7 @@ class ComparisonCard(_Part):
 
     @property
     def depths(self) -> list[str]:
-        return _by_number(self.results[0].by_depth)
+        return sorted(self.results[0].by_depth, key=float)
 
     @property
     def depth_name(self) -> str:
@@ -192,42 +190,16 @@ class ComparisonCard(_Part):
 
     def runs_of(self, result: Result) -> list[RunCard]:
         """The runs that `result` sums up, in the order of its seeds."""
-        return [run for run in self.runs if _group(run) == _group(result)]
+        return [run for run in self.runs if group_of(run) == group_of(result)]
 
 
 Card = RunCard | ComparisonCard
 AnyCard = TypeVar("AnyCard", bound=BaseModel)
 
 
-def compare_runs(name: str, metric: Metric, runs: Sequence[RunCard]) -> ComparisonCard:
-    """Group runs by model and sleep passes: the transformer first, then by number of passes.
-
-    Groups may differ in their seeds (a control may need fewer), but not in task, depths or chance.
-    """
-    _require_comparable(runs)
-    runs = sorted(runs, key=lambda run: (_group(run), run.seed))
-    groups: dict[tuple[bool, int, str], list[RunCard]] = {}
-    for run in runs:
-        groups.setdefault(_group(run), []).append(run)
-    return ComparisonCard(
-        name=name,
-        metric=metric,
-        recipe=_shared([run.recipe for run in runs]),
-        commit=", ".join(dict.fromkeys(run.commit for run in runs)),
-        date=max(run.date for run in runs),
-        hardware=runs[0].hardware,
-        seeds=sorted({run.seed for run in runs}),
-        wall_time_s=math.fsum(run.wall_time_s for run in runs),
-        tokens=sum(run.tokens for run in runs),
-        chance=runs[0].chance,
-        results=[_result(group, metric) for group in groups.values()],
-        runs=runs,
-    )
-
-
 def save_card(card: BaseModel, path: str | os.PathLike[str]) -> None:
     """Write a card in one move; measured floats are rounded to 5 significant digits, the recipe is kept as it is."""
-    write_atomic(path, (_layout(_rounded(card.model_dump(mode="python"))) + "\n").encode())
+    write_atomic(path, (_layout(rounded(card.model_dump(mode="python"))) + "\n").encode())
 
 
 def load_card(path: str | os.PathLike[str]) -> Card:
@@ -262,103 +234,39 @@ def _label(model: ModelKind, num_sleep_passes: int) -> str:
 
 
 def depth_name(recipe: dict[str, Any]) -> str:
-    """What "depth" counts in this recipe's task."""
+    """The name of what "depth" counts in a recipe's task."""
     task = recipe.get("task")
     return _DEPTH_NAMES.get(task.get("name", ""), "depth") if isinstance(task, dict) else "depth"
 
 
-def _by_number(depths: Iterable[str]) -> list[str]:
-    return sorted(depths, key=float)
-
-
-def _group(item: RunCard | Result) -> tuple[bool, int, str]:
-    """What runs are grouped by, in the order of groups."""
+def group_of(item: RunCard | Result) -> tuple[bool, int, str]:
+    """The key by which runs are grouped, and groups sorted."""
     return item.model != "transformer", item.num_sleep_passes, item.model
 
 
-def _require_comparable(runs: Sequence[RunCard]) -> None:
-    if not runs:
-        raise UserError("there is no run to compare")
-    first = runs[0]
-    for run in runs:
-        if _questions(run) != _questions(first):
-            raise UserError(
-                f"{first.name} ({first.label}, seed {first.seed}) and {run.name} ({run.label}, seed {run.seed}) "
-                "cannot be compared: they differ in task, depths or chance"
-            )
-        missing = ", ".join(depth for depth in run.depths if depth not in run.chance.by_depth)
-        if missing:
-            raise UserError(f"{run.name} ({run.label}, seed {run.seed}) has no chance for depth {missing}")
-    (group, seed), count = Counter((run.label, run.seed) for run in runs).most_common(1)[0]
-    if count > 1:
-        raise UserError(f"there are {count} runs of {group} with seed {seed}; give one per seed")
-
-
-def _questions(run: RunCard) -> tuple[Any, ...]:
-    """What must be the same for accuracies to be comparable; a card from a file has rounded chances."""
-    return run.recipe.get("task"), run.depths, _rounded(run.chance.model_dump())
-
-
-def _result(runs: Sequence[RunCard], metric: Metric) -> Result:
-    first = runs[0]
-    accuracies = [headline(run.score, metric) for run in runs]
-    by_depth = {}
-    for depth in first.depths:
-        values = [float(run.score["by_depth"][depth]["accuracy"]) for run in runs]
-        by_depth[depth] = DepthResult(mean=statistics.fmean(values), std=_std(values), values=values)
-    return Result(
-        model=first.model,
-        num_sleep_passes=first.num_sleep_passes,
-        seeds=[run.seed for run in runs],
-        accuracy=statistics.fmean(accuracies),
-        accuracy_std=_std(accuracies),
-        accuracies=accuracies,
-        chance=headline_chance(first.chance, first.depths, metric),
-        tokens_per_run=round(statistics.fmean(run.tokens for run in runs)),
-        wall_time_s_per_run=statistics.fmean(run.wall_time_s for run in runs),
-        by_depth=by_depth,
-    )
-
-
 def headline(score: dict[str, Any], metric: Metric) -> float:
-    """The accuracy of a score that a metric means."""
+    """The accuracy in a score that a metric names."""
     if metric == "deepest":
-        return float(score["by_depth"][_by_number(score["by_depth"])[-1]]["accuracy"])
+        return float(score["by_depth"][max(score["by_depth"], key=float)]["accuracy"])
     return float(score[f"{metric}_accuracy"])
 
 
 def headline_chance(chance: Chance, depths: Sequence[str], metric: Metric) -> float:
-    """Of that accuracy; per question: the mean over the depths that were asked."""
+    """The value of that accuracy for guessing; per question it is the mean over the depths that were asked."""
     if metric == "exact":
         return chance.exact
     asked = depths[-1:] if metric == "deepest" else depths
     return statistics.fmean(chance.by_depth[d] for d in asked)
 
 
-def _std(values: Sequence[float]) -> float:
-    return statistics.stdev(values) if len(values) > 1 else 0.0
-
-
-def _shared(recipes: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The entries that are the same in all recipes, at any level."""
-    first, shared = recipes[0], {}
-    for key, value in first.items():
-        others = [recipe.get(key) for recipe in recipes]
-        if all(isinstance(other, dict) for other in others):
-            shared[key] = _shared([other for other in others if isinstance(other, dict)])
-        elif all(key in recipe and recipe[key] == value for recipe in recipes):
-            shared[key] = value
-    return shared
-
-
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Floats to 5 significant digits, except in recipes; NaN and infinities as strings, which JSON lacks."""
     if isinstance(value, float):
         return float(f"{value:.{_SIGNIFICANT_DIGITS}g}") if math.isfinite(value) else str(value)
     if isinstance(value, dict):
-        return {key: part if key == "recipe" else _rounded(part) for key, part in value.items()}
+        return {key: part if key == "recipe" else rounded(part) for key, part in value.items()}
     if isinstance(value, list):
-        return [_rounded(part) for part in value]
+        return [rounded(part) for part in value]
     return value
 
 

@@ -24,10 +24,10 @@ from reverie.results.card import (
     CurvePoint,
     Result,
     RunCard,
-    compare_runs,
     headline,
     read_card,
 )
+from reverie.results.comparison import compare_runs
 from reverie.results.passes.card import PassesCard
 from reverie.results.passes.figure import draw_passes
 from reverie.results.style import CHANCE, GREY, INK, STYLE, look_of

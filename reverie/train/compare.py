@@ -17,7 +17,8 @@ from typing import Any
 
 from reverie.errors import UserError
 from reverie.recipe import Recipe, changed
-from reverie.results.card import ComparisonCard, Metric, RunCard, compare_runs, load_card, save_card
+from reverie.results.card import ComparisonCard, Metric, RunCard, load_card, save_card
+from reverie.results.comparison import compare_runs
 from reverie.results.run import CARD_NAME, model_kind
 from reverie.train.worker import Event, finished
 

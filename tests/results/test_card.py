@@ -17,10 +17,10 @@ from reverie.results.card import (
     ComparisonCard,
     CurvePoint,
     RunCard,
-    compare_runs,
     load_card,
     save_card,
 )
+from reverie.results.comparison import compare_runs
 from reverie.tasks.base import Batch, score
 
 

@@ -11,7 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from reverie.recipe.random_passes import RandomPasses
-from reverie.results.card import ComparisonCard, RunCard, compare_runs
+from reverie.results.card import ComparisonCard, RunCard
+from reverie.results.comparison import compare_runs
 from reverie.results.tables import (
     comparison_table,
     depth_table,

@@ -1,0 +1,102 @@
+"""Runs of one task compared: results by model and number of sleep passes, over seeds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections import Counter
+from collections.abc import Sequence
+from functools import reduce
+from itertools import groupby
+from typing import Any
+
+from reverie.errors import UserError
+from reverie.results.card import (
+    ComparisonCard,
+    DepthResult,
+    Metric,
+    Result,
+    RunCard,
+    group_of,
+    headline,
+    headline_chance,
+    rounded,
+)
+
+
+def compare_runs(name: str, metric: Metric, runs: Sequence[RunCard]) -> ComparisonCard:
+    """Group runs by model and sleep passes: the transformer first, then by number of passes.
+
+    Groups may differ in their seeds (a control may need fewer), but not in task, depths or chance.
+    """
+    _require_comparable(runs)
+    runs = sorted(runs, key=lambda run: (group_of(run), run.seed))
+    return ComparisonCard(
+        name=name,
+        metric=metric,
+        recipe=reduce(_shared, [run.recipe for run in runs]),
+        commit=", ".join(dict.fromkeys(run.commit for run in runs)),
+        date=max(run.date for run in runs),
+        hardware=runs[0].hardware,
+        seeds=sorted({run.seed for run in runs}),
+        wall_time_s=math.fsum(run.wall_time_s for run in runs),
+        tokens=sum(run.tokens for run in runs),
+        chance=runs[0].chance,
+        results=[_result(list(group), metric) for _, group in groupby(runs, group_of)],
+        runs=runs,
+    )
+
+
+def _require_comparable(runs: Sequence[RunCard]) -> None:
+    if not runs:
+        raise UserError("there is no run to compare")
+    first = runs[0]
+    for run in runs:
+        if _questions(run) != _questions(first):
+            raise UserError(
+                f"{first.name} ({first.label}, seed {first.seed}) and {run.name} ({run.label}, seed {run.seed}) "
+                "cannot be compared: they differ in task, depths or chance"
+            )
+        missing = ", ".join(depth for depth in run.depths if depth not in run.chance.by_depth)
+        if missing:
+            raise UserError(f"{run.name} ({run.label}, seed {run.seed}) has no chance for depth {missing}")
+    (group, seed), count = Counter((run.label, run.seed) for run in runs).most_common(1)[0]
+    if count > 1:
+        raise UserError(f"there are {count} runs of {group} with seed {seed}; give one per seed")
+
+
+def _questions(run: RunCard) -> tuple[Any, ...]:
+    """Task, depths and chance, equal for runs that are comparable; a card from a file has rounded chances."""
+    return run.recipe.get("task"), run.depths, rounded(run.chance.model_dump())
+
+
+def _result(runs: Sequence[RunCard], metric: Metric) -> Result:
+    first, overall = runs[0], _over_seeds([headline(run.score, metric) for run in runs])
+    return Result(
+        model=first.model,
+        num_sleep_passes=first.num_sleep_passes,
+        seeds=[run.seed for run in runs],
+        accuracy=overall.mean,
+        accuracy_std=overall.std,
+        accuracies=overall.values,
+        chance=headline_chance(first.chance, first.depths, metric),
+        tokens_per_run=round(statistics.fmean(run.tokens for run in runs)),
+        wall_time_s_per_run=statistics.fmean(run.wall_time_s for run in runs),
+        by_depth={d: _over_seeds([run.score["by_depth"][d]["accuracy"] for run in runs]) for d in first.depths},
+    )
+
+
+def _over_seeds(values: list[float]) -> DepthResult:
+    std = statistics.stdev(values) if len(values) > 1 else 0.0
+    return DepthResult(mean=statistics.fmean(values), std=std, values=values)
+
+
+def _shared(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """The entries that are the same in two recipes, at any level."""
+    shared = {}
+    for key in [key for key in one if key in other]:
+        if isinstance(one[key], dict) and isinstance(other[key], dict):
+            shared[key] = _shared(one[key], other[key])
+        elif one[key] == other[key]:
+            shared[key] = one[key]
+    return shared
