@@ -163,12 +163,24 @@ class ParallelModel:
         else:
             model.to(device)
 
-    def backward(self, loss: Callable[[LanguageModel], Tensor]) -> float:
-        """Leave in the parameters the gradients of loss(model), averaged over the processes; returns the own loss."""
+    def backward(self, loss: Callable[[LanguageModel], Tensor], *, alike: bool = True) -> float:
+        """Leave in the parameters the gradients of loss(model), averaged over the processes; returns the own loss.
+
+        Args:
+            alike: whether all processes run the same blocks in the same order. Then FSDP reduces gradients while others
+                are still computed; else when all are there, since processes would not agree on which come first.
+        """
         if self.processes.parallel == "ddp":
             self._replicate()
-        value = self._module(loss)
+        late = self.processes.parallel == "fsdp" and not alike
+        module: Any = self._module
+        if late:
+            module.set_requires_gradient_sync(False)
+        value = module(loss)
         value.backward()
+        if late:
+            module.set_requires_gradient_sync(True)
+            module(_nothing).backward()
         self._let_go()
         return value.item()
 
@@ -212,6 +224,11 @@ class _Applied(nn.Module):
 
     def forward(self, function: Callable[[LanguageModel], Result]) -> Result:
         return function(self.model)
+
+
+def _nothing(model: LanguageModel) -> Tensor:
+    """A loss whose backward pass computes nothing: FSDP reduces the gradients that it finds."""
+    return torch.zeros((), requires_grad=True)
 
 
 def _shard(root: nn.Module, model: LanguageModel, device_type: str) -> None:

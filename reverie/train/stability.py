@@ -56,37 +56,33 @@ class PassObserver:
         """None if nothing was slept over. Of several processes, all call it."""
         mine = {
             n: (
-                self._over_rows(dict.fromkeys(self._norms[n], 1.0)),
-                self._over_rows(self._norms[n]),
-                self._over_rows(self._changes[n]),
+                [(self._rows[key], norm, self._changes[n][key]) for key, norm in norms.items()],
                 self._fast_weight_squares[n],
                 self._hidden_squares[n],
             )
-            for n in self._norms
+            for n, norms in self._norms.items()
         }
         found = self._processes.gather(mine)
         passes, world_size = sorted({n for part in found for n in part}), self._processes.world_size
         if not passes:
             return None
-        sums = [
-            [fsum(column) for column in zip(*(part[n] for part in found if n in part), strict=True)] for n in passes
-        ]
+        parts = [[part[n] for part in found if n in part] for n in passes]
+        means = [_mean_over_rows([row for rows, _, _ in part for row in rows]) for part in parts]
         return PassStatistics(
-            fast_weight_norm=[norms / rows for rows, norms, _, _, _ in sums],
-            fast_weight_change=[changes / rows for rows, _, changes, _, _ in sums],
+            fast_weight_norm=[norm for norm, _ in means],
+            fast_weight_change=[change for _, change in means],
             # The loss of each is weighted for an average over processes.
-            fast_weight_gradient=[squares**0.5 / world_size for _, _, _, squares, _ in sums],
-            hidden_gradient=[squares**0.5 / world_size for _, _, _, _, squares in sums],
+            fast_weight_gradient=[sum(square for _, square, _ in part) ** 0.5 / world_size for part in parts],
+            hidden_gradient=[sum(square for _, _, square in part) ** 0.5 / world_size for part in parts],
         )
 
-    def _over_rows(self, values: dict[tuple[int, int, int], float]) -> float:
-        """The sum over parts, and over the rows asleep in them, of the mean over windows and blocks."""
-        total = 0.0
-        for part in sorted({part for part, _, _ in values}):
-            own = {key: value for key, value in values.items() if key[0] == part}
-            most = max(self._rows[key] for key in own)
-            total += most * (fsum(self._rows[key] / most * value for key, value in own.items()) / len(own))
-        return total
+
+def _mean_over_rows(found: list[tuple[int, float, float]]) -> tuple[float, float]:
+    """Of norms and changes, each of which is the mean over so many rows."""
+    most = max(rows for rows, _, _ in found)
+    total = fsum(rows / most for rows, _, _ in found)
+    norms, changes = (fsum(x[0] / most * x[i] for x in found) / total for i in (1, 2))
+    return norms, changes
 
 
 def _add_square(squares: dict[int, float], n: int, gradient: Tensor) -> None:

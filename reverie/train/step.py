@@ -90,7 +90,8 @@ def train_step(
     parallel = parallel or ParallelModel(model, batch.tokens.device)
     processes = parallel.processes
     labels = count_labels(batch.loss_mask, sleep.window_size) if labels is None else labels
-    [all_labels] = processes.sum([int(labels.sum())])
+    asked = labels > 0
+    all_labels, rows, *rows_asked = processes.sum([int(labels.sum()), len(asked), *asked.sum(dim=0).tolist()])
     if not all_labels:
         raise UserError("no position of the batch is labelled: there is nothing to learn from")
     observer = PassObserver(processes) if watch else None
@@ -101,10 +102,11 @@ def train_step(
 
     own_value = 0.0
     parts = micro_batches(batch, config.micro_batch, config.batch_size // processes.world_size)
-    for part, labelled in zip(parts, (labels > 0).tensor_split(len(parts)), strict=True):
+    alike = all(number in (0, rows) for number in rows_asked)  # else each process runs its rows' own blocks
+    for part, labelled in zip(parts, asked.tensor_split(len(parts)), strict=True):
         if not labelled.any():
-            labelled[:, -1] = True  # the others wait in the blocks that only predict, with or without labels
-        own_value += parallel.backward(partial(own_loss, part, labelled))
+            labelled[:, -1] = True  # blocks that only predict must run in all processes, for the gradients' sake
+        own_value += parallel.backward(partial(own_loss, part, labelled), alike=alike)
         if observer is not None:
             observer.next_part()
     value = processes.sum([own_value])[0] / processes.world_size

@@ -78,36 +78,38 @@ def awake(recipe: Recipe) -> HybridLM:
 
 
 def scattered_labels(recipe: Recipe, rows: range) -> Batch:
-    """Labels in window 0 of row 7 alone, in window 1 of rows 4 to 7, in none of rows 0 to 3."""
+    """In window 0 of rows 6 and 7, all that one of 4 processes has; in window 1 of rows 4 to 7; in none of 0 to 3."""
     batch = make_batch(recipe.task, recipe.train, 0)
     mask = batch.loss_mask.clone()
     mask[:4] = False
-    mask[7, 3:6] = True
+    mask[6, 2] = mask[7, 3:6] = True
     batch = batch._replace(loss_mask=mask, targets=batch.tokens.roll(-1, dims=1))
     return Batch(*(x[rows.start : rows.stop] for x in batch))
 
 
 def gradients(recipe: Recipe, processes: Processes, batch: Callable[[Recipe, range], Batch]) -> dict[str, Tensor]:
-    """Of one step, and its loss."""
+    """Of one step, its loss, and what was measured of its passes."""
     model = awake(recipe)
     parallel = ParallelModel(model, "cpu", processes)
     optimizers: list[torch.optim.Optimizer] = [Kept(model.parameters(), lr=0.0) for _ in range(2)]
     own = batch(recipe, processes.share(recipe.train.batch_size))
-    loss = take_step(Schedule.of(recipe), model, optimizers, 0, own, parallel).loss
+    step = take_step(Schedule.of(recipe), model, optimizers, 0, own, parallel, watch=True)
+    assert step.passes is not None
+    passes = {f"passes: {name}": torch.tensor(numbers) for name, numbers in step.passes.model_dump().items()}
     found = {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
-    return {**found, "loss": torch.tensor(loss)}
+    return {**found, **passes, "loss": torch.tensor(step.loss)}
 
 
 def as_made(recipe: Recipe, rows: range) -> Batch:
     return make_batch(recipe.task, recipe.train, 0, rows)
 
 
-def one_step(activation_checkpoint: str, **sleep: Any) -> Recipe:
+def one_step(activation_checkpoint: str, train: dict[str, Any] | None = None, **sleep: Any) -> Recipe:
     return tiny_recipe(
         model={"layers": ["gdn", "attn", "jet"]},
         sleep={"num_sleep_passes": 3, **sleep},
         optim={"grad_clip": 1e9},
-        train={"activation_checkpoint": activation_checkpoint},
+        train={"activation_checkpoint": activation_checkpoint, **(train or {})},
     )
 
 
@@ -117,6 +119,7 @@ STEPS = {
     "windows again": (one_step("window", eviction="sliding"), as_made),
     "labels here and there": (one_step("none"), scattered_labels),
     "small windows": (one_step("window", window_size=5), scattered_labels),
+    "cut off": (one_step("none", looped_blocks=(1, 3), train={"bptt_passes": 1}), scattered_labels),
 }
 
 

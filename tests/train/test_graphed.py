@@ -68,15 +68,15 @@ def run_of(recipe: Recipe) -> Any:
     return Schedule.of(recipe), model, build_optimizers(model, recipe.optim), ParallelModel(model)
 
 
-def depo_recipe() -> Recipe:
-    """Where the labels stand differs from example to example."""
-    data = tiny_recipe(sleep={"window_size": 6}, train={"steps": STEPS}).model_dump(exclude={"model": {"vocab_size"}})
+def depo_recipe(window_size: int) -> Recipe:
+    """Where the labels stand differs from example to example; in windows of 6, also which of them have any."""
+    data = tiny_recipe(sleep={"window_size": window_size}, train={"steps": STEPS}).model_dump(exclude={"model": {"vocab_size"}})
     return Recipe.model_validate({**data, "task": DEPO})
 
 
 RECIPES = {
     "rule 110": tiny_recipe(train={"steps": STEPS}),
-    "labels here and there": depo_recipe(),
+    "labels here and there": depo_recipe(11),
     "a number of passes for every step": tiny_recipe(sleep=RANDOM, train={"steps": STEPS}),
     "with jet layers": tiny_recipe(train={"steps": STEPS}, model={"layers": ["jet", "attn"]}),
     "made again": tiny_recipe(train={"steps": STEPS, "activation_checkpoint": "window", "bptt_windows": 0}),
@@ -100,6 +100,15 @@ def test_recorded_steps_are_the_steps(recipe: Recipe):
         torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: f"{name}: {text}")
     assert recorder.replayed == STEPS - WARM_UP * recorder.recorded or recipe.train.num_sleep_passes is not None
     assert recorder.recorded >= 1
+
+
+def test_a_step_whose_rows_sleep_over_different_windows_is_not_recorded():
+    recipe, recorder = depo_recipe(6), Recorder()
+    steps = GraphedSteps(*run_of(recipe), record=recorder)
+    for step in range(STEPS):
+        steps.take(step, ready(recipe, step), watch=False)
+    assert len(steps.found()) == STEPS
+    assert recorder.recorded == 0
 
 
 def test_what_is_recorded_has_been_computed_before(monkeypatch: pytest.MonkeyPatch):
