@@ -30,7 +30,7 @@ test_hops = [1]
 
 [model]
 pretrained = "{base}"
-behind = [1]
+after = [1]
 
 [sleep]
 window_size = 20
