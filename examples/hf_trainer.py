@@ -61,7 +61,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/trainer"))
     options = parser.parse_args()
     model = load_base(options.base)
-    inserted = insert_fast_weights(model, layers=[11, 15], kind="jet")
+    inserted = insert_fast_weights(model, after=[11, 15], kind="jet")
     print(f"{inserted.added:,} new parameters, {100 * inserted.share:.1f} % of the model")
     add_sleep(model, SleepConfig(window_size=40, num_sleep_passes=2, looped_blocks=(11, 16)))
     freeze_pretrained(model)

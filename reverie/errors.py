@@ -1,14 +1,20 @@
-"""The one kind of error that a user can cause: its message is the sentence the command line prints."""
+"""Errors that are reported as one sentence, without a traceback."""
 
 
 class UserError(ValueError):
-    """Bad input, in one sentence that names what is wrong and what would be right. The command line exits with 2."""
+    """A mistake in what the user gave; the message is one sentence: what is wrong, and what would be right.
+
+    Commands print it and exit with 2.
+    """
 
 
 def plain(text: str) -> str:
-    """One line of what others may have written, such as a file's notes: nothing in it steers a terminal."""
+    """`text` with U+FFFD for all that is not printable, line breaks too.
+
+    For what others may have written, such as the notes of a file: control characters could steer a terminal.
+    """
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 class ProcessDied(Exception):
-    """One of the processes that train together has died, and training with it; the message says which one."""
+    """One of the processes of a distributed training has died, which ends the training; the message names its rank."""

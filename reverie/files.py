@@ -1,4 +1,4 @@
-"""Files that are either the old one or the new one, never half of either."""
+"""Atomic writes: a file is the old one or the new one, never a part of either. And lock files."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.tmp(\.[^.]*)?")  # as write_atomic 
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes | Callable[[Path], object]) -> None:
-    """Put `data` at `path` in one move: a reader, a crash or a full disk never meets an unfinished file.
+    """Write a file atomically: neither a reader nor a crash nor a full disk leaves an unfinished file at `path`.
 
-    `data` is the content, or a function that writes it to the temporary path it is given, which lies in the same
-    folder and has the same suffix. Missing folders are made. What the system refuses (a full disk, a missing
-    permission) is a `UserError`; then, as after any other error, `path` is as before and the temporary file is gone.
+    Missing folders are made. After an error `path` is as before and the temporary file is removed.
+
+    Args:
+        data: the content, or a function that writes it to the temporary path it is given, which is in the same folder
+            and has the same suffix.
+
+    Raises:
+        UserError: the system refuses to write (a full disk, a missing permission).
     """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
@@ -38,14 +43,14 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | Callable[[Path], ob
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what `write_atomic` left in a folder when its process was killed; nobody may be writing there now."""
+    """Remove temporary files of `write_atomic` whose process was killed. No process may be writing to the folder."""
     for path in folder.glob(".*"):
         if _TEMPORARY.fullmatch(path.name):
             _remove(path)
 
 
 def move_into_place(finished: Path, path: Path) -> None:
-    """Put a finished file at `path`, in the same folder, so that it outlives a power cut."""
+    """Rename `finished` to `path`, in the same folder, synced to disk, so that it survives a power cut."""
     _flush(finished)
     os.replace(finished, path)
     with contextlib.suppress(OSError):  # some file systems cannot; the file itself is in place
@@ -56,13 +61,13 @@ def move_into_place(finished: Path, path: Path) -> None:
 def locked(path: Path, taken: str, patience_s: float = 0.0) -> Iterator[None]:
     """Hold the lock file `path`, which one process at a time can have. It is made, with its folder, and removed again.
 
-    The system takes the lock back when the process ends, however it does.
+    The system releases the lock when the process ends, however it ends.
 
     Args:
-        taken: what to say where another process still has it after `patience_s` seconds.
+        taken: the error's sentence if another process still holds it after `patience_s` seconds.
 
     Raises:
-        UserError: another process has it, or it cannot be written.
+        UserError: another process holds it, or it cannot be written.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,7 +85,7 @@ def locked(path: Path, taken: str, patience_s: float = 0.0) -> Iterator[None]:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Makes a `UserError` of what the system refuses meanwhile: `path` cannot be written."""
+    """Turn an error of the system in the block into a `UserError`: `path` cannot be written, and why."""
     try:
         yield
     except Exception as error:
@@ -91,7 +96,7 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def _flush(path: Path) -> None:
-    """Make a file, or the names in a folder, outlive a power cut."""
+    """`fsync` a file, or a folder with the names in it."""
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)
@@ -100,7 +105,7 @@ def _flush(path: Path) -> None:
 
 
 def _refusal(error: Exception) -> OSError | None:
-    """What the system refused, if that is the error; Rust (safetensors) has it in words only."""
+    """The error of the system, if it is one; safetensors, written in Rust, gives it only in its message."""
     if isinstance(error, OSError):
         return error
     code = re.search(r"\(os error (\d+)\)", str(error))
@@ -108,6 +113,6 @@ def _refusal(error: Exception) -> OSError | None:
 
 
 def _remove(temporary: Path) -> None:
-    """After a success there is nothing to remove; and a folder that cannot be read must not hide the first error."""
-    with contextlib.suppress(OSError):
+    """Remove a file if there is one."""
+    with contextlib.suppress(OSError):  # a folder that cannot be read must not hide the first error
         temporary.unlink(missing_ok=True)

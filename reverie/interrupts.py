@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: training finishes its step and saves before it ends; whatever else is going ends at once."""
+"""SIGTERM and Ctrl-C: training finishes its step and saves before it ends; everything else ends at once."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from types import FrameType
 from typing import Any
 
 TIME_IS_UP = signal.SIGALRM
-"""What stops a training that was given a number of seconds. Nobody sends it: the training looks at a clock."""
+"""The "signal" that stops a training whose time limit is reached. Nobody sends it: training looks at a clock."""
 
 
 class Stopped(KeyboardInterrupt):
-    """Training has ended because it was asked to, or its time was up: `step` steps are done and saved.
+    """Training was stopped by a signal or its time limit, after `step` steps, which are saved.
 
-    What lets Ctrl-C through lets this through, so no `except Exception` takes it for a failed run.
+    A KeyboardInterrupt, so that no `except Exception` takes it for a failed run.
     """
 
     def __init__(self, received: signal.Signals, step: int, steps: int) -> None:
@@ -27,21 +27,21 @@ class Stopped(KeyboardInterrupt):
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM came where there is no step to finish."""
+    """SIGTERM was received outside of a training step."""
 
 
 @dataclass
 class StopRequest:
-    """Which signal has asked training to stop, if one has."""
+    """The first signal that asked training to stop; None if there was none."""
 
     requested: signal.Signals | None = None
 
 
 @contextlib.contextmanager
 def stop_requests() -> Iterator[StopRequest]:
-    """SIGTERM and SIGINT do nothing meanwhile but note the request; Ctrl-C for the second time interrupts as usual.
+    """Make SIGTERM and SIGINT set a flag instead of ending the process; a second Ctrl-C interrupts as usual.
 
-    In a thread that is not the main one nothing is ever requested, for signals do not come there.
+    In a thread other than the main one nothing is ever requested: Python handles signals in the main thread.
     """
     request = StopRequest()
 
@@ -56,7 +56,7 @@ def stop_requests() -> Iterator[StopRequest]:
 
 @contextlib.contextmanager
 def sigterm_interrupts() -> Iterator[None]:
-    """SIGTERM raises `Terminated`, as Ctrl-C raises KeyboardInterrupt: nothing stays half-written, no child is left."""
+    """Make SIGTERM raise `Terminated`, as Ctrl-C raises KeyboardInterrupt, so that `finally` blocks run."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise Terminated("terminated")
@@ -66,7 +66,7 @@ def sigterm_interrupts() -> Iterator[None]:
 
 
 def exit_code(interruption: KeyboardInterrupt) -> int:
-    """What a shell calls a process that this signal has ended: 130 after Ctrl-C, 143 after SIGTERM; 0 if time is up."""
+    """Exit code for an interruption, as in shells: 130 after Ctrl-C, 143 after SIGTERM; 0 after the time limit."""
     if isinstance(interruption, Stopped):
         return 0 if interruption.signal == TIME_IS_UP else 128 + interruption.signal
     return 128 + (signal.SIGTERM if isinstance(interruption, Terminated) else signal.SIGINT)
@@ -74,9 +74,9 @@ def exit_code(interruption: KeyboardInterrupt) -> int:
 
 @contextlib.contextmanager
 def _handling(handler: Callable[[int, FrameType | None], None], *numbers: int) -> Iterator[dict[int, Any]]:
-    """With that handler for signals, but for those that are ignored, as Ctrl-C is in background jobs of a script.
+    """Install a handler for signals and yield the earlier ones by number, which are put back at the end.
 
-    Yields the handlers from before.
+    Signals that are ignored stay so, as Ctrl-C does in background jobs of a script.
     """
     if threading.current_thread() is not threading.main_thread():
         yield {}

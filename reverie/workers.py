@@ -1,4 +1,4 @@
-"""Work that other processes do ahead of time, its results in order."""
+"""Prefetching: worker processes compute results ahead of time, which come back in order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import torch
 
 from reverie.errors import UserError
 
-AHEAD = 2  # results a worker
+AHEAD = 2  # results that are prefetched, per worker
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -34,21 +34,21 @@ def made_ahead(
     if_killed: str,
     context: BaseContext | None = None,
 ) -> Iterator[Iterator[_Result]]:
-    """`make` of every item, in order, by that many processes, which end with the context.
+    """Yield an iterator over `make(item)` in order, computed by `workers` processes, which end with the context.
 
-    Each has one thread, leaves Ctrl-C to this process, and ends when this one is gone, however that came about.
+    Each runs one thread, ignores Ctrl-C, and ends when this process is gone, however that came about.
 
     Args:
-        make: picklable; it goes to each process once.
-        if_killed: what to say if such a process is killed.
-        context: how processes start; spawned if absent, which is safe beside threads.
+        make: picklable; it is sent to each process once.
+        if_killed: the error's sentence if a worker is killed.
+        context: how processes start; "spawn" if absent, which is safe beside threads.
 
     Raises:
-        UserError: such a process was killed. What `make` raises comes through as it is.
+        UserError: a worker was killed. What `make` raises is raised as it is.
     """
     context = context or get_context("spawn")
     if sys.platform != "win32" and context.get_start_method() != "fork":
-        resource_tracker.ensure_running()  # else the first process would start it, and let Ctrl-C through afterwards
+        resource_tracker.ensure_running()  # else the first worker would start it, and unblock Ctrl-C afterwards
     pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_begin_worker, initargs=(make,))
     try:
         yield _in_order(pool, items, AHEAD * workers)
@@ -59,19 +59,20 @@ def made_ahead(
 
 
 def _in_order(pool: Executor, items: Sequence[Any], ahead: int) -> Iterator[Any]:
-    with _interrupts_later():
+    """Results in the order of `items`, of which `ahead` are submitted but not yet yielded."""
+    with _interrupts_blocked():
         waiting = deque(pool.submit(_make_one, item) for item in items[:ahead])
     for i in range(len(items)):
         result = waiting.popleft().result()
         if i + ahead < len(items):
-            with _interrupts_later():
+            with _interrupts_blocked():
                 waiting.append(pool.submit(_make_one, items[i + ahead]))
         yield result
 
 
 @contextmanager
-def _interrupts_later() -> Iterator[None]:
-    """Ctrl-C waits; processes started meanwhile never hear of it, not even while they import what they need."""
+def _interrupts_blocked() -> Iterator[None]:
+    """Block Ctrl-C in this process, and for good in those started here, even while they are still importing."""
     if sys.platform == "win32":
         yield
         return
@@ -88,6 +89,7 @@ _make: Callable[[Any], Any]
 
 
 def _begin_worker(make: Callable[[Any], Any]) -> None:
+    """Set up a worker process, which will run `make`."""
     global _make
     _make = make
     torch.set_num_threads(1)  # else threads of several workers would fight for the cores
@@ -101,6 +103,7 @@ def _make_one(item: Any) -> Any:
 
 
 def _end_with_parent() -> None:
+    """End this process when its parent is gone; run in a thread."""
     parent = parent_process()
     assert parent is not None
     parent.join()

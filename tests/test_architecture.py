@@ -97,17 +97,21 @@ def test_sleep_is_short() -> None:
 LOOPS = (ast.For, ast.While, ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
-def runs_blocks(node: ast.AST) -> bool:
-    """Whether something in it calls `blocks`, or `run`, what `Backward.runner` makes of them."""
+def names_called(node: ast.AST) -> list[str]:
+    """Functions and methods that are called anywhere in it."""
     calls = [call.func for call in ast.walk(node) if isinstance(call, ast.Call)]
-    names = [f.attr if isinstance(f, ast.Attribute) else f.id for f in calls if isinstance(f, ast.Attribute | ast.Name)]
-    return not {"blocks", "run"}.isdisjoint(names)
+    return [f.attr if isinstance(f, ast.Attribute) else f.id for f in calls if isinstance(f, ast.Attribute | ast.Name)]
+
+
+def runs_blocks(node: ast.AST) -> bool:
+    """Whether something in it calls `blocks`, or a pass: `run` (`Backward.runner`), `one_pass`, `once`."""
+    return not {"blocks", "run", "one_pass", "once"}.isdisjoint(names_called(node))
 
 
 def test_passes_are_looped_over_in_one_place() -> None:
     """Only the sleep room has a model's blocks run, and one loop there runs them more than once: that up to N.
 
-    (hf hands a call on to the model of transformers.)
+    (hf and talk hand a call on to another model; what bench counts has blocks of its own.)
     """
     reach, loops = set(), []
     for module, path in FILES.items():
@@ -121,8 +125,20 @@ def test_passes_are_looped_over_in_one_place() -> None:
                 and runs_blocks(node)
             ):
                 loops.append((room(module), ast.unparse(node).splitlines()[0]))
-    assert reach == {"hf", "model", "sleep"}
+    assert reach - {"bench", "talk"} == {"hf", "model", "sleep"}
     assert loops == [("sleep", "for n in range(2, N + 1):")]
+
+
+def test_windows_are_looped_over_in_the_sleep_room_alone() -> None:
+    """By `read`, `consolidate` and `rollout`, which take the same step over a window; nobody else wakes in a loop."""
+    callers = set[tuple[str, str]]()
+    for module, path in FILES.items() - {("reverie", FILES["reverie"])}:
+        for function in ast.parse(path.read_text(encoding="utf-8")).body:
+            loops = [node for node in ast.walk(function) if isinstance(node, LOOPS)]
+            called = {name for loop in loops for name in names_called(loop)}
+            if called & {"wake", "forget"} or (room(module) == "sleep" and {"step", "by_kind"} & called):
+                callers.add((room(module), getattr(function, "name", "")))
+    assert callers == {("sleep", "read"), ("sleep", "consolidate"), ("sleep", "rollout_hidden")}
 
 
 def test_annotations_are_checked_in_tests() -> None:

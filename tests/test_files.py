@@ -95,7 +95,7 @@ def test_an_error_that_is_not_the_disk_s_passes_through(tmp_path: Path):
     assert os.listdir(tmp_path) == []
 
 
-def test_an_interruption_leaves_nothing_behind(tmp_path: Path):
+def test_an_interruption_leaves_nothing(tmp_path: Path):
     def write(path: Path) -> None:
         path.write_bytes(b"half")
         raise KeyboardInterrupt

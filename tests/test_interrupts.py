@@ -18,13 +18,13 @@ from tiny_recipe import TOML, tiny_recipe
 
 from reverie.cli import app as cli
 from reverie.interrupts import Stopped, Terminated, exit_code, sigterm_interrupts, stop_requests
-from reverie.recipe import Recipe, load_recipe
+from reverie.recipe import Recipe, TrainConfig, load_recipe
 from reverie.results.checkpoint import FILE_NAME, Progress, load_checkpoint
 from reverie.results.run import CARD_NAME
-from reverie.tasks import Batch
-from reverie.train import checkpoint, ready, run
+from reverie.tasks import Batch, Task
+from reverie.train import checkpoint, data, run
 from reverie.train import step as step_module
-from reverie.train.batches import make_batch
+from reverie.train.data import make_batch
 from reverie.train.lock import LOCK_NAME
 from reverie.train.run import train
 
@@ -119,7 +119,7 @@ def sender(number: signal.Signals, step: int) -> Callable[[Progress, float], Non
 
 
 def assert_stopped(out: Path, number: signal.Signals, step: int, undisturbed: Path, **arguments: Any) -> None:
-    """Training stops behind that step, with everything saved, and goes on to the same end."""
+    """Training stops after that step, with everything saved, and goes on to the same end."""
     with pytest.raises(Stopped) as caught:
         train(tiny_recipe(), out, **arguments)
     assert (caught.value.signal, caught.value.step) == (number, step)
@@ -169,17 +169,19 @@ def test_processes_that_make_data_may_hear_the_signal_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Path
 ):
     @contextlib.contextmanager
-    def dying(recipe: Recipe, first_step: int, examples: range, deepest: Any) -> Iterator[Iterator[Batch]]:
+    def dying(
+        task: Task, config: TrainConfig, first_step: int, examples: range, deepest: Any
+    ) -> Iterator[Iterator[Batch]]:
         def made() -> Iterator[Batch]:
             for step in range(first_step, 5):
-                yield make_batch(recipe, step)
+                yield make_batch(task, config, step)
             signal.raise_signal(TERM)
             raise BrokenProcessPool
 
         yield made()
 
     with monkeypatch.context() as patch:
-        patch.setattr(ready, "batches", dying)
+        patch.setattr(data, "batches", dying)
         with pytest.raises(Stopped, match=r"stopped after step 5 of 6 \(SIGTERM\), saved"):
             train(tiny_recipe(), tmp_path)
     train(tiny_recipe(), tmp_path, resume=True)

@@ -29,7 +29,7 @@ def blocks(language: str) -> list[str]:
 def test_the_quoted_sleep_loop_is_the_source() -> None:
     loop = blocks("python")[0]
     assert "for n in range" in loop
-    assert loop in (ROOT / "reverie" / "sleep.py").read_text(encoding="utf-8")
+    assert loop in (ROOT / "reverie" / "sleep" / "algorithm.py").read_text(encoding="utf-8")
 
 
 def test_the_python_example_runs() -> None:

@@ -19,7 +19,8 @@ from reverie.sleep import rollout
 from reverie.tasks import Batch
 from reverie.train.compiled import RECOMPILE_LIMIT, compile_blocks
 from reverie.train.optim import build_optimizers, set_lr
-from reverie.train.step import train_step
+from reverie.train.schedule import Schedule
+from reverie.train.step import take_step
 
 OURS = "reverie"
 VOCAB = 64
@@ -76,7 +77,7 @@ def batch_of(shape: Shape, recipe: Recipe, step: int) -> Batch:
 
 @dataclass
 class Side:
-    """One model in one number format, trained as `train_step` does it; a model of transformers is compiled whole."""
+    """One model in one number format, trained as `take_step` does it; a model of transformers is compiled whole."""
 
     recipe: Recipe
     model: Any
@@ -113,13 +114,13 @@ class Side:
 
 
 class OurSide(Side):
-    """Ours: `train_step` itself, compiled block by block as `train.compile` does."""
+    """Ours: `take_step` itself, compiled block by block as `train.compile` does."""
 
     def compile(self) -> None:
         compile_blocks(self.model)
 
     def train(self, batch: Batch, step: int) -> float:
-        return train_step(self.recipe, self.model, self.optimizers, step, batch).loss
+        return take_step(Schedule.of(self.recipe), self.model, self.optimizers, step, batch).loss
 
 
 def sides(shape: Shape, dtype: Dtype) -> dict[str, Side]:

@@ -55,7 +55,14 @@ def train_command(
         options = [f"--set={override}" for override in overrides or []] + ["--resume"] * resume + ["--json"] * as_json
         options += [f"--out={folder}", f"--device={where.type}", f"--parallel={how}"]
         options += [] if max_seconds is None else [f"--max-seconds={max_seconds}"]
-        return launch(resolved, [recipe, *options], nproc, folder, where, max_restarts=max_restarts)
+        return launch(
+            [recipe, *options],
+            nproc,
+            folder,
+            where,
+            batch_size=resolved.train.batch_size,
+            max_restarts=max_restarts,
+        )
     from reverie.train.distributed import joined
     from reverie.train.run import train
     from reverie.train.worker import Event

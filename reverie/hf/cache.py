@@ -1,4 +1,4 @@
-"""`SleepCache`: what a sleeping model knows between two calls, in the place of `past_key_values`.
+"""`SleepCache`: what a sleeping model knows between two calls, passed as `past_key_values`.
 
 The rows of a batch may have begun at different tokens (left padding), so their windows end at different ones. Rows that
 began together are a group with a `Context` of its own, and every row is computed as if it were alone.
@@ -23,7 +23,7 @@ class Group(NamedTuple):
     """Rows of a batch that began at the same token."""
 
     rows: Int[Tensor, " rows"]
-    padding: int  # tokens in front of the text
+    padding: int  # tokens before the text
     context: Context
 
 
@@ -90,11 +90,14 @@ class SleepCache(Cache):
 
 
 def begin(mask: Tensor | None, tokens: Tensor, context: Context) -> SleepCache:
-    """The cache in front of the first tokens [B, T]; `mask` [B, T] is 0 on padding, in front of a text or behind it.
+    """The cache before the first tokens [B, T].
 
-    `context` is what the rows know before: nothing, or what a memory holds of earlier texts.
+    Args:
+        mask: [B, T], 0 on padding, which stands before a text or after it.
+        context: what the rows know already: nothing, or what a memory holds of earlier texts.
 
-    Raises UserError where a row is padding throughout, or has padding inside its text.
+    Raises:
+        UserError: a row is padding throughout, or has padding inside its text.
     """
     cache = SleepCache()
     B, T = tokens.shape[:2]
@@ -110,7 +113,7 @@ def begin(mask: Tensor | None, tokens: Tensor, context: Context) -> SleepCache:
     if not bool(text.any(1).all()):
         raise UserError(f"row {int((~text.any(1)).int().argmax())} of attention_mask is padding throughout")
     if bool((text.sum(1) != last - first + 1).any()):
-        raise UserError("attention_mask must be 1 on every token of a text: padding belongs in front of it or behind")
+        raise UserError("attention_mask must be 1 on every token of a text: padding belongs before it or after it")
     cache.complete = bool((last == T - 1).all())
     for padding in first.unique().tolist():
         together = rows[first == padding]
@@ -119,13 +122,13 @@ def begin(mask: Tensor | None, tokens: Tensor, context: Context) -> SleepCache:
 
 
 def cache_of(memory: Memory) -> SleepCache:
-    """What a memory holds, for `past_key_values`; the memory itself stays as it is.
+    """A cache with what a memory holds, for `past_key_values`; the memory itself stays as it is.
 
         memory = sleep_over(model, book_ids)
         model.generate(question_ids, past_key_values=cache_of(memory))
 
     Rows of the question belong to rows of the memory: `memory.branch(n)` makes room for n questions about one text.
-    They may be padded in front, with the attention_mask that says so.
+    They may have padding before them, with the attention_mask that says so.
     """
     cache = SleepCache()
     cache.groups = [Group(torch.arange(memory.batch_size, device=memory.tokens.device), 0, memory.context)]

@@ -138,7 +138,7 @@ def _insert(model: PreTrainedModel, kind: Kind | None, layers: int, after: Seque
 
 
 def _sample(tokenizer: PreTrainedTokenizerBase, most: int) -> Tensor:
-    """Tokens [1, T] of a short text, which fits into one window."""
+    """The first tokens [1, T] of a short text, at most `most`."""
     return tokenizer(SAMPLE, return_tensors="pt").input_ids[:, :most]
 
 

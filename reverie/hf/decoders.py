@@ -1,4 +1,4 @@
-"""Which models of transformers can sleep, and where their decoders keep their blocks."""
+"""Which models of transformers can sleep, and what their decoders are made of."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def decoder_of(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def check_decoder(model: PreTrainedModel, decoder: PreTrainedModel) -> nn.ModuleList:
-    """The decoder's blocks. Raises UserError for a model that cannot sleep."""
+    """The decoder's blocks. Raises UserError if the model cannot sleep."""
     kind, name = model.config.model_type, type(model).__name__
     if kind in CANNOT:
         raise UserError(f"{name} ({kind}) cannot sleep: {CANNOT[kind]}")
@@ -65,7 +65,7 @@ def check_decoder(model: PreTrainedModel, decoder: PreTrainedModel) -> nn.Module
             + ", ".join((*HYBRIDS, *TRANSFORMERS))
         )
     if any("position" in child for child, _ in decoder.named_children()):
-        raise UserError(f"{name} ({kind}) cannot sleep: it adds learned positions in front of its blocks")
+        raise UserError(f"{name} ({kind}) cannot sleep: it adds learned positions before its blocks")
     if any("past_key_values" not in inspect.signature(type(layer).forward).parameters for layer in layers):
         raise UserError(f"{name} ({kind}) cannot sleep: its blocks do not take the cache as past_key_values")
     steps = getattr(model.config, "total_ut_steps", 1)

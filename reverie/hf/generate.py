@@ -26,7 +26,7 @@ Report = Callable[[int, int, int], None]  # windows read, windows to read, token
 
 @dataclass(frozen=True)
 class Generated:
-    """What was written, and what it took."""
+    """The text that `generate` wrote, with counts, speed and memory."""
 
     text: str
     tokens_read: int
@@ -47,7 +47,11 @@ class Generated:
 def load_sleeper(
     folder: Path, device: torch.device, *, num_sleep_passes: int | None = None, window_size: int | None = None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """A model that `reverie convert` or `save_pretrained` left, asleep as it was saved or as is said here."""
+    """Load a model that `reverie convert` or `save_pretrained` left, and its tokenizer.
+
+    Args:
+        num_sleep_passes, window_size: in the place of what was saved.
+    """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; reverie convert makes one")
     tokenizer = load_tokenizer(folder)
@@ -72,10 +76,10 @@ def generate(
     write: Callable[[str], None] = lambda text: None,
     report: Report = lambda windows, total, tokens: None,
 ) -> Generated:
-    """Go on with a prompt, by the most likely token, or at a temperature above 0 by drawing.
+    """Continue a prompt by the most likely token, or at a temperature above 0 by sampling.
 
     Args:
-        write: gets the new text piece by piece, as soon as words are whole.
+        write: called with the new text piece by piece, as soon as words are whole.
         report: called before the first and after every window of the prompt.
     """
     tokens = tokenizer(prompt, return_tensors="pt").input_ids.to(model.device)
@@ -111,7 +115,7 @@ def generate(
 
 
 def _read(model: PreTrainedModel, tokens: Int[Tensor, "1 T"], meter: _Meter, report: Report) -> None:
-    """In pieces of a window, so that no more than that is ever in memory."""
+    """Read tokens in pieces of a window, so that no more than that is ever in memory."""
     pieces = tokens.split(meter.window_size, dim=1) if tokens.shape[1] else ()
     read = 0
     for i, piece in enumerate(pieces):
@@ -127,7 +131,7 @@ def _sleep_config(model: PreTrainedModel) -> SleepConfig:
 
 
 class _Meter:
-    """What the cache of one text holds."""
+    """The cache of one text, and the most bytes that it held."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         self.cache, self.window_size, self.peak = SleepCache(), _sleep_config(model).window_size, 0

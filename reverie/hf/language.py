@@ -1,7 +1,4 @@
-"""How a pretrained model is spoken to: its tokenizer, and the chat template if that has one.
-
-What `reverie.tasks.language.Language` asks for.
-"""
+"""`ChatLanguage`: the `Language` of a pretrained model, by its tokenizer and the chat template if that has one."""
 
 from __future__ import annotations
 
@@ -53,7 +50,7 @@ class ChatLanguage:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def _turn(self, text: str, begun: bool) -> str:
-        """What stands between the answer before and this one: its end too, which the model may not have written."""
+        """The text between two answers; the end of the first too, which the model may not have written."""
         earlier = [{"role": "user", "content": ""}, {"role": "assistant", "content": _EARLIER}] if begun else []
         turns = [*earlier, {"role": "user", "content": text}]
         whole = str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
@@ -65,9 +62,10 @@ def _ids(encoded: Any) -> list[int]:
 
 
 def load_speaker(folder: Path, device: torch.device) -> tuple[SleepingModel, SleepConfig, ChatLanguage]:
-    """A model that `reverie convert`, `save_pretrained` or `save_hybrid` left, and its tokenizer.
+    """Load a model that `reverie convert`, `save_pretrained` or `save_hybrid` left, and its tokenizer.
 
-    Raises UserError where one of them is missing or damaged, or the model does not sleep.
+    Raises:
+        UserError: one of them is missing or damaged, or the model does not sleep.
     """
     check_name(str(folder))
     with loading("the model", str(folder)):
@@ -89,7 +87,7 @@ def _asleep(config: SleepConfig, folder: Path) -> SleepConfig:
 
 
 def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
-    """Tokens behind which the model has said all, by its generation config and by the tokenizer."""
+    """Tokens that end an answer, by the model's generation config and by the tokenizer."""
     config = getattr(model, "generation_config", None)
     given = [getattr(config, "eos_token_id", None), tokenizer.eos_token_id]
     flat = [x for ids in given for x in (ids if isinstance(ids, list) else [ids])]

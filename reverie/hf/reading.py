@@ -1,4 +1,4 @@
-"""A batch of texts through `reverie.sleep.read`, the way models of transformers are called.
+"""Read a batch of texts through `reverie.sleep.read`, the way models of transformers are called.
 
 Padded rows, a cache that comes back with the next tokens, logits of the newest token alone: what `SleepingDecoder` and
 `ReverieHybridForCausalLM` share.
@@ -34,9 +34,9 @@ def read_batch(
     newest_only: bool,
     backward: Backward = EXACT,
 ) -> Tensor:
-    """What the model's head makes of the tokens, [B, T, …], or of the newest [B, 1, …]; 0 on padding in front.
+    """Read tokens and move the cache on.
 
-    Moves the cache on.
+    Returns what the model's head makes of the tokens [B, T, …], or of the newest [B, 1, …]; 0 on padding before a text.
     """
     outputs, groups = list[Tensor](), list[Group]()
     for rows, padding, context in cache.groups:
@@ -56,7 +56,7 @@ def read_batch(
 
 
 def _side_by_side(outputs: list[Tensor], groups: list[Group], T: int) -> Tensor:
-    """[B, T, …] from what groups of rows gave for their newest tokens; 0 in front of those."""
+    """Put the outputs of groups of rows, of their newest tokens, together as [B, T, …]; 0 before those tokens."""
     if len(outputs) == 1:
         return nn.functional.pad(outputs[0], (0, 0, T - outputs[0].shape[1], 0))
     padded = torch.cat([nn.functional.pad(y, (0, 0, T - y.shape[1], 0)) for y in outputs])
@@ -66,9 +66,10 @@ def _side_by_side(outputs: list[Tensor], groups: list[Group], T: int) -> Tensor:
 def cache_for(
     past: Any, mask: Tensor | None, tokens: Tensor, model: SleepingModel, positions: Tensor | None
 ) -> SleepCache:
-    """What these tokens, [B, T] or their embeddings, go on from; arguments as models of transformers take them.
+    """The cache that these tokens [B, T], or embeddings, go on from; arguments as models of transformers take them.
 
-    Raises UserError where they do not fit together, or ask for what a sleeping model cannot do.
+    Raises:
+        UserError: they do not fit together, or ask for what a sleeping model cannot do.
     """
     if isinstance(past, SleepCache) and past.seen:
         _check_goes_on(past, mask, tokens)
@@ -90,14 +91,14 @@ def cache_for(
 
 
 def take_up(past: Any, model: object) -> None:
-    """Raises UserError where a cache was made of a memory that is not this model's."""
+    """Check a cache that was made of a memory. Raises UserError if the memory is not this model's."""
     if isinstance(past, SleepCache) and past.origin is not None:
         past.origin.check(model)
         past.origin = None
 
 
 def _known(past: Any, tokens: Tensor, model: SleepingModel) -> Context:
-    """What the rows know before their first token: what `cache_of` took from a memory, or nothing."""
+    """The context before the first token: what `cache_of` took from a memory, or an empty one."""
     if not isinstance(past, SleepCache) or not past.groups:
         return Context.empty(model)
     if past.batch_size != len(tokens):
@@ -109,9 +110,9 @@ def _check_goes_on(past: SleepCache, mask: Tensor | None, tokens: Tensor) -> Non
     if past.batch_size != len(tokens):
         raise UserError(f"the cache holds {past.batch_size} texts, but these are tokens of {len(tokens)}")
     if not past.complete:
-        raise UserError("texts with padding behind them cannot go on: put the padding in front (padding_side left)")
+        raise UserError("texts with padding after them cannot go on: put the padding before them (padding_side left)")
     if mask is not None and tokens.shape[1] > 1 and not bool(mask[:, -tokens.shape[1] :].all()):
-        raise UserError("texts that go on must have new tokens in every row: padding belongs in front of the first")
+        raise UserError("texts that go on must have new tokens in every row: padding belongs before the first token")
 
 
 def _refuse_packing(positions: Tensor | None, cache: SleepCache) -> None:
@@ -124,12 +125,12 @@ def _refuse_packing(positions: Tensor | None, cache: SleepCache) -> None:
 
 
 def reads_newest_only(labels: Tensor | None, logits_to_keep: Any) -> bool:
-    """Whether the logits of the newest token alone are asked for, which spares the head of all other windows."""
+    """True if only the logits of the newest token are asked for, which spares the head for all other windows."""
     return labels is None and isinstance(logits_to_keep, int) and logits_to_keep == 1
 
 
 def refuse_recording(config: PreTrainedConfig, kwargs: Mapping[str, Any]) -> None:
-    """Raises UserError where a call, or the config, asks for what happens inside of the model."""
+    """Raises UserError if a call, or the config, asks for hidden states, attentions or router logits."""
     for name in ("output_hidden_states", "output_attentions", "output_router_logits"):
         wanted = kwargs.get(name)
         if getattr(config, name, False) if wanted is None else wanted:

@@ -131,7 +131,7 @@ class StateCache(Cache):
         conv_kernel_size: int | None = None,
         **kwargs: Any,
     ) -> Tensor:
-        """Appends inputs [B, C, T]. Returns them with those before in front; keeps the newest `conv_kernel_size`."""
+        """Append inputs [B, C, T] and return them after those before; the newest `conv_kernel_size` are kept."""
         before = self._conv(layer_idx, state_idx)
         size = conv_kernel_size or (conv_states if before is None else before).shape[-1]
         whole = conv_states if before is None else torch.cat([before, conv_states], dim=-1)

@@ -1,4 +1,4 @@
-"""Memories: what sleep made of a text, as a thing to keep, share, branch and go on with."""
+"""Memories: what a model knows of a text after sleep, as objects to save, share, branch and continue."""
 
 from reverie.memory.file import MemoryInfo, read_info
 from reverie.memory.history import History

@@ -1,9 +1,9 @@
-"""Memories as safetensors: what a file holds, and what is refused before anything of it is believed.
+"""File format of memories, in safetensors, and its checks.
 
-    metadata   format, `memory` (JSON: how it was made, and where each tensor belongs), `sha256` of all that follows it
+    metadata   `format`, `memory` (JSON: how it was made, what each tensor is), `sha256` of that JSON and the tensors
     tensors    fast_weights.{block}, cache.{block}.{field} under sliding eviction, history.{name}
 
-Nothing is unpickled, and no name in a file is taken for a path or for code: unknown ones are refused.
+Nothing is unpickled, and no name in a file is used as a path or as code: unknown names are refused.
 """
 
 from __future__ import annotations
@@ -28,29 +28,29 @@ from reverie.sleep import SleepConfig
 FORMAT = "reverie memory 1"
 MOST_HEADER_BYTES = 2**22
 MOST_NOTES_BYTES = 2**16
-FIRST_BYTES = 2**16  # more than the header of most memories
-MOST_PASSES = 10_000  # N of a memory's config
-_LENGTH_BYTES = 8  # of the header's length, in front of it
+FIRST_BYTES = 2**16  # read first; longer than the header of most memories
+MOST_PASSES = 10_000  # largest N in a memory's config
+_LENGTH_BYTES = 8  # of the number before the header, which is its length
 
-# No control characters but line breaks and tabs: a terminal takes others for commands.
+# No control characters but line breaks and tabs: others could steer a terminal.
 Text = Annotated[str, Field(pattern=r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$")]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 def _bounded(config: SleepConfig) -> SleepConfig:
-    """A file must not decide how long the next sleep takes."""
+    """Refuse more than `MOST_PASSES`: a file must not make the next sleep endless."""
     if config.num_sleep_passes > MOST_PASSES:
         raise ValueError(f"more than {MOST_PASSES:,} passes")
     return config
 
 
 class MemoryInfo(BaseModel):
-    """What the header of a memory's file says, before any tensor is read."""
+    """Description of a memory in its file's header, readable without its tensors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    tokens: list[Count] = Field(min_length=1, description="consolidated, by row of the batch")
-    passes: list[Count] = Field(description="spent, by row")
+    tokens: list[Count] = Field(min_length=1, description="number consolidated, by row of the batch")
+    passes: list[Count] = Field(description="number spent, by row")
     config: Annotated[SleepConfig, AfterValidator(_bounded)]
     fingerprint: str = Field(pattern="^[0-9a-f]{64}$")
     notes: dict[Text, Text]
@@ -65,7 +65,7 @@ class MemoryInfo(BaseModel):
 
 
 class Part(BaseModel):
-    """What there is of one block: its cache's type and fields, a tensor's place taken by its name."""
+    """Description of one block: its cache's type and fields, with names in the place of tensors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -75,6 +75,8 @@ class Part(BaseModel):
 
 
 class _Content(BaseModel):
+    """The JSON in the metadata."""
+
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     info: MemoryInfo
@@ -83,12 +85,12 @@ class _Content(BaseModel):
 
 
 class Header(NamedTuple):
-    """The checked beginning of a file."""
+    """The checked header of a file."""
 
     content: _Content
-    text: str  # `content` as it was written
+    text: str  # the JSON of `content`
     sha256: str
-    tensors: dict[str, tuple[tuple[int, ...], str]]  # shape and dtype, as safetensors calls it
+    tensors: dict[str, tuple[tuple[int, ...], str]]  # shape, and dtype as safetensors writes it
     history_bytes: int
     file_bytes: int
 
@@ -98,7 +100,7 @@ class Header(NamedTuple):
 
 
 class Content(NamedTuple):
-    """What a file holds, checked against its header and checksum."""
+    """Content of a file, checked against its header and checksum."""
 
     info: MemoryInfo
     state: State
@@ -106,7 +108,7 @@ class Content(NamedTuple):
 
 
 def to_bytes(info: MemoryInfo, state: State, history: Mapping[str, Tensor] | None) -> bytes:
-    """The file's content. Raises UserError for notes above `MOST_NOTES_BYTES`."""
+    """The bytes of a file. Raises UserError for notes above `MOST_NOTES_BYTES`."""
     if len(json.dumps(info.notes).encode()) > MOST_NOTES_BYTES:
         raise UserError(f"the notes of a memory must fit into {MOST_NOTES_BYTES // 2**10} KiB")
     tensors: dict[str, Tensor] = {}
@@ -124,9 +126,9 @@ def to_bytes(info: MemoryInfo, state: State, history: Mapping[str, Tensor] | Non
 
 
 def header_size(start: bytes, where: str) -> int:
-    """Bytes up to the first tensor, from the first eight bytes of a file or more of them.
+    """Number of bytes before the tensors, from the first eight or more bytes of a file.
 
-    Raises UserError where no memory can begin so.
+    Raises UserError if no memory begins so; sentences call the file `where`.
     """
     length = int.from_bytes(start[:_LENGTH_BYTES], "little")
     if len(start) < _LENGTH_BYTES or not 2 <= length <= MOST_HEADER_BYTES:
@@ -135,9 +137,9 @@ def header_size(start: bytes, where: str) -> int:
 
 
 def read_header(start: bytes, where: str) -> Header:
-    """The header from the beginning of a file, `header_size` bytes or more of it.
+    """Read and check the header, from the first `header_size` or more bytes of a file.
 
-    Raises UserError, in one sentence, where it is not that of a memory.
+    Raises UserError if it is not the header of a memory.
     """
     end = header_size(start, where)
     if len(start) < end:
@@ -168,12 +170,15 @@ def read_header(start: bytes, where: str) -> Header:
 
 
 def read_info(source: bytes | str | Path, where: str | None = None, *, size: int | None = None) -> MemoryInfo:
-    """What a memory is, from the beginning of its file or from its path, without reading a tensor.
+    """Read the description of a memory without its tensors.
 
     Args:
-        size: of the whole file, in bytes, where its beginning is given and the size is known.
+        source: the path of a file, or its first `header_size` or more bytes.
+        where: what sentences call the file; its path if absent.
+        size: bytes of the whole file, if `source` is its beginning and the size is known.
 
-    Raises UserError, in one sentence, where it is none, or is cut short.
+    Raises:
+        UserError: it is not a memory, or is cut short.
     """
 
     def read(start: bytes, size: int | None) -> MemoryInfo:
@@ -186,7 +191,11 @@ def read_info(source: bytes | str | Path, where: str | None = None, *, size: int
 
 
 def read_file(path: Path, check: Callable[[Header], None]) -> Content:
-    """A file's content; what `check` raises against its header comes before a tensor is read."""
+    """Read a file; `check` may refuse its header before a tensor is read.
+
+    Raises:
+        UserError: there is no such file, it cannot be read, is no memory, was changed, or `check` refuses it.
+    """
 
     def read(start: bytes, size: int) -> Content:
         header = read_header(start, str(path))
@@ -198,23 +207,23 @@ def read_file(path: Path, check: Callable[[Header], None]) -> Content:
 
 
 def read_with(fetch: Callable[[int], bytes], where: str, check: Callable[[Header], None]) -> Content:
-    """As `read_file`, from `fetch(n)`, which gives the first n bytes of a file, or all of a shorter one."""
+    """Read a file as `read_file` does, from `fetch(n)`: the first n bytes of it, or all if there are fewer."""
     wanted = FIRST_BYTES
     while (needed := header_size(start := fetch(wanted), where)) > wanted:
         wanted = needed
     header = read_header(start, where)
     check(header)
-    data = start if len(start) < wanted else fetch(header.file_bytes + 1)  # one more shows a file that is too long
+    data = start if len(start) < wanted else fetch(header.file_bytes + 1)  # one more byte shows a file that is too long
     return read_bytes(data, where, _unless(header, check))
 
 
 def _unless(checked: Header, check: Callable[[Header], None]) -> Callable[[Header], None]:
-    """`check`, for a file that was replaced since its header was checked; a check hashes the whole model."""
+    """`check` for headers other than `checked`, of a file replaced meanwhile; a check hashes the whole model."""
     return lambda header: None if header == checked else check(header)
 
 
 def read_bytes(data: bytes, where: str, check: Callable[[Header], None]) -> Content:
-    """As `read_file`, from the bytes of a file."""
+    """Read a file as `read_file` does, from its bytes."""
     header = read_header(data, where)
     check(header)
     _check_size(header, len(data), where)
@@ -235,6 +244,7 @@ def read_bytes(data: bytes, where: str, check: Callable[[Header], None]) -> Cont
 
 
 def _open(path: Path, read: Callable[[bytes, int], Any]) -> Any:
+    """Return `read(header bytes, file size)` of a file. Raises UserError if it cannot be read."""
     try:
         with path.open("rb") as file:
             start = file.read(_LENGTH_BYTES)
@@ -245,7 +255,7 @@ def _open(path: Path, read: Callable[[bytes, int], Any]) -> Any:
         raise
     except FileNotFoundError:
         raise UserError(f"there is no memory at {path}") from None
-    except (OSError, ValueError) as error:  # ValueError: a name with a NUL
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
         raise UserError(f"cannot read {plain(str(path))}: {getattr(error, 'strerror', None) or error}") from None
 
 
@@ -256,6 +266,7 @@ def _check_size(header: Header, size: int, where: str) -> None:
 
 
 def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
+    """Hex SHA-256 of the description and of all tensors with their names."""
     digest = hashlib.sha256(text.encode())
     for name, x in sorted(tensors.items()):
         digest.update(f"{name} {x.dtype} {tuple(x.shape)} ".encode())
@@ -264,7 +275,7 @@ def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _named(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
-    """`value` with the name of each tensor in its place; the tensors go into `tensors`."""
+    """Return `value` with each tensor replaced by its name; the tensors are added to `tensors`."""
     if isinstance(value, Tensor):
         tensors[name] = value
         return {"tensor": name}
@@ -276,7 +287,7 @@ def _named(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 
 
 def _state(parts: list[Part], tensors: dict[str, Tensor]) -> State:
-    """Takes what it uses out of `tensors`. Raises KeyError or TypeError where they do not fit."""
+    """Build the state and remove its tensors from `tensors`. Raises KeyError or TypeError if they do not fit."""
     fast_weights = (tensors.pop(f"fast_weights.{i}") if part.fast_weights else None for i, part in enumerate(parts))
     return State(tuple(fast_weights), tuple(_entry(part, tensors) for part in parts))
 

@@ -1,4 +1,4 @@
-"""Which model a memory belongs to: a hash of all weights and of the config."""
+"""Fingerprint of a model, a hash of its weights and config: memories belong to one."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from torch import Tensor, nn
 
 from reverie.errors import UserError
 
-# What transformers writes into a config, or leaves out of it, from one save to the next; and what decoding alone reads.
+# Keys of a config that transformers adds or drops from one save to the next, or that only decoding reads.
 _VOLATILE = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
 
 _known: WeakKeyDictionary[nn.Module, tuple[object, str]] = WeakKeyDictionary()
 
 
 def fingerprint(model: object, *, anew: bool = False) -> str:
-    """Hex SHA-256; the same wherever the same weights of the same dtype lie, and whatever wraps the model.
+    """Hex SHA-256 of weights and config; the same on any device, and whatever wraps the model.
 
-    It is computed again when a weight has been written to or the config is another; with `anew` in any case, since
-    writing through `parameter.data` leaves no trace.
+    It is cached until a weight is written to or the config changes.
 
     Args:
-        model: a module, or what sleeps through one, as `module_of` finds it.
+        model: a module, or an object that sleeps through one, as `module_of` finds it.
+        anew: compute it in any case, since writing through `parameter.data` leaves no trace.
     """
     module = module_of(model)
     tensors, config = list(module.state_dict().values()), json.dumps(_config(module), sort_keys=True, default=str)
@@ -36,9 +36,9 @@ def fingerprint(model: object, *, anew: bool = False) -> str:
 
 
 def module_of(model: object) -> nn.Module:
-    """The module that holds the weights: the model itself, or that of its `sleeping` part.
+    """The module with the weights: the model itself, or that of its `sleeping` part.
 
-    Raises UserError for anything else.
+    Raises UserError if there is none.
     """
     if isinstance(part := getattr(model, "sleeping", None), nn.Module):
         return part
@@ -51,7 +51,7 @@ def module_of(model: object) -> nn.Module:
 
 
 def tensor_bytes(x: Tensor) -> memoryview:
-    """Its values as they lie in memory, row by row."""
+    """Bytes of a contiguous tensor's values, on the CPU."""
     return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
@@ -64,11 +64,12 @@ def _hash(config: str, tensors: list[Tensor]) -> str:
 
 
 def _volatile(key: str) -> bool:
+    """True for keys of a config that may change although the model does not."""
     return key in _VOLATILE or key[:1] == "_" or key.endswith("_token_id")
 
 
 def _config(module: nn.Module) -> dict[str, Any]:
-    """Of the module, or of the first one inside: sizes of reverie's models, a config of transformers."""
+    """Config of the module or the first one inside that has one, of reverie or transformers; {} without."""
     config = next((part.config for part in module.modules() if hasattr(part, "config")), None)
     for name in ("model_dump", "to_dict"):
         if hasattr(config, name):

@@ -1,6 +1,6 @@
-"""Whether a memory fits a model: its settings, and its tensors, told from the header before any of them is read.
+"""Checks that a memory fits a model: its settings and shapes of tensors, from the header, before tensors are read.
 
-What a model keeps of one token and of two shows each tensor's shape, and along which dimension a cache grows.
+The model's states after one token and after two show each tensor's shape, and along which dimension a cache grows.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ MOST_HISTORY_BYTES = 2**26
 
 
 def check_settings(made: SleepConfig, wanted: SleepConfig, where: str, num_blocks: int) -> None:
-    """Raises UserError where a memory is of other windows, eviction or loop than a model sleeps with.
+    """Check that a memory has the windows, eviction and loop that a model sleeps with; raises UserError if not.
 
-    Passes and tolerance may be any: they are spent anew on every window.
+    The number of passes and the tolerance may differ, since every window is consolidated by itself.
     """
     all_blocks = (0, num_blocks)
     for name in ("window_size", "looped_blocks", "eviction"):
@@ -38,7 +38,7 @@ def check_settings(made: SleepConfig, wanted: SleepConfig, where: str, num_block
 
 
 def check_fits(header: Header, model: SleepingModel, device: torch.device, where: str) -> None:
-    """Raises UserError for tensors that this model's memory cannot have, or that the description does not name."""
+    """Check that a memory's tensors are those that this model's state has; raises UserError if not."""
     one, two = (_after(model, tokens, device) for tokens in (1, 2))
     parts, info, allowed = header.content.parts, header.info, dict[str, list[int | None]]()
     if len(parts) != len(one.cache):
@@ -67,19 +67,20 @@ def check_fits(header: Header, model: SleepingModel, device: torch.device, where
 
 
 def _after(model: SleepingModel, tokens: int, device: torch.device) -> State:
+    """The model's state after so many tokens."""
     with torch.no_grad():
         ids = torch.zeros(1, tokens, dtype=torch.long, device=device)
         return wake(model, ids, Context.empty(model), SleepConfig(window_size=tokens))[1].state
 
 
 def _is_shape(shape: tuple[int, ...], wanted: list[int | None], most: int) -> bool:
-    """None stands for a dimension of at most `most`."""
+    """True if `shape` is as wanted, where None stands for a size of at most `most`."""
     fits = (size <= most if other is None else size == other for size, other in zip(shape, wanted, strict=False))
     return len(shape) == len(wanted) and all(fits)
 
 
 def _cache_shapes(part: Part, entries: tuple[Any, Any], name: str, where: str) -> dict[str, list[int | None]]:
-    """By tensor; None where two tokens take more room than one."""
+    """Shapes of a cache's tensors by name, from its entries after one and two tokens; None where they differ."""
     one, two = entries
     described = {path: value for path, value in _leaves(part.fields, name)}
     own = dict(_leaves(one, name)) if one is not None else {}
@@ -98,7 +99,7 @@ def _cache_shapes(part: Part, entries: tuple[Any, Any], name: str, where: str) -
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """What a named tuple holds, or its description, by path."""
+    """Yield the leaves of a named tuple, or of its description, with their paths."""
     if isinstance(value, tuple) and hasattr(value, "_asdict"):
         value = value._asdict()  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(value, dict) and value.keys() != {"tensor"}:

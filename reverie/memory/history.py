@@ -1,4 +1,4 @@
-"""What sleep did to the fast weights, window by window: noted while a text is read, kept with its memory."""
+"""`History`: how much sleep changed the fast weights, window by window, recorded while a text is read."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ MOST_WINDOWS = 1024  # a history is bounded, whatever the length of the text
 
 @dataclass(frozen=True)
 class Window:
-    """One window that was slept over."""
+    """A window that was slept over."""
 
-    start: int  # its first token's index in the text
+    start: int  # index of its first token in the text
     tokens: int
-    passes: float  # spent on it, mean over rows where each woke up by itself
+    passes: float  # spent on it, mean over rows
     seconds: float
-    change: Mapping[int, Mapping[int, float]]  # by pass (1, 2, …) and block: what it changed of the fast weights
+    change: Mapping[int, Mapping[int, float]]  # relative change of fast weights, by pass (1, 2, …) and block
 
 
 class History:
-    """The newest `MOST_WINDOWS` windows of one text, and how many there were in all.
+    """Record of the newest `MOST_WINDOWS` windows of a text, with totals over all of them.
 
-    `observe` belongs into `wake` and `sleep`; `close` says that a window is over.
+    `observe` is the hook for `wake` and `sleep`; `close` ends a window.
     """
 
     def __init__(self) -> None:
@@ -42,24 +42,24 @@ class History:
 
     @property
     def windows(self) -> tuple[Window, ...]:
-        """The newest, oldest first."""
+        """The newest windows, oldest first."""
         return tuple(self._windows)
 
     @property
     def fast_weight_blocks(self) -> list[int]:
-        """Blocks of which a change was noted."""
+        """Blocks of which changes were recorded."""
         return sorted({block for window in self._windows for by_block in window.change.values() for block in by_block})
 
     def observe(self, n: int, h: Tensor, before: State, after: State) -> None:
-        """Behind blocks that ran in pass n: their change, mean over the rows that are there.
+        """Record the relative change of fast weights by blocks that ran in pass n, mean over rows; h is not used.
 
-        Blocks behind the loop may run twice as the same pass; what they did last is what stays.
+        Blocks after the loop may run twice in one pass; the last change counts.
         """
         with torch.no_grad():
             self._open[n] |= {block: rows.mean() for block, rows in fast_weight_change(before, after).items()}
 
     def close(self, tokens: int, passes: float, seconds: float) -> None:
-        """The window that was observed is over: its tokens, the passes spent on it, and how long it took."""
+        """End the window that was observed, which had so many tokens, passes and seconds."""
         change = _finite({n: {block: float(x.float()) for block, x in row.items()} for n, row in self._open.items()})
         self._open.clear()
         self._windows.append(Window(self.num_tokens, tokens, passes, seconds, change))
@@ -69,14 +69,14 @@ class History:
         self.seconds += seconds
 
     def copy(self) -> History:
-        """One that can be gone on with while this one stays as it is."""
+        """An independent copy."""
         return History.from_tensors(self.tensors())
 
     def tensors(self) -> dict[str, Tensor]:
-        """All of it, for a file; W windows, N passes at most, F blocks.
+        """The history as tensors, for a file; W windows are kept, of at most N passes and F blocks.
 
-        counts   int64 [2]            windows and tokens in all
-        totals   float64 [2]          passes and seconds in all
+        counts   int64 [2]            total windows and tokens
+        totals   float64 [2]          total passes and seconds
         tokens   int64 [W]
         spent    float64 [W, 2]       passes and seconds
         blocks   int64 [F]
@@ -96,7 +96,7 @@ class History:
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> History:
-        """What `tensors` gave. Raises ValueError for anything that it cannot have given."""
+        """The history that `tensors` was called on. Raises ValueError if there can be none."""
         _check(tensors)
         history, blocks, lengths = cls(), tensors["blocks"].tolist(), tensors["tokens"].tolist()
         history.num_windows, history.num_tokens = tensors["counts"].tolist()
@@ -111,7 +111,7 @@ class History:
 
 
 def _finite(change: Mapping[int, Mapping[int, float]]) -> dict[int, dict[int, float]]:
-    """By pass and block, without what is no number (not run, or overflowed)."""
+    """Changes without those that are not finite: blocks that did not run, or overflowed."""
     kept = {n: {block: x for block, x in sorted(row.items()) if isfinite(x)} for n, row in sorted(change.items())}
     return {n: row for n, row in kept.items() if row}
 
@@ -126,11 +126,12 @@ _TYPES = {
 }
 
 
-# A figure of anything larger would take for ever.
+# Larger values would make drawing a figure endless.
 _LARGEST, _MOST_PASSES, _MOST_BLOCKS = 1e15, 10_000, 512
 
 
 def _check(tensors: Mapping[str, Tensor]) -> None:
+    """Raises ValueError for tensors that `History.tensors` cannot have returned."""
     if {name: tensor.dtype for name, tensor in tensors.items()} != _TYPES:
         raise ValueError(f"a history is {', '.join(_TYPES)}, each of its own type")
     counts, totals, tokens, spent, blocks, change = (tensors[name] for name in _TYPES)

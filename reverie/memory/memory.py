@@ -1,11 +1,11 @@
-"""`Memory`: what sleep made of a text, as a thing to keep, copy, share and ask.
+"""`Memory`: what a model knows of a text after sleep, to save, branch, share and ask questions of.
 
     memory = sleep_over(model, tokens, config)                       # once
-    logits, context = read(model, question, memory.context, config)  # as often as wanted: the memory stays as it is
+    logits, context = read(model, question, memory.context, config)  # any number of times: the memory is not changed
     memory.save("book.safetensors")
     memory = Memory.load("book.safetensors", model)
 
-Under hard eviction a memory is the fast weights and nothing else, so its size does not depend on the text's.
+Under hard eviction a memory is the fast weights alone, so its size does not depend on the length of the text.
 """
 
 from __future__ import annotations
@@ -36,14 +36,15 @@ from reverie.model import SleepingModel, State, select_rows
 from reverie.sleep import Context, SleepConfig, consolidate
 
 Report = Callable[[int, int, int, Context], None]
-"""Windows done, all of them, tokens done, and what is known by then."""
+"""Called with the windows done, the total of windows, the tokens done, and the context by then."""
 
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """What a model knows of a text, or of B texts, that it has slept over; nothing of a window that is still open.
+    """State of a model that has slept over a text, or B texts, to their end: no window is open.
 
-    `tokens` counts what was consolidated by row, `notes` say where it came from, `history` what each window changed.
+    `tokens` counts the tokens consolidated, by row; `notes` are the caller's; `history` has what each window changed.
+    Reading on from `context` does not change it.
     """
 
     context: Context
@@ -55,33 +56,37 @@ class Memory:
 
     @property
     def batch_size(self) -> int:
+        """B, the number of texts."""
         return len(self.tokens)
 
     @property
     def passes(self) -> Int[Tensor, " B"]:
-        """Spent on all windows, by row; the waking pass over each counts."""
+        """Number of passes over all windows, by row, the waking pass included."""
         return torch.as_tensor(self.context.passes, device=self.tokens.device).expand(self.batch_size)
 
     @property
     def nbytes(self) -> int:
-        """Of the fast weights, and of what sliding eviction keeps."""
+        """Bytes of the fast weights and of the cache that sliding eviction keeps."""
         return sum(x.nbytes for x in tree_leaves(self.context.state) if isinstance(x, Tensor))
 
     def branch(self, n: int) -> Memory:
-        """Each row n times in a row: n questions about one text as one batch."""
+        """Repeat each row n times, for a batch of n questions about each text. Raises UserError for n < 1."""
         if n < 1:
             raise UserError(f"a memory branches into 1 or more, got {n}")
         return self.rows(torch.arange(self.batch_size, device=self.tokens.device).repeat_interleave(n))
 
     def rows(self, indices: Int[Tensor, " rows"]) -> Memory:
-        """These rows, in this order; one may come several times."""
+        """Select rows, in this order; a row may be selected several times. Raises UserError for other indices."""
         if bool(((indices < 0) | (indices >= self.batch_size)).any()):
             raise UserError(f"the memory holds {self.batch_size} texts, counted from 0: there is no row beyond them")
         context = self.context._replace(passes=self.passes)
         return replace(self, context=select_rows(context, indices), tokens=self.tokens[indices])
 
     def to(self, target: torch.device | torch.dtype | str) -> Memory:
-        """On another device; or with floats of another dtype, which takes less memory and rounds."""
+        """Move to another device, or convert floats to another dtype, which rounds.
+
+        Raises UserError for an unknown device, or a dtype that is not of floats.
+        """
         if isinstance(target, torch.dtype):
             if not target.is_floating_point:
                 raise UserError(f"fast weights are floating-point numbers, so {target} cannot hold them")
@@ -95,11 +100,11 @@ class Memory:
         return replace(self, context=_at_rest(state, self.passes.to(device)), tokens=self.tokens.to(device))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """As a safetensors file, put in its place in one move. Raises UserError where it cannot be written."""
+        """Write a safetensors file atomically. Raises UserError if it cannot be written."""
         write_atomic(path, self.to_bytes())
 
     def to_bytes(self) -> bytes:
-        """What `save` writes."""
+        """Bytes of the file that `save` writes. Raises UserError for notes that a file cannot hold."""
         try:
             info = MemoryInfo(
                 tokens=self.tokens.tolist(),
@@ -118,15 +123,16 @@ class Memory:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: object, config: SleepConfig | None = None) -> Memory:
-        """The memory in a file, on the model's device.
+        """Load a memory from a file, to the model's device.
 
         Args:
-            model: what `sleep_over` was given.
-            config: how the model sleeps from now on, if it does not say so as `sleep_config`; as the file says if
-                neither does. Passes and tolerance may be others than those that the memory was made with.
+            model: the model that it was made with, as for `sleep_over`.
+            config: how the model sleeps from now on; if absent the model's `sleep_config`, else that of the file. The
+                number of passes and the tolerance may differ from those of the file.
 
-        Raises UserError, in one sentence, for a file that is missing, cut short, changed, or no memory at all, and for
-        a memory of another model, or of other windows.
+        Raises:
+            UserError: the file is missing, cut short, changed, or not a memory; or the memory is of another model, or
+                of other windows.
         """
         return _loaded(model, config, str(path), partial(read_file, Path(path)))
 
@@ -134,26 +140,26 @@ class Memory:
     def from_bytes(
         cls, data: bytes, model: object, config: SleepConfig | None = None, *, where: str = "this"
     ) -> Memory:
-        """As `load`, from the bytes of a file, which sentences call `where`."""
+        """Load as `load` does, from the bytes of a file, which errors call `where`."""
         return _loaded(model, config, where, partial(read_bytes, data, where))
 
     @classmethod
     def fetch(
         cls, fetch: Callable[[int], bytes], model: object, config: SleepConfig | None = None, *, where: str
     ) -> Memory:
-        """As `load`, from `fetch(n)`, which gives the first n bytes of a file, or all of a shorter one."""
+        """Load as `load` does, from `fetch(n)`: the first n bytes of a file, or all if there are fewer."""
         return _loaded(model, config, where, partial(read_with, fetch, where))
 
     @classmethod
     def empty(cls, model: object, config: SleepConfig | None = None, batch_size: int = 1) -> Memory:
-        """Of nothing yet."""
+        """The memory before the first token. Raises UserError if the model cannot sleep."""
         sleeping, config = sleeping_part(model, config)
         tokens = torch.zeros(batch_size, dtype=torch.long, device=device_of(model))
         state = State.empty(sleeping.num_blocks)
         return cls(_at_rest(state, torch.zeros_like(tokens)), tokens, config, fingerprint(model))
 
     def check(self, model: object, config: SleepConfig | None = None) -> None:
-        """Raises UserError where it is not of this model, or not of the windows that the model sleeps over."""
+        """Check that it is a memory of this model, with the windows that the model sleeps over; UserError if not."""
         sleeping, config = sleeping_part(model, config or getattr(model, "sleep_config", None) or self.config)
         if self.fingerprint != fingerprint(model):
             raise UserError("the memory is of another model: its fast weights mean nothing to this one")
@@ -173,19 +179,21 @@ def sleep_over(
     history: History | None = None,
     report: Report | None = None,
 ) -> Memory:
-    """Read texts window by window and sleep over each window, the last and shorter one too.
+    """Read texts window by window, sleep over each window, the last and shorter one too, and return the memory.
 
-    Texts of a batch may differ in length; each is consolidated as if it were alone (under sliding eviction all must be
-    equally long).
+    Texts of a batch may differ in length, except under sliding eviction; each is consolidated as if it were alone.
 
     Args:
-        model: a `SleepingModel`; or what has one as `sleeping`, and a `sleep_config` that is used if `config` is
-            absent: a Hugging Face model after `add_sleep`.
-        memory: what the texts continue, by row. It stays as it is.
-        history: notes what every window changed; that of `memory` goes on if absent.
-        report: called before the first window and after every one.
+        model: a `SleepingModel`; or an object that has one as `sleeping`, such as a model of transformers after
+            `add_sleep`.
+        config: the model's `sleep_config` if absent, else that of `memory`.
+        memory: its rows are continued by the texts; it is not changed.
+        history: records what every window changes; a copy of that of `memory` if absent.
+        report: called before the first window and after each.
 
-    Raises UserError for an empty text, and where memory and texts do not fit.
+    Raises:
+        UserError: a text is empty or has unknown token ids, the texts or `memory` do not fit each other or the model,
+            or there is no config.
     """
     sleeping, config = sleeping_part(
         model, config or getattr(model, "sleep_config", None) or (memory and memory.config)
@@ -217,7 +225,7 @@ def sleep_over(
 
 
 class _Notes:
-    """What is noted and told after every window of texts of these lengths; `note(0, context)` before the first."""
+    """Hook for `consolidate` that closes the window in the history and reports; call it with 0 before the first."""
 
     def __init__(self, window_size: int, lengths: list[int], history: History | None, report: Report | None) -> None:
         self._L, self._lengths, self._history, self._report = window_size, lengths, history, report
@@ -227,7 +235,7 @@ class _Notes:
         total, passes = -(-max(self._lengths) // self._L), torch.as_tensor(context.passes)
         if self._history is not None and windows:
             if passes.is_cuda:
-                torch.cuda.synchronize(passes.device)  # else it would have noted how long the launches took
+                torch.cuda.synchronize(passes.device)  # else it would record how long the launches took
             size = min(max(self._lengths) - (windows - 1) * self._L, self._L)
             spent = (passes - self._passes).double().mean().item()
             self._history.close(size, spent, time.perf_counter() - self._begun)
@@ -237,9 +245,10 @@ class _Notes:
 
 
 def sleeping_part(model: object, config: SleepConfig | None = None) -> tuple[SleepingModel, SleepConfig]:
-    """What `sleep.py` runs of a model, and how it sleeps.
+    """Return the `SleepingModel` in a model, and how it sleeps: `config`, else the model's `sleep_config`.
 
-    Raises UserError where the model cannot sleep, or nothing says how.
+    Raises:
+        UserError: the model cannot sleep, or there is no config.
     """
     part = getattr(model, "sleeping", model)
     if not isinstance(part, SleepingModel):
@@ -251,11 +260,12 @@ def sleeping_part(model: object, config: SleepConfig | None = None) -> tuple[Sle
 
 
 def device_of(model: object) -> torch.device:
-    """Where a model's weights are."""
+    """Device of a model's weights."""
     return next(module_of(model).parameters()).device
 
 
 def _ids(text: Any, row: int) -> Tensor:
+    """Token ids of a text as int64 [T]. Raises UserError for anything else."""
     ids = torch.as_tensor(text)
     if ids.ndim != 1 or ids.is_floating_point() or ids.is_complex():
         raise UserError(
@@ -279,10 +289,12 @@ def _check_texts(lengths: Tensor, before: Memory, history: History | None) -> No
 
 
 def _range(texts: list[Tensor]) -> str:
+    """The smallest and largest token id, in words."""
     return f"they go from {min(int(text.min()) for text in texts)} to {max(int(text.max()) for text in texts)}"
 
 
 def _loaded(model: object, config: SleepConfig | None, where: str, read: Callable[..., Content]) -> Memory:
+    """Load as `Memory.load` does, from `read(check)`."""
     config = config or getattr(model, "sleep_config", None)
     sleeping, _ = sleeping_part(model, config or SleepConfig(window_size=1))
     device = device_of(model)
@@ -309,7 +321,7 @@ def _loaded(model: object, config: SleepConfig | None, where: str, read: Callabl
 
 
 def _at_rest(state: State, passes: Tensor) -> Context:
-    """Between two windows."""
+    """The context between two windows."""
     return Context(state, state, passes=passes)
 
 

@@ -1,6 +1,6 @@
-"""A folder of files that many processes read and write, here or in an object store, through fsspec.
+"""A folder that many processes read and write, local or in an object store, through fsspec.
 
-Files are either the old one or the new one. They are named relative to the folder.
+Files are named relative to the folder and written atomically.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ from fsspec.implementations.local import LocalFileSystem
 from reverie.errors import UserError
 from reverie.files import move_into_place
 
-_UNFINISHED = re.compile(r"\..*\.(\d+)\.[0-9a-f]{8}\.tmp")  # as `write` names what it has not finished
-_STALE_S = 24 * 60 * 60  # by then its writer is gone
-_LISTINGS = 20  # tries, while others write and delete
+_UNFINISHED = re.compile(r"\..*\.(\d+)\.[0-9a-f]{8}\.tmp")  # as `write` names temporary files; the number is Unix time
+_STALE_S = 24 * 60 * 60  # age of a temporary file after which its writer is taken to be dead
+_LISTINGS = 20  # attempts at listing, while others write and delete
 
 
 class SharedFolder:
-    """A local path, or a URL that fsspec knows, such as s3://bucket/folder.
+    """A folder, given as a local path or a URL that fsspec knows, such as s3://bucket/folder.
 
     Args:
-        url: made by the first write.
-        options: what fsspec's file system of that protocol takes.
+        url: the folder, which the first write makes.
+        options: keyword arguments of fsspec's file system for that protocol.
 
-    Everything raises UserError, in one sentence, for what the file system refuses. Only a file that is not there is a
-    FileNotFoundError, for the caller knows what was looked for.
+    Raises:
+        UserError: by all methods, if the file system refuses. Only for a missing file they raise FileNotFoundError,
+            since the caller knows what it was looking for.
     """
 
     def __init__(self, url: str | os.PathLike[str], options: dict[str, Any]) -> None:
@@ -46,11 +47,11 @@ class SharedFolder:
         self._local = isinstance(self._fs, LocalFileSystem)
 
     def shown(self, file: str) -> str:
-        """A file's path, for people."""
+        """A file's path, for messages."""
         return f"{self.url.rstrip('/')}/{file}" if file else self.url
 
     def sizes(self) -> dict[str, int]:
-        """Of the files right in the folder, in bytes; none if there is no such folder."""
+        """Sizes in bytes of the files in the folder, without subfolders; {} if there is no such folder."""
         self._forget()
         with self._refusals("list", ""):
             files = [file for file in self._listing() if file["type"] != "directory"]
@@ -59,18 +60,19 @@ class SharedFolder:
         return {posixpath.basename(file["name"]): file["size"] or 0 for file in files}
 
     def has(self, file: str) -> bool:
+        """True if there is such a file."""
         self._forget()
         with contextlib.suppress(FileNotFoundError), self._refusals("read", file):
             return self._fs.info(self._at(file))["type"] != "directory"
         return False
 
     def read(self, file: str, end: int | None = None) -> bytes:
-        """All of it, or what is before byte `end`; of one file, though it be replaced meanwhile."""
+        """Read a file, or its bytes before `end`; all from one version, even if the file is replaced meanwhile."""
         with self._refusals("read", file):
             return self._fs.cat_file(self._at(file), end=end)
 
     def read_beginnings(self, files: Sequence[str], end: int) -> Sequence[bytes | Exception]:
-        """What is before byte `end` of each, at once where the file system can; or what `read` would raise."""
+        """Read the bytes before `end` of each file, concurrently if possible; or return what `read` would raise."""
         paths = [self._at(file) for file in files]
         with self._refusals("read", ""):
             found = self._fs.cat_ranges(paths, [0] * len(paths), [end] * len(paths), on_error="return")
@@ -79,7 +81,7 @@ class SharedFolder:
         ]
 
     def written(self, file: str) -> datetime | None:
-        """When, UTC; None where the file system does not tell."""
+        """Time of the last write, UTC; None if the file system does not tell."""
         try:
             when = self._fs.modified(self._at(file))
         except Exception:  # NotImplementedError, or what a backend has of its own
@@ -87,7 +89,7 @@ class SharedFolder:
         return when if when.tzinfo else when.replace(tzinfo=UTC)
 
     def write(self, file: str, data: bytes) -> None:
-        """In one move."""
+        """Write a file atomically."""
         unique = f"{int(time.time())}.{secrets.token_hex(4)}"
         temporary, path = self._at(f".{posixpath.basename(file)}.{unique}.tmp"), self._at(file)
         with self._refusals("write", file):
@@ -104,11 +106,12 @@ class SharedFolder:
                 raise
 
     def remove(self, file: str) -> None:
+        """Delete a file."""
         with self._refusals("delete", file):
             self._fs.rm_file(self._at(file))
 
     def remove_unfinished(self) -> None:
-        """What killed processes left, long enough ago that nobody can still be writing it."""
+        """Delete temporary files of killed processes, once they are `_STALE_S` seconds old."""
         for file in self.sizes():
             unfinished = _UNFINISHED.fullmatch(file)
             if unfinished and time.time() - int(unfinished[1]) > _STALE_S:
@@ -117,7 +120,7 @@ class SharedFolder:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """One process at a time, in a local folder, which is made; an object store has no locks."""
+        """Hold the lock of a local folder, which is made if absent; in an object store there is none."""
         if not self._local:
             yield
             return
@@ -131,10 +134,11 @@ class SharedFolder:
             lock.release()
 
     def _listing(self) -> Sequence[dict[str, Any]]:
+        """fsspec's entries of the folder."""
         for _ in range(_LISTINGS):
             try:
                 return self._fs.ls(self._path, detail=True)
-            except (FileNotFoundError, KeyError):  # no folder; or, for some file systems, a file that went meanwhile
+            except (FileNotFoundError, KeyError):  # no folder; or, in some file systems, a file was deleted meanwhile
                 if not self._fs.isdir(self._path):
                     return []
         return self._fs.ls(self._path, detail=True)
@@ -143,18 +147,19 @@ class SharedFolder:
         return f"{self._path}/{file}"
 
     def _forget(self) -> None:
-        """Listings that fsspec keeps: other processes write as well."""
+        """Drop the listings that fsspec caches: other processes write as well."""
         self._fs.invalidate_cache(self._path)
 
     @contextlib.contextmanager
     def _refusals(self, what: str, file: str) -> Iterator[None]:
+        """Turn errors of the file system in the block into those that `SharedFolder` raises."""
         try:
             yield
         except Exception as error:
             raise self._error(error, what, file) from error
 
     def _error(self, error: Exception, what: str, file: str) -> UserError | FileNotFoundError:
-        """What to raise for an error of any kind, since every backend has kinds of its own."""
+        """The error to raise for one of any type, since every backend has its own types."""
         if isinstance(error, FileNotFoundError | KeyError) and what in ("read", "delete"):
             return FileNotFoundError(self.shown(file))
         if isinstance(error, NotADirectoryError | FileExistsError):

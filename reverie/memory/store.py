@@ -1,9 +1,9 @@
-"""Memories by name in a folder, here or in an object store: one file each, and the least recently used go first.
+"""`MemoryStore`: memories by name in a folder, local or in an object store; the least recently used are evicted.
 
     NAME.safetensors    a memory as `Memory.save` writes it
-    .used/NAME          when it was last put or got, as text: not every file system tells when a file was read
+    .used/NAME          time of its last put or get, and its size, as text: not every file system has access times
 
-There is no index, so processes that share a folder have nothing to disagree about.
+There is no index that could disagree with the files.
 """
 
 from __future__ import annotations
@@ -25,38 +25,38 @@ from reverie.sleep import SleepConfig
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _SUFFIX = ".safetensors"
-_HEAD = 2**16  # bytes that are read at first of each file that is listed; most headers are shorter
+_HEAD = 2**16  # bytes of each file that are read first; most headers are shorter
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
 @dataclass(frozen=True)
 class StoreEntry:
-    """What a store knows of one of its files without reading the tensors."""
+    """Entry of a store's listing, made without reading tensors."""
 
     name: str
     nbytes: int  # of the file
-    used: datetime  # when it was last put or got, UTC; if nothing tells, when the file was written, or 1970
-    info: MemoryInfo | None  # None for a file that is no memory, or a broken one
-    problem: str | None  # then what is wrong with it, in a sentence
+    used: datetime  # time of its last put or get, UTC; if unknown that of its last write, or 1970
+    info: MemoryInfo | None  # None for a file that is not a memory, or a broken one
+    problem: str | None  # then a sentence that says what is wrong with it
 
 
 class MemoryStore:
     """Memories by name in a folder: a local path, or a URL that fsspec knows, such as s3://bucket/folder.
 
-    Any number of processes may share it: each of its files is the old one or the new one, never half of either.
-    Names are 1 to 100 of the characters a-z, A-Z, 0-9, ".", "_", "-" and begin with neither "." nor "-"; files with
-    other names are none of its business.
+    Any number of processes may share it, since files are written atomically. Names are 1 to 100 of the characters a-z,
+    A-Z, 0-9, ".", "_", "-" and begin with neither "." nor "-"; files with other names are ignored.
 
-    With `limit_bytes`, putting a memory deletes those used longest ago until all files NAME.safetensors together are
-    no larger. A file of someone else's (no memory, and never put) counts, but is not deleted for it. Where several
-    processes put into one object store at the same time, the limit may be passed until the next one puts.
+    With `limit_bytes`, `put` deletes the least recently used memories until all files NAME.safetensors together have no
+    more bytes. Files that are not memories and were never put count, but are not deleted. If several processes put into
+    an object store at the same time, the limit may be exceeded until the next put.
 
     Args:
-        folder: made by the first `put`.
+        folder: the folder, which the first `put` makes.
         limit_bytes: 1 or more; without it nothing is deleted.
-        options: what fsspec's file system of that protocol takes, such as `anon=True`.
+        options: keyword arguments of fsspec's file system for that protocol, such as `anon=True`.
 
-    Everything raises UserError, in one sentence, for what the file system refuses.
+    Raises:
+        UserError: by all methods, if the file system refuses.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, limit_bytes: int | None = None, **options: Any) -> None:
@@ -69,10 +69,10 @@ class MemoryStore:
         return f"MemoryStore({self._folder.url!r}, limit_bytes={self.limit_bytes})"
 
     def put(self, name: str, memory: Memory) -> None:
-        """Write a memory, in one move, in place of the one of that name if there is one.
+        """Write a memory atomically; it replaces one of the same name.
 
         Raises:
-            UserError: the name is not allowed, or the memory does not fit into `limit_bytes`; then all is as before.
+            UserError: the name is not allowed, or the memory does not fit into `limit_bytes`; then nothing is changed.
         """
         file, data = _file(name), memory.to_bytes()
         if self.limit_bytes is not None and len(data) > self.limit_bytes:
@@ -82,17 +82,18 @@ class MemoryStore:
         with self._folder.alone():
             self._folder.remove_unfinished()
             victims = self._victims(name, len(data))
-            self._mark(name, len(data))  # before there is a file, else another process takes it for one used long ago
+            self._mark(name, len(data))  # before the file exists: another process must not find it unmarked
             self._folder.write(file, data)
             for victim in victims:
                 with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
                     self._remove(victim)
 
     def get(self, name: str, model: object, config: SleepConfig | None = None) -> Memory:
-        """The memory of that name, for this model; that counts as use.
+        """Load the memory of that name for a model, and mark it as used.
 
         Args:
-            model, config: as for `Memory.load`.
+            model: as for `Memory.load`.
+            config: as for `Memory.load`.
 
         Raises:
             UserError: there is none, the name is not allowed, or `Memory.load` would refuse the file.
@@ -108,13 +109,13 @@ class MemoryStore:
             memory = Memory.fetch(fetch, model, config, where=self._folder.shown(file))
         except FileNotFoundError:
             raise self._absent(name) from None
-        with contextlib.suppress(UserError):  # who may read but not write still gets it
+        with contextlib.suppress(UserError):  # one may be allowed to read but not to write
             self._mark(name, size)
         return memory
 
     def delete(self, name: str) -> None:
-        """Raises UserError if there is no memory of that name, or the name is not allowed."""
-        if not self._folder.has(_file(name)):  # where it is missing, an object store deletes it all the same
+        """Delete a memory. Raises UserError if there is none of that name, or the name is not allowed."""
+        if not self._folder.has(_file(name)):  # object stores do not complain if it is missing
             raise self._absent(name)
         try:
             self._remove(name)
@@ -122,16 +123,16 @@ class MemoryStore:
             raise self._absent(name) from None
 
     def __contains__(self, name: object) -> bool:
-        """Whether there is a file of that name, sound or not; a name that is not allowed is in no store."""
+        """True if there is a file of that name, sound or not; False for names that are not allowed."""
         return isinstance(name, str) and _NAME.fullmatch(name) is not None and self._folder.has(_file(name))
 
     @property
     def nbytes(self) -> int:
-        """Of all files that `list` tells of."""
+        """Bytes of all files that `list` has."""
         return sum(self._sizes().values())
 
     def list(self) -> tuple[StoreEntry, ...]:
-        """What is there, by name, broken files included; reads the headers of the files, not their tensors."""
+        """Entries in order of names, broken files included; reads the headers of files, not their tensors."""
         sizes = self._sizes()
         used, infos = self._last_use(sizes), self._infos(sizes)
         return tuple(
@@ -146,24 +147,28 @@ class MemoryStore:
         )
 
     def _absent(self, name: str) -> UserError:
-        others = self._sizes().keys() - {name}  # it may have come meanwhile
+        """The error for a missing memory, with similar names."""
+        others = self._sizes().keys() - {name}  # it may have been put meanwhile
         near = get_close_matches(name, sorted(others), n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         return UserError(f"there is no memory {name} in {self._folder.url}{hint}")
 
     def _sizes(self) -> dict[str, int]:
-        """By name, in order."""
+        """Bytes of files by name, in order of names."""
         sizes = {f.removesuffix(_SUFFIX): size for f, size in self._folder.sizes().items() if f.endswith(_SUFFIX)}
         return {name: sizes[name] for name in sorted(sizes) if _NAME.fullmatch(name)}
 
     def _infos(self, sizes: Mapping[str, int]) -> dict[str, MemoryInfo | UserError]:
-        """Without the files that have gone."""
+        """Descriptions of files by name, or what is wrong with them; without files deleted meanwhile."""
         heads = self._folder.read_beginnings([_file(name) for name in sizes], _HEAD)
         infos = {name: self._info(name, head, sizes[name]) for name, head in zip(sizes, heads, strict=True)}
         return {name: info for name, info in infos.items() if info is not None}
 
     def _info(self, name: str, head: bytes | Exception, size: int) -> MemoryInfo | UserError | None:
-        """None if the file has gone. Every read begins at 0, so that all bytes are those of one file."""
+        """Description of a file whose beginning is `head`, or what is wrong with it; None if it was deleted meanwhile.
+
+        Every read begins at byte 0, so that all bytes are of one version of the file.
+        """
         end, where = _HEAD, _file(name)
         try:
             while isinstance(head, bytes) and (needed := header_size(head, where)) > end:
@@ -180,26 +185,31 @@ class MemoryStore:
             return error
 
     def _last_use(self, names: Collection[str]) -> dict[str, datetime]:
+        """Time of last use by name."""
         marked = self._marked(names)
         times = {name: marker.used for name, marker in marked.items()}
         return {name: times.get(name) or self._folder.written(_file(name)) or _EPOCH for name in names}
 
     def _marked(self, names: Collection[str]) -> dict[str, _Marker]:
-        """Of those that have a sound one."""
+        """Markers by name, of those that have a sound one."""
         markers = zip(names, self._folder.read_beginnings([_marker(name) for name in names], 64), strict=True)
         sound = {name: _Marker.read(marker) for name, marker in markers if isinstance(marker, bytes)}
         return {name: marker for name, marker in sound.items() if marker is not None}
 
     def _mark(self, name: str, nbytes: int) -> None:
+        """Mark a memory of so many bytes as used now."""
         self._folder.write(_marker(name), f"{datetime.now(UTC).isoformat()} {nbytes}".encode())
 
     def _remove(self, name: str) -> None:
         self._folder.remove(_file(name))
-        with contextlib.suppress(FileNotFoundError, UserError):  # there need be none
+        with contextlib.suppress(FileNotFoundError, UserError):  # there may be none
             self._folder.remove(_marker(name))
 
     def _victims(self, name: str, nbytes: int) -> Sequence[str]:
-        """Whom to delete so that `name` fits with so many bytes, used longest ago first."""
+        """Memories to delete so that `name` fits with so many bytes, least recently used first.
+
+        Raises UserError if it does not fit, since other files take too much.
+        """
         sizes = {other: size for other, size in self._sizes().items() if other != name}
         excess = sum(sizes.values()) + nbytes - (self.limit_bytes or float("inf"))
         if excess <= 0:
@@ -218,13 +228,14 @@ class MemoryStore:
         return victims
 
     def _ours(self, sizes: Mapping[str, int]) -> Collection[str]:
-        """Memories, and what was put as one: not the weights of a model that lie there by mistake."""
+        """Names of files that may be deleted: memories, and files that were put; not weights of a model, for one."""
         marked = {name for name, marker in self._marked(sizes).items() if marker.nbytes == sizes[name]}
         infos = self._infos({name: size for name, size in sizes.items() if name not in marked})
         return {*marked, *(name for name, info in infos.items() if isinstance(info, MemoryInfo))}
 
 
 def _file(name: str) -> str:
+    """File of a memory. Raises UserError if the name is not allowed."""
     if not _NAME.fullmatch(name):
         raise UserError(
             'the name of a memory is 1 to 100 of the characters a-z, A-Z, 0-9, ".", "_", "-", and begins with neither '
@@ -234,18 +245,19 @@ def _file(name: str) -> str:
 
 
 def _marker(name: str) -> str:
+    """File with a memory's last use."""
     return f".used/{name}"
 
 
 class _Marker(NamedTuple):
-    """When a memory was last used, and how large its file was: another file of that name is not ours."""
+    """Time of a memory's last use, and bytes of its file; a file of another size was not put by us."""
 
     used: datetime
     nbytes: int
 
     @classmethod
     def read(cls, content: bytes) -> _Marker | None:
-        """None for anything but an ISO time with its zone, and a number."""
+        """Parse a marker; None for anything but an ISO time with zone and a number."""
         try:
             time, nbytes = content.decode().split()
             used = datetime.fromisoformat(time)

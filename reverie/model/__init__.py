@@ -1,4 +1,4 @@
-"""Hybrid language models: attention and fast-weight blocks, state in and state out."""
+"""Hybrid language models of attention and fast-weight blocks, with state in and state out."""
 
 from reverie.model.config import HybridConfig
 from reverie.model.hybrid import HybridLM, count_parameters, new_model

@@ -14,14 +14,16 @@ from reverie.model.rotary import rotate
 from reverie.model.state import KVCache
 from reverie.ops.constant import constant_when_compiled
 
-QK_GAIN = 1.5  # where the heads' own gain starts
+QK_GAIN = 1.5  # initial gain of each head's queries
 
-# Where compiled blocks leave out the scores behind a band: FlexAttention has no backward on CPU, and below so many
-# scores a mask of them all costs nothing.
+# When compiled blocks skip the scores outside of a band: FlexAttention has no backward on CPU, and with fewer scores
+# a mask over all of them costs nothing.
 FLEX_DEVICES, FLEX_SCORES = {"cuda"}, 2**18
 
 
 class Attention(nn.Module):
+    """Causal softmax attention with rotary positions, QK-norm and grouped query heads; its state is a `KVCache`."""
+
     def __init__(self, config: HybridConfig) -> None:
         super().__init__()
         self.heads = (config.num_heads, config.kv_heads)
@@ -42,7 +44,7 @@ class Attention(nn.Module):
         span: int,
         output: bool = True,
     ) -> tuple[Float[Tensor, "B T D"] | None, None, KVCache]:
-        """Each token attends to itself and the span − 1 tokens before it, in `cache` or in x.
+        """Let each token attend to itself and the span − 1 tokens before it, in `cache` or in x.
 
         Returns y [B, T, D] (None without `output`), None (no fast weights), and the cache with x's tokens appended.
         """
@@ -61,8 +63,9 @@ class Attention(nn.Module):
     def _attend(
         self, q: Float[Tensor, "B T H d"], k: Float[Tensor, "B S Hkv d"], v: Float[Tensor, "B S Hkv d"], span: int
     ) -> Float[Tensor, "B T H d"]:
+        """Attention outputs of the newest T of S tokens, each over the newest `span` keys up to its own."""
         T = q.shape[1]
-        in_reach = T + span - 1  # keys that the oldest query may still see, up to the newest
+        in_reach = T + span - 1  # from the oldest key that the first query sees to the newest
         k, v = k[:, -in_reach:], v[:, -in_reach:]
         S = k.shape[1]
         q, k, v = (x.to(v.dtype).transpose(1, 2) for x in (q, k, v))  # q has its gain's type under autocast
@@ -74,22 +77,22 @@ class Attention(nn.Module):
             y = flex_attention(q, k, v, block_mask=_bands[T, S, span, q.device], enable_gqa=grouped)
             assert isinstance(y, Tensor)  # it returns more if asked
         else:
-            behind = torch.arange(S - T, S, device=q.device)[:, None] - torch.arange(S, device=q.device)
-            mask = (behind >= 0) & (behind < span)
+            distance = torch.arange(S - T, S, device=q.device)[:, None] - torch.arange(S, device=q.device)
+            mask = (distance >= 0) & (distance < span)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
         return y.transpose(1, 2)
 
 
-_bands: dict[tuple[int, int, int, torch.device], BlockMask] = {}  # a compiled block reads it as a constant
+_bands: dict[tuple[int, int, int, torch.device], BlockMask] = {}  # read by compiled blocks as a constant
 
 
 @constant_when_compiled
 def _make_band(T: int, S: int, span: int, device: torch.device) -> None:
-    """Which tiles of T × S scores hold any of the band: made while a block is compiled, not as it runs."""
+    """Add the band's block mask over T × S scores to `_bands`; called while a block is compiled, not when it runs."""
 
     def in_band(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
-        behind = query + (S - T) - key
-        return (behind >= 0) & (behind < span)
+        distance = query + (S - T) - key
+        return (distance >= 0) & (distance < span)
 
     if (T, S, span, device) not in _bands:
         _bands[T, S, span, device] = create_block_mask(in_band, None, None, T, S, device=device)

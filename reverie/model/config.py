@@ -12,9 +12,10 @@ Backend = Literal["auto", "chunked", "reference", "fla", "triton"]
 
 
 class HybridConfig(BaseModel, frozen=True):
-    """Sizes of a `HybridLM`. Blocks of kind "gdn" and "jet" hold fast weights, "attn" blocks hold a KV cache.
+    """Sizes and layer pattern of a `HybridLM`.
 
-    "jet-only" is a Jet layer without an MLP behind it, as the paper inserts them into a pretrained transformer.
+    Blocks of kind "gdn" and "jet" hold fast weights, "attn" blocks a KV cache. "jet-only" is a Jet layer without an MLP
+    after it, as the paper inserts it into a pretrained transformer.
 
     A pattern of "attn" alone is the `transformer` baseline (paper equation 4), an alternating one the `hybrid`
     (equation 5).
@@ -52,13 +53,15 @@ class HybridConfig(BaseModel, frozen=True):
 
     @property
     def has_fast_weights(self) -> bool:
+        """True if any block holds fast weights."""
         return set(self.layers) != {"attn"}
 
     @property
     def kv_heads(self) -> int:
+        """Number of key and value heads of attention."""
         return self.num_kv_heads or self.num_heads
 
     @property
     def head_size(self) -> int:
-        """d of attention."""
+        """d, the width of an attention head."""
         return self.width // self.num_heads

@@ -1,8 +1,9 @@
-"""What every fast-weight mixer shares: gates, normalised keys, the update rule, the gated output norm.
+"""The base of the fast-weight mixers: gates, normalised queries and keys, update rule, gated output norm.
 
     S_t = α_t S_{t−1} (I − β_t k_t k_tᵀ) + β_t v_t k_tᵀ ,   o_t = S_t q_t                  (paper, after equation 3)
 
-`GatedDeltaNet` and `JetLayer` differ only in the convolution before q, k and v.
+The paper writes S as [V, K]; here fast weights are [B, H, K, V]. `GatedDeltaNet` and `JetLayer` differ in the
+convolution before q, k and v alone.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ RULES = {"hebbian": ops.hebbian_rule, "delta": ops.delta_rule, "gated_delta": op
 
 
 class FastWeightMixer(nn.Module):
+    """A layer with fast weights [B, H, K, V]; subclasses define `mix_qkv`."""
+
     def __init__(self, config: HybridConfig) -> None:
         super().__init__()
         H, K, V = config.fast_heads, config.key_size, config.value_size
@@ -43,7 +46,7 @@ class FastWeightMixer(nn.Module):
     def mix_qkv(
         self, x: Float[Tensor, "B T D"], tail: ConvTail | None
     ) -> tuple[Float[Tensor, "B T HK"], Float[Tensor, "B T HK"], Float[Tensor, "B T HV"], ConvTail]:
-        """Project x, convolve, and return q, k, v and the convolution's new tail."""
+        """Project x to q, k and v, convolve; also return the tail for the next call."""
         raise NotImplementedError
 
     def forward(
@@ -52,10 +55,10 @@ class FastWeightMixer(nn.Module):
         fast_weights: Float[Tensor, "B H K V"] | None,
         cache: ConvTail | None,
         *,
-        span: int,  # attention's concern
+        span: int,  # read by attention alone
         output: bool = True,
     ) -> tuple[Float[Tensor, "B T D"] | None, Float[Tensor, "B H K V"], ConvTail]:
-        """Write x into the fast weights and read them.
+        """Write x into the fast weights, then read them, token by token.
 
         Returns y [B, T, D] (None without `output`), the new fast weights in float32, and the convolution's tail.
         """
@@ -76,7 +79,7 @@ class FastWeightMixer(nn.Module):
 def with_tail(
     x: Float[Tensor, "B T C"], tail: ConvTail | None, conv_size: int
 ) -> tuple[Float[Tensor, "B T+{conv_size}-1 C"], ConvTail]:
-    """x with the inputs before it in front (zero where there are none), and the tail for the next call."""
+    """Prepend the conv_size − 1 inputs before x, zeros at the start of a text; also return the next call's tail."""
     before = x.new_zeros(x.shape[0], conv_size - 1, x.shape[2]) if tail is None else tail.x
     extended = torch.cat([before, x], dim=1)
     return extended, ConvTail(extended[:, x.shape[1] :].clone())  # a view would hold the whole window in memory

@@ -1,7 +1,7 @@
 """Chains of small elementwise steps as single autograd functions.
 
 Small models on CPU are bound by such steps, not by matrix products; written out, forward and backward, they take about
-half the kernels that autograd would launch and store less. The formula each one computes stands in its docstring.
+half the kernels that autograd would launch and store less. Each docstring has the formula.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ from torch.autograd.function import once_differentiable
 
 
 class _Normalise(torch.autograd.Function):
+    """Autograd function of `normalise`."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, size: float, eps: float) -> Tensor:
         square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_accurate(x)).square_()
@@ -39,21 +41,23 @@ class _Normalise(torch.autograd.Function):
 
 
 def normalise(x: Float[Tensor, "*B X"], size: float, eps: float = 1e-6) -> Float[Tensor, "*B X"]:
-    """x · size / √(‖x‖² + eps), over the last axis: a vector of length `size` in x's direction."""
+    """Return x · size / √(‖x‖² + eps) over the last axis: x scaled to length `size`."""
     return _Normalise.apply(x, size, eps)  # pyright: ignore[reportReturnType]
 
 
 def rms_norm(x: Float[Tensor, "*B X"], eps: float = 1e-6) -> Float[Tensor, "*B X"]:
-    """RMSNorm without a gain: where a matrix follows, it holds the gain."""
+    """RMSNorm over the last axis, without a gain: the matrix that follows holds it."""
     return normalise(x, x.shape[-1] ** 0.5, eps * x.shape[-1])
 
 
 def _silu_backward(dy: Tensor, sigmoid: Tensor, silu: Tensor) -> Tensor:
-    """dy · (σ + s (1 − σ)) for s = silu(x), σ = sigmoid(x): no second exponential. Overwrites dy."""
+    """Return dy · (σ + s (1 − σ)) with s = silu(x) and σ = sigmoid(x), without an exponential. Overwrites dy."""
     return dy.mul_(torch.addcmul(sigmoid, silu, sigmoid, value=-1).add_(silu))
 
 
 class _CausalConvSilu(torch.autograd.Function):
+    """Autograd function of `causal_conv_silu`."""
+
     @staticmethod
     def forward(ctx: Any, extended: Tensor, weight: Tensor) -> Tensor:
         T = extended.shape[1] - len(weight) + 1
@@ -81,9 +85,13 @@ class _CausalConvSilu(torch.autograd.Function):
 def causal_conv_silu(
     extended: Float[Tensor, "B E C"], weight: Float[Tensor, "conv_size C"]
 ) -> Float[Tensor, "B E-conv_size+1 C"]:
-    """silu(Σ_i weight_i · extended_{t+i}): depthwise and causal; `extended` has the inputs before x in front."""
+    """Depthwise causal convolution and SiLU: y_t = silu(Σ_i weight_i · extended_{t+i}).
+
+    `extended` is x after the conv_size − 1 inputs before it, as `fast_weights.with_tail` returns it.
+    """
     return _CausalConvSilu.apply(extended, weight)  # pyright: ignore[reportReturnType]
 
 
 def _accurate(x: Tensor) -> torch.dtype:
+    """float32, or x's dtype if that is wider."""
     return torch.promote_types(x.dtype, torch.float32)

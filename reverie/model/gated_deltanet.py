@@ -12,6 +12,8 @@ from reverie.model.state import ConvTail
 
 
 class GatedDeltaNet(FastWeightMixer):
+    """Mixer with a learned convolution of conv_size taps a channel over q, k and v."""
+
     def __init__(self, config: HybridConfig) -> None:
         super().__init__(config)
         bound = config.conv_size**-0.5

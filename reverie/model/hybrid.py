@@ -1,4 +1,4 @@
-"""`HybridLM`: embed, blocks [start, stop) with state in and state out, head. It knows nothing of windows or sleep."""
+"""`HybridLM`, a `LanguageModel` of attention and fast-weight blocks. It knows nothing of windows or sleep."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ MIXERS = {"attn": Attention, "gdn": GatedDeltaNet, "jet": JetLayer, "jet-only": 
 
 
 class Block(nn.Module):
-    """pre-norm → mixer → residual → pre-norm → SwiGLU → residual. The last three are missing in "jet-only"."""
+    """Pre-norm → mixer → residual → pre-norm → SwiGLU → residual; "jet-only" ends after the first residual."""
 
     def __init__(self, config: HybridConfig, kind: str) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Block(nn.Module):
     def forward(
         self, h: Float[Tensor, "B T D"], fast_weights: Tensor | None, cache: Cache, *, span: int, output: bool = True
     ) -> tuple[Float[Tensor, "B T D"], Tensor | None, Cache]:
-        """h behind the block (as it came without `output`), and its part of the state behind these tokens."""
+        """Return h after the block (h itself without `output`), and its fast weights and cache after these tokens."""
         y, fast_weights, cache = self.mixer(rms_norm(h, self.norm_eps), fast_weights, cache, span=span, output=output)
         if output:
             h = h + y
@@ -43,7 +43,7 @@ class Block(nn.Module):
 class HybridLM(LanguageModel):
     """A language model of attention and fast-weight blocks (paper equations 4 and 5).
 
-    Output projections start at zero, so every block is the identity at first and N passes compute what one does.
+    Output projections start at zero, so every block is the identity at first and N passes equal one.
     """
 
     def __init__(self, config: HybridConfig) -> None:
@@ -84,7 +84,7 @@ class HybridLM(LanguageModel):
         span: int,
         output: bool = True,
     ) -> tuple[Float[Tensor, "B T D"], State]:
-        """As `LanguageModel` says; without `output`, the last block writes its state and computes nothing else."""
+        """Run blocks start … stop − 1; without `output` the last of them computes its state alone."""
         fast_weights, cache = list(state.fast_weights), list(state.cache)
         for i in range(start, stop):
             h, fast_weights[i], cache[i] = self.layers[i](
@@ -96,17 +96,18 @@ class HybridLM(LanguageModel):
         return self.lm_head(rms_norm(h, self.config.norm_eps))
 
     def forward(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T vocab"]:
-        """Logits of one ordinary forward pass over the whole text: no windows, no sleep."""
+        """Logits of one forward pass over the whole text, without windows or sleep."""
         h, _ = self.blocks(self.embed(tokens), State.empty(self.num_blocks), 0, self.num_blocks, span=tokens.shape[1])
         return self.head(h)
 
 
 def count_parameters(model: nn.Module) -> int:
+    """Number of parameters, frozen ones included."""
     return sum(p.numel() for p in model.parameters())
 
 
 def new_model(config: HybridConfig, seed: int) -> HybridLM:
-    """A freshly initialised model; the global random state stays as it was."""
+    """Return a freshly initialised model; the global random state is left as it was."""
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
         return HybridLM(config)

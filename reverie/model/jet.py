@@ -1,4 +1,4 @@
-"""Jet layer (Jet-Nemotron, arXiv 2508.15884): a dynamic convolution on v alone; q and k have only SiLU."""
+"""Jet layer (Jet-Nemotron, arXiv 2508.15884): a dynamic convolution over v; q and k have SiLU alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reverie.model.state import ConvTail
 
 
 class JetLayer(FastWeightMixer):
-    """The convolution's kernels, conv_size taps a channel, are made for each token by a two-layer SiLU network on x."""
+    """Mixer whose convolution kernels, conv_size taps a channel, a two-layer SiLU network computes from each token."""
 
     def __init__(self, config: HybridConfig) -> None:
         super().__init__(config)

@@ -1,4 +1,4 @@
-"""`LanguageModel`: what trains and sleeps. `HybridLM` is one, an adapted Hugging Face model another."""
+"""`LanguageModel`, the interface of models that train and sleep: `HybridLM`, and adapted models of transformers."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from reverie.model.state import State, Tokens
 
 @runtime_checkable
 class SleepingModel(Protocol):
-    """What a model must offer to sleep; `LanguageModel` documents the calls.
+    """Protocol of a model that can sleep; `LanguageModel` documents the calls.
 
-    It may also have `embed_blocks(tokens, state, loop_end, stop, *, span)`: `embed` and blocks [0, stop) in one call,
-    which returns h before block `loop_end`, h at the end, and the state. Else they are called one after the other.
+    Optional is `embed_blocks(tokens, state, loop_end, stop, *, span)`: `embed` and blocks [0, stop) in one call, which
+    returns h before block `loop_end`, h after block stop − 1, and the state. Without it both are called in turn.
     """
 
     @property
@@ -31,7 +31,7 @@ class SleepingModel(Protocol):
 
 
 class LanguageModel(nn.Module):
-    """Embed, blocks [start, stop) with state in and state out, head. It knows nothing of windows or sleep."""
+    """A language model as `embed`, blocks [start, stop) with state in and state out, and `head`."""
 
     layers: nn.ModuleList  # the blocks
 
@@ -45,28 +45,29 @@ class LanguageModel(nn.Module):
         raise NotImplementedError
 
     def fast_weight_parameters(self) -> list[nn.Parameter]:
-        """What the layers with fast weights add to a transformer: the parameters of their mixers."""
+        """Parameters of the mixers with fast weights: what they add to a transformer."""
         raise NotImplementedError
 
     def compile_blocks(self, backend: str) -> None:
-        """In place: from now on they run through `torch.compile` with this backend."""
+        """Make every block run through `torch.compile` with this backend, in place."""
         for block in self.layers:
             block.compile(backend=backend, dynamic=False)
 
     def embed(self, tokens: Tokens) -> Float[Tensor, "B T D"]:
+        """Input embeddings of token ids; embeddings are returned as they are."""
         raise NotImplementedError
 
     def blocks(
         self, h: Float[Tensor, "B T D"], state: State, start: int, stop: int, *, span: int, output: bool = True
     ) -> tuple[Float[Tensor, "B T D"], State]:
-        """Run blocks start … stop − 1 on h, the tokens that follow those in `state`.
-
-        Without `output` only the state is wanted, and the h that comes back is not meant to be read.
+        """Run blocks start … stop − 1 on h, the tokens after those in `state`; return h and the new state.
 
         Args:
-            span: tokens that attention may look back on, itself included.
+            span: tokens that each token attends to at most, itself included.
+            output: if False only the state is wanted, and the h returned must not be read.
         """
         raise NotImplementedError
 
     def head(self, h: Float[Tensor, "... D"]) -> Float[Tensor, "... vocab"]:
+        """Logits of the next token."""
         raise NotImplementedError

@@ -10,6 +10,8 @@ from reverie.model.config import HybridConfig
 
 
 class SwiGLU(nn.Module):
+    """y = out_proj(silu(gate) · up), with gate and up from one projection."""
+
     def __init__(self, config: HybridConfig) -> None:
         super().__init__()
         self.in_proj = nn.Linear(config.width, 2 * config.mlp_width, bias=False)

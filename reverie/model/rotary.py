@@ -1,4 +1,4 @@
-"""Rotary position embedding (arXiv 2104.09864): neighbouring pairs of a head are complex numbers that turn."""
+"""Rotary position embedding (arXiv 2104.09864): neighbouring pairs of a head are rotated as complex numbers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from torch import Tensor
 from reverie.ops.constant import constant_when_compiled
 
 
-@functools.cache  # few, and never let go: a recorded CUDA graph reads them where they are
+@functools.cache  # few, and never freed: a recorded CUDA graph reads them at their address
 def _cached_table(
     heads: int, head_size: int, base: float, length: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    with torch.inference_mode(False):  # what is kept from an inference call must serve training too
+    """`_table`, of which each is made once."""
+    with torch.inference_mode(False):  # a table cached by an inference call must serve training too
         frequency = base ** -(torch.arange(0, head_size, 2, device=device, dtype=torch.float64) / head_size)
         angle = torch.arange(length, device=device, dtype=torch.float64)[:, None] * frequency
         return torch.stack((angle.cos(), angle.sin()), dim=-1).repeat(1, heads, 1).to(dtype)
@@ -23,23 +24,24 @@ def _cached_table(
 
 @constant_when_compiled
 def _table(heads: int, head_size: int, base: float, length: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Real and imaginary part of e^{i·position·frequency}, positions 0 … length − 1, [length, heads · d/2, 2].
+    """Real and imaginary parts of e^{i·position·frequency} for positions 0 … length − 1, [length, H · d/2, 2].
 
-    Repeated for every head: broadcasting over them would leave the CPU inner loops of d/2 steps.
+    Repeated for every head: broadcasting over heads would leave the CPU inner loops of d/2 steps.
     """
     return _cached_table(heads, head_size, base, length, dtype, device)
 
 
 def _turns(x: Tensor, start: int, stop: int, base: float) -> Tensor:
-    """The turns of positions start … stop − 1 for x's heads, [stop − start, H · d/2, 2]."""
+    """Rotations of positions start … stop − 1 for x's heads, [stop − start, H · d/2, 2]."""
     length = 1 << max(stop - 1, 63).bit_length()  # powers of two, so that few tables serve all lengths
     dtype = torch.promote_types(x.dtype, torch.float32)
     return _table(x.shape[2], x.shape[3], base, length, dtype, x.device)[start:stop]
 
 
 def _turn(x: Tensor, turns: Tensor, *, back: bool = False) -> Tensor:
+    """Rotate x [B, T, H, d] by `turns`, or back by as much."""
     pairs = x.to(turns.dtype).reshape(*x.shape[:2], x.shape[2] * x.shape[3] // 2, 2)
-    if torch.compiler.is_compiling():  # which knows no complex numbers, and fuses what follows
+    if torch.compiler.is_compiling():  # torch.compile knows no complex numbers, and fuses these steps
         real, imaginary = pairs.unbind(-1)
         c, s = turns.unbind(-1)
         s = -s if back else s
@@ -51,10 +53,10 @@ def _turn(x: Tensor, turns: Tensor, *, back: bool = False) -> Tensor:
 
 
 def rotate(x: Float[Tensor, "B T H d"], start: int, base: float) -> Float[Tensor, "B T H d"]:
-    """Turn token t of x to position start + t."""
+    """Rotate token t of x to position start + t."""
     return _turn(x, _turns(x, start, start + x.shape[1], base))
 
 
 def shift(x: Float[Tensor, "B T H d"], by: int, base: float) -> Float[Tensor, "B T H d"]:
-    """Move x, already rotated, by the same number of positions for all tokens."""
+    """Move all tokens of x, which are already rotated, by `by` positions."""
     return _turn(x, _turns(x, abs(by), abs(by) + 1, base), back=by < 0)

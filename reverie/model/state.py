@@ -1,6 +1,6 @@
-"""What crosses a call, and what eviction drops and keeps.
+"""`State`, all that a model carries from one call to the next, and eviction.
 
-A `State` is passed in and returned; nothing is updated in place, so gradients may flow through any number of calls.
+A state is passed in and returned; nothing is updated in place, so gradients may flow through any number of calls.
 """
 
 from __future__ import annotations
@@ -19,25 +19,26 @@ Batched = TypeVar("Batched")
 Eviction = Literal["hard", "sliding"]
 
 Tokens = Int[Tensor, "B T"] | Float[Tensor, "B T D"]
-"""Token ids; embeddings where a model takes them in their place."""
+"""Token ids, or embeddings for models that accept them."""
 
 
 class CacheEntry(Protocol):
-    """What one block keeps of the tokens in its window."""
+    """Protocol of a block's cache: what it keeps of the tokens in its window."""
 
     def newest(self, keep: int) -> CacheEntry:
-        """The same for the newest `keep` tokens: copies, since a view would hold the whole window in memory."""
+        """A cache of the newest `keep` tokens alone; copies, since a view would keep the whole window in memory."""
         ...
 
 
 class KVCache(NamedTuple):
-    """Keys and values of one attention block; token i of the cache stands at rotary position i."""
+    """Keys and values of one attention block; token i of the cache has rotary position i."""
 
     k: Float[Tensor, "B T Hkv d"]  # already rotated
     v: Float[Tensor, "B T Hkv d"]
     rope_base: float
 
     def newest(self, keep: int) -> KVCache:
+        """The newest `keep` tokens, moved to positions 0 … keep − 1."""
         drop = max(self.k.shape[1] - keep, 0)
         return KVCache(shift(self.k[:, drop:], -drop, self.rope_base), self.v[:, drop:].clone(), self.rope_base)
 
@@ -48,20 +49,21 @@ class ConvTail(NamedTuple):
     x: Float[Tensor, "B conv_size-1 C"]
 
     def newest(self, keep: int) -> ConvTail:
+        """A copy of all of it, whatever `keep`."""
         return ConvTail(self.x.clone())
 
 
 CACHE_ENTRIES: dict[str, type[Any]] = {"KVCache": KVCache, "ConvTail": ConvTail}
-"""Named tuples that a file may hold, by name; the kinds of other models are added where they are defined."""
+"""Types of cache that a file may hold, by name; other models add theirs where they define them."""
 
 Cache = KVCache | ConvTail | None
-"""Of one block of a `HybridLM`."""
+"""The cache of one block of a `HybridLM`."""
 
 
 class State(NamedTuple):
-    """One entry a block. None stands for empty: no memory written yet (zero), no token cached.
+    """Fast weights and cache of every block. None means empty: fast weights of zero, no token cached.
 
-    Awake, both parts grow from call to call. Under hard eviction only `fast_weights` outlives a window.
+    Awake, caches grow from call to call. Under hard eviction only `fast_weights` outlives a window.
     """
 
     fast_weights: tuple[Tensor | None, ...]  # [B, H, K, V] float32 in fast-weight blocks
@@ -69,6 +71,7 @@ class State(NamedTuple):
 
     @classmethod
     def empty(cls, num_blocks: int) -> State:
+        """The state before the first token."""
         return cls((None,) * num_blocks, (None,) * num_blocks)
 
     def splice(self, other: State, start: int, stop: int) -> State:
@@ -80,7 +83,7 @@ class State(NamedTuple):
 
 
 def evict(state: State, eviction: Eviction, window_size: int) -> State:
-    """Clear the cache at the end of a window of L = window_size tokens; the fast weights stay.
+    """Evict the tokens of a window of L = window_size tokens from the cache; the fast weights stay.
 
     "hard" keeps nothing. "sliding" keeps the newest L − 1 tokens (paper section 6.4), moved to positions 0 … L − 2 so
     that positions stay bounded in a text of any length, and the convolutions' tails, so that N = 1 is an ordinary
@@ -92,7 +95,10 @@ def evict(state: State, eviction: Eviction, window_size: int) -> State:
 
 
 def fast_weight_change(before: State, after: State) -> dict[int, Float[Tensor, " B"]]:
-    """‖after − before‖ / ‖after‖ by block whose fast weights differ: norms over all entries of that block and row."""
+    """Relative change ‖after − before‖ / ‖after‖ of fast weights, by block that has changed.
+
+    Norms are over all entries of a block, per row of the batch.
+    """
     changes = {}
     for block, (old, new) in enumerate(zip(before.fast_weights, after.fast_weights, strict=True)):
         if new is None or new is old:
@@ -104,9 +110,9 @@ def fast_weight_change(before: State, after: State) -> dict[int, Float[Tensor, "
 
 
 def select_rows(tree: Batched, rows: Int[Tensor, " rows"]) -> Batched:
-    """The same for some rows of the batch, in this order; one may come several times.
+    """Select rows of the batch from each tensor, in this order; a row may be selected several times.
 
     Args:
-        tree: a State, or anything of tuples and tensors [B, …].
+        tree: a State, or any nesting of tuples and tensors [B, …].
     """
     return tree_map_only(Tensor, lambda x: x.index_select(0, rows), tree)

@@ -1,6 +1,6 @@
-"""The update rules in parallel form: chunks of tokens at once, the same functions as `reference.py`.
+"""The update rules in chunkwise-parallel form: the same functions as `reference.py`, many tokens at once.
 
-The computation is that of `wy.py`; here tokens become chunks, and autograd gets to know the written-out backward.
+The computation is in `wy.py`; here tokens are laid out in chunks, and its backward is registered with autograd.
 """
 
 from __future__ import annotations
@@ -19,27 +19,30 @@ CHUNK_SIZE = 64
 
 
 class _Layout(NamedTuple):
-    """[B, T, H, D] outside, [N, B · H, C, D] inside: each of the N chunks of C tokens is contiguous."""
+    """Conversion between [B, T, H, D] and [N, B · H, C, D]: N chunks of C tokens, each contiguous."""
 
     T: int
     H: int
     C: int
 
     def chunks(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """Padding writes nothing and decays nothing."""
+        """[B, T, H, D] as chunks of `dtype`, padded to whole chunks with zeros, which neither write nor decay."""
         x = x.to(dtype)
         x = F.pad(x, (0, 0, 0, 0, 0, -self.T % self.C)) if self.T % self.C else x
         return x.unflatten(1, (-1, self.C)).permute(1, 0, 3, 2, 4).reshape(-1, len(x) * self.H, self.C, x.shape[-1])
 
     def whole(self, x: Tensor, dtype: torch.dtype) -> Tensor:
-        """A view, if the type is the same."""
+        """Chunks as [B, T, H, D] of `dtype`, without the padding; a view if the dtype is the same."""
         x = x.unflatten(1, (-1, self.H)).permute(1, 0, 3, 2, 4).flatten(1, 2)[:, : self.T]
         # Not `.to` where it does nothing: compiled by torch 2.11, what it returns has no gradient, and nothing says so.
         return x if x.dtype == dtype else x.to(dtype)
 
 
 class _Chunked(torch.autograd.Function):
-    """(q or None, k, v, g [B, T, H, 1] or None, β [B, T, H, 1], S₀ [B, H, K, V] or None, scale, erase, C) -> o, S."""
+    """Autograd function of (q or None, k, v, g or None, β, S₀ or None, scale, erase, C), which returns o and S.
+
+    g and β are [B, T, H, 1], S₀ and S [B, H, K, V], C is the chunk size.
+    """
 
     @staticmethod
     def forward(ctx: Any, *inputs: Any) -> tuple[Tensor | None, Tensor]:
@@ -64,7 +67,7 @@ class _Chunked(torch.autograd.Function):
         saved, rest = wy.Saved(*tensors[:fields]), tensors[fields:]
         decays = wy.Decays(*rest) if rest else None
         do = None if do is None else layout.chunks(do, saved.k.dtype)
-        with torch.autocast(saved.k.device.type, enabled=False):  # of whoever calls backward inside of one
+        with torch.autocast(saved.k.device.type, enabled=False):  # if backward is called inside an autocast
             *sequences, dS0 = wy.backward(saved, decays, do, None if dS is None else dS.flatten(0, 1), ctx.scale)
         back = [None if x is None else layout.whole(x, t) for x, t in zip(sequences, ctx.dtypes, strict=False)]
         back.append(None if dS0 is None else dS0.unflatten(0, (-1, layout.H)).to(ctx.dtypes[-1]))
@@ -83,7 +86,7 @@ def recurrence(
     erase: bool,
     chunk_size: int | None = None,
 ) -> tuple[Float[Tensor, "B T H V"] | None, Float[Tensor, "B H K V"]]:
-    """As `reference.recurrence`; `chunk_size` (64 if None) trades parallel work against passes over S."""
+    """Run a rule as `reference.recurrence` does; `chunk_size` (64 if None) changes the speed, not the result."""
     o, S = _Chunked.apply(  # pyright: ignore[reportGeneralTypeIssues]
         q,
         k,

@@ -1,11 +1,11 @@
-"""The three update rules under one signature, on a backend asked for by name.
+"""The three update rules with one signature, on a backend chosen by name.
 
 "chunked"    parallel form in plain torch, any device (the default)
 "reference"  token by token: the specification
 "triton"     one kernel forward and one backward for every 64 tokens; needs CUDA and triton
 "fla"        the kernels of flash-linear-attention; needs CUDA and `pip install reverie[fla]`
-"auto"       for CUDA tensors "triton" where one kernel is enough, else "fla" where it works, else "chunked"; logs
-             each choice once
+"auto"       for CUDA tensors "triton" if one kernel is enough, else "fla" if it works; "chunked" otherwise. Each choice
+             is logged once
 """
 
 from __future__ import annotations
@@ -34,18 +34,19 @@ _RECURRENCES = {
 
 @constant_when_compiled  # looks for packages and logs, which torch.compile cannot trace
 def _choose(device_type: str, small: bool) -> str:
+    """The backend that "auto" stands for; `small` if one "triton" kernel is enough."""
     choice, of = "chunked", ""
     if device_type == "cuda" and small and triton.installed():
         choice, of = "triton", f" of at most {triton.MAX_TOKENS} tokens"
     elif device_type == "cuda" and fla.installed() and not fla.miscompiled():
         choice = "fla"
-    _say(choice, device_type + " tensors" + of)
+    _log_choice(choice, device_type + " tensors" + of)
     return choice
 
 
 @functools.cache
-def _say(choice: str, tensors: str) -> None:
-    """Once."""
+def _log_choice(choice: str, tensors: str) -> None:
+    """Log a choice of "auto", each once."""
     logger.warning("backend 'auto' runs the fast weights on %r for %s", choice, tensors)
 
 
@@ -62,6 +63,7 @@ def _run(
     *,
     erase: bool,
 ) -> tuple[Tensor | None, Tensor]:
+    """Check the arguments, choose the backend and run it in float32 or wider."""
     if backend not in BACKENDS:
         raise UserError(f"unknown backend {backend!r}: use one of {', '.join(BACKENDS)}")
     if k.shape[1] == 0:
@@ -97,14 +99,14 @@ def gated_delta_rule(
     backend: str = "chunked",
     chunk_size: int | None = None,
 ) -> tuple[Float[Tensor, "B T H V"] | None, Float[Tensor, "B H K V"]]:
-    """Decay, take away what the memory returns for the key, write the value (Gated DeltaNet, arXiv 2412.06464).
+    """Run the gated delta rule: decay, erase what is stored under the key, write (Gated DeltaNet, arXiv 2412.06464).
 
     Args:
-        q: [B, T, H, K]; None where only the state is wanted (o is None then).
+        q: [B, T, H, K]; None if only the final state is wanted (o is None then).
         k: [B, T, H, K], of norm at most 1 (with β ≤ 1 the memory then stays bounded).
         v: [B, T, H, V].
         g: [B, T, H], log decay, at most 0.
-        beta: [B, T, H], step size, 0 to 1.
+        beta: [B, T, H], step size β, 0 to 1.
         initial_state: [B, H, K, V], the fast weights to start from; zero if None.
         scale: multiplies q; K^-1/2 if None.
         backend: see the module.
@@ -115,7 +117,7 @@ def gated_delta_rule(
         Differentiable in every input and in the initial state.
 
     Raises:
-        UserError: unknown backend, T = 0, or "triton" or "fla" where they do not run (each module says where).
+        UserError: unknown backend, T = 0, chunk_size below 1, or "triton" or "fla" where they cannot run.
     """
     return _run(q, k, v, g, beta, initial_state, scale, backend, chunk_size, erase=True)
 
@@ -132,7 +134,7 @@ def delta_rule(
     backend: str = "chunked",
     chunk_size: int | None = None,
 ) -> tuple[Float[Tensor, "B T H V"] | None, Float[Tensor, "B H K V"]]:
-    """As `gated_delta_rule` without decay: `g` is there so that the rules interchange, and is not read."""
+    """Run the delta rule: `gated_delta_rule` without decay. `g` is ignored; it makes the rules interchangeable."""
     return _run(q, k, v, None, beta, initial_state, scale, backend, chunk_size, erase=True)
 
 
@@ -148,5 +150,5 @@ def hebbian_rule(
     backend: str = "chunked",
     chunk_size: int | None = None,
 ) -> tuple[Float[Tensor, "B T H V"] | None, Float[Tensor, "B H K V"]]:
-    """As `gated_delta_rule` without taking anything away first (paper equation 3, Mamba-2 like)."""
+    """Run the hebbian rule: `gated_delta_rule` without erasing before it writes (paper equation 3; Mamba-2)."""
     return _run(q, k, v, g, beta, initial_state, scale, backend, chunk_size, erase=False)

@@ -13,18 +13,18 @@ from reverie.errors import UserError
 from reverie.ops.constant import constant_when_compiled
 
 
-# What is installed does not change; torch.compile cannot trace how one finds out.
-@constant_when_compiled
+@constant_when_compiled  # torch.compile cannot trace the look-up
 def installed() -> bool:
+    """True if flash-linear-attention is installed."""
     return importlib.util.find_spec("fla") is not None
 
 
 @constant_when_compiled
 def miscompiled() -> str:
-    """The version of triton that makes wrong gradients of fla's gated kernels on this GPU, or "".
+    """The installed version of triton if fla's gated kernels have wrong gradients with it on this GPU, else "".
 
-    On Hopper those from 3.4 until 3.7.1 do (flash-linear-attention#640); fla raises in the backward pass, unless it has
-    tilelang to go around them.
+    On Hopper that is so from 3.4 until before 3.7.1 (flash-linear-attention#640). fla then raises in the backward pass,
+    unless tilelang is installed, which it uses instead.
     """
     if not torch.cuda.is_available() or torch.cuda.get_device_capability()[0] != 9:
         return ""
@@ -48,9 +48,9 @@ def recurrence(
     erase: bool,
     chunk_size: int | None = None,  # the kernels choose their own
 ) -> tuple[Float[Tensor, "B T H V"] | None, Float[Tensor, "B H K V"]]:
-    """As `reference.recurrence`.
+    """Run a rule as `reference.recurrence` does, always on the chunk kernels.
 
-    Always the chunk kernels: the fused recurrent ones have no backward through the gated delta rule.
+    The fused recurrent kernels have no backward through the gated delta rule.
 
     Raises:
         UserError: fla-core is not installed, the tensors are not on a CUDA device, or the gradients would be wrong.
@@ -73,7 +73,7 @@ def recurrence(
     else:
         from fla.ops.gated_delta_rule import chunk_gated_delta_rule  # pyright: ignore[reportMissingImports]
 
-        # The delta rule too, as the gated one without decay: fla's kernel for it refuses float32.
+        # The plain delta rule is run as the gated one without decay: fla's kernel for it refuses float32.
         g = beta.new_zeros(beta.shape) if g is None else g
         o, S = chunk_gated_delta_rule(kernel_q, k, v, g=g, beta=beta, **state)  # pyright: ignore[reportCallIssue]
     return None if q is None else o, S

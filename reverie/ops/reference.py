@@ -28,9 +28,13 @@ def recurrence(
     initial_state: Float[Tensor, "B H K V"] | None,
     scale: float,
     erase: bool,
-    chunk_size: int | None = None,  # the other backends' tile; a recurrence has none
+    chunk_size: int | None = None,  # of other backends
 ) -> tuple[Float[Tensor, "B T H V"] | None, Float[Tensor, "B H K V"]]:
-    """One rule out of two switches: `g` (None: no decay) and `erase` (the delta rule's correction)."""
+    """Run one of the rules: with `g` the memory decays (None: it does not), with `erase` it is a delta rule.
+
+    Returns:
+        o [B, T, H, V] in v's dtype (None without q), and the final S [B, H, K, V], float32 or wider.
+    """
     out_dtype, dtype = v.dtype, torch.promote_types(v.dtype, torch.float32)
     k, v, beta = (x.to(dtype) for x in (k, v, beta))
     B, T, H, K = k.shape

@@ -1,4 +1,4 @@
-"""The chunkwise WY form of the update rules, and its gradients.
+"""The chunkwise WY form of the update rules and its gradients, on tensors that `chunked.py` has cut into chunks.
 
 Inside a chunk every write is w_i = β_i (v_i − α_i k_i S), where S is the memory as token i finds it. Written with the
 memory S₀ at the chunk's start and G_i = Σ_{j≤i} g_j, this is a triangular system (the WY form, arXiv 2406.06484):
@@ -27,7 +27,7 @@ from torch import Tensor
 
 
 class Decays(NamedTuple):
-    """What the gates come to inside each chunk."""
+    """Products of decays inside each chunk."""
 
     between: Tensor  # e^{G_i − G_j} for j ≤ i, 0 above the diagonal  [N, X, C, C]
     since_start: Tensor  # e^{G_i}  [N, X, C, 1]
@@ -36,7 +36,10 @@ class Decays(NamedTuple):
 
 
 def _decays(g: Float[Tensor, "N X C 1"]) -> Decays:
-    """Sums in float64: after one g = −20 the difference of two float32 sums would have lost the small decays behind."""
+    """Products of decays from log decays g.
+
+    Sums are in float64: after one g = −20, differences of float32 sums would have lost the small decays that follow.
+    """
     G = g.double().cumsum(-2)
     C = g.shape[-2]
     above = torch.ones(C, C, dtype=torch.bool, device=g.device).triu(1)
@@ -47,7 +50,7 @@ def _decays(g: Float[Tensor, "N X C 1"]) -> Decays:
 
 
 class Saved(NamedTuple):
-    """What the backward pass reads, in the names of the equations; None where a rule or a call does without it."""
+    """Tensors that the backward pass reads, named as in the equations; None where a rule or a call has none."""
 
     k: Tensor
     beta: Tensor  # [N, X, C, 1]
@@ -64,14 +67,14 @@ class Saved(NamedTuple):
 
     @property
     def zero(self) -> int:
-        """How many chunks start from zero: the first, or none."""
+        """Number of chunks that start from zero fast weights: 1 (the first) or 0."""
         return 0 if self.starts is None else len(self.k) - len(self.starts)
 
 
 def forward(
     q: Tensor | None, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor, S: Tensor | None, scale: float, erase: bool
 ) -> tuple[Tensor | None, Tensor, Saved, Decays | None]:
-    """o, the final S, and what the backward pass needs; the shapes are those inside, g and β [N, X, C, 1]."""
+    """Return o [N, X, C, V], the final S [X, K, V], and what `backward` needs; g and β are [N, X, C, 1]."""
     decays = None if g is None else _decays(g)
     k_start, k_end, P, inverse, writes = k, k, None, None, None
     if decays is not None:
@@ -104,9 +107,9 @@ def _pass_on(
     decays: Decays | None,
     S: Tensor | None,
 ) -> tuple[Tensor | None, Tensor, Tensor, Tensor]:
-    """Carry S through the chunks: S at the start of each but one that starts from zero, z, w, the final S.
+    """Carry S through the chunks; return S at the start of each (but not a zero one), z, w, and the final S.
 
-    `writes` is (I + A)⁻¹ diag(β); None for the hebbian rule, which takes nothing away.
+    `writes` is (I + A)⁻¹ diag(β); None for the hebbian rule, which erases nothing.
     """
     N, X, _, V = v.shape
     K, zero = k_end.shape[-1], 1 if S is None else 0
@@ -134,13 +137,14 @@ def _pass_on(
 
 
 def _decayed(S: Tensor, decays: Decays | None, n: int, out: Tensor) -> Tensor:
+    """S after the decays of chunk n, written to `out`."""
     return out.copy_(S) if decays is None else torch.mul(S, decays.whole[n], out=out)
 
 
 def backward(
     saved: Saved, decays: Decays | None, do: Tensor | None, dS: Tensor | None, scale: float
 ) -> tuple[Tensor | None, ...]:
-    """The gradients of q, k, v, g, β and the first S; None where there is none."""
+    """Gradients of q, k, v, g, β and the first S; None for absent ones."""
     dy, dz, ends, dS = _pass_back(saved, decays, do, dS)
     dbeta = (dy * saved.z).sum(-1, keepdim=True)
     dk, dG = _through_memory(saved, decays, ends)
@@ -155,9 +159,10 @@ def backward(
 def _pass_back(
     saved: Saved, decays: Decays | None, do: Tensor | None, dS: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Carry the gradient of S back: gradients of y = β z, of z, of S at the end of each chunk, and of the first S.
+    """Carry the gradient of S backwards through the chunks.
 
-    The last two are None where nothing is carried, and the last where the first chunk starts from zero.
+    Returns gradients of y = β z, of z, of S at the end of each chunk (None if nothing is carried), and of the first S
+    (None also if the first chunk starts from zero).
     """
     starts, inverse, zero = saved.starts, saved.inverse, saved.zero
     dw = torch.zeros_like(saved.w) if do is None or saved.M is None else saved.M.mT @ do
@@ -186,7 +191,7 @@ def _pass_back(
 
 
 def _through_memory(saved: Saved, decays: Decays | None, ends: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """S₁ = e^{G_C} S₀ + k_endᵀ w: the first parts of the gradients of k and G (None without decays)."""
+    """Gradients of k and G (None without decays) through S₁ = e^{G_C} S₀ + k_endᵀ w; other parts are added later."""
     if ends is None:
         return torch.zeros_like(saved.k), None if decays is None else torch.zeros_like(saved.beta)
     dk_end = saved.w @ ends.mT
@@ -205,7 +210,7 @@ def _through_memory(saved: Saved, decays: Decays | None, ends: Tensor | None) ->
 def _through_output(
     saved: Saved, decays: Decays | None, do: Tensor, scale: float, dk: Tensor, dG: Tensor | None
 ) -> tuple[Tensor, Tensor | None]:
-    """o = q_start S₀ + M w: the gradients of q and of G_i − G_j; adds its part to those of k and G."""
+    """Gradients of q and G_i − G_j through o = q_start S₀ + M w; adds those of k and G to `dk` and `dG`."""
     q, q_start, M = saved.q, saved.q_start, saved.M
     assert q is not None
     assert M is not None
@@ -235,7 +240,7 @@ def _through_writes(
     dG: Tensor | None,
     dbeta: Tensor,
 ) -> Tensor | None:
-    """(I + A) w = y, z = v − k_start S₀: the gradient of G_i − G_j; adds its part to those of k, G and β."""
+    """Gradient of G_i − G_j through (I + A) w = y and z = v − k_start S₀; adds those of k, G, β in place."""
     assert saved.P is not None
     dA = _product(dy, saved.w.mT, -1.0).tril_(-1)
     dP = dA * saved.beta
@@ -258,7 +263,7 @@ def _through_writes(
 
 
 def _through_gates(dG: Tensor, between: Tensor | None) -> Tensor:
-    """The gradient of g from those of its sums G_i and of their differences G_i − G_j."""
+    """Gradient of g, from those of its sums G_i and of their differences G_i − G_j."""
     if between is not None:
         dG = dG + (between.sum(-1) - between.sum(-2))[..., None]
     return dG.flip(-2).cumsum(-2).flip(-2)

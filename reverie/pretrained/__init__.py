@@ -1,1 +1,1 @@
-"""What belongs to a pretrained model: its files, its tokenizer, its place in a recipe."""
+"""Pretrained models: their files, tokenizers and recipe sections."""

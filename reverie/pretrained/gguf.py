@@ -1,7 +1,7 @@
-"""GGUF files (version 3, little-endian), as llama.cpp takes them: their metadata, and their tensors in float32.
+"""Reader of GGUF files, llama.cpp's format (version 3, little-endian): metadata, and tensors in float32.
 
-The package gguf reads them too, but takes two seconds to list what lies in a file of a hundred MB, and transformers,
-which unpacks the tensors with it, ten seconds more.
+The package gguf reads them too, but takes two seconds to list the contents of a file of 100 MB, and transformers, which
+uses it, ten seconds more to unpack the tensors.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-# GGUF's value types as struct's letters.
+# GGUF's types of numbers as format letters of `struct`.
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 
 
 def gguf_metadata(path: Path) -> dict[str, Any]:
-    """The metadata of a GGUF file by key. Raises ValueError if it is anything else."""
+    """Metadata of a GGUF file by key. Raises ValueError if the file is not GGUF version 3."""
     with _open(path) as reader:
         return reader.head()[0]
 
 
 def gguf_tensors(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a GGUF file by name, in float32. Raises ValueError for formats other than F32, F16, Q4_1, Q8_0."""
+    """Tensors of a GGUF file by name, in float32. Raises ValueError for formats other than F32, F16, Q4_1, Q8_0."""
     with _open(path) as reader:
         metadata, count = reader.head()
         places = [reader.place() for _ in range(count)]
@@ -38,13 +38,13 @@ def gguf_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 class _Format(NamedTuple):
-    """Numbers come in blocks of so many, of so many bytes."""
+    """A tensor format: how many numbers a block holds, and the block's layout."""
 
     numbers: int
     block: np.dtype
 
 
-_FORMATS = {
+_FORMATS = {  # by ggml's number
     0: _Format(1, np.dtype([("x", "<f4")])),
     1: _Format(1, np.dtype([("x", "<f2")])),
     3: _Format(32, np.dtype([("scale", "<f2"), ("least", "<f2"), ("halves", "u1", 16)])),  # Q4_1
@@ -53,7 +53,7 @@ _FORMATS = {
 
 
 class _Place(NamedTuple):
-    """Where a tensor lies."""
+    """A tensor's entry in the file; `offset` in bytes from the first tensor."""
 
     name: str
     shape: tuple[int, ...]
@@ -62,6 +62,7 @@ class _Place(NamedTuple):
 
 
 def _unpacked(place: _Place, data: mmap.mmap, start: int) -> np.ndarray:
+    """A tensor in float32; the first one begins at byte `start` of the file."""
     if place.format not in _FORMATS:
         raise ValueError(f"tensor {place.name} has format {place.format}, which is not F32, F16, Q4_1 or Q8_0")
     numbers, block = _FORMATS[place.format]
@@ -75,7 +76,7 @@ def _unpacked(place: _Place, data: mmap.mmap, start: int) -> np.ndarray:
 
 
 def _float32(blocks: np.ndarray) -> np.ndarray:
-    """[blocks] or [blocks, numbers]; a copy, since the file is closed afterwards."""
+    """Blocks as float32, [blocks] or [blocks, numbers]; a copy, since the file is closed afterwards."""
     names = blocks.dtype.names or ()
     if "scale" not in names:
         return blocks["x"].astype(np.float32)
@@ -89,6 +90,7 @@ def _float32(blocks: np.ndarray) -> np.ndarray:
 
 @contextmanager
 def _open(path: Path) -> Iterator[_Reader]:
+    """A reader at the beginning of a file. Raises ValueError where the file ends too early."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         try:
             yield _Reader(data)
@@ -97,13 +99,13 @@ def _open(path: Path) -> Iterator[_Reader]:
 
 
 class _Reader:
-    """Reads values one after the other."""
+    """Reads the values of a file in order; `at` is the next byte."""
 
     def __init__(self, data: mmap.mmap) -> None:
         self.data, self.at = data, 0
 
     def head(self) -> tuple[dict[str, Any], int]:
-        """The metadata, and how many tensors are listed behind it."""
+        """Read the metadata, and the number of tensors that are listed after it."""
         magic, version, tensors, entries = self.numbers("4sIQQ")
         if (magic, version) != (b"GGUF", 3):
             raise ValueError(f"it begins with {magic!r}, version {version}, which is not GGUF version 3")
@@ -111,7 +113,7 @@ class _Reader:
 
     def place(self) -> _Place:
         name, (axes,) = self.string(), self.numbers("I")
-        shape = self.numbers(f"{axes}Q")[::-1]  # the fastest axis comes first there
+        shape = self.numbers(f"{axes}Q")[::-1]  # GGUF lists the fastest axis first
         return _Place(name, tuple(shape), *self.numbers("IQ"))
 
     def value(self) -> Any:

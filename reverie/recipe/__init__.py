@@ -2,9 +2,10 @@
 
 from reverie.recipe.load import changed, list_recipes, load_recipe
 from reverie.recipe.random_passes import RandomPasses
-from reverie.recipe.schema import OptimConfig, Recipe, StageConfig, TrainConfig
+from reverie.recipe.schema import BySuccess, OptimConfig, Recipe, StageConfig, TrainConfig
 
 __all__ = [
+    "BySuccess",
     "OptimConfig",
     "RandomPasses",
     "Recipe",

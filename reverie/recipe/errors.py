@@ -1,4 +1,4 @@
-"""What is wrong with a recipe, in one sentence: pydantic's report, said in the words of the file."""
+"""Pydantic's report on a recipe as one sentence, in the words of the TOML file."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pydantic_core import ErrorDetails
 
 from reverie.tasks import TASKS
 
+# By pydantic's type of error: what the value must be.
 _MUST_BE = {
     "int_type": "an integer",
     "float_type": "a number",
@@ -32,14 +33,15 @@ _MUST_BE = {
 
 
 Keys = Mapping[str, Sequence[str]]
-"""The keys that each section of a recipe knows, and a table inside one; those of the task depend on its name."""
+"""Allowed keys of a recipe by section, or by table in a section; those of the task depend on its name."""
 
 
 def sentence(error: ValidationError, keys: Keys, model_kinds: Container[object]) -> str:
-    """The first mistake, unknown keys before all others, and how many others there are.
+    """The first mistake as a sentence, unknown keys before all others, and how many others there are.
 
     Args:
-        model_kinds: pydantic puts one of them between "model" and the key, as it does with the name of the task.
+        keys: allowed keys by section.
+        model_kinds: tags of the union of models, which pydantic puts between "model" and the key.
     """
     by_key: dict[tuple[int | str, ...], list[ErrorDetails]] = {}
     for details in error.errors():
@@ -51,19 +53,24 @@ def sentence(error: ValidationError, keys: Keys, model_kinds: Container[object])
 
 
 def _place(loc: tuple[int | str, ...], model_kinds: Container[object]) -> tuple[int | str, ...]:
-    """Section, key and what follows inside the value; a key of a stage is one key, "stages[0].share"."""
+    """Pydantic's location as (section, key, what follows inside the value), without the tags of unions.
+
+    A key of a stage counts as one key: "stages[0].share".
+    """
     tags: dict[int | str, Container[object]] = {"task": TASKS, "model": model_kinds}
     if loc[1:2] and loc[1] in tags.get(loc[0], ()):
         return loc[:1] + loc[2:]
     if loc[:2] == ("train", "stages") and loc[3:]:
         return ("train", f"stages[{loc[2]}].{loc[3]}", *loc[4:])
+    if loc[:2] == ("train", "curriculum"):  # after which pydantic puts which kind it is
+        return ("train", ".".join(("curriculum", *map(str, loc[3:]))))
     if loc[:2] == ("train", "num_sleep_passes"):  # where `Recipe` has put it
         return ("sleep", ".".join(map(str, loc[1:])))
     return loc
 
 
 def _mistake(errors: list[ErrorDetails], keys: Keys) -> str:
-    """What is wrong with one key; several errors are the branches of a union, each with its own reason."""
+    """The sentence for one key. Several errors come from a union: each of its branches has its own reason."""
     first = errors[0]
     key = ".".join(map(str, first["loc"][:2]))
     context = first.get("ctx", {})
@@ -90,7 +97,10 @@ def _mistake(errors: list[ErrorDetails], keys: Keys) -> str:
 
 
 def out_of_place(key: str, errors: list[ErrorDetails]) -> str:
-    """A value of the wrong type or out of range, by the branches of the union that came closest to taking it."""
+    """The sentence for a value of the wrong type or out of range.
+
+    Of the branches of a union it names those that came closest to accepting the value.
+    """
 
     def closeness(error: ErrorDetails) -> tuple[int, bool]:
         return len(_indices(error)), not error["type"].endswith("_type")
@@ -117,7 +127,7 @@ def _indices(error: ErrorDetails) -> list[int]:
 
 
 def _hint(key: str, keys: Keys) -> str:
-    """The known key nearest to an unknown one: the same in another section, similar in its own, similar anywhere."""
+    """A suggestion for an unknown key: it in another section, else a similar one in its own, else in any."""
     section, _, name = key.rpartition(".")
     own = keys.get(re.sub(r"\[\d+\]", "", section), _sections(keys))
     dotted = {f"{owner}.{known}": known for owner in keys for known in keys[owner]}
@@ -132,10 +142,11 @@ def _hint(key: str, keys: Keys) -> str:
 
 
 def any_of(names: Iterable[str]) -> str:
+    """Names as a list in words: "a, b or c"."""
     *rest, last = names
     return f"{', '.join(rest)} or {last}" if rest else last
 
 
 def shown(value: Any) -> str:
-    """As TOML writes it, or nearly."""
+    """A value about as TOML writes it."""
     return json.dumps(value, default=str, ensure_ascii=False)

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from reverie.errors import UserError
 from reverie.recipe.errors import any_of, sentence, shown
 from reverie.recipe.random_passes import RandomPasses
-from reverie.recipe.schema import MODELS, Recipe, StageConfig, model_kind
+from reverie.recipe.schema import MODELS, BySuccess, Recipe, StageConfig, model_kind, with_present_names
 from reverie.tasks import TASKS
 
 _PACKAGE = Path(__file__).parent.parent
@@ -45,7 +45,7 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     path = _find(str(name), Path(), named_by="")
     data = _read_with_bases(path)
     for override in overrides:
-        data = _merge(data, _parse_override(override))
+        data = _merge(data, _with_present_names(_parse_override(override)))
     return _validate(_name_of(path), data)
 
 
@@ -78,7 +78,7 @@ def _read_with_bases(path: Path) -> dict[str, Any]:
     """The tables of a recipe merged over those of its base, of that one's base and so on."""
     chain, data = [path], {}
     while True:
-        table = _read(path)
+        table = _with_present_names(_read(path))
         base = table.pop("base", None)
         data = _merge(table, data)
         if base is None:
@@ -100,6 +100,11 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid TOML: {error}") from None
     except OSError as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def _with_present_names(table: dict[str, Any]) -> dict[str, Any]:
+    """Before tables are merged, since a recipe of earlier may build on one of today, or the other way round."""
+    return {**table, "train": with_present_names(table["train"])} if "train" in table else table
 
 
 def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,5 +161,6 @@ def _keys(data: Mapping[str, Any]) -> dict[str, list[str]]:
         "model": MODELS[model_kind(data.get("model"))],
         "train.stages": StageConfig,
         "sleep.num_sleep_passes": RandomPasses,
+        "train.curriculum": BySuccess,
     }
     return {section: list(config.model_fields) if config else [] for section, config in configs.items()}

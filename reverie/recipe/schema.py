@@ -52,6 +52,29 @@ class StageConfig(BaseModel):
     eviction: Eviction
 
 
+class BySuccess(BaseModel):
+    """A curriculum: the deepest question grows by one after 64 steps whose mean loss is low enough."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    loss_below: float = Field(gt=0, description="nats")
+
+
+Curriculum = Annotated[
+    Annotated[float, Field(ge=0, le=1), Tag("share")] | Annotated[BySuccess, Tag("success")],
+    Discriminator(lambda value: "success" if isinstance(value, Mapping | BySuccess) else "share"),
+]
+
+
+def with_present_names(train: Any) -> Any:
+    """A section [train] that may be of earlier: `depth_curriculum` and `deepen_below` were what `curriculum` is."""
+    if not isinstance(train, Mapping) or not train.keys() & {"depth_curriculum", "deepen_below"}:
+        return train
+    rest = dict(train)
+    share, below = rest.pop("depth_curriculum", 0.0), rest.pop("deepen_below", None)
+    return {**rest, "curriculum": share if below is None else {"loss_below": below}}
+
+
 class TrainConfig(BaseModel):
     """How long to train on what, and how often to look."""
 
@@ -70,17 +93,10 @@ class TrainConfig(BaseModel):
     metric: Literal["question", "exact", "deepest"] = Field(
         default="question", description="the headline: questions, examples with all answered, or the deepest questions"
     )
-    depth_curriculum: float = Field(
+    curriculum: Curriculum = Field(
         default=0.0,
-        ge=0,
-        le=1,
-        description="share of the steps over which the deepest question asked grows to its full depth",
-    )
-    deepen_below: float | None = Field(
-        default=None,
-        gt=0,
-        allow_inf_nan=False,
-        description="nats: the deepest question grows by one behind 64 steps whose mean loss is less; no schedule then",
+        description="how the deepest question asked grows to its full depth: over this share of the steps, or by "
+        "success",
     )
     stages: tuple[StageConfig, ...] = Field(
         default=(), description="one after the other; all parameters under sleep.eviction if absent"
@@ -110,12 +126,15 @@ class TrainConfig(BaseModel):
         default=None, ge=0, description="windows before its own that gradients of a label reach; all if absent"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_names(cls, data: Any) -> Any:
+        return with_present_names(data)
+
     @model_validator(mode="after")
-    def _one_curriculum(self) -> TrainConfig:
-        if self.deepen_below is not None and self.depth_curriculum:
-            raise ValueError("deepen_below takes the place of depth_curriculum: leave one of them out")
-        if self.deepen_below is not None and self.data_workers:
-            raise ValueError("deepen_below decides too late for data made ahead: set data_workers to 0")
+    def _success_is_not_known_ahead(self) -> TrainConfig:
+        if isinstance(self.curriculum, BySuccess) and self.data_workers:
+            raise ValueError("curriculum by success decides too late for data made ahead: set data_workers to 0")
         return self
 
     @model_validator(mode="after")

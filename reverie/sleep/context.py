@@ -44,9 +44,9 @@ class Context(NamedTuple):
 
 
 def by_kind(
-    kinds: Int[Tensor, " B"], tokens: Tokens, context: Context, run: Callable[[int, Tokens, Context], Tree]
+    kinds: Int[Tensor, " B"], tokens: Tokens, context: Context, through: Callable[[int, Tokens, Context], Tree]
 ) -> Tree:
-    """What `run` gives for all rows, after those of each kind went through a window by themselves.
+    """What `through` gives for all rows, after those of each kind went through a window by themselves.
 
     If all rows are of one kind, they are run as they are.
 
@@ -54,15 +54,15 @@ def by_kind(
         kinds: on the CPU.
         tokens: of the window.
         context: before them; if rows differ, no window is open.
-        run: given a kind, and the tokens and the context of the rows that are of it.
+        through: given a kind, and the tokens and the context of the rows that are of it.
     """
     found = kinds.unique().tolist()
     if len(found) == 1:
-        return run(found[0], tokens, context)
+        return through(found[0], tokens, context)
     context = context._replace(passes=torch.as_tensor(context.passes, device=tokens.device).expand(len(kinds)))
     rows = [(kinds == kind).nonzero()[:, 0].to(tokens.device) for kind in found]
     return in_order(
-        [run(kind, *select_rows((tokens, context), own)) for kind, own in zip(found, rows, strict=True)], rows
+        [through(kind, *select_rows((tokens, context), own)) for kind, own in zip(found, rows, strict=True)], rows
     )
 
 

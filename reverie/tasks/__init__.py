@@ -1,4 +1,4 @@
-"""Synthetic tasks that ask for reasoning over evicted context. Imports nothing of reverie but its error."""
+"""Synthetic tasks that ask for reasoning over evicted context."""
 
 from typing import Annotated
 

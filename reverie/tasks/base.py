@@ -1,4 +1,4 @@
-"""What every synthetic task hands to training and evaluation: batches that depend on a seed alone, and their score."""
+"""The interface of tasks: `Task` makes batches that depend on a seed alone, `score` scores answers to them."""
 
 from __future__ import annotations
 
@@ -12,31 +12,33 @@ from torch import Tensor
 
 Split = Literal["train", "test"]
 
-STREAMS: dict[Split, int] = {"train": 0, "test": 1}  # which stream of random words a split draws from
+STREAMS: dict[Split, int] = {"train": 0, "test": 1}  # the stream of random words that a split draws from
 
 
 class Batch(NamedTuple):
-    """B examples of T tokens; all fields are [B, T]. A position answers a question where `loss_mask` is true."""
+    """B examples of T tokens; all fields are [B, T]. Positions are scored where `loss_mask` is true."""
 
     tokens: Tensor  # int64: the input
-    targets: Tensor  # int64: what the output at this position must be; 0 where unscored
+    targets: Tensor  # int64: the right output at this position; 0 where unscored
     loss_mask: Tensor  # bool: the scored positions
     depth: Tensor  # int64: hops k or rollout steps t of the question answered here; 0 where unscored
     question: Tensor  # int64: index of that question within its example; -1 where unscored
 
 
 class Section(NamedTuple):
-    """A named stretch of the sequence, for printing examples."""
+    """A named part of the sequence, for printing examples."""
 
     name: str
     length: int
 
 
 class Task(Protocol):
-    """A synthetic task: data without end, each example fixed by (split, seed, step, its index in the step)."""
+    """A synthetic task with unlimited data; an example is a function of (split, seed, step, index in the step)."""
 
     @property
-    def vocab_size(self) -> int: ...
+    def vocab_size(self) -> int:
+        """Number of token ids."""
+        ...
 
     @property
     def sequence_length(self) -> int:
@@ -45,57 +47,60 @@ class Task(Protocol):
 
     @property
     def answer_is_last(self) -> bool:
-        """Whether an example is a prompt and its one answer, which begins at the same position in all of them."""
+        """True if an example is a prompt and one answer, which begins at the same position in all examples."""
         ...
 
     def batch(self, split: Split, seed: int, step: int, examples: range, max_depth: int | None = None) -> Batch:
-        """The examples with these indices of one step's batch, in this order.
+        """Make the examples with these indices of one step's batch, in this order.
 
-        With `max_depth` training asks no deeper questions than that (a curriculum); the test split knows no limit.
+        With `max_depth` (a curriculum) training asks no deeper questions than that; the test split ignores it.
         """
         ...
 
     def depths(self) -> range:
-        """The depths that training asks for, shallowest first."""
+        """Depths of the questions in training, shallowest first."""
         ...
 
     def chance(self) -> dict[int, float]:
-        """By depth: accuracy per question of the best guesser that has not read the context."""
+        """Accuracy per question, by depth, of the best guesser that has not read the context."""
         ...
 
     def chance_exact(self) -> float:
-        """How often that guesser has all questions of an example right."""
+        """Share of examples of which that guesser answers all questions rightly."""
         ...
 
     def token_names(self) -> list[str]:
-        """What to print for each token id; `vocab_size` entries."""
+        """Printable name of each token id; `vocab_size` entries."""
         ...
 
     def sections(self) -> list[Section]:
-        """The parts of the sequence, first to last; their lengths sum to `sequence_length`."""
+        """Parts of the sequence, first to last; their lengths sum to `sequence_length`."""
         ...
 
 
 @runtime_checkable
 class DeviceTask(Protocol):
-    """A task that makes its training data on any device, so that a fast GPU need not wait for the CPU."""
+    """A task that can make its training data on any device, so that a fast GPU need not wait for the CPU."""
 
     def batches_on(
         self, device: torch.device, seed: int, steps: range, examples: range, max_depths: Sequence[int | None]
     ) -> Batch:
-        """The training batches of several steps at once: fields [steps, B, T] on `device`.
+        """Make the training batches of several steps at once, as fields [steps, B, T] on `device`.
 
-        Bit for bit those that `Task.batch("train", …)` makes of each step with its entry of `max_depths`. The host
-        only launches kernels, about as many for one step as for hundreds, and never waits for one.
+        They equal `Task.batch("train", …)` of each step, with its entry of `max_depths`, bit for bit. The host only
+        launches kernels, about as many for hundreds of steps as for one, and never waits for the device.
         """
         ...
 
 
 def draw(split: Split, seed: int, step: int, examples: range, words: int) -> np.ndarray:
-    """Random 64-bit words, uint64 [len(examples), words]; a row depends on (split, seed, step, example) alone.
+    """Draw 64-bit words, uint64 [len(examples), words]; a row depends on (split, seed, step, example) alone.
 
-    Philox is counter-based: (seed, step, split) is its key, and every example owns a fixed stretch of the counter. So
-    neither order, nor how a batch is cut, nor the number of processes can change an example.
+    Philox is a counter-based generator: the key is (seed, step, split), and every example has a fixed range of
+    counters. So an example depends neither on the order or division of a batch nor on the number of processes.
+
+    Raises:
+        ValueError: seed, step or examples are out of range.
     """
     check_draw(seed, step, examples)
     if not examples:
@@ -109,7 +114,7 @@ def draw(split: Split, seed: int, step: int, examples: range, words: int) -> np.
 
 
 def check_draw(seed: int, step: int, examples: range) -> None:
-    """Raises ValueError for what `draw` does not take."""
+    """Check the arguments of `draw`. Raises ValueError if one is out of range."""
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed is {seed}, it must be in 0..2**64-1")
     if not 0 <= step < 2**62:
@@ -119,19 +124,19 @@ def check_draw(seed: int, step: int, examples: range) -> None:
 
 
 def uniform(words: np.ndarray) -> np.ndarray:
-    """Uniform floats in [0, 1) from random 64-bit words, same shape."""
+    """Uniform float64 in [0, 1) from random 64-bit words, of the same shape."""
     return (words >> np.uint64(11)) * 2.0**-53
 
 
 def as_batch(tokens: np.ndarray, targets: np.ndarray, depth: np.ndarray, question: np.ndarray) -> Batch:
-    """int64 arrays [B, T] to a `Batch`; scored is where `question` is not -1."""
+    """A `Batch` of integer arrays [B, T]; positions are scored where `question` is not -1."""
     tensors = [torch.from_numpy(np.ascontiguousarray(a, dtype=np.int64)) for a in (tokens, targets, depth, question)]
     return Batch(tensors[0], tensors[1], tensors[3] >= 0, tensors[2], tensors[3])
 
 
 @dataclass(frozen=True)
 class DepthScore:
-    """Counts for the questions of one depth; the loss is a sum over tokens, in the unit of the loss given."""
+    """Counts of the questions of one depth and their tokens; `loss_sum` is over scored tokens."""
 
     questions: int = 0
     questions_correct: int = 0
@@ -149,7 +154,7 @@ class DepthScore:
 
 @dataclass(frozen=True)
 class Score:
-    """Sums and counts, so that the scores of several batches add up: `a + b`, or `sum(scores, Score())`."""
+    """Counts of right answers, and losses; scores of several batches add up: `a + b`, `sum(scores, Score())`."""
 
     examples: int = 0
     examples_correct: int = 0
@@ -168,7 +173,7 @@ class Score:
 
     @property
     def total(self) -> DepthScore:
-        """All depths together."""
+        """The sum over depths."""
         return sum(self.by_depth.values(), DepthScore())
 
     @property
@@ -188,11 +193,11 @@ class Score:
 
     @property
     def loss(self) -> float:
-        """Mean over scored tokens."""
+        """Mean loss over scored tokens."""
         return _share(self.total.loss_sum, self.total.tokens)
 
     def summary(self) -> dict[str, Any]:
-        """The means, ready for JSON (depths are strings)."""
+        """Means as a JSON object; depths are strings. Raises ValueError if no question was scored."""
         return {
             "loss": self.loss,
             "token_accuracy": self.token_accuracy,
@@ -217,10 +222,13 @@ def _share(part: float, whole: int) -> float:
 
 
 def score(batch: Batch, correct: Tensor, loss: Tensor) -> Score:
-    """Score a batch from `correct` [B, T] bool and `loss` [B, T] float; only scored positions are read.
+    """Score a batch; only scored positions of `correct` [B, T] bool and `loss` [B, T] float are read.
 
-    A question is right when all its tokens are, an example when all its questions are. Examples without a question
-    are not counted.
+    A question is right if all its tokens are, an example if all its questions are. Examples without a question do not
+    count.
+
+    Raises:
+        ValueError: the shapes differ from those of the batch.
     """
     if correct.shape != batch.tokens.shape or loss.shape != batch.tokens.shape:
         shapes = f"{list(correct.shape)} and {list(loss.shape)}"

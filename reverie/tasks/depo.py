@@ -1,4 +1,4 @@
-"""Depo (paper, section "Experiments"; Allen-Zhu, Physics of Language Models 4.1): who comes k hops after x?"""
+"""Depo (paper, section "Experiments"; Allen-Zhu, Physics of Language Models 4.1): which node is k hops after x?"""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ _PAD = 0
 
 
 class Depo(BaseModel):
-    """The edges of one directed cycle in random order, then `num_queries` questions "which node is k hops after x?".
+    """Task: the edges of a directed cycle in random order, then `num_queries` times "which node is k hops after x?".
 
     A node's name is a word of 1 to `max_name_tokens` mini-vocabulary tokens, the last one marked as an ending (id +
     mini_vocab); an edge is two words. The cycle section is padded on the left, the query section on the right. A query
-    is `[k] [x] [answer]`, closed by a separator where names may have two tokens (else an answer's end is plain). The
-    output predicts the next token and is scored on answers only. In the paper's setting 300 + 60 tokens.
+    is `[k] [x] [answer]`, with a separator after it if names may have two tokens. The output predicts the next token
+    and is scored on answers only. In the paper's setting there are 300 + 60 tokens.
 
-    Without `reveal_answers` a query is `[k] [x]` and the answer is the target at x: answers shown as input tell a model
-    without memory parts of a small cycle, and chance is no longer clean.
+    Without `reveal_answers` a query is `[k] [x]` and the answer is the target at x: answers in the input tell a model
+    without memory parts of a small cycle, so that chance is no longer its floor.
 
-    Training draws n from min_nodes..max_nodes with weight 1 / (n + sqrt(max_nodes)) and each k from 1..max_hops. Tests
-    fix n at max_nodes, and k runs through `test_hops` from a random start, so every k is asked about equally often.
-    x is uniform over the nodes, and queries of an example may repeat.
+    Training draws the number of nodes n from min_nodes..max_nodes with weight 1 / (n + sqrt(max_nodes)), and each k
+    from 1..max_hops. Tests have n = max_nodes, and k runs through `test_hops` from a random start, so that every k is
+    asked about equally often. x is uniform over the nodes, and queries of an example may repeat.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -71,7 +71,7 @@ class Depo(BaseModel):
 
     @property
     def query_length(self) -> int:
-        """Tokens of one query at most: k, x, then the answer and the separator where the input has them."""
+        """Most tokens of one query: k, x, and the answer and separator if the input has them."""
         answer = self.max_name_tokens if self.reveal_answers else 0
         return 1 + self.max_name_tokens + answer + self._has_separator
 
@@ -88,7 +88,7 @@ class Depo(BaseModel):
         return False
 
     def batch(self, split: Split, seed: int, step: int, examples: range, max_depth: int | None = None) -> Batch:
-        """Examples as a `Batch` [B, cycle_length + num_queries * query_length]; question i is query i.
+        """Make examples as a `Batch` [B, cycle_length + num_queries * query_length]; question i is query i.
 
         In training, `max_depth` draws k from 1..max_depth only.
         """
@@ -117,16 +117,16 @@ class Depo(BaseModel):
         return range(1, self.max_hops + 1)
 
     def chance(self) -> dict[int, float]:
-        """By k in 1..max_hops, in tests: the best guess from x and k alone, which is x itself if k is a multiple of n.
+        """Accuracy in tests, by k in 1..max_hops, of the best guess from x and k alone: x if k is a multiple of n.
 
-        Otherwise every word but x may be the answer, so 1 / (words - 1) for one-token names. Among names of one and two
-        tokens the former are fewer and so likelier each, and the guesser prefers them.
+        Otherwise every word but x may be the answer, so 1 / (words - 1) for one-token names. With names of two tokens
+        as well, those of one token are fewer, so each of them is likelier, and the guesser prefers them.
         """
         guess = _best_guess(self.max_nodes, self.mini_vocab, self.max_name_tokens)
         return {k: 1.0 if k % self.max_nodes == 0 else guess for k in range(1, self.max_hops + 1)}
 
     def chance_exact(self) -> float:
-        """All queries of a test right, each guessed on its own: the mean over the starts in `test_hops`."""
+        """Chance of guessing all queries of a test, each by itself: the mean over the starts in `test_hops`."""
         by_hops, cycle = self.chance(), len(self.test_hops)
         per_query = np.array([by_hops[k] for k in self.test_hops])
         asked = (np.arange(cycle)[:, None] + np.arange(self.num_queries)) % cycle
@@ -151,7 +151,7 @@ class Depo(BaseModel):
 
     @cached_property
     def _ids(self) -> _Ids:
-        """Names of one token need no unmarked tokens, hence no ids for them."""
+        """Token ids of each kind; with names of one token there are none for unmarked tokens."""
         endings = 1 + (self.mini_vocab if self.max_name_tokens > 1 else 0)
         separator = endings + self.mini_vocab
         return _Ids(plain=1, endings=endings, separator=separator, hops=separator + self._has_separator)
@@ -176,10 +176,10 @@ class Depo(BaseModel):
         return self.min_nodes + np.searchsorted(shares[:-1], u, side="right")
 
     def _names(self, u: np.ndarray, u_ring: np.ndarray, nodes: np.ndarray) -> np.ndarray:
-        """Distinct words along the cycle, [B, max_nodes], of which the first n count, from uniforms [B, words].
+        """Distinct words along the cycle, [B, max_nodes], of which the first n are used, from uniforms [B, words].
 
-        A word is drawn length first, then uniformly among the words of that length; a repeated word is drawn anew. An
-        exponential race (each word finishes at a rate that is its probability) has the same order of arrival.
+        The draw is: first a length, then a word of that length uniformly, and a repeated word is drawn again. It is
+        done by an exponential race, in which words finish at rates that are their probabilities: same distribution.
         """
         if self.max_name_tokens > 1:
             lengths = (self._spelling >= 0).sum(axis=1)
@@ -189,14 +189,14 @@ class Depo(BaseModel):
         return np.take_along_axis(arrived, _shuffled(u_ring, nodes), axis=1)
 
     def _hops(self, split: Split, u: np.ndarray, u_start: np.ndarray, max_hops: int) -> np.ndarray:
-        """k of each query, [B, num_queries]."""
+        """Number of hops k of each query, [B, num_queries]."""
         if split == "train":
             return 1 + (u * max_hops).astype(np.int64)
         start = (u_start * len(self.test_hops)).astype(np.int64)
         return np.array(self.test_hops)[(start + np.arange(self.num_queries)) % len(self.test_hops)]
 
     def _cycle(self, names: np.ndarray, nodes: np.ndarray, order: np.ndarray) -> np.ndarray:
-        """The edges (p, p+1) in the given order, spelled and left-padded: [B, cycle_length]."""
+        """Tokens of the edges (p, p+1) in the given order, padded on the left, [B, cycle_length]."""
         words = np.stack([np.take_along_axis(names, at, axis=1) for at in (order, (order + 1) % nodes)], axis=2)
         slots = self._spelling[words].reshape(len(words), self.cycle_length)
         shown = (slots >= 0) & (np.arange(self.cycle_length) < nodes * 2 * self.max_name_tokens)
@@ -222,7 +222,7 @@ class Depo(BaseModel):
         before = np.cumsum(shown, axis=1) - shown
         length = self.num_queries * self.query_length
         tokens = _place(flat, before, shown, length, _PAD)
-        # An answer token is the target where the token before it stands, whether or not it is shown itself.
+        # An answer token is the target at the position of the token before it, whether or not it is shown itself.
         targets = _place(flat, before - 1, is_answer, length, 0)
         depth = _place(hops[:, of_slot], before - 1, is_answer, length, 0)
         question = _place(np.broadcast_to(of_slot, flat.shape), before - 1, is_answer, length, -1)
@@ -230,7 +230,7 @@ class Depo(BaseModel):
 
 
 class _Ids(NamedTuple):
-    """First token id of each kind; 0 is padding."""
+    """First token id of each kind of token; 0 is padding."""
 
     plain: int
     endings: int
@@ -239,12 +239,12 @@ class _Ids(NamedTuple):
 
 
 def _shuffled(u: np.ndarray, nodes: np.ndarray) -> np.ndarray:
-    """Per row a random order of 0..n-1, then of the rest; from uniforms [B, max_nodes] and n [B, 1]."""
+    """A random order per row of 0..n-1, then of the rest, from uniforms [B, max_nodes] and n [B, 1]."""
     return np.argsort(u + (np.arange(u.shape[1]) >= nodes), axis=1)
 
 
 def _place(values: np.ndarray, at: np.ndarray, keep: np.ndarray, length: int, fill: int) -> np.ndarray:
-    """[B, length] of `fill` with the kept `values` [B, slots] at positions `at` [B, slots]."""
+    """An array [B, length] of `fill`, with the kept `values` [B, slots] at positions `at` [B, slots]."""
     out = np.full((len(values), length), fill, dtype=np.int64)
     rows, slots = np.nonzero(keep)
     out[rows, at[rows, slots]] = values[rows, slots]
@@ -255,7 +255,7 @@ def _place(values: np.ndarray, at: np.ndarray, keep: np.ndarray, length: int, fi
 def _best_guess(nodes: int, mini_vocab: int, max_name_tokens: int) -> float:
     """P(the likeliest word is the answer | x), mean over x, for k that do not lead back to x.
 
-    Words of one length are alike, so it is enough to know how many of the names, `short`, have one token.
+    Words of one length are exchangeable, so all that matters is how many of the names have one token (`short`).
     """
     if max_name_tokens == 1:
         return 1 / (mini_vocab - 1)
@@ -265,7 +265,7 @@ def _best_guess(nodes: int, mini_vocab: int, max_name_tokens: int) -> float:
     pairs = nodes * (nodes - 1)
 
     def right(ways: np.ndarray, words: int) -> float:
-        """P(x has its length and the answer is one certain word), out of `words` alike."""
+        """P(x has its length and the answer is one given word of `words` exchangeable ones)."""
         return float((chance * ways).sum() / pairs / max(words, 1))
 
     x_short = max(right(short * (short - 1), few - 1), right(short * long, many))
@@ -274,7 +274,7 @@ def _best_guess(nodes: int, mini_vocab: int, max_name_tokens: int) -> float:
 
 
 def _short_names(nodes: int, mini_vocab: int) -> np.ndarray:
-    """P(that many of the names have one token), [nodes + 1]: the draw of `Depo._names`, followed name by name."""
+    """P(number of names of one token), [nodes + 1]; follows the draw of `Depo._names` name by name."""
     chance = np.zeros(nodes + 1)
     chance[0] = 1
     short = np.arange(nodes + 1)

@@ -1,6 +1,6 @@
-"""Between text and tokens, for models that were trained on a task: what they read, are asked, and answer.
+"""Languages of models that were trained on a task: conversion between text and tokens, questions and answers.
 
-A pretrained model speaks through the tokenizer that it came with (`hf/language.py`).
+Pretrained models have their own tokenizer instead (`hf/language.py`).
 """
 
 from __future__ import annotations
@@ -15,41 +15,45 @@ from reverie.tasks import Depo, GsmInfinite, Recall, Rule110, Task
 
 
 class Language(Protocol):
-    """How a model is spoken to."""
+    """Protocol of a language: how texts, questions and answers become tokens, and tokens text."""
 
     @property
     def end_ids(self) -> frozenset[int]:
-        """Tokens that end an answer; they are the last ones of it."""
+        """Tokens that end an answer and are part of it."""
         ...
 
     @property
     def max_answer_tokens(self) -> int:
-        """After so many an answer is over in any case."""
+        """Number of tokens after which an answer ends in any case."""
         ...
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a text to be read. Raises UserError for words that the model does not know."""
+        """Token ids of a text to read. Raises UserError for words that the model does not know."""
         ...
 
     def question(self, text: str, *, begun: bool = False) -> list[int]:
-        """Token ids of what is to be answered; `begun`: behind earlier turns of a conversation."""
+        """Token ids of a question; `begun` if it comes after earlier turns of a conversation."""
         ...
 
     def is_question(self, text: str) -> bool:
-        """Whether the model answers to this, or has only heard it."""
+        """True if the model answers this text, False if it only reads it."""
         ...
 
     def padded(self, ids: Sequence[int], window_size: int) -> list[int]:
-        """A text as the model was trained to read it: with padding in front, to whole windows, where it was."""
+        """A text padded on the left to whole windows, if the model was trained so; else as it is."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
-        """Text of an answer, without the token that ends it."""
+        """Text of an answer's tokens."""
         ...
 
 
 def language_of(task: Task) -> Language:
-    """What a model of this task speaks. Raises UserError where a tokenizer is not installed."""
+    """The language of models of this task.
+
+    Raises:
+        UserError: the task has none, or its tokenizer is not installed.
+    """
     if isinstance(task, GsmInfinite):
         return WordProblems(task)
     if isinstance(task, Recall):
@@ -58,20 +62,21 @@ def language_of(task: Task) -> Language:
         return TokenNames(task, longest=task.max_name_tokens, ends=_whole_names(task), pad_id=0)
     if isinstance(task, Rule110):
         return TokenNames(task, longest=task.num_states)
-    raise UserError(f"there is no way to put text before a model of {type(task).__name__}")
+    raise UserError(f"models of {type(task).__name__} cannot read text: the task has no language")
 
 
 def _whole_names(task: Depo) -> frozenset[int]:
-    """What a node's name ends with: "7", and not "3-"."""
+    """Tokens that end a node's name: "7", and not "3-"."""
     return frozenset(i for i, name in enumerate(task.token_names()) if name.isdigit())
 
 
 def with_padding(ids: Sequence[int], window_size: int, pad_id: int) -> list[int]:
+    """Ids padded on the left to a multiple of `window_size`."""
     return [pad_id] * (-len(ids) % window_size) + list(ids)
 
 
 class TokenNames:
-    """A task whose tokens have names: they stand in the text one by one, with spaces between."""
+    """Language of tasks whose tokens have names: a text is token names with spaces between (Depo, Rule 110)."""
 
     def __init__(
         self, task: Task, *, longest: int, ends: frozenset[int] = frozenset(), pad_id: int | None = None
@@ -94,7 +99,7 @@ class TokenNames:
         return self.encode(text)
 
     def is_question(self, text: str) -> bool:
-        """Rule 110 asks with "?", Depo with the number of hops in front."""
+        """True for texts that end in "?" (Rule 110) or begin with a number of hops (Depo)."""
         return text.strip().endswith("?") or text.lstrip().startswith("k=")
 
     def padded(self, ids: Sequence[int], window_size: int) -> list[int]:
@@ -105,19 +110,21 @@ class TokenNames:
 
 
 class WordProblems:
-    """GSM-Infinite: facts, then questions with numbers for answers.
+    """Language of GSM-Infinite: facts, then questions whose answers are numbers.
 
-    A question with several per text in training stands on its own; else behind "Question:", with "Answer:" at the end.
+    If training has several questions per text, a question is the sentence alone; else it stands between "Question:" and
+    "Answer:".
 
-    Padding is as in training: facts begin where windows do, questions fill slots. It matters: of 1,246 questions about
-    held-out texts, a model of gsm_infinite/example has 77.6 % right in the layout of training, 77.3 % so, each asked
-    alone in a fresh window, 76.5 % without slots, and 73.3 % without any padding.
+    Padding is as in training: facts begin at the start of a window, questions are padded to the length of training's.
+    It matters: of 1,246 questions about held-out texts, a model of gsm_infinite/example answers 77.6 % rightly in the
+    layout of training, 77.3 % in this one (each question alone in a fresh window), 76.5 % if questions are not padded,
+    and 73.3 % without any padding.
     """
 
     def __init__(self, task: GsmInfinite) -> None:
         self._task, self._text = task, task.text
         self._many = task.num_questions > 1
-        last = task.sections()[-1].length  # that of all questions, or of the answer as input
+        last = task.sections()[-1].length  # length of all questions, or of the answer
         self._slot = last // task.num_questions if self._many else 0
         self.max_answer_tokens = 1 if self._many else last + 1
         self.end_ids = frozenset([task.end_id])
@@ -153,7 +160,7 @@ class WordProblems:
 
 
 class Sentences:
-    """Recall: plain English in SmolLM2's tokens; "The apple is" asks for one word."""
+    """Language of Recall: plain English in SmolLM2's tokens; "The apple is" asks for one word."""
 
     max_answer_tokens = 1
     end_ids: frozenset[int] = frozenset()
@@ -178,10 +185,11 @@ class Sentences:
 
 
 def _one_line(text: str) -> str:
-    """As these tasks write it: every word with a space in front, the first one too."""
+    """Text with one space before every word, the first too, as these tasks write it."""
     words = re.sub(r"\s+", " ", text.strip())
     return f" {words}" if words else ""
 
 
 def _short(text: str) -> str:
+    """The beginning of a text, quoted."""
     return repr(text if len(text) <= 40 else text[:39] + "…")

@@ -1,4 +1,4 @@
-"""Recall: what colour is the apple? Facts in plain English, asked for windows later; for pretrained models."""
+"""Recall, for pretrained models: facts in plain English ("The apple is red."), asked for windows later."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from reverie.pretrained import smollm2
 from reverie.pretrained.smollm2 import load_smollm2
 from reverie.tasks.base import Batch, Section, Split, as_batch, draw
 
-# With the space before it, each word is one token of SmolLM2.
+# Each word with the space before it is one token of SmolLM2.
 _NOUNS = """
 apple bag ball basket bean bear bed bell bench bird boat book boot bottle bowl box branch brick bridge brush bucket bus
 button cabin cake camera candle cap car carpet castle cat chair cheese chicken church clock coat coin cow crown cup
@@ -25,23 +25,23 @@ window
 _VALUES = "red blue green yellow black white brown gray pink purple orange gold silver violet tan navy"
 NOUNS, VALUES = tuple(_NOUNS.split()), tuple(_VALUES.split())
 
-# A sentence, " The apple is red.", and where its words stand in it.
+# A sentence, " The apple is red.", and the positions of its words.
 SENTENCE_LENGTH = 5
 _NOUN, _IS, _VALUE = 1, 2, 3
 
 
 class Recall(BaseModel):
-    """`num_facts` sentences like " The apple is red.", then `num_questions` more that say some of them again.
+    """Task: `num_facts` sentences like " The apple is red.", then `num_questions` that repeat some of them.
 
-    Every sentence is 5 tokens, so facts and windows of a multiple of that line up. The output predicts the next token
-    and is scored at the " is" of a question, where it must be the value; that follows as input, for no fact is asked
-    for twice. The nouns of a text are distinct, each value is drawn uniformly from `num_values`, anew in every text.
+    Every sentence is 5 tokens, so that facts align with windows of a multiple of 5. The output predicts the next token
+    and is scored at the " is" of a question, where it must be the value; the value follows as input, since no fact is
+    asked for twice. The nouns of a text are distinct, and each value is drawn uniformly from `num_values`.
 
-    Depth is how far back a fact stands: facts are split into `num_distances` equal stretches, of which the newest is
-    depth 1. Training asks for any facts; in tests depths take turns, and so do their places among the questions.
+    Depth is the distance of a fact: facts are split into `num_distances` equal groups, of which the newest has depth 1.
+    Training asks for any facts; in tests depths take turns, and so do their positions among the questions.
 
-    Training and tests draw from streams of their own. No text is kept from training, but two alike will not be met:
-    from 8 facts on with the default values there are more than 10^26.
+    Training and tests draw from different random streams. No text is held out, but repetitions are unlikely: with 8
+    facts and the default values there are more than 10^26 texts.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -50,14 +50,14 @@ class Recall(BaseModel):
     num_facts: int = Field(ge=1, le=len(NOUNS))
     num_questions: int = Field(ge=1, description="about facts that differ")
     num_values: int = Field(default=len(VALUES), ge=2, le=len(VALUES), description="colours that occur")
-    num_distances: int = Field(default=2, ge=1, description="stretches of facts, each a depth")
+    num_distances: int = Field(default=2, ge=1, description="groups of facts, each of one depth")
 
     @model_validator(mode="after")
     def _fits(self) -> Recall:
         if self.num_facts % self.num_distances:
             raise ValueError(
                 f"num_facts {self.num_facts} must be a multiple of num_distances {self.num_distances}, "
-                f"so that all stretches are equal"
+                f"so that all groups of facts are equal"
             )
         if self.num_questions > self.num_facts:
             raise ValueError(
@@ -79,12 +79,13 @@ class Recall(BaseModel):
         return False
 
     def batch(self, split: Split, seed: int, step: int, examples: range, max_depth: int | None = None) -> Batch:
-        """Examples as a `Batch` [B, (num_facts + num_questions) * 5]; question i is the i-th sentence of its section.
+        """Make examples as a `Batch` [B, (num_facts + num_questions) * 5]; question i is the i-th of its section.
 
-        In training, `max_depth` asks for facts of that depth at most. If these are fewer than the questions, the last
-        questions are about older ones and unscored.
+        In training, `max_depth` asks for facts of at most that depth. If there are fewer of them than questions, the
+        remaining questions are about deeper facts and unscored.
 
-        Raises UserError if SmolLM2's tokenizer is not installed.
+        Raises:
+            UserError: SmolLM2's tokenizer is not installed.
         """
         deepest = self.num_distances if max_depth is None or split == "test" else max(max_depth, 1)
         sizes = [len(NOUNS), self.num_facts, self.num_facts]
@@ -108,11 +109,11 @@ class Recall(BaseModel):
         return range(1, self.num_distances + 1)
 
     def chance(self) -> dict[int, float]:
-        """Values are independent of all else, so at each depth any guess is right equally often."""
+        """1 / num_values at each depth: values are independent of all else."""
         return dict.fromkeys(self.depths(), 1 / self.num_values)
 
     def chance_exact(self) -> float:
-        """Facts that differ have independent values."""
+        """Chance of guessing all questions of a text: values of different facts are independent."""
         return (1 / self.num_values) ** self.num_questions
 
     def token_names(self) -> list[str]:
@@ -125,36 +126,36 @@ class Recall(BaseModel):
         ]
 
     @property
-    def _stretch(self) -> int:
-        """Facts of one depth."""
+    def _group(self) -> int:
+        """Number of facts of one depth."""
         return self.num_facts // self.num_distances
 
     @property
     def _depth_of_fact(self) -> np.ndarray:
-        """[num_facts], first to last."""
-        return self.num_distances - np.arange(self.num_facts) // self._stretch
+        """Depth of each fact, first to last, [num_facts]."""
+        return self.num_distances - np.arange(self.num_facts) // self._group
 
     def _any(self, words: np.ndarray, deepest: int) -> np.ndarray:
-        """Which facts are asked for, [B, num_questions], from random words [B, num_facts]; too deep ones come last."""
+        """Indices of the facts asked for, [B, num_questions], from words [B, num_facts]; too deep ones come last."""
         order = np.argsort(words, axis=1)
         too_deep = self._depth_of_fact[order] > deepest
         last = np.argsort(too_deep, axis=1, kind="stable")
         return np.take_along_axis(order, last, axis=1)[:, : self.num_questions]
 
     def _in_turn(self, words: np.ndarray, examples: range) -> np.ndarray:
-        """As `_any`, but question i of example e has depth 1 + (e + i) mod num_distances.
+        """Indices as in `_any`, where question i of example e has depth 1 + (e + i) mod num_distances.
 
-        The next example goes on with the next depth, so that no depth is always the first to be asked for.
+        Examples begin with different depths, so that no depth is always asked for first.
         """
-        shape = len(words), self.num_distances, self._stretch
-        within = np.argsort(words.reshape(shape), axis=2)  # a random order of each stretch, oldest stretch first
+        shape = len(words), self.num_distances, self._group
+        within = np.argsort(words.reshape(shape), axis=2)  # a random order of each group, oldest group first
         first = np.array(examples, dtype=np.int64)[:, None]
         question = np.arange(self.num_questions)
-        stretch = self.num_distances - 1 - (first + question) % self.num_distances
-        return stretch * self._stretch + within[np.arange(len(words))[:, None], stretch, question // self.num_distances]
+        group = self.num_distances - 1 - (first + question) % self.num_distances
+        return group * self._group + within[np.arange(len(words))[:, None], group, question // self.num_distances]
 
     def _at_answers(self, of_question: np.ndarray, scored: np.ndarray, unscored: int) -> np.ndarray:
-        """[B, sequence_length] of `unscored`, with `of_question` where a scored question's value is predicted."""
+        """An array [B, sequence_length] of `unscored`, with `of_question` where a scored value is predicted."""
         shape = len(scored), self.num_facts + self.num_questions, SENTENCE_LENGTH
         out = np.full(shape, unscored, dtype=np.int64)
         out[:, self.num_facts :, _IS] = np.where(scored, of_question, unscored)
@@ -162,7 +163,7 @@ class Recall(BaseModel):
 
 
 class _Ids(NamedTuple):
-    """Token ids of all words; `nouns` and `values` are arrays in the order of the lists above."""
+    """Token ids of all words; `nouns` and `values` are arrays in the order of NOUNS and VALUES."""
 
     the: int
     nouns: np.ndarray
@@ -186,7 +187,7 @@ def _ids() -> _Ids:
 
 
 def _sentences(nouns: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Tokens [B, n * 5] of n sentences a row, from indices [B, n] into the lists of words."""
+    """Tokens [B, n * 5] of n sentences per row, from indices [B, n] into NOUNS and VALUES."""
     ids = _ids()
     tokens = np.empty((*nouns.shape, SENTENCE_LENGTH), dtype=np.int64)
     tokens[...] = ids.the, -1, ids.is_, -1, ids.stop

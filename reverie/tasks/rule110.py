@@ -1,4 +1,4 @@
-"""Rule 110 (paper, section "Experiments"): run a cellular automaton in the head, t steps from a state out of sight."""
+"""Rule 110 (paper, section "Experiments"): simulate a cellular automaton for t steps from a state that was evicted."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ _SCRAMBLERS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
 class Rule110(BaseModel):
-    """`num_states` unrelated random rings of `width` bits, then one label each: its first bit after t steps.
+    """Task: `num_states` independent random rings of `width` bits, then one label each: its first bit after t steps.
 
     The sequence is the states' windows one after the other, then the labels: `num_states` positions whose input is
     a query token followed by the labels shifted by one, and whose target is the label. In the paper 4 × 24 + 4 tokens.
 
-    With a range of rollout steps, t is drawn uniformly for each state and shown as the first token of its window. With
-    `ladder` besides, all have the deepest t that the curriculum has come to, and the sequence is that of a single t.
+    With a range of rollout steps, t is drawn uniformly for each state and shown as the first token of its window. If
+    `ladder` is set as well, all states have the deepest t that the curriculum has reached, and t is not shown.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,10 +42,10 @@ class Rule110(BaseModel):
     rollout_steps: Steps | tuple[Steps, Steps] = Field(description="t, or its inclusive range")
     ladder: bool = Field(
         default=False,
-        description="train with the deepest t of the curriculum so far alone, test with the last; not shown",
+        description="train with the deepest t of the curriculum so far alone, test with the last; t is not shown",
     )
     held_out_fraction: float = Field(
-        default=0.0, ge=0, lt=1, description="share of all states that training never and testing only shows"
+        default=0.0, ge=0, lt=1, description="share of all states that only tests show, and training never does"
     )
 
     @model_validator(mode="after")
@@ -64,7 +64,7 @@ class Rule110(BaseModel):
 
     @property
     def context_window(self) -> int:
-        """Tokens of one state's window: the model must sleep that often."""
+        """Tokens of one state's window: `window_size` in the paper's setting."""
         return self.width + self._shows_steps
 
     @property
@@ -81,9 +81,9 @@ class Rule110(BaseModel):
         return False
 
     def batch(self, split: Split, seed: int, step: int, examples: range, max_depth: int | None = None) -> Batch:
-        """Examples as a `Batch` [B, num_states * (context_window + 1)]; question i asks for state i.
+        """Make examples as a `Batch` [B, num_states * (context_window + 1)]; question i asks for state i.
 
-        In training, `max_depth` cuts a range of t off behind it; tests of a ladder ask for its last.
+        In training, `max_depth` ends the range of t; tests of a ladder have its last t.
         """
         words = draw(split, seed, step, examples, 2 * self.num_states)
         states = self._states(split, words[:, : self.num_states])  # [B, num_states]
@@ -110,7 +110,7 @@ class Rule110(BaseModel):
     def batches_on(
         self, device: torch.device, seed: int, steps: range, examples: range, max_depths: Sequence[int | None]
     ) -> Batch:
-        """As `DeviceTask` says; fields [len(steps), B, num_states * (context_window + 1)]."""
+        """Make several steps' batches, as `DeviceTask` says: fields [steps, B, num_states * (context_window + 1)]."""
         if len(max_depths) != len(steps):
             raise ValueError(f"max_depths has {len(max_depths)} entries for {len(steps)} steps, it must have one each")
         words = draw_on(device, "train", seed, steps, examples, 2 * self.num_states)
@@ -143,19 +143,19 @@ class Rule110(BaseModel):
         return range(low, high + 1)
 
     def chance(self) -> dict[int, float]:
-        """By t: how often the commoner value of the label is right."""
+        """Share of labels, by t, that have their more frequent value."""
         tested = self.depths()[-1:] if self.ladder else self.depths()
         return {t: max(share := self._ones_in_tests(t), 1 - share) for t in tested}
 
     def _ones_in_tests(self, steps: int) -> float:
-        """Share of labels that are 1; among few held-out states it may differ from that among all."""
+        """Share of labels in tests that are 1; for few held-out states it may differ from that of all states."""
         if not 0 < self._num_held_out <= 2**18:
             return ones_share(self.width, steps)
         states = _scramble(np.arange(self._num_held_out, dtype=np.uint64), self.width)
         return float((evolve(states, np.full(states.shape, steps), self.width) & np.uint64(1)).mean())
 
     def chance_exact(self) -> float:
-        """All labels right: the states are independent, and so are their t."""
+        """Chance of guessing all labels: states are independent, and so are their t."""
         by_steps = self.chance().values()
         return (sum(by_steps) / len(by_steps)) ** self.num_states
 
@@ -181,34 +181,34 @@ class Rule110(BaseModel):
         return round(self.held_out_fraction * 2**self.width)
 
     def _choices(self, max_depth: int | None) -> int:
-        """How many values of t there are up to a limit, which leaves at least the smallest."""
+        """Number of values of t up to a limit, at least 1."""
         low, high = self._steps_range
         return (high if max_depth is None else min(max(max_depth, low), high)) - low + 1
 
     def _choices_on(self, device: torch.device, max_depths: Sequence[int | None]) -> Int[Tensor, "steps 1 1"]:
-        """Filled in stretches of equal steps, of which a curriculum has few: a copy from the host would wait."""
-        stretches = groupby(map(self._choices, max_depths))
-        parts = [torch.full((sum(1 for _ in same), 1, 1), choices, device=device) for choices, same in stretches]
+        """`_choices` of every step. Runs of equal values, of which a curriculum has few, are filled on the device."""
+        runs = groupby(map(self._choices, max_depths))
+        parts = [torch.full((sum(1 for _ in same), 1, 1), choices, device=device) for choices, same in runs]
         return torch.cat(parts) if parts else torch.ones(0, 1, 1, dtype=torch.int64, device=device)
 
     def _numbers(self, split: Split) -> tuple[int, int]:
-        """The numbers of the states that a split shows, from the first to before the second."""
+        """Range (first, end) of the numbers of the states that a split shows."""
         held_out, every = self._num_held_out, 2**self.width
         if not held_out:
             return 0, every
         return (held_out, every) if split == "train" else (0, held_out)
 
     def _states(self, split: Split, words: np.ndarray) -> np.ndarray:
-        """Random words to allowed states, uint64 of the same shape: uniform, exact and without rejection.
+        """Allowed states from random words, uint64 of the same shape, uniform without rejection.
 
-        States are numbered by a fixed scrambling of 0..2^width-1, and the first `_num_held_out` numbers are held out.
+        States are numbered by a fixed permutation of 0..2^width-1, and the first `_num_held_out` numbers are held out.
         """
         first, end = self._numbers(split)
         return _scramble(np.uint64(first) + words % np.uint64(end - first), self.width)
 
 
 def evolve(states: np.ndarray, steps: np.ndarray, width: int) -> np.ndarray:
-    """`steps` [...] steps of Rule 110 on rings `states` [...], uint64 whose bit i is cell i; a state has its own t."""
+    """Run each of `states` [...] for its `steps` [...] of Rule 110; bit i of a uint64 state is cell i of a ring."""
     now, result = states, states.copy()
     for t in range(1, int(steps.max(initial=0)) + 1):
         now = _next(now, width)
@@ -217,7 +217,7 @@ def evolve(states: np.ndarray, steps: np.ndarray, width: int) -> np.ndarray:
 
 
 def _evolved(states: Tensor, steps: Tensor, depths: range, width: int) -> Tensor:
-    """`evolve` of int64, told which steps there may be, since asking would wait for the device."""
+    """`evolve` for int64 tensors; it gets the range of `steps`, since reading it would wait for the device."""
     now = result = states
     for t in range(1, depths.stop):
         now = _next(now, width)
@@ -227,7 +227,7 @@ def _evolved(states: Tensor, steps: Tensor, depths: range, width: int) -> Tensor
 
 
 def _next(now: Bits, width: int) -> Bits:
-    """One step. 110 = 0b01101110: a cell is alive if it or its right neighbour is, unless all three are."""
+    """One step of Rule 110 = 0b01101110: a cell is alive if it or its right neighbour is, unless all three are."""
     last = width - 1
     left = (now << 1) | (now >> last)  # bit i holds cell i-1; the bit beyond the ring meets no bit of `now`
     right = (now >> 1) | ((now & 1) << last)  # bit i holds cell i+1
@@ -238,9 +238,9 @@ def _next(now: Bits, width: int) -> Bits:
 def ones_share(width: int, steps: int) -> float:
     """P(first bit is 1) after `steps` steps from a uniformly random ring.
 
-    Exact up to 18 bits that matter, else from 2^17 random states and all their bits (error about 1e-3 or less).
+    Exact if the label depends on up to 18 bits, else estimated from all bits of 2^17 random states (error below 1e-3).
     """
-    seen = min(width, 2 * steps + 1)  # the cells a label depends on; a ring of just these gives the same label
+    seen = min(width, 2 * steps + 1)  # cells that a label depends on; a ring of these alone has the same label
     ring = max(seen, 3)
     if ring <= 18:
         states = np.arange(2**ring, dtype=np.uint64)
@@ -248,14 +248,14 @@ def ones_share(width: int, steps: int) -> float:
         ring = width
         states = np.random.Generator(np.random.Philox(110)).integers(2**ring, size=2**17, dtype=np.uint64)
     ends = evolve(states, np.full(states.shape, steps), ring)
-    return float(np.bitwise_count(ends).mean() / ring)  # all cells of a random ring are alike
+    return float(np.bitwise_count(ends).mean() / ring)  # cells of a random ring are identically distributed
 
 
 def _scramble(numbers: Bits, width: int) -> Bits:
-    """A fixed bijection of 0..2^width-1, uint64 or int64: odd multipliers and right xor-shifts both are bijections."""
+    """A fixed permutation of 0..2^width-1, uint64 or int64: odd factors and right xor-shifts are bijections."""
     ones, half = 2**width - 1, (width + 1) // 2
     mixed = numbers
     for factor in _SCRAMBLERS:
-        mixed = (mixed * (factor & ones)) & ones  # no more of a factor matters to the bits that are left
+        mixed = (mixed * (factor & ones)) & ones  # higher bits of a factor do not reach the bits that are kept
         mixed = mixed ^ (mixed >> half)
     return mixed

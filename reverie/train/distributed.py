@@ -27,7 +27,6 @@ from torch.nn.parallel import DistributedDataParallel
 from reverie.errors import UserError
 from reverie.interrupts import Stopped
 from reverie.model import LanguageModel
-from reverie.recipe import Recipe
 from reverie.train.torchrun import started_by_torchrun
 
 Parallel = Literal["ddp", "fsdp"]
@@ -136,11 +135,11 @@ def check_gpus(processes: int) -> None:
         )
 
 
-def check_batch(recipe: Recipe, processes: int) -> None:
+def check_batch(batch_size: int, processes: int) -> None:
     """Raises UserError if they do not have an example each."""
-    if recipe.train.batch_size < processes:
+    if batch_size < processes:
         raise UserError(
-            f"train.batch_size is {recipe.train.batch_size}, but it must be at least {processes}, the number of "
+            f"train.batch_size is {batch_size}, but it must be at least {processes}, the number of "
             "processes, which share out the examples of each step"
         )
 

@@ -20,13 +20,12 @@ from torch.optim import Optimizer
 
 from reverie.errors import UserError
 from reverie.model import HybridLM, LanguageModel
-from reverie.recipe import Recipe
 from reverie.sleep import SleepConfig
 from reverie.tasks import Batch
+from reverie.train.data import Ready
 from reverie.train.distributed import ParallelModel, Processes
-from reverie.train.ready import Ready
-from reverie.train.stages import freeze_others, sleep_at, stage_at
-from reverie.train.step import Step, descend, loss_sum, set_lr_of, train_step
+from reverie.train.schedule import Schedule
+from reverie.train.step import Step, descend, loss_sum, take_step
 
 # Real steps, not recorded, before one of their kind is: in them kernels are compiled and chosen, and optimisers make
 # their state. The last of them is the very computation that is recorded: nothing may be left to compile by then.
@@ -61,7 +60,7 @@ def check_graphable(model: LanguageModel, device: torch.device | str, processes:
 
 
 def cuda_graphs(device: torch.device) -> Record:
-    """Recording does not compute. The graphs share their memory: each leaves nothing behind but what it returns."""
+    """Recording does not compute. The graphs share their memory: nothing of one outlives it but what it returns."""
     memory, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
     def record(compute: Callable[[], Tensor]) -> Replay:
@@ -86,13 +85,13 @@ class GraphedSteps:
 
     def __init__(
         self,
-        recipe: Recipe,
+        schedule: Schedule,
         model: LanguageModel,
         optimizers: list[Optimizer],
         parallel: ParallelModel,
         record: Record | None = None,
     ) -> None:
-        self._recipe, self._model, self._optimizers, self._parallel = recipe, model, optimizers, parallel
+        self._schedule, self._model, self._optimizers, self._parallel = schedule, model, optimizers, parallel
         self._record = record or cuda_graphs(next(model.parameters()).device)
         self._inputs: Batch | None = None
         self._taken: Counter[_Kind] = Counter()
@@ -101,20 +100,21 @@ class GraphedSteps:
 
     @property
     def full(self) -> bool:
-        """Whether it is time to ask."""
+        """True if `found` must be called before the next step."""
         return len(self._found) >= AHEAD
 
     def take(self, step: int, ready: Ready, *, watch: bool) -> None:
         """Raises FloatingPointError as `train_step` does."""
-        recipe, stage = self._recipe, stage_at(self._recipe, step)
-        labelled = ready.labels > 0
-        kind = _Kind(sleep_at(recipe, step), stage.fast_weights_only, tuple(labelled.any(dim=0).tolist()))
+        schedule, labelled = self._schedule, ready.labels > 0
+        kind = _Kind(
+            schedule.sleep_at(step), schedule.stage(step).fast_weights_only, tuple(labelled.any(dim=0).tolist())
+        )
         rows_differ = not torch.equal(labelled.any(dim=0), labelled.all(dim=0))
         full = kind not in self._graphs and len(self._graphs) >= MOST_GRAPHS
         if watch or full or rows_differ or self._taken[kind] < WARM_UP - 1:
             self._found.append(
-                train_step(
-                    recipe, self._model, self._optimizers, step, ready.batch, self._parallel,
+                take_step(
+                    schedule, self._model, self._optimizers, step, ready.batch, self._parallel,
                     labels=ready.labels, watch=watch,
                 )
             )  # fmt: skip
@@ -124,7 +124,7 @@ class GraphedSteps:
             self._taken[kind] += 1
 
     def found(self) -> list[Step]:
-        """Of the steps since it was last asked.
+        """What the steps since the last call found.
 
         Raises:
             FloatingPointError: the loss or the gradient was not finite; parameters are spoilt since then.
@@ -150,19 +150,22 @@ class GraphedSteps:
             place.copy_(x)
         inputs = self._inputs
         if kind not in self._graphs:
-            freeze_others(self._model, stage_at(self._recipe, step))
+            self._schedule.freeze_others(self._model, step)
             if self._taken[kind] < WARM_UP:
-                set_lr_of(self._recipe, self._optimizers, step)
-                return self._step(step, inputs, kind.labelled)
-            self._graphs[kind] = self._record(lambda: self._step(step, inputs, kind.labelled))
-        set_lr_of(self._recipe, self._optimizers, step)
+                self._schedule.set_lr(self._optimizers, step)
+                return self._step(kind, inputs)
+            self._graphs[kind] = self._record(lambda: self._step(kind, inputs))
+        self._schedule.set_lr(self._optimizers, step)
         return self._graphs[kind]().clone()
 
-    def _step(self, step: int, batch: Batch, labelled: tuple[bool, ...]) -> Tensor:
+    def _step(self, kind: _Kind, batch: Batch) -> Tensor:
         """The same as `train_step`, but for what would make the CPU wait; [loss, norm of the gradient]."""
-        of_rows = torch.tensor(labelled).expand(len(batch.tokens), -1)
-        loss = loss_sum(self._recipe, self._model, step, batch, of_rows, fixed_sizes=True) / batch.loss_mask.sum()
+        labelled, train = torch.tensor(kind.labelled).expand(len(batch.tokens), -1), self._schedule.train
+        total = loss_sum(
+            self._model, batch, kind.sleep, labelled, dtype=train.dtype, backward=train.backward, fixed_sizes=True
+        )
+        loss = total / batch.loss_mask.sum()
         loss.backward()
         norm = nn.utils.get_total_norm([p.grad for p in self._model.parameters() if p.grad is not None])
-        descend(self._recipe, self._model, self._optimizers, norm)
+        descend(self._model, self._optimizers, norm, self._schedule.optim.grad_clip)
         return torch.stack([loss.detach(), norm])

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 
 from reverie.errors import ProcessDied, UserError
-from reverie.recipe import Recipe
 from reverie.results.checkpoint import checkpoint_step, find_checkpoint
 from reverie.train.distributed import check_batch, check_gpus
 
@@ -30,12 +29,12 @@ _STOPPING_S = 300  # for the step that is going, and the checkpoint
 
 
 def launch(
-    recipe: Recipe,
     arguments: Sequence[str],
     processes: int,
     out: Path,
     device: torch.device,
     *,
+    batch_size: int,
     max_restarts: int = 0,
 ) -> None:
     """Train by that many processes, each `python -m reverie.train` with these arguments, until they are done.
@@ -43,7 +42,7 @@ def launch(
     SIGTERM and Ctrl-C go to them, which end as one process would.
 
     Args:
-        recipe: what the arguments say, as are the folder of the run, `out`, and `device`.
+        out, device, batch_size: what the arguments say: the folder of the run, and what the processes share out.
         max_restarts: how many times all processes start again, from the checkpoint, when one has died.
 
     Raises:
@@ -51,7 +50,7 @@ def launch(
         ProcessDied: one of them was killed, or failed.
         SystemExit: they have stopped on a signal, as its exit code says.
     """
-    check_batch(recipe, processes)
+    check_batch(batch_size, processes)
     if device.type == "cuda":
         check_gpus(processes)
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from typing import Any
 
 import torch
+import torch.distributed as dist
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reverie.recipe import OptimConfig
-from reverie.train.muon import Muon, ShardedMuon
 
 
 def parameter_groups(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -77,3 +79,116 @@ def set_lr(optimizers: list[Optimizer], config: OptimConfig, step: int, total_st
                 group["lr"].fill_(peak * factor)
             else:
                 group["lr"] = peak * factor
+
+
+def orthogonalise(
+    matrices: Float[Tensor, "n R C"], coefficients: tuple[float, float, float], steps: int, eps: float
+) -> Float[Tensor, "n R C"]:
+    """Each matrix with all its singular values brought to about 1 (0.7 to 1.2), by that many quintic iterations.
+
+    In float32 on CPU, in bfloat16, which is enough, elsewhere.
+    """
+    a, b, c = coefficients
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.to(torch.float32 if matrices.device.type == "cpu" else torch.bfloat16)
+    x = x.mT if tall else x  # the smaller Gram matrix
+    x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=eps)
+    for _ in range(steps):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)
+
+
+def _scaled_steps(updates: Tensor, group: dict[str, Any]) -> Tensor:
+    """What is added to parameters [n, R, C] when these are their averaged gradients; tall ones take larger steps."""
+    rows, columns = updates.shape[-2:]
+    direction = orthogonalise(updates, group["ns_coefficients"], group["ns_steps"], group["eps"])
+    return direction.mul_(-group["lr"] * max(1.0, rows / columns) ** 0.5)
+
+
+class Muon(torch.optim.Muon):
+    """Muon (arXiv 2502.16982): a matrix moves along its averaged gradient, made orthogonal by Newton-Schulz iterations.
+
+    Options and state are those of `torch.optim.Muon`, whose iterations run matrix by matrix, in bfloat16 everywhere: on
+    a CPU without bfloat16 units that takes longer than the rest of a training step. Here matrices of one shape take
+    their step together.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            shapes: dict[torch.Size, list[Tensor]] = defaultdict(list)
+            for p in group["params"]:
+                if p.grad is not None:
+                    shapes[p.shape].append(p)
+            for same in shapes.values():
+                steps = _scaled_steps(torch.stack(self._averaged(same, group)), group)
+                _move(same, list(steps), group)
+
+    def _averaged(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
+        """What is to be orthogonalised, as far as this process has it: the gradients with momentum."""
+        for p in parameters:
+            if "momentum_buffer" not in self.state[p]:
+                self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)  # pyright: ignore[reportArgumentType]
+        buffers = [_own_part(self.state[p]["momentum_buffer"]) for p in parameters]
+        gradients = [_own_part(p.grad) for p in parameters]
+        # All of them by one kernel where there is one, as on a GPU.
+        torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])  # pyright: ignore[reportPrivateImportUsage]
+        return list(torch._foreach_lerp(gradients, buffers, group["momentum"])) if group["nesterov"] else buffers  # pyright: ignore[reportPrivateImportUsage]
+
+
+def _own_part(tensor: Any) -> Tensor:
+    """What this process has of a tensor that is shared out among several; of another one, all."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def _move(parameters: list[Tensor], steps: list[Tensor], group: dict[str, Any]) -> None:
+    if group["weight_decay"]:
+        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])  # pyright: ignore[reportPrivateImportUsage]
+    torch._foreach_add_(parameters, steps)  # pyright: ignore[reportPrivateImportUsage]
+
+
+class ShardedMuon(Muon):
+    """Muon for matrices whose rows are shared out among processes (FSDP2); the same steps as with whole matrices.
+
+    What Muon orthogonalises is a whole matrix. So each is put together in one process, which does that and hands the
+    rows back, while the others do the same for the next ones. PyTorch's Muon takes such matrices too, but gathers each
+    fifteen times a step, three times in each of the five Newton-Schulz iterations.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            matrices = [p for p in group["params"] if p.grad is not None]
+            for first in range(0, len(matrices), dist.get_world_size()):
+                self._step(matrices[first : first + dist.get_world_size()], group)
+
+    def _step(self, matrices: list[Any], group: dict[str, Any]) -> None:
+        """One step of at most as many matrices as there are processes; process i orthogonalises matrix i."""
+        rank, world_size = dist.get_rank(), dist.get_world_size()
+        updates = self._averaged(matrices, group)
+        nothing = [updates[0].new_empty(0)] * (world_size - len(matrices))
+        if rank < len(matrices):
+            rows, columns = matrices[rank].shape
+            sizes = [n * columns for n in _rows_of_each(rows, world_size)]
+            matrix = torch.cat(_exchange([*updates, *nothing], sizes)).view(rows, columns)
+            steps = list(_scaled_steps(matrix[None], group).reshape(-1).split(sizes))
+        else:
+            _exchange([*updates, *nothing], [0] * world_size)
+            steps = [updates[0].new_empty(0)] * world_size
+        received = _exchange(steps, [x.numel() for x in (*updates, *nothing)])
+        mine = [_own_part(p) for p in matrices]
+        _move(mine, [step.view_as(p) for p, step in zip(mine, received, strict=False)], group)
+
+
+def _rows_of_each(rows: int, world_size: int) -> list[int]:
+    """How many rows of a matrix each process has: blocks of the same size, as far as they go."""
+    block = -(-rows // world_size)
+    return [max(min(block, rows - rank * block), 0) for rank in range(world_size)]
+
+
+def _exchange(parts: list[Tensor], sizes: list[int]) -> list[Tensor]:
+    """Send parts[i] to process i; returns, flat, what each of them has sent here, sizes[i] numbers from process i."""
+    received = parts[0].new_empty(sum(sizes))
+    dist.all_to_all_single(received, torch.cat([x.reshape(-1) for x in parts]), sizes, [x.numel() for x in parts])
+    return list(received.split(sizes))

@@ -1,4 +1,4 @@
-"""The training loop: data, rollout, gradients, optimisers, evaluation, checkpoints, and a result card at the end."""
+"""One recipe to one card: data, steps, evaluation, checkpoints, and how a run begins, stops and goes on."""
 
 from __future__ import annotations
 
@@ -6,15 +6,12 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
-from functools import partial
 from pathlib import Path
 
 import torch
-from torch.optim import Optimizer
 from torch.utils.tensorboard import SummaryWriter
 
 from reverie.errors import UserError
-from reverie.files import writing
 from reverie.interrupts import TIME_IS_UP, Stopped, StopRequest, stop_requests
 from reverie.model import LanguageModel
 from reverie.recipe import Recipe
@@ -26,16 +23,16 @@ from reverie.results.provenance import commit_id
 from reverie.results.run import CARD_NAME, make_card
 from reverie.sleep import SleepConfig
 from reverie.tasks import Score
-from reverie.train.batches import KILLED
+from reverie.train.board import board, write_point
 from reverie.train.checkpoint import refuse_existing, remove_unfinished_folders, restore, save_run
 from reverie.train.compiled import compile_blocks, uncompiled
-from reverie.train.deepening import at_end_of_stretch, deepen, deepest
+from reverie.train.curriculum import Curriculum
+from reverie.train.data import KILLED, Ready, ready_batches
 from reverie.train.distributed import ALONE, ParallelModel, Processes, check_batch
 from reverie.train.graphed import GraphedSteps, check_graphable
 from reverie.train.lock import run_lock
 from reverie.train.optim import build_optimizers
-from reverie.train.ready import Ready, ready_batches
-from reverie.train.stages import stage_at
+from reverie.train.schedule import Schedule
 from reverie.train.step import EagerSteps, Step, not_finite
 from reverie.train.time_limit import TimeLimit
 
@@ -70,150 +67,222 @@ def train(
     """
     limit = TimeLimit(max_seconds)
     commit = commit_id()  # of the code that runs: the checkout may move on meanwhile
-    check_batch(recipe, processes.world_size)
+    check_batch(recipe.train.batch_size, processes.world_size)
     if resume and find_checkpoint(out) is None:
         raise UserError(f"{out} holds no run to go on with")
     # A task that cannot make its examples says so here, before anything is written; evaluation needs them anyway.
     recipe.task.batch("test", 0, 0, range(len(recipe.task.depths())))
-    with run_lock(out) if processes.is_first else contextlib.nullcontext(), _float32_products(recipe, device):
-        return _train(recipe, out, resume, device, report, commit, processes, limit)
-
-
-def _train(
-    recipe: Recipe,
-    out: Path,
-    resume: bool,
-    device: torch.device | str,
-    report: Report,
-    commit: str,
-    processes: Processes,
-    limit: TimeLimit,
-) -> RunCard:
-    model = build_model(recipe.model, recipe.train.seed)
-    parallel = ParallelModel(model, device, processes)
-    graphed = recipe.train.cuda_graph
-    if graphed:
-        check_graphable(model, device, processes)
-    if recipe.train.compile:
-        compile_blocks(model, device)
-    optimizers = build_optimizers(model, recipe.optim, capturable=graphed)
-    if processes.is_first:
-        remove_unfinished_folders(out)
-    progress = _start(recipe, out, resume, model, optimizers)
-    found = processes.gather(progress.step)  # when all have seen what is there
-    if len(set(found)) > 1:
-        raise UserError(
-            f"the processes found checkpoints of different steps in {out}, {min(found)} and {max(found)}: "
-            "the folder of the run must be one that all of them see"
-        )
-
-    def diverged(where: str) -> UserError:
-        return UserError(
-            f"training diverged at step {progress.step} ({where}): {find_checkpoint(out)} keeps the last good state, "
-            f"try a lower optim.muon_lr than {recipe.optim.muon_lr:g} and another folder"
-        )
-
-    def save() -> None:
-        if where := not_finite(model.named_parameters()):
-            raise diverged(f"the parameter {where} is not finite")
-        with limit.timing("checkpoint"):
-            save_run(out, recipe, model, optimizers, progress, processes)
-
-    if progress.step == 0:
-        save()
-    first = progress.step
     with (
-        stop_requests() as stop,
-        _board(out, progress.step + 1) if processes.is_first else contextlib.nullcontext() as writer,
-        ready_batches(
-            recipe, progress.step, processes.share(recipe.train.batch_size), device, partial(deepest, recipe, progress)
-        ) as made,
+        run_lock(out) if processes.is_first else contextlib.nullcontext(),
+        _float32_products(recipe.train.dtype, device),
     ):
-        steps = (GraphedSteps if graphed else EagerSteps)(recipe, model, optimizers, parallel)
-        started = time.perf_counter() - progress.wall_time_s
+        run = _Run(recipe, out, device, report, processes, limit)
+        run.begin(resume)
+        run.take_steps()
+        return run.finish(commit)
 
-        def settle() -> Step | None:
-            """The newest of the steps that were taken and not asked about yet; all are noted."""
+
+class _Run:
+    """A model in training, and all that goes with it."""
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        out: Path,
+        device: torch.device | str,
+        report: Report,
+        processes: Processes,
+        limit: TimeLimit,
+    ) -> None:
+        self.recipe, self.out, self.device = recipe, out, device
+        self.report, self.processes, self.limit = report, processes, limit
+        self.model = build_model(recipe.model, recipe.train.seed)
+        self.parallel = ParallelModel(self.model, device, processes)
+        graphed = recipe.train.cuda_graph
+        if graphed:
+            check_graphable(self.model, device, processes)
+        if recipe.train.compile:
+            compile_blocks(self.model, device)
+        self.optimizers = build_optimizers(self.model, recipe.optim, capturable=graphed)
+        self.schedule = Schedule.of(recipe)
+        kind = GraphedSteps if graphed else EagerSteps
+        self.steps = kind(self.schedule, self.model, self.optimizers, self.parallel)
+        self.progress = Progress()
+        self.started = 0.0  # when a run without breaks would have begun
+
+    def begin(self, resume: bool) -> None:
+        """At step 0, or with `resume` where the checkpoint, if there is one, has it."""
+        if self.processes.is_first:
+            remove_unfinished_folders(self.out)
+        place = find_checkpoint(self.out)
+        if place is not None:
+            self._go_on_from(place, resume)
+        elif self.recipe.train.init_from is not None:
+            _take_weights(Path(self.recipe.train.init_from), self.recipe, self.model)
+        found = self.processes.gather(self.progress.step)  # when all have seen what is there
+        if len(set(found)) > 1:
+            raise UserError(
+                f"the processes found checkpoints of different steps in {self.out}, {min(found)} and {max(found)}: "
+                "the folder of the run must be one that all of them see"
+            )
+        if self.progress.step == 0:
+            self._save()
+        self.curriculum = Curriculum(self.recipe.train, self.recipe.task.depths(), self.progress)
+
+    def _go_on_from(self, place: Path, resume: bool) -> None:
+        if not resume:
+            refuse_existing(self.out)
+        checkpoint = load_checkpoint(place)
+        if checkpoint.recipe != self.recipe:
+            raise UserError(f"{place} was made by another recipe; resume with the settings it was started with")
+        restore(checkpoint, self.model, self.optimizers)
+        self.progress = checkpoint.progress
+
+    def take_steps(self) -> None:
+        """All that are left, with evaluations and checkpoints between them."""
+        config, progress, first = self.recipe.train, self.progress, self.progress.step
+        with (
+            stop_requests() as stop,
+            board(self.out, first + 1) if self.processes.is_first else contextlib.nullcontext() as writer,
+            ready_batches(
+                self.recipe.task,
+                config,
+                self.recipe.sleep.window_size,
+                first,
+                self.processes.share(config.batch_size),
+                self.device,
+                self.curriculum.deepest,
+            ) as made,
+        ):
+            self.started = time.perf_counter() - progress.wall_time_s
+            while progress.step < config.steps:
+                measured = self._is_due(progress.step + 1, config.eval_every)
+                coming = ["batch", "step", *["evaluation"] * measured, "checkpoint"]
+                if progress.step > first and not self.limit.allows(*coming):
+                    stop.requested = stop.requested or TIME_IS_UP
+                ready = self._next_batch(made, stop)
+                progress.step += 1
+                saved = self._is_due(progress.step, config.checkpoint_every)
+                with self.limit.timing("step" if progress.step > first + 1 else "first step"):  # blocks are compiled
+                    newest = self._step(ready, watch=measured, settle=measured or saved)
+                if newest is None:
+                    continue
+                if measured:
+                    with self.limit.timing("evaluation"):
+                        self._measure(newest, writer)
+                if self.curriculum.decides():
+                    self.curriculum.decide()
+                if saved:
+                    self._save()
+                if self.processes.is_first:
+                    self.report(progress, newest.loss)
+
+    def finish(self, commit: str) -> RunCard:
+        """Evaluate, and leave the card."""
+        late, _ = self.processes.agree(None if self.limit.allows("evaluation") else TIME_IS_UP, lacking=False)
+        if late:
+            raise Stopped(late, self.progress.step, self.recipe.train.steps)
+        score = self._evaluate(self.recipe.sleep, generate=True)
+        together = {"processes": self.processes.world_size, "parallel": self.processes.parallel}
+        card = make_card(self.recipe, self.model, self.progress, score, commit, **together)
+        if self.processes.is_first:
+            save_card(card, self.out / CARD_NAME)
+        return card
+
+    def _is_due(self, step: int, every: int) -> bool:
+        """True after every so many steps, and after the last one."""
+        return step == self.recipe.train.steps or step % every == 0
+
+    def _next_batch(self, made: Iterator[Ready], stop: StopRequest) -> Ready:
+        """Raises Stopped, with all saved, if any process was asked to stop, and UserError if one has no batch."""
+        with self.limit.timing("batch"):
             try:
-                found = steps.found()
-            except FloatingPointError as error:
-                raise diverged(str(error)) from error
-            progress.wall_time_s = time.perf_counter() - started
-            losses = sum(step.loss for step in found)
-            progress.loss_sum += losses
-            progress.stretch_loss_sum += losses
-            progress.loss_count += len(found)
-            return found[-1] if found else None
+                ready = None if stop.requested else next(made)
+            except BrokenProcessPool:  # a process that makes batches has ended, as by a SIGTERM to the whole group
+                ready = None
+        # Now that each knows whether it has a batch: all take the step, or none.
+        request, lacking = self.processes.agree(stop.requested, lacking=ready is None)
+        if request:
+            newest = self._settle()
+            self._save()
+            if newest is not None and self.processes.is_first:
+                self.report(self.progress, newest.loss)
+            raise Stopped(request, self.progress.step, self.recipe.train.steps)
+        if ready is None or lacking is not None:
+            whose = f"rank {lacking} of {self.processes.world_size}: " if self.processes.parallel else ""
+            raise UserError(whose + KILLED)
+        return ready
 
-        while progress.step < recipe.train.steps:
-            measured = _is_due(recipe, progress.step + 1, recipe.train.eval_every)
-            coming = ["batch", "step", *["evaluation"] * measured, "checkpoint"]
-            if progress.step > first and not limit.allows(*coming):
-                stop.requested = stop.requested or TIME_IS_UP
-            with limit.timing("batch"):
-                ready = _next_batch(made, stop)
-            # Now that each knows whether it has a batch: all take the step, or none.
-            request, lacking = processes.agree(stop.requested, lacking=ready is None)
-            if request:
-                newest = settle()
-                save()
-                if newest is not None and processes.is_first:
-                    report(progress, newest.loss)
-                raise Stopped(request, progress.step, recipe.train.steps)
-            if ready is None or lacking is not None:
-                raise UserError((f"rank {lacking} of {processes.world_size}: " if processes.parallel else "") + KILLED)
-            progress.step += 1
-            saved = _is_due(recipe, progress.step, recipe.train.checkpoint_every)
-            with limit.timing("step" if progress.step > first + 1 else "first step"):  # in which blocks are compiled
-                try:
-                    steps.take(progress.step - 1, ready, watch=measured)
-                except FloatingPointError as error:
-                    raise diverged(str(error)) from error
-                progress.tokens += recipe.train.batch_size * recipe.task.sequence_length
-                decided = at_end_of_stretch(recipe, progress)
-                newest = settle() if steps.full or measured or saved or decided else None
-            if newest is None:
-                continue
-            if measured:
-                with limit.timing("evaluation"):
-                    _measure(recipe, parallel, progress, newest, writer, device)
-            if decided:
-                deepen(recipe, progress)
-            if saved:
-                save()
-            if processes.is_first:
-                report(progress, newest.loss)
-    late, _ = processes.agree(None if limit.allows("evaluation") else TIME_IS_UP, lacking=False)
-    if late:
-        raise Stopped(late, progress.step, recipe.train.steps)
-    score = _evaluate(recipe, parallel, recipe.sleep, device, generate=True)
-    card = make_card(
-        recipe, model, progress, score, commit, processes=processes.world_size, parallel=processes.parallel
-    )
-    if processes.is_first:
-        save_card(card, out / CARD_NAME)
-    return card
+    def _step(self, ready: Ready, *, watch: bool, settle: bool) -> Step | None:
+        """Take a step; what it found, or None if that need not be known yet."""
+        try:
+            self.steps.take(self.progress.step - 1, ready, watch=watch)
+        except FloatingPointError as error:
+            raise self._diverged(str(error)) from error
+        self.progress.tokens += self.recipe.train.batch_size * self.recipe.task.sequence_length
+        return self._settle() if self.steps.full or settle or self.curriculum.decides() else None
+
+    def _settle(self) -> Step | None:
+        """The newest of the steps that were taken and not asked about yet; all are noted."""
+        try:
+            found = self.steps.found()
+        except FloatingPointError as error:
+            raise self._diverged(str(error)) from error
+        progress, losses = self.progress, sum(step.loss for step in found)
+        progress.wall_time_s = time.perf_counter() - self.started
+        progress.loss_sum += losses
+        progress.stretch_loss_sum += losses
+        progress.loss_count += len(found)
+        return found[-1] if found else None
+
+    def _measure(self, step: Step, writer: SummaryWriter | None) -> None:
+        """Evaluate under the eviction that the newest step trained with, and add a point to the curve."""
+        progress = self.progress
+        score = self._evaluate(self.schedule.stage(progress.step - 1).sleep)
+        progress.curve.append(
+            {
+                "step": progress.step,
+                "tokens": progress.tokens,
+                "wall_time_s": progress.wall_time_s,
+                "train_loss": progress.loss_sum / progress.loss_count,
+                "depth": self.curriculum.deepest(progress.step - 1),
+                "gradient_norm": step.gradient_norm,
+                "passes": step.passes.model_dump() if step.passes else None,
+                "score": score.summary(),
+            }
+        )
+        progress.loss_sum, progress.loss_count = 0.0, 0
+        if writer is not None:
+            write_point(writer, progress.curve[-1])
+
+    def _evaluate(self, sleep: SleepConfig, *, generate: bool = False) -> Score:
+        """The score on held-out examples, whose batches the processes share out."""
+
+        def own_score(model: LanguageModel) -> Score:
+            share, examples = (self.processes.rank, self.processes.world_size), self.recipe.train.eval_examples
+            with uncompiled():
+                return evaluate(
+                    model, self.recipe.task, sleep, examples, generate=generate, device=self.device, share=share
+                )
+
+        return sum(self.processes.gather(self.parallel.run(own_score)), Score())
+
+    def _save(self) -> None:
+        if where := not_finite(self.model.named_parameters()):
+            raise self._diverged(f"the parameter {where} is not finite")
+        with self.limit.timing("checkpoint"):
+            save_run(self.out, self.recipe, self.model, self.optimizers, self.progress, self.processes)
+
+    def _diverged(self, where: str) -> UserError:
+        return UserError(
+            f"training diverged at step {self.progress.step} ({where}): {find_checkpoint(self.out)} keeps the last "
+            f"good state, try a lower optim.muon_lr than {self.recipe.optim.muon_lr:g} and another folder"
+        )
 
 
-def _start(recipe: Recipe, out: Path, resume: bool, model: LanguageModel, optimizers: list[Optimizer]) -> Progress:
-    """Where training begins: at step 0, or with `resume` where the checkpoint in `out`, if there is one, has it."""
-    place = find_checkpoint(out)
-    if place is None:
-        if recipe.train.init_from is not None:
-            _begin_with(recipe.train.init_from, recipe, model)
-        return Progress()
-    if not resume:
-        refuse_existing(out)
-    checkpoint = load_checkpoint(place)
-    if checkpoint.recipe != recipe:
-        raise UserError(f"{place} was made by another recipe; resume with the settings it was started with")
-    restore(checkpoint, model, optimizers)
-    return checkpoint.progress
-
-
-def _begin_with(run: str, recipe: Recipe, model: LanguageModel) -> None:
-    """Take the weights of a run in another folder."""
-    place = find_checkpoint(Path(run))
+def _take_weights(run: Path, recipe: Recipe, model: LanguageModel) -> None:
+    """Begin with the weights of a run in another folder."""
+    place = find_checkpoint(run)
     if place is None:
         raise UserError(f"train.init_from is {run}, but there is no checkpoint: give the folder of a run")
     checkpoint = load_checkpoint(place)
@@ -226,94 +295,12 @@ def _begin_with(run: str, recipe: Recipe, model: LanguageModel) -> None:
 
 
 @contextlib.contextmanager
-def _float32_products(recipe: Recipe, device: torch.device | str) -> Iterator[None]:
+def _float32_products(dtype: str, device: torch.device | str) -> Iterator[None]:
     """Where most products are in bfloat16, a GPU may make those of float32 in TF32, which has more digits than that."""
     before = torch.get_float32_matmul_precision()
-    if recipe.train.dtype == "bfloat16" and torch.device(device).type == "cuda":
+    if dtype == "bfloat16" and torch.device(device).type == "cuda":
         torch.set_float32_matmul_precision("high")
     try:
         yield
     finally:
         torch.set_float32_matmul_precision(before)
-
-
-def _is_due(recipe: Recipe, step: int, every: int) -> bool:
-    """After every so many steps, and after the last one."""
-    return step == recipe.train.steps or step % every == 0
-
-
-def _next_batch(made: Iterator[Ready], stop: StopRequest) -> Ready | None:
-    """None if asked to stop, or if a process that makes batches has ended, as by a SIGTERM to the whole group."""
-    try:
-        return None if stop.requested else next(made)
-    except BrokenProcessPool:
-        return None
-
-
-@contextlib.contextmanager
-def _board(out: Path, first_step: int) -> Iterator[SummaryWriter]:
-    """TensorBoard's writer, from that step on; a full disk is a UserError."""
-    folder = out / "tensorboard"
-    with writing(folder):
-        # It writes when we flush: by itself it would do so in a thread of its own, with errors that nobody can catch.
-        writer = SummaryWriter(str(folder), purge_step=first_step, flush_secs=10**6)
-    try:
-        yield writer
-    finally:
-        with writing(folder):
-            writer.close()
-
-
-def _evaluate(
-    recipe: Recipe, parallel: ParallelModel, sleep: SleepConfig, device: torch.device | str, *, generate: bool = False
-) -> Score:
-    """The score on held-out examples, whose batches the processes share out."""
-    processes = parallel.processes
-
-    def own_score(model: LanguageModel) -> Score:
-        share, examples = (processes.rank, processes.world_size), recipe.train.eval_examples
-        with uncompiled():
-            return evaluate(model, recipe.task, sleep, examples, generate=generate, device=device, share=share)
-
-    return sum(processes.gather(parallel.run(own_score)), Score())
-
-
-def _measure(
-    recipe: Recipe,
-    parallel: ParallelModel,
-    progress: Progress,
-    step: Step,
-    writer: SummaryWriter | None,
-    device: torch.device | str,
-) -> None:
-    """Evaluate under the eviction that the newest step trained with, and add a point to the curve."""
-    score = _evaluate(recipe, parallel, stage_at(recipe, progress.step - 1).sleep, device)
-    train_loss = progress.loss_sum / progress.loss_count
-    progress.curve.append(
-        {
-            "step": progress.step,
-            "tokens": progress.tokens,
-            "wall_time_s": progress.wall_time_s,
-            "train_loss": train_loss,
-            "depth": deepest(recipe, progress, progress.step - 1),
-            "gradient_norm": step.gradient_norm,
-            "passes": step.passes.model_dump() if step.passes else None,
-            "score": score.summary(),
-        }
-    )
-    progress.loss_sum, progress.loss_count = 0.0, 0
-    if writer is None:
-        return
-    with writing(Path(writer.log_dir)):
-        writer.add_scalar("loss/train", train_loss, progress.step)
-        writer.add_scalar("loss/held-out", score.loss, progress.step)
-        writer.add_scalar("accuracy/exact", score.exact_accuracy, progress.step)
-        for depth, part in score.summary()["by_depth"].items():
-            writer.add_scalar(f"accuracy/depth {depth}", part["accuracy"], progress.step)
-        writer.add_scalar("curriculum/deepest", progress.curve[-1]["depth"], progress.step)
-        writer.add_scalar("gradient/norm", step.gradient_norm, progress.step)
-        statistics = step.passes.model_dump() if step.passes else {}
-        for name, values in statistics.items():
-            for n, value in enumerate(values, start=1):
-                writer.add_scalar(f"sleep/{name}, pass {n}", value, progress.step)
-        writer.flush()  # before the checkpoint, for a resumed run does not measure this point again

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -14,16 +14,16 @@ from torch.optim import Optimizer
 
 from reverie.errors import UserError
 from reverie.model import LanguageModel, State
-from reverie.recipe import Recipe
+from reverie.recipe import TrainConfig
 from reverie.results.card import PassStatistics
-from reverie.sleep import rollout_hidden
+from reverie.sleep import SleepConfig, rollout_hidden
+from reverie.sleep.gradients import EXACT, Backward
 from reverie.sleep.labels import count_labels, in_labelled
 from reverie.tasks import Batch
+from reverie.train.data import Ready
 from reverie.train.distributed import ParallelModel, whole
-from reverie.train.optim import set_lr
-from reverie.train.ready import Ready
+from reverie.train.schedule import Schedule
 from reverie.train.stability import PassObserver
-from reverie.train.stages import freeze_others, sleep_at, stage_at
 
 
 class Step(NamedTuple):
@@ -34,8 +34,8 @@ class Step(NamedTuple):
     passes: PassStatistics | None = None  # if asked for
 
 
-def train_step(
-    recipe: Recipe,
+def take_step(
+    schedule: Schedule,
     model: LanguageModel,
     optimizers: list[Optimizer],
     step: int,
@@ -45,33 +45,62 @@ def train_step(
     labels: Tensor | None = None,
     watch: bool = False,
 ) -> Step:
-    """One optimiser step on the batch of that step (0 is the first), as its stage says.
+    """The optimiser step of that number (0 is the first), as `train_step`, which documents the rest."""
+    schedule.freeze_others(model, step)
+    schedule.set_lr(optimizers, step)
+    return train_step(
+        model,
+        optimizers,
+        batch,
+        schedule.sleep_at(step),
+        schedule.train,
+        grad_clip=schedule.optim.grad_clip,
+        parallel=parallel,
+        labels=labels,
+        watch=watch,
+    )
 
-    The batch is where the model is; of several processes, which `parallel` knows, each has its share of it.
+
+def train_step(
+    model: LanguageModel,
+    optimizers: list[Optimizer],
+    batch: Batch,
+    sleep: SleepConfig,
+    config: TrainConfig,
+    *,
+    grad_clip: float,
+    parallel: ParallelModel | None = None,
+    labels: Tensor | None = None,
+    watch: bool = False,
+) -> Step:
+    """One optimiser step of the parameters that are trainable, on a batch that is where the model is.
 
     Args:
+        config: says in what parts and in which precision the gradients are computed, and what is kept for them.
+        grad_clip: the largest norm of the gradient.
+        parallel: knows the processes among which the batch is shared out, if there are several.
         labels: [B, W], how many there are in each window of each row; to count them here, a GPU would have to be waited
             for.
         watch: the passes asleep are measured.
 
     Raises:
+        UserError: the batch has no label.
         FloatingPointError: the loss or a gradient is not finite; parameters and optimisers are as before the step.
     """
-    freeze_others(model, stage_at(recipe, step))
     parallel = parallel or ParallelModel(model, batch.tokens.device)
     processes = parallel.processes
-    labels = count_labels(batch.loss_mask, recipe.sleep.window_size) if labels is None else labels
+    labels = count_labels(batch.loss_mask, sleep.window_size) if labels is None else labels
     [all_labels] = processes.sum([int(labels.sum())])
     if not all_labels:
         raise UserError("no position of the batch is labelled: there is nothing to learn from")
     observer = PassObserver(processes) if watch else None
 
     def own_loss(part: Batch, labelled: Tensor, model: LanguageModel) -> Tensor:
-        loss = loss_sum(recipe, model, step, part, labelled, observer)
+        loss = loss_sum(model, part, sleep, labelled, dtype=config.dtype, backward=config.backward, observe=observer)
         return loss / (all_labels / processes.world_size)  # its average over processes is that over labels
 
     own_value = 0.0
-    parts = micro_batches(recipe, batch, processes.world_size)
+    parts = micro_batches(batch, config.micro_batch, config.batch_size // processes.world_size)
     for part, labelled in zip(parts, (labels > 0).tensor_split(len(parts)), strict=True):
         if not labelled.any():
             labelled[:, -1] = True  # the others wait in the blocks that only predict, with or without labels
@@ -85,8 +114,7 @@ def train_step(
         tensors += [(f"the gradient of {name}", p.grad) for name, p in model.named_parameters() if p.grad is not None]
         where = not_finite(tensors)
         raise FloatingPointError(f"the loss is {value}" + (f", and {where} is not finite" if where else ""))
-    set_lr_of(recipe, optimizers, step)
-    descend(recipe, model, optimizers, norm)
+    descend(model, optimizers, norm, grad_clip)
     return Step(value, float(whole(norm)), observer.statistics() if observer else None)
 
 
@@ -94,43 +122,47 @@ class EagerSteps:
     """Takes steps one by one, and tells at once what they found."""
 
     def __init__(
-        self, recipe: Recipe, model: LanguageModel, optimizers: list[Optimizer], parallel: ParallelModel
+        self, schedule: Schedule, model: LanguageModel, optimizers: list[Optimizer], parallel: ParallelModel
     ) -> None:
-        self._run = recipe, model, optimizers
+        self._run = schedule, model, optimizers
         self._parallel = parallel
         self._found: list[Step] = []
 
     @property
     def full(self) -> bool:
-        """Whether it is time to ask."""
+        """True if `found` must be called before the next step."""
         return bool(self._found)
 
     def take(self, step: int, ready: Ready, *, watch: bool) -> None:
         """Raises FloatingPointError as `train_step` does."""
-        self._found.append(train_step(*self._run, step, ready.batch, self._parallel, labels=ready.labels, watch=watch))
+        self._found.append(take_step(*self._run, step, ready.batch, self._parallel, labels=ready.labels, watch=watch))
 
     def found(self) -> list[Step]:
-        """Of the steps since it was last asked."""
+        """What the steps since the last call found."""
         found, self._found = self._found, []
         return found
 
 
-def micro_batches(recipe: Recipe, batch: Batch, world_size: int = 1) -> list[Batch]:
-    """The batch in parts of about `train.micro_batch` examples, as even as can be: as many parts in all processes."""
-    if recipe.train.micro_batch is None:
+def micro_batches(batch: Batch, size: int | None, rows: int) -> list[Batch]:
+    """The batch in parts of about `size` examples, as even as can be; whole if that is None.
+
+    Args:
+        rows: the fewest that a process has of a batch, so that all processes have as many parts.
+    """
+    if size is None:
         return [batch]
-    number = math.ceil(recipe.train.batch_size // world_size / recipe.train.micro_batch)
-    return [Batch(*columns) for columns in zip(*(x.tensor_split(number) for x in batch), strict=True)]
+    return [Batch(*columns) for columns in zip(*(x.tensor_split(math.ceil(rows / size)) for x in batch), strict=True)]
 
 
 def loss_sum(
-    recipe: Recipe,
     model: LanguageModel,
-    step: int,
     batch: Batch,
+    sleep: SleepConfig,
     labelled: Tensor,
-    observe: Callable[[int, int, Tensor, State, State], None] | None = None,
     *,
+    dtype: Literal["float32", "bfloat16"] = "float32",
+    backward: Backward = EXACT,
+    observe: Callable[[int, int, Tensor, State, State], None] | None = None,
     fixed_sizes: bool = False,
 ) -> Tensor:
     """Cross entropy in nats, summed over the labels of a batch, which stand in the windows `labelled` [B, W].
@@ -138,11 +170,8 @@ def loss_sum(
     With `fixed_sizes` logits are made of every token in labelled windows, and those without a label count nothing: then
     no size, and nothing that the CPU does, depends on where labels stand.
     """
-    sleep = sleep_at(recipe, step)
-    with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=recipe.train.dtype == "bfloat16"):
-        h, _ = rollout_hidden(
-            model, batch.tokens, sleep, labelled, to_end=False, backward=recipe.train.backward, observe=observe
-        )
+    with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        h, _ = rollout_hidden(model, batch.tokens, sleep, labelled, to_end=False, backward=backward, observe=observe)
         targets, mask = (in_labelled(x, sleep.window_size, labelled) for x in (batch.targets, batch.loss_mask))
         logits = model.head(h if fixed_sizes else h[mask])
     if not fixed_sizes:
@@ -151,18 +180,12 @@ def loss_sum(
     return (losses * mask.flatten()).sum()
 
 
-def descend(recipe: Recipe, model: nn.Module, optimizers: list[Optimizer], norm: Tensor) -> None:
+def descend(model: nn.Module, optimizers: list[Optimizer], norm: Tensor, grad_clip: float) -> None:
     """Clip the gradients, whose norm this is, move the parameters, and let the gradients go."""
-    nn.utils.clip_grads_with_norm_(model.parameters(), recipe.optim.grad_clip, norm)
+    nn.utils.clip_grads_with_norm_(model.parameters(), grad_clip, norm)
     for optimizer in optimizers:
         optimizer.step()
         optimizer.zero_grad()
-
-
-def set_lr_of(recipe: Recipe, optimizers: list[Optimizer], step: int) -> None:
-    """The learning rates of a step, which is one of its stage's."""
-    stage = stage_at(recipe, step)
-    set_lr(optimizers, recipe.optim, step - stage.first, stage.steps)
 
 
 def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from reverie.bench.train import COMPILED, measure
 from reverie.errors import UserError
 from reverie.recipe import Recipe
 from reverie.tasks import Batch
+from reverie.train.schedule import Schedule
 
 
 @pytest.fixture(autouse=True)
@@ -48,13 +50,13 @@ def test_a_shape_measured(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_step_of_ours_that_is_wrong_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """It runs uphill; what transformers' models do is right."""
-    right = bench_sides.train_step
+    right = bench_sides.take_step
 
-    def uphill(recipe: Recipe, *rest: Any) -> Any:
-        rates = {"muon_lr": -10 * recipe.optim.muon_lr, "adamw_lr": -10 * recipe.optim.adamw_lr}
-        return right(recipe.model_copy(update={"optim": recipe.optim.model_copy(update=rates)}), *rest)
+    def uphill(schedule: Schedule, *rest: Any) -> Any:
+        rates = {"muon_lr": -10 * schedule.optim.muon_lr, "adamw_lr": -10 * schedule.optim.adamw_lr}
+        return right(replace(schedule, optim=schedule.optim.model_copy(update=rates)), *rest)
 
-    monkeypatch.setattr(bench_sides, "train_step", uphill)
+    monkeypatch.setattr(bench_sides, "take_step", uphill)
     monkeypatch.setattr(train, "CURVE_STEPS", 8)
     curves = train._loss_curves(TINY, {OURS: "float32", "OlmoHybrid": "float32"})
     with pytest.raises(UserError, match="after 8 steps on the same data the loss of reverie"):

@@ -18,6 +18,8 @@ from reverie.hf.causal_lm import PretrainedLM
 from reverie.hf.decoder import sleeping_decoder
 from reverie.sleep import SleepConfig, rollout
 
+pytestmark = pytest.mark.hf
+
 # In a process of its own: the annotations that are checked here cannot be compiled.
 SCRIPT = """
 import sys
@@ -46,8 +48,9 @@ def new_model():
 
 def step(model, config, backward, T):
     # The first window finds no fast weights, the last one may be shorter.
+    labelled = torch.tensor([False, True]).expand(len(text(T)), -1)
     with torch.autocast("cpu", torch.bfloat16):
-        h, _ = rollout_hidden(model, text(T), config, [False, True], backward=backward)
+        h, _ = rollout_hidden(model, text(T), config, labelled, backward=backward)
         logits = model.head(h)
     logits.float().square().mean().backward()
     return logits, [p.grad for p in model.parameters()]

@@ -15,6 +15,8 @@ from reverie.errors import UserError
 from reverie.hf import bases
 from reverie.hf.bases import load_base, load_tokenizer
 
+pytestmark = pytest.mark.hf
+
 
 def test_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tiny_folder(tmp_path / "llama")

@@ -23,6 +23,8 @@ from reverie.hf.decoders import decoder_of
 from reverie.hf.load import load
 from reverie.sleep import SleepConfig
 
+pytestmark = pytest.mark.hf
+
 CONFIG = SleepConfig(window_size=16, num_sleep_passes=2, looped_blocks=(1, 3))
 
 

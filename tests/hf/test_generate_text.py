@@ -17,6 +17,8 @@ from reverie.hf.decoder import inserted_parameters
 from reverie.hf.generate import Generated, generate, load_sleeper
 from reverie.sleep import SleepConfig, algorithm
 
+pytestmark = pytest.mark.hf
+
 L = 8
 CPU = torch.device("cpu")
 BOOK = "It was a dark and stormy night. Rain fell in torrents, except at times.\n"

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from sleeping_models import HYBRIDS, TRANSFORMERS, L, asleep, sleeping
+from sleeping_models import HYBRIDS, OWN, TRANSFORMERS, L, asleep, sleeping
 from tiny import text
 from torch import Tensor
 from transformers import TextStreamer
@@ -16,7 +16,9 @@ from transformers.cache_utils import DynamicCache
 from reverie.errors import UserError
 from reverie.hf.cache import SleepCache
 
-KINDS = ["llama", "qwen3_next", "bamba"]
+pytestmark = pytest.mark.hf
+
+KINDS = ["llama", "qwen3_next", "bamba", OWN]
 each_kind = pytest.mark.parametrize("kind", KINDS)
 MODES: dict[str, dict[str, Any]] = {
     "greedy": {"do_sample": False},
@@ -43,9 +45,12 @@ def test_what_is_written_is_what_the_model_says_of_the_whole_text(kind: str, mod
 
 
 @each_kind
-@pytest.mark.parametrize("mode", ["greedy", "beams"])
-def test_a_row_with_padding_is_the_row_alone(kind: str, mode: str) -> None:
-    model, prompts = sleeping(kind, asleep(2), dtype=torch.float32), [text(T, 1, T) for T in (3, L, 2 * L + 5, L)]
+@pytest.mark.parametrize(("mode", "eviction"), [("greedy", "hard"), ("beams", "hard"), ("greedy", "sliding")])
+def test_a_row_with_padding_is_the_row_alone(kind: str, mode: str, eviction: str) -> None:
+    model, prompts = (
+        sleeping(kind, asleep(2, eviction), dtype=torch.float32),
+        [text(T, 1, T) for T in (3, L, 2 * L + 5, L)],
+    )
     longest = max(prompt.shape[1] for prompt in prompts)
     padded = torch.cat([torch.nn.functional.pad(prompt, (longest - prompt.shape[1], 0)) for prompt in prompts])
     together = generate(model, padded, attention_mask=(padded != 0).long(), **MODES[mode])
@@ -55,7 +60,7 @@ def test_a_row_with_padding_is_the_row_alone(kind: str, mode: str) -> None:
 
 
 @each_kind
-def test_padding_behind_a_text_changes_no_logits_of_it(kind: str) -> None:
+def test_padding_after_a_text_changes_no_logits_of_it(kind: str) -> None:
     model, tokens = sleeping(kind, asleep(2)), text(2 * L)
     mask = torch.ones_like(tokens)
     mask[1, L + 3 :] = 0
@@ -64,7 +69,7 @@ def test_padding_behind_a_text_changes_no_logits_of_it(kind: str) -> None:
     torch.testing.assert_close(logits[1, : L + 3], model(tokens[1:, : L + 3]).logits[0], rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", [*HYBRIDS, *TRANSFORMERS])
+@pytest.mark.parametrize("kind", [*HYBRIDS, *TRANSFORMERS, OWN])
 def test_memory_is_flat_over_twenty_windows(kind: str) -> None:
     """The bytes that a cache keeps alive, at the same place of every window, in writing and in reading."""
     model, held = sleeping(kind, asleep(2), dtype=torch.float32), list[int]()
@@ -129,26 +134,35 @@ def test_a_second_turn_goes_on(kind: str) -> None:
     assert torch.equal(cached, generate(model, tokens))
 
 
+@pytest.mark.parametrize("kind", ["llama", OWN])
 @pytest.mark.parametrize(
     ("call", "sentence"),
     [
+        ({"input_ids": None}, "give either input_ids or inputs_embeds"),
+        ({"inputs_embeds": [[[1.0]]]}, "give either input_ids or inputs_embeds"),
         ({"past_key_values": "other"}, "goes on from the cache that it returned, not from a DynamicCache"),
-        ({"attention_mask": [[1, 0, 1], [1, 1, 1]]}, "padding belongs in front of it or behind"),
+        ({"attention_mask": [[1, 0, 1], [1, 1, 1]]}, "padding belongs before it or after it"),
         ({"attention_mask": [[0, 0, 0], [1, 1, 1]]}, "row 0 of attention_mask is padding throughout"),
         ({"position_ids": [[0, 0, 1], [0, 1, 2]]}, "position_ids must count up"),
         ({"output_hidden_states": True}, "no single hidden_states"),
+        ({"output_attentions": True}, "no single attentions"),
         ({"attention_mask": [[[[1, 1, 1]] * 3]] * 2}, "got 4 dimensions"),
         ({"attention_mask": [[1, 1, 1]]}, r"attention_mask must be \[2, 3\] as the tokens are, got \[1, 3\]"),
     ],
 )
-def test_what_a_sleeping_model_cannot_take(call: dict[str, Any], sentence: str) -> None:
-    model, tokens = sleeping("llama", asleep(2)), text(3)
-    given = {key: torch.tensor(value) if isinstance(value, list) else value for key, value in call.items()}
+def test_what_a_sleeping_model_cannot_take(kind: str, call: dict[str, Any], sentence: str) -> None:
+    model = sleeping(kind, asleep(2))
+    given = {"input_ids": text(3)} | {
+        key: torch.tensor(value) if isinstance(value, list) else value for key, value in call.items()
+    }
     if "past_key_values" in given:
         given["past_key_values"] = DynamicCache()
         given["past_key_values"].update(torch.ones(2, 2, 1, 8), torch.ones(2, 2, 1, 8), 0)
     with pytest.raises(UserError, match=sentence):
-        model(tokens, **given)
+        model(**given)
+    cache = model(text(3)).past_key_values
+    with pytest.raises(UserError, match="the cache holds 2 texts, but these are tokens of 1"):
+        model(text(3, 1), past_key_values=cache)
 
 
 def test_an_assistant_is_refused() -> None:

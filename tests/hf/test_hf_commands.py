@@ -15,6 +15,8 @@ from reverie.hf import convert as convert_module
 from reverie.hf import generate as generate_module
 from reverie.interrupts import Terminated
 
+pytestmark = pytest.mark.hf
+
 BOOK = "It was a dark and stormy night. Rain fell in torrents, except at times.\n"
 
 

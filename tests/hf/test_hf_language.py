@@ -29,6 +29,8 @@ from reverie.talk.answer import ask
 from reverie.talk.chat import Chat
 from reverie.talk.sleeper import Sleeper, load_model
 
+pytestmark = pytest.mark.hf
+
 L = 8
 BOOK = "It was a dark and stormy night. Rain fell in torrents, except at times.\n"
 TEMPLATE = (

@@ -2,44 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from sleeping_models import L, asleep, sleeping
+from sleeping_models import OWN, L, asleep, sleeping
 from tiny import text
 from torch import Tensor
 
 from reverie.errors import UserError
 from reverie.hf.cache import cache_of
-from reverie.hf.models.hybrid import ReverieHybridForCausalLM
 from reverie.hf.state import LayerCache
 from reverie.memory.memory import Memory, sleep_over
-from reverie.model import HybridLM
 from reverie.sleep import Context, read
 
-KINDS = ["llama", "qwen3_next", "bamba", "reverie_hybrid"]
+pytestmark = pytest.mark.hf
+
+KINDS = ["llama", "qwen3_next", "bamba", OWN]
 each_kind = pytest.mark.parametrize("kind", KINDS)
 both_evictions = pytest.mark.parametrize("eviction", ["hard", "sliding"])
-TinyModel = Callable[..., HybridLM]
 
 
-@pytest.fixture
-def make(tiny_model: TinyModel) -> Callable[..., Any]:
-    """A model that sleeps, of any of these kinds."""
-
-    def make(kind: str, eviction: str = "hard", seed: int = 0) -> Any:
-        if kind != "reverie_hybrid":
-            model: Any = sleeping(kind, asleep(2, eviction), seed=seed).eval()
-            model.generation_config.eos_token_id = None
-            return model
-        lm = tiny_model("attn", "gdn", "attn", "jet", vocab_size=61, seed=seed).eval()
-        return ReverieHybridForCausalLM.from_lm(lm, asleep(2, eviction))
-
-    return make
+def make(kind: str, eviction: str = "hard", seed: int = 0) -> Any:
+    model = sleeping(kind, asleep(2, eviction), seed=seed).eval()
+    model.generation_config.eos_token_id = None
+    return model
 
 
 @pytest.fixture(autouse=True)
@@ -56,7 +45,7 @@ def write(model: Any, x: Tensor, past: Any, new: int = 2 * L, **kwargs: Any) -> 
 
 @each_kind
 @both_evictions
-def test_a_memory_is_what_the_model_had_read(make: Callable[..., Any], kind: str, eviction: str) -> None:
+def test_a_memory_is_what_the_model_had_read(kind: str, eviction: str) -> None:
     """Behind whole windows, the question's logits are those of the text at once."""
     model, book, question = make(kind, eviction), text(3 * L), text(5, seed=2)
     memory = sleep_over(model, book)
@@ -67,7 +56,7 @@ def test_a_memory_is_what_the_model_had_read(make: Callable[..., Any], kind: str
 
 
 @each_kind
-def test_generate_answers_from_it(make: Callable[..., Any], kind: str) -> None:
+def test_generate_answers_from_it(kind: str) -> None:
     """Over several windows, and again from the same memory."""
     model, book, question = make(kind), text(3 * L), text(5, seed=2)
     memory = sleep_over(model, book)
@@ -79,7 +68,7 @@ def test_generate_answers_from_it(make: Callable[..., Any], kind: str) -> None:
 
 @each_kind
 @both_evictions
-def test_saved_and_loaded_it_answers_alike(make: Callable[..., Any], kind: str, eviction: str, tmp_path: Path) -> None:
+def test_saved_and_loaded_it_answers_alike(kind: str, eviction: str, tmp_path: Path) -> None:
     """To the last bit, in a model made afresh; sliding windows keep their entries."""
     model, question = make(kind, eviction), text(5, seed=2)
     memory = sleep_over(model, text(3 * L - 3))
@@ -90,11 +79,11 @@ def test_saved_and_loaded_it_answers_alike(make: Callable[..., Any], kind: str, 
     assert torch.equal(*answers)
     entries = [entry for entry in loaded.context.state.cache if entry is not None]
     assert bool(entries) == (eviction == "sliding")
-    assert kind == "reverie_hybrid" or all(isinstance(entry, LayerCache) for entry in entries)
+    assert kind == OWN or all(isinstance(entry, LayerCache) for entry in entries)
 
 
 @each_kind
-def test_branches_answer_as_the_memory_does(make: Callable[..., Any], kind: str) -> None:
+def test_branches_answer_as_the_memory_does(kind: str) -> None:
     """Several questions about one text as one batch, with padding in front of the shorter ones."""
     model, book = make(kind), text(2 * L, batch=1)
     memory = sleep_over(model, book)
@@ -109,7 +98,7 @@ def test_branches_answer_as_the_memory_does(make: Callable[..., Any], kind: str)
 
 
 @each_kind
-def test_the_memory_stays_as_it_is(make: Callable[..., Any], kind: str) -> None:
+def test_the_memory_stays_as_it_is(kind: str) -> None:
     model = make(kind)
     memory = sleep_over(model, text(2 * L))
     before = [x.clone() for x in memory.context.state.fast_weights if x is not None]
@@ -121,7 +110,7 @@ def test_the_memory_stays_as_it_is(make: Callable[..., Any], kind: str) -> None:
     assert all(map(torch.equal, before, after))
 
 
-def test_turns_go_on_from_it(make: Callable[..., Any]) -> None:
+def test_turns_go_on_from_it() -> None:
     """The cache behind the first answer takes the next question, as any cache does."""
     model = make("llama")
     memory, question = sleep_over(model, text(2 * L)), text(3, seed=2)
@@ -133,7 +122,7 @@ def test_turns_go_on_from_it(make: Callable[..., Any]) -> None:
 
 
 @each_kind
-def test_it_is_of_one_model(make: Callable[..., Any], kind: str, tmp_path: Path) -> None:
+def test_it_is_of_one_model(kind: str, tmp_path: Path) -> None:
     model, path = make(kind), tmp_path / "memory.safetensors"
     sleep_over(model, text(L)).save(path)
     with pytest.raises(UserError, match="is a memory of another model"):
@@ -141,14 +130,14 @@ def test_it_is_of_one_model(make: Callable[..., Any], kind: str, tmp_path: Path)
     assert Memory.load(path, model.sleeping).batch_size == 2  # whatever is around it
 
 
-def test_rows_of_question_and_memory(make: Callable[..., Any]) -> None:
+def test_rows_of_question_and_memory() -> None:
     model = make("llama")
     memory = sleep_over(model, text(L))
     with pytest.raises(UserError, match="the memory holds 2 texts, but these are tokens of 3: branch it"):
         model(text(3, batch=3), past_key_values=cache_of(memory))
 
 
-def test_the_part_that_sleeps_is_always_the_same(make: Callable[..., Any]) -> None:
+def test_the_part_that_sleeps_is_always_the_same() -> None:
     """So that weights are hashed once; it is no module of the model, which would be saved twice."""
     model = make("llama")
     names = list(model.state_dict())
@@ -158,8 +147,8 @@ def test_the_part_that_sleeps_is_always_the_same(make: Callable[..., Any]) -> No
     assert changed.fingerprint == sleep_over(model, text(3)).fingerprint
 
 
-@pytest.mark.parametrize("kind", ["llama", "reverie_hybrid"])
-def test_a_memory_in_front_of_another_model_is_refused(make: Callable[..., Any], kind: str) -> None:
+@pytest.mark.parametrize("kind", ["llama", OWN])
+def test_a_memory_in_front_of_another_model_is_refused(kind: str) -> None:
     memory = sleep_over(make(kind), text(1, 2 * L))
     with pytest.raises(UserError, match="the memory is of another model"):
         make(kind, seed=1).generate(text(1, 3), past_key_values=cache_of(memory), max_new_tokens=1)

@@ -15,6 +15,8 @@ from reverie.hf.decoder import inserted_mixer, sleeping_decoder
 from reverie.model.fast_weights import FastWeightMixer
 from reverie.model.fused import rms_norm
 
+pytestmark = pytest.mark.hf
+
 H, D = 4, 8  # heads of queries and their size; 2 heads of keys
 
 

@@ -24,6 +24,8 @@ from reverie.hf.decoder import sleeping_decoder
 from reverie.model import State
 from reverie.sleep import Context
 
+pytestmark = pytest.mark.hf
+
 each_kind = pytest.mark.parametrize("kind", [*HYBRIDS, *TRANSFORMERS])
 
 
@@ -191,7 +193,7 @@ def test_checkpointed_windows_give_the_same_gradients(when: str) -> None:
         (lambda: tiny("qwen3_next"), asleep(loop=(1, 9)), r"looped_blocks \[1, 9\] must end at or before 4"),
         (lambda: tiny("mamba2", num_heads=4, head_dim=16), asleep(), "cannot sleep: it has no attention"),
         (lambda: tiny("gpt2", n_embd=32, n_layer=2, n_head=2), asleep(), "its decoder has no plain list of blocks"),
-        (lambda: tiny("biogpt"), asleep(), "it adds learned positions in front of its blocks"),
+        (lambda: tiny("biogpt"), asleep(), "it adds learned positions before its blocks"),
         (lambda: tiny("gpt_neox"), asleep(), "its blocks do not take the cache as past_key_values"),
         (lambda: tiny("llama").model, asleep(), "it takes a decoder with a language-modelling head"),
     ],

@@ -14,6 +14,8 @@ from tiny import tiny
 from reverie.hf import SleepConfig, add_sleep, freeze_pretrained, insert_fast_weights, load
 from reverie.tasks import Depo
 
+pytestmark = pytest.mark.hf
+
 
 @pytest.fixture(scope="module")
 def example() -> Any:

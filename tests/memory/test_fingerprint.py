@@ -21,7 +21,7 @@ class Wrapped(NamedTuple):
     sleeping: nn.Module
 
 
-def test_it_is_that_of_the_weights_wherever_they_lie(tiny_model: MakeModel):
+def test_equal_weights_and_wrappers_have_the_same(tiny_model: MakeModel):
     model, same = tiny_model("attn", "gdn"), tiny_model("attn", "gdn")
     assert fingerprint(model) == fingerprint(same) == fingerprint(Wrapped(model))
     assert len(fingerprint(model)) == 64
@@ -58,7 +58,7 @@ def test_it_is_computed_once_for_the_same_weights(tiny_model: MakeModel, monkeyp
     assert fingerprint(model) != first
 
 
-def test_what_leaves_no_trace_is_found_when_computed_anew(tiny_model: MakeModel):
+def test_writing_through_data_is_found_when_computed_anew(tiny_model: MakeModel):
     model = tiny_model("attn", "gdn")
     first = fingerprint(model)
     model.lm_head.weight.data.mul_(1.5)

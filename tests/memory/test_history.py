@@ -1,4 +1,4 @@
-"""What a history notes, against the same numbers worked out by hand; its bounds; its way through tensors."""
+"""A history's records equal changes worked out by hand; it is bounded, and survives conversion to tensors."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def text() -> Tensor:
 
 
 def slept_over(model: HybridLM, config: SleepConfig, *, output: bool) -> History:
-    """What a history notes of three windows."""
+    """A history of three windows."""
     history, context = History(), Context.empty(model)
     for i, window in enumerate(text().split(L, dim=1)):
         _, context = wake(model, window, context, config, output=output, observe=history.observe)
@@ -34,7 +34,7 @@ def slept_over(model: HybridLM, config: SleepConfig, *, output: bool) -> History
 
 
 def by_hand(model: HybridLM, loop: tuple[int, int] | None) -> list[dict[int, dict[int, float]]]:
-    """The same, block by block and pass by pass."""
+    """Changes by window, pass and block, from running the blocks one by one."""
     S: list[Tensor | None] = [None] * len(LAYERS)
     a, b = loop or (0, len(LAYERS))
     windows = []
@@ -88,7 +88,7 @@ def test_first_pass_into_empty_fast_weights_changes_all_of_them(tiny_model: Make
 
 
 @torch.no_grad()
-def test_blocks_behind_the_loop_are_noted_by_what_they_did_last(tiny_model: MakeModel) -> None:
+def test_of_blocks_after_the_loop_the_last_change_counts(tiny_model: MakeModel) -> None:
     """Awake they run as pass 1, asleep again as pass N, from the fast weights that the window found."""
     model, config = tiny_model(*LAYERS), SleepConfig(window_size=L, num_sleep_passes=N, looped_blocks=(0, 2))
     awake, asleep = slept_over(model, config, output=True), slept_over(model, config, output=False)
@@ -110,7 +110,7 @@ def test_a_pass_that_some_rows_slept_through_counts_those_rows() -> None:
 
 
 def noted(windows: int) -> History:
-    """One of made-up windows, with passes that differ."""
+    """A history of made-up windows, with different numbers of passes."""
     history, random = History(), torch.Generator().manual_seed(0)
     for i in range(windows):
         for n in range(1, 2 + i % 3):

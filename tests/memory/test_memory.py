@@ -29,7 +29,7 @@ each_tolerance = pytest.mark.parametrize("tolerance", [None, 0.3], ids=["fixed",
 
 
 class Sleeping(NamedTuple):
-    """A model that says how it sleeps."""
+    """A model with its `sleep_config`, as transformers' models have after `add_sleep`."""
 
     sleeping: HybridLM
     sleep_config: SleepConfig
@@ -91,7 +91,7 @@ def test_branches_do_not_touch_each_other_or_the_memory(make: Any, eviction: str
 
 @each_eviction
 def test_a_memory_is_what_reading_leaves(make: Any, eviction: str):
-    """The state behind whole windows is that of `read`, which sleeps when the next token comes."""
+    """The state after whole windows is that of `read`, which sleeps when the next token comes."""
     model = make(eviction=eviction)
     tokens = text(2, 3 * L + 1)
     _, context = read(model.sleeping, tokens, Context.empty(model.sleeping), model.sleep_config)
@@ -100,8 +100,8 @@ def test_a_memory_is_what_reading_leaves(make: Any, eviction: str):
     torch.testing.assert_close(tensors(memory), wanted, rtol=1e-9, atol=1e-9)
 
 
-@settings(deadline=None, max_examples=8)
-@given(lengths=st.lists(st.integers(1, 4 * L), min_size=1, max_size=5), adaptive=st.booleans(), seed=st.integers(0, 3))
+@settings(deadline=None, max_examples=6)
+@given(lengths=st.lists(st.integers(1, 3 * L), min_size=1, max_size=4), adaptive=st.booleans(), seed=st.integers(0, 3))
 def test_texts_of_different_lengths_are_each_as_if_alone(make: Any, lengths: list[int], adaptive: bool, seed: int):
     model = make(tolerance=0.3 if adaptive else None)
     texts = [text(1, length, seed=seed + i)[0] for i, length in enumerate(lengths)]
@@ -150,18 +150,18 @@ def test_all_blocks_by_name_are_all_blocks(make: Any):
     assert sleep_over(model, text(1, L), named, memory=memory).passes.tolist() == [6]
 
 
-def test_fifty_thousand_tokens_take_no_more_memory_than_the_first_window(tiny_model: MakeModel):
-    model, config = tiny_model("attn", "gdn", dtype=torch.float32), SleepConfig(window_size=1000, num_sleep_passes=2)
+def test_fifty_windows_take_no_more_memory_than_the_first(tiny_model: MakeModel):
+    model, config = tiny_model("attn", "gdn", dtype=torch.float32), SleepConfig(window_size=100, num_sleep_passes=2)
     sizes = []
 
     def report(windows: int, total: int, tokens: int, context: Context) -> None:
         if windows:
             sizes.append(sum(x.nbytes for x in tree_leaves(context) if isinstance(x, Tensor)))
 
-    memory = sleep_over(model, text(1, 50_000), config, report=report)
+    memory = sleep_over(model, text(1, 5000), config, report=report)
     assert len(sizes) == 50
     assert len(set(sizes)) == 1
-    assert memory.tokens.tolist() == [50_000]
+    assert memory.tokens.tolist() == [5000]
     assert all(bool(x.isfinite().all()) for x in tensors(memory))
 
 
@@ -190,7 +190,7 @@ def test_nothing_is_a_memory_too(make: Any, tmp_path: Path):
     assert empty.nbytes == 0
 
 
-def test_progress_is_told_before_the_first_window_and_behind_each(make: Any):
+def test_progress_is_reported_before_the_first_window_and_after_each(make: Any):
     told: list[tuple[int, int, int]] = []
     sleep_over(make(), [text(1, 2 * L)[0], text(1, L + 1)[0]], report=lambda *args: told.append(args[:3]))
     assert told == [(0, 2, 0), (1, 2, 2 * L), (2, 2, 3 * L + 1)]

@@ -53,12 +53,12 @@ def metadata(data: bytes) -> dict[str, Any]:
 
 
 def rewritten(data: bytes, *, tensors: dict[str, Tensor] | None = None, **changes: Any) -> bytes:
-    """With other metadata, or other tensors."""
+    """The file with other metadata, or other tensors."""
     return save(load(data) if tensors is None else tensors, {**metadata(data), **changes})
 
 
 def described(data: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
-    """With another description, whose checksum nobody has made anew."""
+    """The file with a changed description, and the checksum of the old one."""
     content = json.loads(metadata(data)["memory"])
     change(content)
     return rewritten(data, memory=json.dumps(content))
@@ -79,13 +79,13 @@ def test_the_header_alone_says_what_a_memory_is(file: File, tmp_path: Path):
         read_info(start, "a", size=len(file.data) - 1)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(share=st.floats(0, 1, exclude_max=True))
 def test_a_file_cut_anywhere_is_refused(file: File, share: float):
     file.refusal(file.data[: int(share * len(file.data))])
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(place=st.floats(0, 1, exclude_max=True), bit=st.integers(0, 7))
 def test_a_flipped_bit_anywhere_is_refused(file: File, place: float, bit: int):
     data = bytearray(file.data)
@@ -93,14 +93,14 @@ def test_a_flipped_bit_anywhere_is_refused(file: File, place: float, bit: int):
     file.refusal(bytes(data))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=40)
 @given(junk=st.binary(max_size=200))
 def test_junk_is_refused(file: File, junk: bytes):
     file.refusal(junk)
     file.refusal(len(junk).to_bytes(8, "little") + junk)
 
 
-def test_what_is_added_behind_is_refused(file: File):
+def test_bytes_after_the_end_are_refused(file: File):
     assert "is too long: it holds" in file.refusal(file.data + b"x")
 
 
@@ -152,7 +152,7 @@ def test_a_changed_description_is_refused(file: File, change: Callable[[dict[str
 
 
 def forged(file: File, change: Callable[[dict[str, Any], dict[str, Tensor]], object]) -> bytes:
-    """A file of someone who knows how checksums are made."""
+    """The file with changed description or tensors, and the right checksum."""
     from reverie.memory.file import _checksum
 
     tensors, content = load(file.data), json.loads(metadata(file.data)["memory"])
@@ -210,7 +210,7 @@ def test_a_forged_file_is_refused(file: File, change: Callable[[dict[str, Any], 
 
 
 def test_a_file_with_more_than_a_memory_is_not_read(file: File, tmp_path: Path):
-    """1 TB of it, which take no room on the disk."""
+    """A sparse file of 1 TB."""
     header = json.loads(file.data[8 : header_size(file.data, "")])
     content = json.loads(header["__metadata__"]["memory"])
     end = content["info"]["nbytes"]

@@ -142,8 +142,8 @@ def test_tiles_of_a_band_are_those_that_hold_any_of_it(T: int, S: int, span: int
     device = torch.device("cpu")
     attention_module._make_band(T, S, span, device)
     tiles = attention_module._bands[T, S, span, device]
-    behind = torch.arange(S - T, S)[:, None] - torch.arange(S)
-    band = F.pad((behind >= 0) & (behind < span), (0, -S % 128, 0, -T % 128))
+    distance = torch.arange(S - T, S)[:, None] - torch.arange(S)
+    band = F.pad((distance >= 0) & (distance < span), (0, -S % 128, 0, -T % 128))
     counts = band.unflatten(1, (-1, 128)).unflatten(0, (-1, 128)).sum((1, 3))
     assert torch.equal(tiles.to_dense()[0, 0].bool(), counts > 0)
     full = tiles.full_kv_num_blocks

@@ -47,7 +47,7 @@ def test_pieces_of_text_are_one_call(model: HybridLM, tokens: Tensor) -> None:
     torch.testing.assert_close((torch.cat([h_1, h_2], 1), after), (h, state))
 
 
-def test_a_block_is_two_residual_branches_behind_norms(model: HybridLM, tokens: Tensor) -> None:
+def test_a_block_is_two_residual_branches_after_norms(model: HybridLM, tokens: Tensor) -> None:
     h = model.embed(tokens)
     (got, _), block = model.blocks(h, State.empty(4), 1, 2, span=T), model.layers[1]
     norm = torch.nn.RMSNorm(8, eps=model.config.norm_eps, elementwise_affine=False, dtype=torch.float64)

@@ -66,7 +66,7 @@ def test_strong_decay(rule: Rule, share: float) -> None:
     assert_same(got, outcome(rule, inputs, backend="reference"), 1e-3)
 
 
-def test_small_decays_survive_behind_strong_ones() -> None:
+def test_small_decays_survive_after_strong_ones() -> None:
     """Differences of long sums of g would lose them in float32."""
     inputs = random_inputs(64, dtype=torch.float32)
     g = torch.full(inputs.g.shape, -1e-3)

@@ -31,7 +31,7 @@ def test_no_token_is_an_error(rule: Rule, backend: str) -> None:
 
 
 def test_auto_is_chunked_on_cpu_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
-    dispatch._say.cache_clear()
+    dispatch._log_choice.cache_clear()
     inputs = random_inputs(5)
     with caplog.at_level(logging.INFO, "reverie"):
         outcomes = [call(gated_delta_rule, inputs, backend="auto") for _ in range(3)]

@@ -37,14 +37,17 @@ def tokenizer() -> SmolLM2Tokenizer:
     return load_smollm2()
 
 
+WITHOUT_TOKEN = re.compile("[\x04\x06\x13\x14\x16\x1d\U00040000-\U000bffff]")
+
+
 def has_tokens(text: str) -> bool:
-    return not re.search("[\x04\x06\x13\x14\x16\x1d\U00040000-\U000bffff]", text)
+    return not WITHOUT_TOKEN.search(text)
 
 
 SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", "<repo_name>", "<reponame>", "<file_sep>", "<filename>"]
 NAMES = ["owl", "grown tin owl", "Fen Hollow", "Saint-Émilion Festival", "J. Paul's Zoo", "sci-fi (new)", "B2 12b"]
 ANY_TEXT = st.text(max_size=80).filter(has_tokens)
-# Texts in which what the pre-tokenizer looks at meets often.
+# Texts with many of the characters that the pre-tokenizer distinguishes.
 TRICKY = st.lists(
     st.sampled_from([*"aZé漢7٣½ \t\n\u00a0\u3000\x1c\x85.,'_=(-", "'s", "'re", "  ", " \n ", "🦉", *SPECIAL])
 ).map("".join)
@@ -64,26 +67,20 @@ def sentences(draw: st.DrawFn) -> str:
 
 
 @needs_smollm2
-@settings(max_examples=400)
-@given(st.one_of(ANY_TEXT, TRICKY, sentences()))
+@settings(max_examples=150)
+@given(st.one_of(ANY_TEXT, TRICKY, st.lists(sentences()).map(" ".join)))
 @example("")
 @example(" \r\n\t \x00\x7f\ufeff\U0010ffff<|im_start|> <|im_end|>")
-def test_round_trip(tokenizer: SmolLM2Tokenizer, text: str) -> None:
+def test_decoding_is_the_inverse_and_count_the_number_of_ids(tokenizer: SmolLM2Tokenizer, text: str) -> None:
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert tokenizer.decode(iter(ids)) == text
     assert all(0 <= i < VOCAB_SIZE for i in ids)
+    assert tokenizer.count(text) == len(ids)
 
 
 @needs_smollm2
-@settings(max_examples=400)
-@given(st.one_of(ANY_TEXT, TRICKY, st.lists(sentences()).map(" ".join)))
-def test_count_is_the_number_of_ids(tokenizer: SmolLM2Tokenizer, text: str) -> None:
-    assert tokenizer.count(text) == len(tokenizer.encode(text))
-
-
-@needs_smollm2
-@settings(max_examples=200)
+@settings(max_examples=50)
 @given(st.lists(sentences(), min_size=1, max_size=6))
 def test_counts_of_sentences_add_up(tokenizer: SmolLM2Tokenizer, told: list[str]) -> None:
     pieces = [told[0], *(f" {sentence}" for sentence in told[1:])]
@@ -91,15 +88,15 @@ def test_counts_of_sentences_add_up(tokenizer: SmolLM2Tokenizer, told: list[str]
 
 
 @needs_smollm2
-@settings(max_examples=400)
+@settings(max_examples=150)
 @given(st.one_of(ANY_TEXT, TRICKY), st.one_of(ANY_TEXT, TRICKY))
-def test_counts_add_up_at_every_space_behind_no_whitespace(tokenizer: SmolLM2Tokenizer, a: str, b: str) -> None:
+def test_counts_add_up_at_every_space_after_no_whitespace(tokenizer: SmolLM2Tokenizer, a: str, b: str) -> None:
     a, b = a.rstrip(), f" {b}"
     assert len(tokenizer.encode(a)) + len(tokenizer.encode(b)) == len(tokenizer.encode(a + b))
 
 
 @needs_smollm2
-def test_counts_need_not_add_up_behind_whitespace(tokenizer: SmolLM2Tokenizer) -> None:
+def test_counts_need_not_add_up_after_whitespace(tokenizer: SmolLM2Tokenizer) -> None:
     assert tokenizer.count("x  ") + tokenizer.count(" 3") == 4
     assert tokenizer.count("x   3") == 3
 
@@ -150,12 +147,12 @@ def test_a_character_without_token_is_an_error(tokenizer: SmolLM2Tokenizer, char
 
 
 @needs_smollm2
+@pytest.mark.slow
 def test_every_other_character_has_tokens(tokenizer: SmolLM2Tokenizer) -> None:
     """Every Unicode character once, 256 at a time."""
     for start in range(0, 0x110000, 256):
-        text = "".join(
-            c for c in map(chr, range(start, start + 256)) if has_tokens(c) and not "\ud800" <= c <= "\udfff"
-        )
+        characters = "".join(map(chr, range(start, start + 256)))
+        text = re.sub("[\ud800-\udfff]", "", WITHOUT_TOKEN.sub("", characters))
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 

@@ -12,7 +12,7 @@ from tiny_recipe import tiny_recipe
 from reverie.errors import UserError
 from reverie.recipe import Recipe, changed
 from reverie.recipe.random_passes import RandomPasses
-from reverie.train.stages import sleep_at
+from reverie.train.schedule import Schedule
 
 DISTRIBUTIONS = ("uniform", "poisson", "lognormal_poisson")
 
@@ -54,10 +54,10 @@ def any_n(**passes: Any) -> Recipe:
 def test_a_recipe_trains_with_random_passes_and_sleeps_with_their_mean():
     recipe = any_n()
     assert recipe.sleep.num_sleep_passes == 3
-    assert {sleep_at(recipe, step).num_sleep_passes for step in range(50)} == {1, 2, 3, 4, 5}
+    assert {Schedule.of(recipe).sleep_at(step).num_sleep_passes for step in range(50)} == {1, 2, 3, 4, 5}
     assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
     fixed = changed(recipe, train={"num_sleep_passes": None})
-    assert {sleep_at(fixed, step).num_sleep_passes for step in range(50)} == {3}
+    assert {Schedule.of(fixed).sleep_at(step).num_sleep_passes for step in range(50)} == {3}
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,8 @@ from reverie.errors import UserError
 from reverie.model import HybridLM, State, fast_weight_change, select_rows
 from reverie.recipe import load_recipe
 from reverie.sleep import Context, SleepConfig, read, rollout, sleep, wake
+from reverie.sleep.context import in_order
 from reverie.sleep.gradients import Backward
-from reverie.sleep.halting import in_order
 
 MakeModel = Callable[..., HybridLM]
 
@@ -161,10 +161,10 @@ def test_the_change_is_relative_and_that_of_all_heads_together():
 
 def test_parts_of_a_batch_come_back_in_order():
     x = torch.arange(5.0)[:, None]
-    rows: list[Tensor | None] = [torch.tensor([3, 0]), torch.tensor([4]), torch.tensor([1, 2])]
+    rows = [torch.tensor([3, 0]), torch.tensor([4]), torch.tensor([1, 2])]
     parts = []
     for row in rows:
-        state = State((select_rows(x, row),), (None,))  # pyright: ignore[reportArgumentType]
+        state = State((select_rows(x, row),), (None,))
         parts.append(Context(state, state))
     [together] = in_order(parts, rows).state.fast_weights
     assert together is not None

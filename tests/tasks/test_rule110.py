@@ -142,7 +142,7 @@ def assert_same(found: Batch, expected: Batch) -> None:
 
 
 class OpsOnDevice(TorchDispatchMode):
-    """Counts what is launched; refuses tensors of the host, of which a device would have to wait for a copy."""
+    """Counts kernels; refuses tensors on the host, for whose copy a device would have to wait."""
 
     def __init__(self, device: torch.device) -> None:
         super().__init__()
@@ -157,7 +157,7 @@ class OpsOnDevice(TorchDispatchMode):
 
 
 class TestBatchesOnADevice:
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=25, deadline=None)
     @given(data=st.data())
     def test_they_are_those_of_numpy(self, data: st.DataObject) -> None:
         low = data.draw(st.integers(0, 6))

@@ -20,10 +20,11 @@ from reverie.errors import UserError
 from reverie.model import HybridLM, new_model
 from reverie.recipe import Recipe
 from reverie.results.checkpoint import FILE_NAME, Progress, checkpoint_recipe, load_checkpoint
-from reverie.train.batches import make_batch
 from reverie.train.checkpoint import restore, save_checkpoint
+from reverie.train.data import make_batch
 from reverie.train.optim import build_optimizers
-from reverie.train.step import train_step
+from reverie.train.schedule import Schedule
+from reverie.train.step import take_step
 
 RECIPE = tiny_recipe(model={"layers": ["attn", "gdn", "jet"]})
 PROGRESS = Progress(
@@ -40,7 +41,7 @@ def trained(recipe: Recipe = RECIPE, steps: int = 2) -> tuple[HybridLM, list[Opt
     model = new_model(recipe.hybrid, recipe.train.seed)
     optimizers = build_optimizers(model, recipe.optim)
     for step in range(steps):
-        train_step(recipe, model, optimizers, step, make_batch(recipe, step))
+        take_step(Schedule.of(recipe), model, optimizers, step, make_batch(recipe.task, recipe.train, step))
     return model, optimizers
 
 
@@ -84,8 +85,10 @@ def test_everything_comes_back(tmp_path: Path):
         assert held
         assert all(mine.state[parameter] for parameter in held)  # found by the parameters themselves
 
-    batch = make_batch(RECIPE, 2)
-    losses = [train_step(RECIPE, *run, 2, batch).loss for run in ((model, optimizers), (fresh, fresh_optimizers))]
+    batch = make_batch(RECIPE.task, RECIPE.train, 2)
+    losses = [
+        take_step(Schedule.of(RECIPE), *run, 2, batch).loss for run in ((model, optimizers), (fresh, fresh_optimizers))
+    ]
     assert losses[0] == losses[1]
     assert all(torch.equal(fresh.get_parameter(name), parameter) for name, parameter in model.named_parameters())
 

@@ -23,11 +23,12 @@ import torch
 from tiny_recipe import tiny_recipe
 from reverie.results.evaluate import evaluate
 from reverie.model import new_model
-from reverie.train.batches import make_batch
+from reverie.train.data import make_batch
 from reverie.train import compiled as compiling
 from reverie.train.compiled import compile_blocks, uncompiled
 from reverie.train.optim import build_optimizers
-from reverie.train.step import train_step
+from reverie.train.schedule import Schedule
+from reverie.train.step import take_step
 
 compiling.BACKEND = "aot_eager"
 recipe = tiny_recipe(model={"layers": ["attn", "gdn"]}, sleep={"num_sleep_passes": 2})
@@ -39,7 +40,8 @@ compile_blocks(compiled)
 sides = [(model, build_optimizers(model, recipe.optim)) for model in (plain, compiled)]
 for step in range(3):
     how = again if step == 2 else recipe
-    ours, theirs = (train_step(how, model, optimizers, step, make_batch(how, step)) for model, optimizers in sides)
+    batch, schedule = make_batch(how.task, how.train, step), Schedule.of(how)
+    ours, theirs = (take_step(schedule, model, optimizers, step, batch) for model, optimizers in sides)
     assert abs(ours.loss - theirs.loss) < 1e-5 * abs(theirs.loss), (step, ours, theirs)
     assert abs(ours.gradient_norm - theirs.gradient_norm) < 1e-3 * theirs.gradient_norm, (step, ours, theirs)
 assert torch._dynamo.utils.counters["frames"]["ok"] > 2

@@ -33,11 +33,12 @@ from reverie.results import evaluate
 from reverie.sleep import rollout
 from reverie.tasks import Batch
 from reverie.train import distributed
-from reverie.train.batches import batches, make_batch
+from reverie.train.data import batches, make_batch
 from reverie.train.distributed import ALONE, Parallel, ParallelModel, Processes, joined, whole
-from reverie.train.muon import Muon, ShardedMuon
+from reverie.train.optim import Muon, ShardedMuon
 from reverie.train.run import train
-from reverie.train.step import train_step
+from reverie.train.schedule import Schedule
+from reverie.train.step import take_step
 
 BOTH: tuple[Parallel, ...] = ("ddp", "fsdp")
 
@@ -78,7 +79,7 @@ def awake(recipe: Recipe) -> HybridLM:
 
 def scattered_labels(recipe: Recipe, rows: range) -> Batch:
     """Labels in window 0 of row 7 alone, in window 1 of rows 4 to 7, in none of rows 0 to 3."""
-    batch = make_batch(recipe, 0)
+    batch = make_batch(recipe.task, recipe.train, 0)
     mask = batch.loss_mask.clone()
     mask[:4] = False
     mask[7, 3:6] = True
@@ -92,13 +93,13 @@ def gradients(recipe: Recipe, processes: Processes, batch: Callable[[Recipe, ran
     parallel = ParallelModel(model, "cpu", processes)
     optimizers: list[torch.optim.Optimizer] = [Kept(model.parameters(), lr=0.0) for _ in range(2)]
     own = batch(recipe, processes.share(recipe.train.batch_size))
-    loss = train_step(recipe, model, optimizers, 0, own, parallel).loss
+    loss = take_step(Schedule.of(recipe), model, optimizers, 0, own, parallel).loss
     found = {name: whole(p.grad) for name, p in model.named_parameters() if p.grad is not None}
     return {**found, "loss": torch.tensor(loss)}
 
 
 def as_made(recipe: Recipe, rows: range) -> Batch:
-    return make_batch(recipe, 0, rows)
+    return make_batch(recipe.task, recipe.train, 0, rows)
 
 
 def one_step(activation_checkpoint: str, **sleep: Any) -> Recipe:
@@ -146,7 +147,7 @@ def test_gradients_are_those_of_one_process(steps: list[dict[str, Any]], name: s
 def collectives_of_a_step(processes: Processes, passes: int) -> Counter[str]:
     recipe = tiny_recipe(model={"layers": ["gdn", "attn", "jet"]}, sleep={"num_sleep_passes": passes, "window_size": 7})
     parallel = ParallelModel(awake(recipe), "cpu", replace(processes, parallel="fsdp"))
-    batch = make_batch(recipe, 0, processes.share(8))
+    batch = make_batch(recipe.task, recipe.train, 0, processes.share(8))
     with Collectives() as seen:
         parallel.backward(lambda model: model_loss(recipe, model, batch))
     return seen.counts
@@ -209,9 +210,9 @@ def test_shares_are_the_whole_batch_in_order_and_even():
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_share_of_the_batches(workers: int):
     recipe = tiny_recipe(train={"data_workers": workers})
-    with batches(recipe, 3, range(2, 5)) as made:
+    with batches(recipe.task, recipe.train, 3, range(2, 5), lambda step: recipe.task.depths()[-1]) as made:
         for step, batch in zip(range(3, 6), made, strict=True):
-            expected = make_batch(recipe, step)
+            expected = make_batch(recipe.task, recipe.train, step)
             assert all(torch.equal(ours, theirs[2:5]) for ours, theirs in zip(batch, expected, strict=True))
 
 

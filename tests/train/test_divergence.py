@@ -102,17 +102,17 @@ def test_a_gradient_that_is_not_finite_reaches_no_parameter(
 def test_weights_that_are_not_finite_are_not_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Undisturbed
 ):
-    take_step = step_module.train_step
+    take_step = step_module.take_step
 
-    def overshoot(recipe: Recipe, model: LanguageModel, rules: Any, step: int, *others: Any, **options: Any) -> Step:
-        taken = take_step(recipe, model, rules, step, *others, **options)
+    def overshoot(plan: Any, model: LanguageModel, rules: Any, step: int, *others: Any, **options: Any) -> Step:
+        taken = take_step(plan, model, rules, step, *others, **options)
         if step == 3:
             with torch.no_grad():
                 model.get_parameter("embedding.weight")[0, 0] = math.inf
         return taken
 
     with monkeypatch.context() as patch:
-        patch.setattr(step_module, "train_step", overshoot)
+        patch.setattr(step_module, "take_step", overshoot)
         with pytest.raises(UserError, match=r"diverged at step 4 \(the parameter embedding\.weight is not finite\)"):
             train(tiny_recipe(), tmp_path)
     assert_good_and_resumable(tmp_path, 2, undisturbed(tiny_recipe()))

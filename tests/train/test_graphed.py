@@ -21,12 +21,12 @@ from reverie.recipe import Recipe
 from reverie.results.checkpoint import FILE_NAME, load_checkpoint
 from reverie.sleep.labels import count_labels
 from reverie.tasks import Batch
-from reverie.train.batches import make_batch
+from reverie.train.data import Ready, make_batch
 from reverie.train.distributed import ParallelModel, Processes
-from reverie.train.graphed import WARM_UP, GraphedSteps, Record, Replay, check_graphable, cuda_graphs
+from reverie.train.graphed import WARM_UP, GraphedSteps, Record, Replay, _Kind, check_graphable, cuda_graphs
 from reverie.train.optim import build_optimizers
-from reverie.train.ready import Ready
 from reverie.train.run import train
+from reverie.train.schedule import Schedule
 from reverie.train.step import EagerSteps, Step, loss_sum
 
 STEPS = 8
@@ -43,7 +43,7 @@ DEPO: dict[str, Any] = {
 
 
 def ready(recipe: Recipe, step: int) -> Ready:
-    batch = make_batch(recipe, step)
+    batch = make_batch(recipe.task, recipe.train, step)
     return Ready(batch, count_labels(batch.loss_mask, recipe.sleep.window_size))
 
 
@@ -65,7 +65,7 @@ class Recorder:
 
 def run_of(recipe: Recipe) -> Any:
     model = new_model(recipe.hybrid, 0)
-    return recipe, model, build_optimizers(model, recipe.optim), ParallelModel(model)
+    return Schedule.of(recipe), model, build_optimizers(model, recipe.optim), ParallelModel(model)
 
 
 def depo_recipe() -> Recipe:
@@ -130,11 +130,13 @@ def test_nothing_asks_what_is_in_a_tensor_or_stands_elsewhere(recipe: Recipe, mo
     monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # which does not know "meta"
     with torch.device("meta"):
         model = HybridLM(recipe.hybrid)
-    steps = GraphedSteps(recipe, model, build_optimizers(model, recipe.optim), ParallelModel(model, "meta"), Recorder())
+    schedule, optimizers = Schedule.of(recipe), build_optimizers(model, recipe.optim)
+    steps = GraphedSteps(schedule, model, optimizers, ParallelModel(model, "meta"), Recorder())
     batch, labels = ready(recipe, 0)
     batch = Batch(*(x.to("meta") for x in batch))
     for step in range(2):
-        assert steps._step(step, batch, tuple(n > 0 for n in labels)).shape == (2,)
+        kind = _Kind(schedule.sleep_at(step), False, tuple((labels > 0).any(dim=0).tolist()))
+        assert steps._step(kind, batch).shape == (2,)
 
 
 def test_what_was_found_is_told_once_and_in_order():

@@ -141,7 +141,7 @@ def test_restarted_processes_finish_the_run(start: Launcher, tmp_path: Path):
 def test_impossible_launches_start_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def try_launch(device: str = "cpu", processes: int = 4) -> str:
         with pytest.raises(UserError) as error:
-            launch(tiny_recipe(), ["tiny"], processes, tmp_path / "out", torch.device(device))
+            launch(["tiny"], processes, tmp_path / "out", torch.device(device), batch_size=8)
         return str(error.value)
 
     assert try_launch(processes=9).startswith("train.batch_size is 8, but it must be at least 9")

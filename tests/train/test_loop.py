@@ -23,12 +23,13 @@ import reverie.train.step
 from reverie.errors import UserError
 from reverie.interrupts import Stopped
 from reverie.model import HybridLM
-from reverie.recipe import Recipe, load_recipe
+from reverie.recipe import Recipe, TrainConfig, load_recipe
 from reverie.results.checkpoint import FILE_NAME, load_checkpoint
 from reverie.results.run import CARD_NAME
-from reverie.tasks import Batch
-from reverie.train import ready
-from reverie.train.batches import KILLED, make_batch, max_depth
+from reverie.tasks import Batch, Task
+from reverie.train import data
+from reverie.train.curriculum import scheduled_depth
+from reverie.train.data import KILLED, make_batch
 from reverie.train.distributed import Processes
 from reverie.train.run import train
 
@@ -76,7 +77,7 @@ def test_another_seed_gives_other_weights_and_other_data(tmp_path: Path, monkeyp
 @pytest.mark.parametrize("step", [1, 4, 5, 6])
 def test_kill_and_resume_is_the_run_without_the_break(tmp_path: Path, step: int, undisturbed: Undisturbed):
     """Killed before the first checkpoint, right behind one, between two, and with everything but the card done."""
-    recipe = tiny_recipe(train={"depth_curriculum": 0.7})
+    recipe = tiny_recipe(train={"curriculum": 0.7})
     with pytest.raises(Killed):
         train(recipe, tmp_path, report=kill_at(step))
     assert not (tmp_path / CARD_NAME).exists()
@@ -185,9 +186,9 @@ def batches(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, out: Path) -> list[
     with monkeypatch.context() as patch:
         loss_sum = reverie.train.step.loss_sum
 
-        def watch(recipe: Recipe, model: HybridLM, step: int, batch: Batch, *others: Any) -> Any:
+        def watch(model: HybridLM, batch: Batch, *others: Any, **options: Any) -> Any:
             seen.append(torch.stack([batch.tokens, batch.loss_mask.long()]))
-            return loss_sum(recipe, model, step, batch, *others)
+            return loss_sum(model, batch, *others, **options)
 
         patch.setattr(reverie.train.step, "loss_sum", watch)
         train(recipe, out)
@@ -195,7 +196,7 @@ def batches(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, out: Path) -> list[
 
 
 def test_every_model_and_every_number_of_passes_sees_the_same_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    shared = {"train": {"depth_curriculum": 0.8, "steps": 4}}
+    shared = {"train": {"curriculum": 0.8, "steps": 4}}
     variants: list[dict[str, dict[str, Any]]] = [
         {"sleep": {"num_sleep_passes": 1}},
         {"sleep": {"num_sleep_passes": 3}},
@@ -213,31 +214,14 @@ def test_every_model_and_every_number_of_passes_sees_the_same_data(tmp_path: Pat
 
 
 def test_the_data_of_a_step_are_those_of_the_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    recipe = tiny_recipe(train={"seed": 5, "depth_curriculum": 0.8})
+    recipe = tiny_recipe(train={"seed": 5, "curriculum": 0.8})
     seen = batches(monkeypatch, recipe, tmp_path)
     for step, tokens_and_mask in enumerate(seen):
-        batch: Batch = recipe.task.batch("train", 5, step, range(8), max_depth=max_depth(recipe, step))
+        batch: Batch = recipe.task.batch(
+            "train", 5, step, range(8), max_depth=scheduled_depth(recipe.train, recipe.task.depths(), step)
+        )
         assert torch.equal(tokens_and_mask[0], batch.tokens)
         assert torch.equal(tokens_and_mask[1], batch.loss_mask.long())
-
-
-@pytest.mark.parametrize("share", [0.3, 0.7, 1.0])
-@pytest.mark.parametrize("steps", [4, 10, 97])
-def test_the_curriculum_goes_from_the_shallowest_to_the_deepest(share: float, steps: int):
-    recipe = tiny_recipe(train={"depth_curriculum": share, "steps": steps})
-    depths = [max_depth(recipe, step) for step in range(steps)]
-    assert depths == sorted(depths)
-    assert set(depths) <= set(recipe.task.depths())
-    assert depths[0] == 1
-    assert depths[-1] == 4
-    assert all(depth == 4 for depth in depths[math.ceil(share * steps) :])
-    if share * steps > 20:
-        stretches = [depths.count(depth) for depth in (1, 2, 3)]
-        assert max(stretches) - min(stretches) <= 1
-
-
-def test_without_a_curriculum_all_depths_are_asked_from_the_start():
-    assert [max_depth(tiny_recipe(), step) for step in range(6)] == [4] * 6
 
 
 # -- what a run leaves
@@ -280,19 +264,25 @@ def ends(processes: Processes, out: Path) -> list[str]:
 
         @contextmanager
         def dying(
-            recipe: Recipe, first: int, examples: range, deepest: Any, rank: int = rank, sent: bool = sent
+            task: Task,
+            config: TrainConfig,
+            first: int,
+            examples: range,
+            deepest: Any,
+            rank: int = rank,
+            sent: bool = sent,
         ) -> Iterator[Iterator[Batch]]:
             def made() -> Iterator[Batch]:
-                for step in range(first, recipe.train.steps):
+                for step in range(first, config.steps):
                     if (processes.rank, step) == (rank, 3):
                         if sent:
                             signal.raise_signal(signal.SIGTERM)
                         raise BrokenProcessPool
-                    yield make_batch(recipe, step, examples)
+                    yield make_batch(task, config, step, examples)
 
             yield made()
 
-        ready.batches = dying
+        data.batches = dying
         with pytest.raises((UserError, Stopped)) as caught:
             train(tiny_recipe(), out / f"{rank}{sent}", processes=processes)
         said.append(str(caught.value))

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reverie.train.muon import Muon, orthogonalise
+from reverie.train.optim import Muon, orthogonalise
 
 SHAPES = [(6, 4), (4, 6), (8, 8), (6, 4), (1, 5), (6, 4)]
 QUINTIC = (3.4445, -4.7750, 2.0315)

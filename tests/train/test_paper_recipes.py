@@ -14,9 +14,10 @@ from reverie.model import new_model
 from reverie.pretrained.smollm2 import load_smollm2
 from reverie.recipe import load_recipe
 from reverie.results.evaluate import evaluate
-from reverie.train.batches import make_batch
+from reverie.train.data import make_batch
 from reverie.train.optim import build_optimizers
-from reverie.train.step import train_step
+from reverie.train.schedule import Schedule
+from reverie.train.step import take_step
 
 
 @pytest.mark.parametrize(
@@ -28,7 +29,10 @@ def test_a_paper_recipe_trains(name: str, tokens: int, steps: int, passes: int) 
     assert recipe.task.sequence_length == tokens
     model = new_model(recipe.hybrid, recipe.train.seed)
     optimizers = build_optimizers(model, recipe.optim)
-    losses = [train_step(recipe, model, optimizers, step, make_batch(recipe, step)).loss for step in range(steps)]
+    losses = [
+        take_step(Schedule.of(recipe), model, optimizers, step, make_batch(recipe.task, recipe.train, step)).loss
+        for step in range(steps)
+    ]
     # The head starts at zero, so the first loss is that of a uniform guess.
     assert losses[0] == pytest.approx(math.log(recipe.task.vocab_size), abs=1e-4)
     assert model.lm_head.weight.abs().max() > 0
@@ -53,7 +57,10 @@ def test_a_paper_recipe_of_word_problems_trains(name: str, window_size: int) -> 
     recipe = load_recipe(name, [*small, "train.batch_size=1", "sleep.num_sleep_passes=2", "train.steps=3"])
     model = new_model(recipe.hybrid, recipe.train.seed)
     optimizers = build_optimizers(model, recipe.optim)
-    losses = [train_step(recipe, model, optimizers, step, make_batch(recipe, step)).loss for step in range(3)]
+    losses = [
+        take_step(Schedule.of(recipe), model, optimizers, step, make_batch(recipe.task, recipe.train, step)).loss
+        for step in range(3)
+    ]
     assert losses[0] == pytest.approx(math.log(49152), abs=1e-4)
     assert model.lm_head.weight.abs().max() > 0
     score = evaluate(model, recipe.task, recipe.sleep, 2, generate=True)

@@ -19,11 +19,12 @@ from reverie.results.card import PassStatistics
 from reverie.sleep import SleepConfig, rollout_hidden
 from reverie.sleep.gradients import EXACT, Backward
 from reverie.sleep.labels import in_labelled, labelled_windows
-from reverie.train.batches import make_batch
+from reverie.train.data import make_batch
 from reverie.train.optim import build_optimizers
 from reverie.train.run import train
+from reverie.train.schedule import Schedule
 from reverie.train.stability import PassObserver
-from reverie.train.step import Step, train_step
+from reverie.train.step import Step, take_step
 
 MakeModel = Callable[..., HybridLM]
 
@@ -66,7 +67,7 @@ def loss_of(model: HybridLM, mask: Tensor, config: SleepConfig, backward: Backwa
 
 
 def measured(model: HybridLM, mask: Tensor, config: SleepConfig, backward: Backward = EXACT) -> PassStatistics:
-    observer = PassObserver(labelled_windows(mask, L))
+    observer = PassObserver()
     loss_of(model, mask, config, backward, observer).backward()
     model.zero_grad()
     statistics = observer.statistics()
@@ -149,8 +150,8 @@ def test_gradient_norms_by_hand(
         assert statistics.hidden_gradient[n - 1] == pytest.approx(norm(hidden[n]), rel=1e-12)
     assert min(statistics.fast_weight_gradient) > 0
     assert min(statistics.hidden_gradient[:-1]) > 0
-    read_behind_the_loop = loop in (LOOPS["first"], LOOPS["middle"])
-    assert (statistics.hidden_gradient[-1] > 0) == read_behind_the_loop
+    read_after_the_loop = loop in (LOOPS["first"], LOOPS["middle"])
+    assert (statistics.hidden_gradient[-1] > 0) == read_after_the_loop
 
 
 @each_eviction
@@ -188,7 +189,7 @@ def test_passes_that_gradients_do_not_reach_have_none(
 def test_without_a_window_or_a_memory_that_sleeps_there_is_nothing(
     tiny_model: MakeModel, layers: tuple[str, ...], windows: tuple[int, ...]
 ) -> None:
-    observer = PassObserver(labelled_windows(labels(*windows), L))
+    observer = PassObserver()
     loss_of(tiny_model(*layers), labels(*windows), asleep(), EXACT, observer).backward()
     assert observer.statistics() is None
 
@@ -206,7 +207,11 @@ def steps(recipe: Recipe, *, watch: bool, noise: float, count: int = 2) -> tuple
     for name, parameter in model.named_parameters():
         parameter.register_post_accumulate_grad_hook(lambda p, name=name: seen[name].append(p.grad.clone()))
     for step in range(count):
-        taken.append(train_step(recipe, model, optimizers, step, make_batch(recipe, step), watch=watch))
+        taken.append(
+            take_step(
+                Schedule.of(recipe), model, optimizers, step, make_batch(recipe.task, recipe.train, step), watch=watch
+            )
+        )
         for name, parameter in model.named_parameters():
             seen[name].append(parameter.detach().clone())
     return taken, seen

@@ -14,12 +14,12 @@ from torch.optim import Optimizer
 from reverie.errors import UserError
 from reverie.model import HybridLM, new_model
 from reverie.recipe import Recipe, changed
-from reverie.train.batches import make_batch
 from reverie.train.checkpoint import checkpoint_tensors
+from reverie.train.data import make_batch
 from reverie.train.distributed import Processes
-from reverie.train.muon import Muon
-from reverie.train.optim import build_optimizers, lr_factor
-from reverie.train.step import Step, micro_batches, not_finite, train_step
+from reverie.train.optim import Muon, build_optimizers, lr_factor
+from reverie.train.schedule import Schedule
+from reverie.train.step import Step, micro_batches, not_finite, take_step
 
 RECIPE = tiny_recipe()
 
@@ -30,12 +30,18 @@ def new_run(recipe: Recipe) -> tuple[HybridLM, list[Optimizer]]:
 
 
 def take_steps(recipe: Recipe, model: HybridLM, optimizers: list[Optimizer], count: int = 3) -> list[Step]:
-    return [train_step(recipe, model, optimizers, step, make_batch(recipe, step)) for step in range(count)]
+    return [
+        take_step(Schedule.of(recipe), model, optimizers, step, make_batch(recipe.task, recipe.train, step))
+        for step in range(count)
+    ]
 
 
 def test_the_loss_is_that_of_a_labelled_token_and_falls_on_the_same_batch():
     model, optimizers = new_run(RECIPE)
-    steps = [train_step(RECIPE, model, optimizers, 4, make_batch(RECIPE, 0)) for _ in range(20)]
+    steps = [
+        take_step(Schedule.of(RECIPE), model, optimizers, 4, make_batch(RECIPE.task, RECIPE.train, 0))
+        for _ in range(20)
+    ]
     assert steps[0].loss == pytest.approx(math.log(RECIPE.model.vocab_size), rel=1e-4)  # it knows nothing yet
     assert steps[-1].loss < 0.7 * steps[0].loss
 
@@ -94,14 +100,14 @@ def test_parts_of_a_batch_add_up_to_its_step(micro_batch: int, checkpoint: str):
     """Rows have different numbers of labels, so that a mean of means would be another loss."""
     whole = tiny_recipe(sleep={"num_sleep_passes": 3, "window_size": 5}, train={"activation_checkpoint": checkpoint})
     inside = changed(whole, train={"micro_batch": micro_batch})
-    batch = make_batch(whole, 0)
+    batch = make_batch(whole.task, whole.train, 0)
     batch.loss_mask[: len(batch.tokens) // 2] &= torch.arange(batch.tokens.shape[1]) % 3 == 0
     found: list[tuple[Step, HybridLM]] = []
     for recipe in (whole, inside):
         model, optimizers = new_run(recipe)
         with torch.no_grad():
             model.lm_head.weight.normal_(generator=torch.Generator().manual_seed(0))
-        found.append((train_step(recipe, model, optimizers, 0, batch, watch=True), model))
+        found.append((take_step(Schedule.of(recipe), model, optimizers, 0, batch, watch=True), model))
     (step, model), (other, like) = found
     assert other.loss == pytest.approx(step.loss, rel=1e-5)
     assert other.gradient_norm == pytest.approx(step.gradient_norm, rel=1e-4)
@@ -116,13 +122,13 @@ def test_parts_of_a_batch_add_up_to_its_step(micro_batch: int, checkpoint: str):
 
 def test_parts_are_as_even_as_can_be_and_as_many_in_all_processes():
     recipe = tiny_recipe(train={"batch_size": 8, "micro_batch": 3})
-    batch = make_batch(recipe, 0)
-    assert [len(part.tokens) for part in micro_batches(recipe, batch)] == [3, 3, 2]
-    assert all(map(torch.equal, batch, map(torch.cat, zip(*micro_batches(recipe, batch), strict=True))))
+    batch = make_batch(recipe.task, recipe.train, 0)
+    assert [len(part.tokens) for part in micro_batches(batch, 3, 8)] == [3, 3, 2]
+    assert all(map(torch.equal, batch, map(torch.cat, zip(*micro_batches(batch, 3, 8), strict=True))))
     recipe = changed(recipe, train={"batch_size": 7})
-    shares = [make_batch(recipe, 0, Processes(rank, 3, "ddp").share(7)) for rank in range(3)]
-    assert [[len(part.tokens) for part in micro_batches(recipe, share, 3)] for share in shares] == [[2], [2], [3]]
-    assert micro_batches(changed(recipe, train={"micro_batch": None}), batch) == [batch]
+    shares = [make_batch(recipe.task, recipe.train, 0, Processes(rank, 3, "ddp").share(7)) for rank in range(3)]
+    assert [[len(part.tokens) for part in micro_batches(share, 3, 7 // 3)] for share in shares] == [[2], [2], [3]]
+    assert micro_batches(batch, None, 8) == [batch]
 
 
 def test_a_recorded_step_takes_its_batch_at_once():
@@ -144,7 +150,7 @@ def test_what_is_not_finite_is_named_and_nothing_moves(what: str, value: float):
         parameter.register_hook(lambda gradient: gradient.index_fill(0, torch.tensor([1]), value))
     before = {key: tensor.clone() for key, tensor in checkpoint_tensors(model, optimizers).items()}
     with pytest.raises(FloatingPointError, match=rf"^the loss is .*, and the {what} (of )?{name} is not finite$"):
-        train_step(RECIPE, model, optimizers, 3, make_batch(RECIPE, 3))
+        take_step(Schedule.of(RECIPE), model, optimizers, 3, make_batch(RECIPE.task, RECIPE.train, 3))
     after = checkpoint_tensors(model, optimizers)
     assert after.keys() == before.keys()
     assert all(torch.equal(tensor.nan_to_num(), before[key].nan_to_num()) for key, tensor in after.items())

@@ -13,7 +13,7 @@ from tiny_recipe import tiny_recipe
 from reverie.interrupts import Stopped, exit_code
 from reverie.results.checkpoint import FILE_NAME, load_checkpoint
 from reverie.results.run import CARD_NAME
-from reverie.train import run as loop
+from reverie.train import run as module
 from reverie.train import time_limit
 from reverie.train.run import train
 from reverie.train.step import EagerSteps
@@ -96,8 +96,8 @@ def test_it_stops_before_a_step_that_would_be_late(
 ):
     with monkeypatch.context() as patch:
         clock.spend(patch, EagerSteps, "take", 20.0, 1.0)
-        clock.spend(patch, loop, "save_run", 1.0)
-        clock.spend(patch, loop, "_measure", 10.0)
+        clock.spend(patch, module, "save_run", 1.0)
+        clock.spend(patch, module._Run, "_measure", 10.0)
         with pytest.raises(Stopped, match=rf"stopped after step {step} of 6 \(time is up\), saved") as stopped:
             train(tiny_recipe(), tmp_path, max_seconds=seconds)
     assert exit_code(stopped.value) == 0
@@ -111,7 +111,7 @@ def test_every_call_takes_a_step_and_the_one_after_the_last_writes_the_card(
     clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Path
 ):
     clock.spend(monkeypatch, EagerSteps, "take", 50.0)
-    clock.spend(monkeypatch, loop, "_measure", 50.0)
+    clock.spend(monkeypatch, module._Run, "_measure", 50.0)
     for step in range(1, 7):
         with pytest.raises(Stopped, match=f"after step {step} of 6"):
             train(tiny_recipe(), tmp_path, resume=step > 1, max_seconds=10.0)

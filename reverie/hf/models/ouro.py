@@ -1,6 +1,6 @@
 """Ouro 1.4B and 2.6B (arXiv 2510.25741) under the keys of the published checkpoints, with their state in the Cache.
 
-One stack of transformer blocks runs `total_ut_steps` times, the final norm behind every step; each branch has a norm
+One stack of transformer blocks runs `total_ut_steps` times, the final norm after every step; each branch has a norm
 before and one after it. The gate that says how likely it is to stop after a step has its weights in the checkpoint. It
 is loaded and kept, and decides nothing: at the published threshold of 1 the output is the last step's.
 """

@@ -2,7 +2,7 @@
 
 The weights are Q4_1, so this is SmolLM2 to four bits and a half a weight. They are unpacked into an ordinary
 LlamaForCausalLM, bit for bit as by transformers, in a tenth of the time and without further packages. The tokenizer
-that transformers makes of the file would not cut digits off the spaces in front of them: the exact one is taken.
+that transformers makes of the file would not split digits from the spaces before them: the exact one is taken.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def load_smollm2_model(dtype: torch.dtype = torch.float32, **kwargs: Any) -> Pre
 
 
 def load_smollm2_tokenizer() -> PreTrainedTokenizerBase:
-    """With the chat template of the Instruct model; no token is put in front of a text."""
+    """With the chat template of the Instruct model; no token is put before a text."""
     return PreTrainedTokenizerFast(
         tokenizer_object=exact_tokenizer().bpe,
         bos_token="<|im_start|>",

@@ -1,4 +1,4 @@
-"""GSM-Infinite: word problems made by program, their solver, and the task that trains on them."""
+"""GSM-Infinite: generated word problems (arXiv 2502.05252), their solver, and the task that trains on them."""
 
 from reverie.tasks.gsm_infinite.generator import Problem, ProblemConfig, draw_problem
 from reverie.tasks.gsm_infinite.solver import count_operations, solve

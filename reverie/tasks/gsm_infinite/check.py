@@ -1,4 +1,4 @@
-"""A file of GSM-Infinite problems, ours or the benchmark's, against the solver."""
+"""Checking a file of GSM-Infinite problems, ours or the benchmark's, with the solver."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _SUFFIXES = (".jsonl", ".jsonl.gz")
 
 @dataclass(frozen=True)
 class Check:
-    """What the solver says of a file; `complaints` name lines, one sentence each."""
+    """Result of checking a file; each of `complaints` is a sentence that names a line."""
 
     path: str
     problems: int
@@ -32,7 +32,7 @@ def check_problems(path: Path) -> Check:
     """Solve every row's `problem` and `question` and compare with its `answer` and `operations` (or `op`).
 
     Raises:
-        UserError: there is no such file, or a row of it is no problem.
+        UserError: there is no such file, or a row is not a problem.
     """
     rows = answers = operations = 0
     complaints = []
@@ -58,7 +58,7 @@ def check_problems(path: Path) -> Check:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Numbers of lines, and what they hold."""
+    """Yield line numbers and rows."""
     if not path.name.endswith(_SUFFIXES):
         raise UserError(f"a file of problems must end in {' or '.join(_SUFFIXES)}, got {path}")
     try:
@@ -67,7 +67,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 yield number, _row(line, f"{path}, line {number},")
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
-    except (OSError, EOFError, zlib.error) as error:  # the last two of a compressed file that is cut short or damaged
+    except (OSError, EOFError, zlib.error) as error:  # the last two: a compressed file is cut short or damaged
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is no text in UTF-8; it must hold one JSON object a line") from None
@@ -78,9 +78,10 @@ def _open(path: Path) -> IO[str]:
 
 
 def _row(line: str, where: str) -> dict[str, Any]:
+    """A line as a checked row, with the benchmark's `op` as `operations`."""
     try:
         row = json.loads(line)
-    except (ValueError, RecursionError):  # the latter of a line that is nested without end
+    except (ValueError, RecursionError):  # the latter: a line is nested too deeply
         raise UserError(f"{where} is not JSON; a file of problems holds one JSON object a line") from None
     if not isinstance(row, dict):
         raise UserError(f"{where} is no JSON object; it must have problem, question, answer and operations")

@@ -1,4 +1,4 @@
-"""The numbers behind a problem: its quantities, which of them the answer needs, and a fact for each. No text."""
+"""`Core`: a problem in numbers, without text. Its quantities, a fact for each, and which of them the answer needs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Mode = Literal["forward", "reverse"]
 
 
 class Quantity(NamedTuple):
-    """A count or an average of one type in one place, or a total of one place (then without type)."""
+    """A count or average of one type in one place, or a total of one place (without type)."""
 
     kind: Literal["count", "average", "total", "weighted total"]
     place: str
@@ -20,7 +20,10 @@ class Quantity(NamedTuple):
 
 
 class Fact(NamedTuple):
-    """`constant` [`plus` | `times`] ( operand | sum | difference of operands ); quantities by index."""
+    """Right-hand side of a fact: `constant` [plus | times] (operand | sum | difference of operands).
+
+    Operands are indices of quantities.
+    """
 
     constant: int | None
     times: bool
@@ -29,42 +32,49 @@ class Fact(NamedTuple):
 
     @property
     def operations(self) -> int:
+        """Number of operands, the constant being one."""
         return len(self.operands) + (self.constant is not None)
 
 
 @dataclass
 class Core:
-    """A problem in numbers. Quantities are indices: instances (counts, then averages) first, then totals."""
+    """A problem in numbers. Quantities are indices into `quantities`: counts, then averages, then totals.
+
+    `parts` of a total are its counts, those of a weighted total count, average, count, average, …; else ().
+    `needed` is in dependency order; its last quantity is asked for (forward) or given (reverse).
+    """
 
     world: World
     level: Level
     mode: Mode
     quantities: list[Quantity]
-    parts: list[tuple[int, ...]]  # of a total: the counts; of a weighted one: count, average, count, average, …
-    needed: list[int] = field(default_factory=list)  # in dependency order; the last one is asked, or given in reverse
-    facts: dict[int, Fact] = field(default_factory=dict)  # of every instance
+    parts: list[tuple[int, ...]]
+    needed: list[int] = field(default_factory=list)
+    facts: dict[int, Fact] = field(default_factory=dict)  # of every instance, which is a count or an average
     values: dict[int, int] = field(default_factory=dict)
-    unknown: int | None = None  # reverse: the instance that is asked for
-    decoy: int | None = None  # reverse: another quantity whose number is given; it does not depend on the unknown
+    unknown: int | None = None  # reverse mode: the instance asked for
+    decoy: int | None = None  # reverse mode: another given quantity, which does not depend on the unknown
 
     @property
     def asked(self) -> int:
+        """The quantity that the question asks for."""
         return self.needed[-1] if self.unknown is None else self.unknown
 
     @property
     def instances(self) -> range:
+        """Counts and averages."""
         return range(sum(not parts for parts in self.parts))
 
     def operands(self, quantity: int) -> tuple[int, ...]:
-        """What a quantity is computed from."""
+        """Quantities that a quantity is computed from."""
         return self.parts[quantity] or self.facts[quantity].operands
 
     def operations(self, quantity: int) -> int:
-        """Incoming edges of one quantity; a number counts as one."""
+        """Number of operands of a quantity, its constant being one."""
         return len(self.parts[quantity]) or self.facts[quantity].operations
 
     def value(self, quantity: int) -> int:
-        """By what it is computed from, whose values must be known."""
+        """Value of a quantity, computed from its operands, whose values must be known."""
         at = self.values
         parts = self.parts[quantity]
         if not parts:

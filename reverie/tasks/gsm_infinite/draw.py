@@ -1,8 +1,8 @@
-"""Draws the core of a problem.
+"""Random drawing of a problem's core.
 
-The needed part is drawn from the question backwards, under a budget that is the wanted number of operations; so the
-operation count is exact by construction. What is not needed then gets facts of the same kinds. Every draw goes through
-one `random.Random`, and no set of strings is iterated, so a seed fixes a problem.
+The needed part is drawn from the question backwards with the wanted number of operations as budget, so the count is
+exact by construction. Quantities that are not needed then get facts of the same kinds. All randomness comes from one
+`random.Random`, and no set of strings is iterated over, so a seed determines a problem.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from reverie.tasks.gsm_infinite.reverse import choose_decoy, choose_unknown
 from reverie.tasks.gsm_infinite.worlds import World
 
 MAX_OPERATIONS = 30
-LARGEST_NUMBER = 4  # of the numbers in the text
+LARGEST_NUMBER = 4  # in facts
 
 
 def draw_core(rng: Random, world: World, level: Level, mode: Mode, operations: int, max_value: int) -> Core | None:
-    """One try at a problem whose answer takes exactly `operations`; None where the draw led nowhere.
+    """Try to draw a problem whose answer takes exactly `operations`; None if this draw cannot be completed.
 
-    Every value is in 1..max_value, also of what is not needed, so nothing gives itself away as impossible. Only a total
-    that the text does not name may be larger.
+    Every value is in 1..max_value, unneeded ones too, so that none stands out. Only totals that the text does not name
+    may be larger.
     """
     core = _structure(rng, world, level, mode, operations)
     if not _choose_needed(rng, core, operations) or not _needed_facts(rng, core, operations, max_value):
@@ -36,10 +36,11 @@ def draw_core(rng: Random, world: World, level: Level, mode: Mode, operations: i
     return core
 
 
-# Structure: which types are in which places.
+# The structure: which types are in which places.
 
 
 def _structure(rng: Random, world: World, level: Level, mode: Mode, operations: int) -> Core:
+    """A core with quantities, still without facts."""
     hard = level == "hard"
     places, types, links = _draw_links(rng, hard, mode, budget(operations))
     place_names = rng.sample(rng.choice(world.place_groups), places)
@@ -62,7 +63,7 @@ def _structure(rng: Random, world: World, level: Level, mode: Mode, operations: 
 
 
 def budget(operations: int) -> int:
-    """The benchmark's size of a problem of that many operations, which bounds its places and types."""
+    """The benchmark's size of a problem with that many operations, which limits its places and types."""
     steps = ((2, 3), (4, 4), (6, 6), (9, 10), (11, 15), (15, 20), (18, 25), (MAX_OPERATIONS, 30))
     return next((largest + 1) // 2 for last, largest in steps if operations <= last)
 
@@ -71,7 +72,7 @@ _CENTRES = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
 def _draw_links(rng: Random, hard: bool, mode: Mode, size: int) -> tuple[int, int, list[tuple[int, int]]]:
-    """(places, types, links as (place, type) pairs); every place and every type has a link."""
+    """Draw numbers of places and types, and links as (place, type) pairs; each place and each type has a link."""
     # the benchmark's exp(-(r - c)²), where r goes from 0 to 1 with the size: never more than 2 : 1
     weights = [exp(-(((size - 1) / 19 - centre) ** 2)) for centre in _CENTRES]
     small, large = sorted(rng.choices((1, 2, 3, 4, 5), weights, k=2))
@@ -94,6 +95,7 @@ def _draw_links(rng: Random, hard: bool, mode: Mode, size: int) -> tuple[int, in
 
 
 def _draw_pairs(rng: Random, places: int, types: int, wanted: int) -> list[tuple[int, int]]:
+    """Draw `wanted` links if there are so many, at least one for each place and type."""
     linked = {(rng.randrange(places), t): None for t in range(types)}  # a dict keeps the order
     bare = set(range(places)) - {p for p, _ in linked}
     for p in sorted(bare):
@@ -105,26 +107,27 @@ def _draw_pairs(rng: Random, places: int, types: int, wanted: int) -> list[tuple
 
 # The needed part, from the question backwards.
 
-# How often each kind is drawn as the last one: asked for (forward) or given (reverse). Totals more often than in the
-# benchmark, since they fail more often later on: what comes out is close to it (docs/GSM_INFINITE.md).
+# Shares of kinds of the last quantity: asked for (forward) or given (reverse). Totals are drawn more often than in the
+# benchmark, since their draws fail more often later; the shares in finished problems are close to the benchmark's
+# (docs/GSM_INFINITE.md).
 _LAST_KIND: dict[tuple[Mode, Level], dict[str, float]] = {
     ("forward", "medium"): {"total": 0.90, "count": 0.10},
     ("forward", "hard"): {"average": 0.38, "total": 0.42, "count": 0.06, "weighted total": 0.14},
     ("reverse", "medium"): {"total": 0.93, "count": 0.07},
     ("reverse", "hard"): {"average": 0.25, "total": 0.65, "count": 0.04, "weighted total": 0.06},
 }
-_LARGEST_FACT = 4  # operations of one needed fact
+_LARGEST_FACT = 4  # operations of a needed fact
 _LARGEST_WITH_NARROW = 10  # operations up to which a weighted total has one type
 
 
 def _choose_needed(rng: Random, core: Core, operations: int) -> bool:
-    """Fill `core.needed`, and `core.facts` with the operands that tie it together."""
+    """Fill `core.needed`, and `core.facts` with the operands that link needed quantities; False if none fits."""
     wanted = operations // 2 + 1 + (operations % 2 and rng.random() < 0.3)  # the benchmark's mean is operations / 2 + 1
     last = _choose_last(rng, core, operations)
     if last is None:
         return False
     backwards: list[int] = []
-    pending = [last]  # something placed depends on them, and all that depends on them is placed
+    pending = [last]  # a placed quantity depends on each, and all quantities that depend on it are placed
     reserved = {last, *core.parts[last]}  # placed, pending, or part of a pending total
     spare = operations - _least_cost(core, last)
     while pending:
@@ -146,6 +149,7 @@ def _choose_needed(rng: Random, core: Core, operations: int) -> bool:
 
 
 def _choose_last(rng: Random, core: Core, operations: int) -> int | None:
+    """Draw the last needed quantity; None if there is none of the kind drawn."""
     kinds = _LAST_KIND[core.mode, core.level]
     kind = rng.choices(list(kinds), list(kinds.values()))[0] if operations > 1 else "count"
     fit = [
@@ -157,12 +161,12 @@ def _choose_last(rng: Random, core: Core, operations: int) -> int | None:
 
 
 def _least_cost(core: Core, quantity: int) -> int:
-    """Operations that a quantity and its parts take at least."""
+    """Least number of operations of a quantity together with its parts."""
     return 2 * len(core.parts[quantity]) or 1
 
 
 def _too_wide(core: Core, quantity: int, operations: int) -> bool:
-    """A weighted total of several types is left out for as long as the benchmark has none."""
+    """True for a weighted total of several types where the benchmark has only those of one type."""
     several = core.quantities[quantity].kind == "weighted total" and len(core.parts[quantity]) > 2
     return several and operations <= _LARGEST_WITH_NARROW
 
@@ -170,7 +174,7 @@ def _too_wide(core: Core, quantity: int, operations: int) -> bool:
 def _choose_link(
     rng: Random, core: Core, reserved: set[int], pending: list[int], spare: int, operations: int
 ) -> int | None:
-    """A quantity to feed what was placed just now; totals are favoured. None of a total's parts may be in use."""
+    """Draw an operand for the quantity placed last, totals more often; the parts of a new total must be unused."""
     options = [*pending]
     weights = [3.0 if core.parts[q] else 1.0 for q in options]
     for q, parts in enumerate(core.parts):
@@ -182,7 +186,7 @@ def _choose_link(
 
 
 def _needed_facts(rng: Random, core: Core, operations: int, max_value: int) -> bool:
-    """Give every needed instance its operands and numbers, so that the operations add up; False if they cannot."""
+    """Give every needed instance operands and numbers so that operations sum to `operations`; False if impossible."""
     spent = sum(len(core.parts[q]) or 1 for q in core.needed)
     facts = {q: i for i, q in enumerate(core.needed) if not core.parts[q]}
     edges = dict.fromkeys(facts, 1)
@@ -205,11 +209,11 @@ def _needed_facts(rng: Random, core: Core, operations: int, max_value: int) -> b
     return True
 
 
-_GROWTH = {1: 1.0, 2: 0.25, 3: 0.35}  # how readily a fact of that many operations gets one more
+_GROWTH = {1: 1.0, 2: 0.25, 3: 0.35}  # weight by which a fact of that many operations gets one more
 
 
 def _draw_operands(rng: Random, linked: tuple[int, ...], earlier: list[int], edges: int) -> Fact:
-    """`edges` operands, the linked one among them; a number (0 for now) may be one."""
+    """Draw `edges` operands, the linked one included; one of them may be a number, 0 for now."""
     others = [q for q in earlier if q not in linked]
     missing = edges - len(linked)
     if missing > len(others):
@@ -223,7 +227,7 @@ def _draw_operands(rng: Random, linked: tuple[int, ...], earlier: list[int], edg
 
 
 def _draw_numbers(rng: Random, core: Core, quantity: int, max_value: int) -> bool:
-    """Settle sum or difference, plus or times, and the number, so that the value is in 1..max_value."""
+    """Draw sum or difference, plus or times, and the number of a fact; True if the value is in 1..max_value."""
     fact = core.facts[quantity]
     values = [core.values[q] for q in fact.operands]
     operands = fact.operands
@@ -238,15 +242,15 @@ def _draw_numbers(rng: Random, core: Core, quantity: int, max_value: int) -> boo
 
 
 def _draw_number(rng: Random, *, alone: bool, times: bool) -> int:
-    """1..4, but 2..4 as a factor; a lone number is drawn from either half the time, as in the benchmark."""
+    """Draw from 1..4, a factor from 2..4, and a number without operands from either range half of the time."""
     return rng.randint(2 if times or (alone and rng.random() < 0.5) else 1, LARGEST_NUMBER)
 
 
-# Facts about what the answer does not need.
+# Facts that the answer does not need.
 
 
 def _unneeded_facts(rng: Random, core: Core, max_value: int) -> bool:
-    """A fact for every other instance, over needed ones, one another and totals; never in a circle."""
+    """Draw facts for all other instances, over needed and unneeded quantities, without cycles; False if one fails."""
     rest = [q for q in core.instances if q not in core.facts]
     rng.shuffle(rest)
     known, independent = list(core.needed), []
@@ -275,6 +279,7 @@ def _unneeded_facts(rng: Random, core: Core, max_value: int) -> bool:
 
 
 def _draw_unneeded(rng: Random, pool: list[int]) -> Fact:
+    """Draw operands from `pool`; a number is 0 for now."""
     edges = 1
     while edges < 4 and rng.random() < 0.5:
         edges += 1

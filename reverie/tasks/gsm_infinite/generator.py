@@ -1,4 +1,4 @@
-"""Problems without end: each one fixed by (split, seed, step, index), of a wanted kind, size and length."""
+"""Generator of problems of a wanted kind, size and length; each is a function of (split, seed, step, index)."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from reverie.tasks.gsm_infinite.worlds import WORLDS, WorldName
 
 QuestionPosition = Literal["first", "last"]
 
-_TRIES = 50_000  # few fit where values must be small and operations are many
-_MISFITS = 1000  # cores too long for the prompt, or that no padding brings into a narrow range
-_HELD_OUT = 8  # one core in so many belongs to the test split, and training never sees it
+_TRIES = 50_000  # few draws fit if values must be small and operations many
+_MISFITS = 1000  # most cores that are too long, or cannot be padded into a narrow range, before giving up
+_HELD_OUT = 8  # one core in so many belongs to the test split, and training never shows it
 
 INSTRUCTION = (
     "Read the facts and answer the question. The total number of {plain} in a place counts all types that are "
@@ -36,7 +36,7 @@ INSTRUCTION = (
 
 
 class ProblemConfig(BaseModel):
-    """Which problems to draw: each of world, level, mode and operations uniform and on its own."""
+    """Which problems to draw; world, level, mode and number of operations are each drawn uniformly."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -78,7 +78,7 @@ class ProblemConfig(BaseModel):
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem as text, and the core behind it."""
+    """A problem as text, with the core it was made from."""
 
     world: str
     level: Level
@@ -88,13 +88,13 @@ class Problem:
     question: str
     solution: str
     answer: int
-    context: tuple[str, ...] = field(repr=False)  # the prompt up to the last fact, cut where words begin
-    cue: tuple[str, ...] = field(repr=False)  # the rest of it, up to where the answer begins
+    context: tuple[str, ...] = field(repr=False)  # the prompt up to the last fact, in pieces that begin with words
+    cue: tuple[str, ...] = field(repr=False)  # the rest of the prompt, up to the answer
     core: Core = field(repr=False, compare=False)
 
     @property
     def prompt(self) -> str:
-        """What a model reads before it answers."""
+        """Text that a model reads before it answers."""
         return "".join((*self.context, *self.cue))[1:]
 
 
@@ -109,16 +109,17 @@ def draw_problem(
     measure: Measure = len,
     reserved: int = 0,
 ) -> Problem:
-    """The problem with this index.
+    """Draw the problem with this index.
 
     Args:
-        operations: of its answer.
+        operations: number of operations of its answer.
         measure: length of a piece of the prompt, in the unit of `config.length`.
-        reserved: how much of that length is kept for what the caller adds; -1 if the unit is characters, as the prompt
-            does without the space of its first piece.
+        reserved: length that is kept free for what the caller adds; -1 if the unit is characters, since the prompt is
+            without the space of its first piece.
 
     Raises:
-        UserError: no problem of this kind is as short as `config.length` wants it, or none can be filled up to it.
+        UserError: no problem of this kind keeps to `config.max_value`, is as short as `config.length`, or can be padded
+            to it.
     """
     rng = Random(((seed * 2 + (split == "test")) << 128) | (step << 64) | index)
     config = _of_one_kind(rng, config)
@@ -143,7 +144,7 @@ def draw_problem(
             if missing <= 0:
                 return _finish(rng, core, operations, sentences + padding, frame)
             if lengths and missing > 2 * max(lengths):
-                break  # the padding's vocabulary is used up
+                break  # the vocabulary of padding is exhausted
         misfits += 1
         if misfits == _MISFITS:
             break
@@ -151,7 +152,7 @@ def draw_problem(
 
 
 def _of_one_kind(rng: Random, config: ProblemConfig) -> ProblemConfig:
-    """With one level and one mode, drawn before any try: else those that fit more easily would come more often."""
+    """The config with one level and one mode, drawn before the first try, else those that fit easily would prevail."""
     kinds = list(product(config.levels, config.modes))
     if len(kinds) == 1:
         return config
@@ -160,27 +161,28 @@ def _of_one_kind(rng: Random, config: ProblemConfig) -> ProblemConfig:
 
 
 def _length(sentences: Iterable[Iterable[str]], measure: Measure) -> int:
+    """Total length of sentences."""
     return sum(measure(piece) for pieces in sentences for piece in pieces)
 
 
 def _draw_core(rng: Random, config: ProblemConfig, operations: int) -> Core | None:
     mode: Mode = rng.choice(config.modes)
     if operations == 1:
-        mode = "forward"  # with one operation there is nothing to turn round
+        mode = "forward"  # with one operation there is nothing to reverse
     return draw_core(
         rng, WORLDS[rng.choice(config.worlds)], rng.choice(config.levels), mode, operations, config.max_value
     )
 
 
 def _is_held_out(sentences: list[Pieces]) -> bool:
-    """Decided by the core's facts, in whatever order: small problems repeat, and must not do so across the splits."""
+    """True if these facts, in any order, belong to the test split: small problems repeat, but not across splits."""
     text = "\n".join(sorted("".join(pieces) for pieces in sentences))
     return zlib.crc32(text.encode()) % _HELD_OUT == 0
 
 
 @dataclass(frozen=True)
 class _Frame:
-    """What stands around the facts."""
+    """Pieces of the prompt before and after the facts."""
 
     before: tuple[str, ...]
     after: tuple[str, ...]
@@ -219,6 +221,7 @@ def _finish(rng: Random, core: Core, operations: int, sentences: list[Pieces], f
 
 
 def _no_fit(config: ProblemConfig, operations: int, shortest: int | None) -> str:
+    """The error's sentence if no problem fits; `shortest` is the least length found, None if there was no core."""
     modes = config.modes if operations > 1 else ("forward",)
     sort = " or ".join(f"{level} {mode}" for level, mode in product(config.levels, modes))
     count = f"{operations} operation{'s' * (operations > 1)}"

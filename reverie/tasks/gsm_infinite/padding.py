@@ -1,4 +1,4 @@
-"""Padding: facts about other places, computed from core quantities, that nothing in the core reads."""
+"""Padding: facts about other places, computed from core quantities, that no fact of the core uses."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from reverie.tasks.gsm_infinite.core import Core, Fact, Quantity
 from reverie.tasks.gsm_infinite.text import Pieces, fact_sentence, phrase
 
 Measure = Callable[[str], int]
-"""Length of a piece of text, in whatever unit; of pieces one behind the other it is the sum."""
+"""Length of a piece of text in some unit; lengths of adjacent pieces must add up."""
 
-_FEWEST_TYPES, _MOST_TYPES = 20, 40  # in one padding place
-_MISFITS = 8  # sentences too long for what is left, after which none is tried any more
-_TOTAL_AS_OPERAND = 0.1  # how often a fact with one operand takes the total of an earlier padding place as a second
+_FEWEST_TYPES, _MOST_TYPES = 20, 40  # per padding place
+_MISFITS = 8  # number of sentences too long for the rest, after which padding ends
+_TOTAL_AS_OPERAND = 0.1  # share of facts with one operand that get the total of an earlier padding place as second
 
 
 def padding_sentences(rng: Random, core: Core, at_least: int, at_most: int, measure: Measure) -> list[Pieces]:
-    """Facts whose lengths sum to `at_least` or more, but not over `at_most`.
+    """Draw facts whose lengths sum to `at_least` … `at_most`.
 
-    Where the vocabulary runs out, or no sentence is short enough for what is left, they sum to less.
+    They sum to less if the vocabulary is exhausted, or no sentence is short enough for the rest.
     """
     sentences, length, misfits = [], 0, 0
     for pieces in _facts(rng, core):
@@ -35,6 +35,7 @@ def padding_sentences(rng: Random, core: Core, at_least: int, at_most: int, meas
 
 
 def _facts(rng: Random, core: Core) -> Iterator[Pieces]:
+    """Yield facts until the vocabulary is exhausted."""
     world, hard = core.world, core.level == "hard"
     operands = _operands(core)
     phrases = {q: phrase(core.quantities[q], world) for q in operands}
@@ -56,19 +57,20 @@ def _facts(rng: Random, core: Core) -> Iterator[Pieces]:
 
 
 def _operands(core: Core) -> list[int]:
-    """Every instance, and the totals that the text names."""
+    """Quantities that padding may use: all instances, and the totals that the text names."""
     named = {q: None for fact in core.facts.values() for q in fact.operands if core.parts[q]}
-    decoy = [] if core.decoy is None else [core.decoy]  # as the given one, which is needed, so that neither stands out
+    decoy = [] if core.decoy is None else [core.decoy]  # so that it stands out no more than the needed given one
     named.update({q: None for q in (*core.needed, *decoy) if core.parts[q]})
     return [*core.instances, *named]
 
 
 def _draw(rng: Random, operands: list[int]) -> list[int]:
+    """Draw one or two operands."""
     return rng.sample(operands, 2 if len(operands) > 1 and rng.random() < 0.5 else 1)
 
 
 def _combine(rng: Random, drawn: list[tuple[str, int]]) -> tuple[Fact, list[str], int]:
-    """The fact, its operands' phrases in order, and its value, which is never below 1."""
+    """Return a fact over operands (phrase, value), their phrases in order, and its value, at least 1."""
     difference = len(drawn) == 2 and rng.random() < 0.5 and drawn[0][1] != drawn[1][1]
     if difference:
         drawn = sorted(drawn, key=lambda operand: -operand[1])

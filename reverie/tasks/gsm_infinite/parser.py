@@ -1,6 +1,6 @@
-"""GSM-Infinite problems from text to facts: the grammar, and of the vocabulary only the nouns of totals.
+"""Parser of GSM-Infinite problems. Of the vocabulary it knows only the nouns of totals.
 
-Knows nothing of how problems are made, so that it can check those who make them.
+It shares nothing with the generator, so that it can check what that makes.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-# A total says by its noun what it adds up: the counts of a place, or each count times its average. The first half of
-# each set is the benchmark's, the second half our own.
+# The noun of a total tells what it sums: the counts of a place, or each count times its average. The first half of each
+# set is the benchmark's, the second half our own.
 PLAIN_NOUNS = frozenset({"adult animals", "schools", "movies", "grown animals", "colleges", "films"})
 WEIGHTED_NOUNS = frozenset(
     {
@@ -42,14 +42,14 @@ _UNKNOWN_AVERAGE = " is greater than 0"
 
 
 class NotAProblemError(ValueError):
-    """The text does not follow the grammar: one sentence that names what cannot be read."""
+    """The text does not follow the grammar; the message is one sentence that names what cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """A sentence. Quantities are their names: what follows "the number of", or "average number of ...", "total ...".
+    """A sentence. A quantity is its name: what follows "the number of", or "average number of ...", "total ...".
 
-    `constant` is the number itself, or the one in front of the operands: a factor if `is_factor`, else a summand.
+    `constant` is the value, or the number before the operands: a factor if `is_factor`, else a summand.
     """
 
     subject: str
@@ -60,12 +60,12 @@ class Fact:
 
     @property
     def operations(self) -> int:
-        """What the fact adds to a problem's operation count: one for each operand, a number being one, or for x."""
+        """Number of operations of the fact: its operands, a number being one of them; 1 for the unknown."""
         return 1 if self.form == "unknown" else len(self.operands) + (self.constant is not None)
 
     @property
     def kind(self) -> Kind:
-        """The right-hand side, c being a number and Y a quantity; "sum3+" with or without c, the others' c is named."""
+        """Form of the right-hand side, with c a number and Y a quantity; "sum3+" may have a c too."""
         if self.form == "unknown":
             return "UNKNOWN"
         if self.form == "number":
@@ -83,17 +83,17 @@ class Fact:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """The sentences in the order of the text, repeated ones included, and the quantity that the question asks for."""
+    """Facts in the order of the text, repeated ones included, and the quantity that the question asks for."""
 
     facts: tuple[Fact, ...]
     asked: str
 
     def mentioned(self) -> dict[str, None]:
-        """Every quantity in the text or the question, in order, as the keys."""
+        """Quantities in the text and the question, in order, as keys."""
         return _names(self.facts) | {self.asked: None}
 
     def given(self) -> dict[str, int]:
-        """Numbers stated for quantities that have a meaning besides: totals, and those with a formula."""
+        """Numbers stated for quantities that can also be computed: totals, and those with a formula."""
         with_formula = {fact.subject for fact in self.facts if fact.operands}
         return {
             fact.subject: fact.constant
@@ -104,7 +104,11 @@ class Problem:
 
 
 def parse(problem: str, question: str) -> Problem:
-    """Sentences end with a period or a line break; other whitespace does not matter. Raises `NotAProblemError`."""
+    """Parse a problem. Sentences end with a period or a line break; other whitespace does not matter.
+
+    Raises:
+        NotAProblemError: a sentence or the question does not follow the grammar.
+    """
     lines = [" ".join(line.split()) for line in problem.splitlines()]
     text = "\n".join(line for line in lines if line)
     if not text:
@@ -114,26 +118,28 @@ def parse(problem: str, question: str) -> Problem:
 
 
 def is_total(name: str) -> bool:
+    """True for the name of a total, weighted or not."""
     return name.startswith(_TOTAL)
 
 
 def is_average(name: str) -> bool:
+    """True for the name of an average."""
     return name.startswith(_AVERAGE)
 
 
 def noun_and_place(total: str) -> tuple[str, str]:
-    """What a total adds up, one of `PLAIN_NOUNS` or `WEIGHTED_NOUNS`, and where."""
+    """Noun (one of `PLAIN_NOUNS` or `WEIGHTED_NOUNS`) and place of a total."""
     noun, _, place = total.removeprefix(_TOTAL).partition(" in ")
     return noun, place
 
 
 def counted_by(average: str) -> str:
-    """The count that an average belongs to: "{type} in {place}"."""
+    """Name of the count that an average belongs to: "{type} in {place}"."""
     return average.removeprefix(_AVERAGE).partition(" per ")[2]
 
 
 def in_words(name: str) -> str:
-    """A quantity as it stands in a sentence."""
+    """A quantity's name as a phrase with article."""
     return f"the {name}" if is_total(name) or is_average(name) else f"the number of {name}"
 
 
@@ -169,9 +175,10 @@ def _unknown(text: str) -> Fact:
 
 
 def _right_side(text: str) -> tuple[Form, int | None, bool, tuple[str, ...]]:
+    """Form, constant, whether that is a factor, and operands, from what follows "equals"."""
     parts = _RIGHT_SIDE.fullmatch(text)
     if parts is None:
-        raise NotAProblemError("the line behind it does not begin a sentence")
+        raise NotAProblemError("the line after it does not begin a sentence")
     number, link, combination, body = parts.groups()
     constant = None if number is None else int(number)
     if not body:
@@ -196,7 +203,7 @@ def _form(combination: str | None, separators: tuple[str, ...]) -> Form:
 
 
 def _name(quantity: str) -> str:
-    """The name in "the number of ...", "the average number of ... per ..." or "the total number of ..."."""
+    """Name of the quantity in "the number of ...", "the average number of ... per ..." or "the total number of ..."."""
     if len(quantity) > _LONGEST_NAME:
         raise NotAProblemError(f"a quantity has more than {_LONGEST_NAME} characters")
     match = _QUANTITY.fullmatch(quantity)
@@ -229,7 +236,7 @@ def _asked(question: str, facts: tuple[Fact, ...]) -> str:
 
 
 def _asked_count(text: str, facts: tuple[Fact, ...]) -> str:
-    """A type and a place with " does " between them. If names have one too, the problem tells which is meant."""
+    """Name of a count from "{type} does {place}". If names contain " does ", facts decide where to split."""
     words = text.split(" does ")
     if len(words) < 2 or len(text) > _LONGEST_NAME:
         raise NotAProblemError("it does not name a type and a place")

@@ -1,4 +1,4 @@
-"""Reverse mode: one number becomes the unknown x, and the last value is given instead."""
+"""Reverse mode: one number becomes the unknown x, and the value of the last quantity is given instead."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from reverie.tasks.gsm_infinite.core import Core, evaluate
 
 
 class Linear(NamedTuple):
-    """slope · x + constant; slope 0 where a quantity does not depend on the unknown."""
+    """A value slope · x + constant; slope is 0 if a quantity does not depend on the unknown x."""
 
     slope: int
     constant: int
 
 
 def choose_unknown(core: Core) -> bool:
-    """The lone number nearest to the end, if the given value determines it."""
+    """Make the last needed quantity that is a plain number the unknown; True if the given value determines it."""
     leaves = [q for q in core.needed if not core.operands(q)]
     core.unknown = leaves[-1]
     last = slopes(core)[core.needed[-1]]
@@ -24,7 +24,7 @@ def choose_unknown(core: Core) -> bool:
 
 
 def slopes(core: Core) -> dict[int, Linear | None]:
-    """Every needed quantity as slope · x + constant; None where it is not linear in the unknown x."""
+    """Every needed quantity as slope · x + constant; None if it is not linear in the unknown x."""
     found: dict[int, Linear | None] = {}
     for q in core.needed:
         found[q] = Linear(1, 0) if q == core.unknown else _combine(core, q, [found[p] for p in core.operands(q)])
@@ -32,6 +32,7 @@ def slopes(core: Core) -> dict[int, Linear | None]:
 
 
 def _combine(core: Core, quantity: int, operands: list[Linear | None]) -> Linear | None:
+    """A quantity's value from those of its operands; None if not linear."""
     terms = [term for term in operands if term is not None]
     if len(terms) < len(operands):
         return None
@@ -52,10 +53,10 @@ def _combine(core: Core, quantity: int, operands: list[Linear | None]) -> Linear
 
 
 def choose_decoy(rng: Random, core: Core, max_value: int) -> int | None:
-    """A second quantity with a number of its own, else the only one would name the equation.
+    """Draw a second quantity whose value is given; were there only one, it would show which equation to use.
 
-    It is a total if the given one is, else an instance. It must not hold or depend on anything needed, or it would be
-    another way to the answer.
+    It is a total if the needed given quantity is, else an instance. It must neither contain nor depend on anything
+    needed, or it would be another way to the answer. None if there is no such quantity.
     """
     touched = dict.fromkeys(core.needed, True)
 

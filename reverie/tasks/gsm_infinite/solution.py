@@ -1,4 +1,4 @@
-"""The worked solution of a problem: one entry for every needed quantity, in dependency order."""
+"""Worked solutions: one entry for every needed quantity, in dependency order."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from reverie.tasks.gsm_infinite.text import name
 
 
 class Term(NamedTuple):
-    """Something with a value: its symbol, and the value, which in reverse mode is an expression in x."""
+    """A symbol or expression and its value, in reverse mode linear in x."""
 
     symbol: str
     value: Linear
 
 
 class Steps(NamedTuple):
-    """A first term, and what is combined with it, one operator (+, -, *) and term after another."""
+    """A first term, then operators (+, -, *) and terms, applied from left to right."""
 
     first: Term
     others: list[tuple[str, Term]]
 
 
 def solution(core: Core, rng: Random) -> str:
-    """Values step by step, ending in "Answer: n."; in reverse mode expressions in x, then the equation solved."""
+    """The worked solution as text, ending in "Answer: n."; in reverse mode it solves an equation in x at the end."""
     letters = _letters(rng, without="" if core.unknown is None else "Xx")
     values = _values(core)
     terms: dict[int, Term] = {}
@@ -47,20 +47,21 @@ def solution(core: Core, rng: Random) -> str:
 
 
 def _letters(rng: Random, without: str) -> Iterator[str]:
-    """Distinct letters; there are more of them than a problem has operations, and so than steps."""
+    """Distinct letters in random order; there are more of them than a problem can have steps."""
     letters = [letter for letter in ascii_letters if letter not in without]
     rng.shuffle(letters)
     return iter(letters)
 
 
 def _values(core: Core) -> dict[int, Linear]:
+    """Values of needed quantities."""
     if core.unknown is None:
         return {q: Linear(0, core.values[q]) for q in core.needed}
     return {q: value for q, value in slopes(core).items() if value is not None}
 
 
 def _steps(core: Core, quantity: int, terms: dict[int, Term]) -> Steps:
-    """How a quantity comes from its operands, whose terms are known."""
+    """Steps by which a quantity is computed from the terms of its operands."""
     parts = core.parts[quantity]
     if parts and core.quantities[quantity].kind == "weighted total":
         pairs = [(terms[n], terms[a]) for n, a in zip(parts[::2], parts[1::2], strict=True)]
@@ -81,7 +82,7 @@ def _steps(core: Core, quantity: int, terms: dict[int, Term]) -> Steps:
 
 
 def _work(steps: Steps, target: Term, letters: Iterator[str]) -> str:
-    """Every step combines two terms; the last one defines the target's symbol."""
+    """Steps as text: each combines two terms, and the last one defines the target's symbol."""
     left, lines = steps.first, []
     if not steps.others:
         shown = _show(left.value)
@@ -104,7 +105,7 @@ def _apply(operator: str, left: Linear, right: Linear) -> Linear:
 
 
 def _show(value: Linear) -> str:
-    """2*x + 3 and the like."""
+    """A value as text, such as "2*x + 3"."""
     slope, constant = value
     if slope == 0:
         return str(constant)
@@ -113,12 +114,13 @@ def _show(value: Linear) -> str:
 
 
 def _operand(value: Linear, operator: str) -> str:
+    """A value as text, in parentheses if the operator needs them."""
     shown = _show(value)
     return shown if operator == "+" or shown == "x" or shown.isdigit() else f"({shown})"
 
 
 def _equation(left: Term, given: int) -> str:
-    """slope · x + constant = given, solved."""
+    """The solution of slope · x + constant = given, as text."""
     slope, constant = left.value
     lines = [f"We know that {left.symbol} = {given}, so {_show(left.value)} = {given}"]
     if constant:

@@ -1,9 +1,9 @@
-"""GSM-Infinite problems solved from their text alone: the answer, what it needs, and how many operations that is.
+"""Solver of GSM-Infinite problems: from the text alone, the answer, the quantities it needs, and their operations.
 
-Shares nothing with the code that makes problems, so that agreement of both means something.
+It shares nothing with the generator, so that agreement of the two is evidence.
 
-Values are polynomials in x, the unknown that a reverse problem asks for: (c0, c1, ...) with c0 + c1·x + ..., and
-no zero at the end but in (0,).
+Values are polynomials in x, the unknown of a reverse problem: (c0, c1, ...) is c0 + c1·x + ..., without trailing zeros
+(but zero is (0,)).
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from reverie.tasks.gsm_infinite.parser import (
 
 Polynomial = tuple[int, ...]
 
-# Weighted totals of weighted totals square a value at every step. Python prints no more than 4,300 digits.
+# Weighted totals of weighted totals square a value at every step; Python converts at most 4,300 digits to text.
 _MOST_BITS = 14_000
 _HIGHEST_DEGREE = 8
 
 
 class UnsolvableError(ValueError):
-    """The text follows the grammar, but does not determine the answer: one sentence that names what is missing."""
+    """The text does not determine the answer; the message is one sentence that names what is missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Solution:
-    """The answer, and the quantities that a worked solution goes through with their operations.
+    """The answer, the quantities that a worked solution computes, and the number of their operations.
 
-    They are those that the question depends on; in a reverse problem those that the equation's left side depends on.
+    Needed are the quantities that the asked one depends on; in a reverse problem those that the given one depends on.
     """
 
     answer: int
@@ -48,25 +48,23 @@ class Solution:
 
 
 def solve(problem: str, question: str) -> int:
-    """The answer. Raises `NotAProblemError` or `UnsolvableError`."""
+    """Answer of a problem. Raises `NotAProblemError` or `UnsolvableError`."""
     return work_out(parse(problem, question)).answer
 
 
 def count_operations(problem: str, question: str) -> int:
-    """The benchmark's "op": how many quantities and numbers the needed quantities are computed from, and 1 for x."""
+    """Number of operations, the benchmark's "op": operands and numbers of all needed quantities, and 1 for x.
+
+    Raises `NotAProblemError` or `UnsolvableError`.
+    """
     return work_out(parse(problem, question)).operations
 
 
-def needed(problem: str, question: str) -> frozenset[str]:
-    """The names of the quantities that a worked solution goes through."""
-    return work_out(parse(problem, question)).needed
-
-
 def work_out(problem: Problem) -> Solution:
-    """All of the above for a parsed problem. Raises `UnsolvableError`.
+    """Solve a parsed problem. Raises `UnsolvableError`.
 
-    What is not needed may be circular, undefined or defined by two formulas, as in the benchmark's own data. But a
-    number stated besides a formula or for a total must be true, wherever the text allows to check it.
+    Quantities that are not needed may be circular, undefined or defined by two formulas, as in the benchmark's data.
+    But a number that is stated for a total, or besides a formula, must be right wherever it can be computed.
     """
     definitions = _Definitions(problem)
     values = _Values(definitions)
@@ -83,7 +81,7 @@ def work_out(problem: Problem) -> Solution:
 
 
 def _solve_equation(given: dict[str, int], values: _Values, asked: str) -> tuple[str, int]:
-    """The first given quantity that is linear in x, and x."""
+    """Return the first given quantity that is linear in x, and x."""
     obstacles = []
     for name, number in given.items():
         try:
@@ -103,7 +101,7 @@ def _solve_equation(given: dict[str, int], values: _Values, asked: str) -> tuple
 
 
 def _check(given: dict[str, int], values: _Values, x: int) -> None:
-    """Every given number that can be computed is what it is."""
+    """Check the given numbers that can be computed. Raises `UnsolvableError` if one is wrong."""
     for name, number in given.items():
         try:
             value = values.of(name)
@@ -114,6 +112,7 @@ def _check(given: dict[str, int], values: _Values, x: int) -> None:
 
 
 def _reachable(goal: str, definitions: _Definitions) -> frozenset[str]:
+    """The goal and all quantities that it depends on."""
     reached, waiting = {goal}, [goal]
     while waiting:
         new = set(definitions.terms(waiting.pop())) - reached
@@ -123,7 +122,7 @@ def _reachable(goal: str, definitions: _Definitions) -> frozenset[str]:
 
 
 class _Definitions:
-    """What the text says about each quantity, looked up only when asked for: it need not make sense everywhere."""
+    """Definitions of quantities, looked up only when used: the text need not make sense everywhere."""
 
     def __init__(self, problem: Problem) -> None:
         self._asked = problem.asked
@@ -142,11 +141,12 @@ class _Definitions:
 
     @property
     def is_reverse(self) -> bool:
+        """True if the question asks for an unknown that nothing defines."""
         asked = self._asked
         return asked in self.unknown and asked not in self._numbers and asked not in self._formulas
 
     def terms(self, name: str) -> tuple[str, ...]:
-        """The quantities that this one is computed from; for a weighted total a count and its average in turn."""
+        """Quantities that this one is computed from; for a weighted total count, average, count, average, …"""
         if not is_total(name):
             return self.fact(name).operands
         noun, place = noun_and_place(name)
@@ -158,10 +158,11 @@ class _Definitions:
         return tuple(term for count, averages in things.items() for term in (count, _only_average(averages, count)))
 
     def operations(self, name: str) -> int:
+        """Number of operations of one quantity."""
         return len(self.terms(name)) if is_total(name) else self.fact(name).operations
 
     def fact(self, name: str) -> Fact:
-        """The sentence that defines a count or an average; a number beside a formula is an equation, no definition."""
+        """The fact that defines a count or average; a number besides a formula is an equation, not a definition."""
         formulas = self._formulas.get(name)
         if formulas:
             if len(formulas) > 1:
@@ -177,9 +178,9 @@ class _Definitions:
 
 
 def _things_by_place(mentioned: Iterable[str]) -> dict[str, dict[str, dict[str, None]]]:
-    """For each place that has a total: the counts there, even if only their average is mentioned, with their averages.
+    """Counts with their averages, by place that has a total; counts of which only the average is mentioned too.
 
-    Names of types and places may contain " in ". A count belongs to the longest of those places that it ends with.
+    Names of types and places may contain " in ": a count belongs to the longest such place that its name ends with.
     """
     things: dict[str, dict[str, dict[str, None]]] = {}
     for name in mentioned:
@@ -208,7 +209,7 @@ def _only_average(averages: Iterable[str], count: str) -> str:
 
 
 class _Values:
-    """Values of quantities, computed when asked for and kept. No recursion: chains may be as long as the text."""
+    """Values of quantities, computed on first use. Without recursion, since chains may be as long as the text."""
 
     def __init__(self, definitions: _Definitions) -> None:
         self._definitions = definitions
@@ -216,12 +217,13 @@ class _Values:
         self._failed: dict[str, str] = {}
 
     def of(self, name: str) -> Polynomial:
+        """Value of a quantity. Raises `UnsolvableError`."""
         if name not in self._known:
             self._compute(name)
         return self._known[name]
 
     def _compute(self, name: str) -> None:
-        path: dict[str, Iterator[str]] = {}  # a stack with a fast `in`: quantities and their terms not yet looked at
+        path: dict[str, Iterator[str]] = {}  # a stack with a fast `in`: quantities and their unvisited terms
         try:
             self._enter(name, path)
             while path:

@@ -1,4 +1,4 @@
-"""GSM-Infinite as a task: word problems of 1 to 30 operations, answered in one forward pass after the text is gone."""
+"""GSM-Infinite as a task: word problems of 1 to 30 operations, answered in one forward pass, without their text."""
 
 from __future__ import annotations
 
@@ -25,13 +25,14 @@ _CHANCE_SAMPLE = 400  # problems per number of operations
 
 
 class GsmInfinite(ProblemConfig):
-    """Prompts, padded on the left to the longest, then the answer: digits and an end token, each predicted by the token
-    before it. `length` counts tokens here, and must be given.
+    """Task: prompts, padded on the left to the longest, then the answer: digits and an end token.
 
-    With `num_questions` above 1 the question at the end gives way to that many, about the asked quantity and others of
-    the same core. Their answers are single digits, predicted where each question ends and never shown.
+    Each answer token is predicted at the token before it. `length` is required and counts tokens.
 
-    Operations are uniform in training, and take turns in tests. Depth is the number of operations.
+    With `num_questions` above 1 the text ends with up to that many questions, about the asked quantity and others of
+    the same core. Their answers are single digits, predicted at the end of each question and never shown.
+
+    Depth is the number of operations. It is drawn uniformly in training, and takes turns in tests.
     """
 
     name: Literal["gsm_infinite"] = "gsm_infinite"
@@ -75,10 +76,13 @@ class GsmInfinite(ProblemConfig):
         return self.num_questions == 1
 
     def batch(self, split: Split, seed: int, step: int, examples: range, max_depth: int | None = None) -> Batch:
-        """Examples as a `Batch` [B, longest prompt + answer].
+        """Make examples as a `Batch` [B, longest prompt + answer].
 
-        In training, `max_depth` draws operations up to that only; of several questions, it leaves out those that take
-        more, about texts that are as hard as ever.
+        In training, `max_depth` limits the number of operations drawn. With several questions it limits the questions
+        alone, and texts are as hard as without it.
+
+        Raises:
+            UserError: no problem fits the config, or SmolLM2's tokenizer is not installed.
         """
         deepest = self.max_operations if max_depth is None or split == "test" else min(max_depth, self.max_operations)
         operations = self._operations(split, seed, step, examples, deepest)
@@ -88,7 +92,7 @@ class GsmInfinite(ProblemConfig):
         return as_batch(*(np.array(column, dtype=np.int64).reshape(shape) for column in columns))
 
     def problem(self, split: Split, seed: int, step: int, index: int, operations: int) -> Problem:
-        """The problem of one example."""
+        """Draw the problem of one example."""
         reserved = self._questions_length if self.num_questions > 1 else 0
         return draw_problem(self, split, seed, step, index, operations, measure=_measure(self.text), reserved=reserved)
 
@@ -96,7 +100,7 @@ class GsmInfinite(ProblemConfig):
         return range(self.min_operations, self.max_operations + 1)
 
     def chance(self) -> dict[int, float]:
-        """By operations: accuracy of the one answer that is right most often, to a point or two.
+        """Accuracy, by number of operations, of the most frequent answer, to within a percentage point or two.
 
         Measured on a sample of training's problems, without padding, which changes no answer.
         """
@@ -107,7 +111,7 @@ class GsmInfinite(ProblemConfig):
         return {depth: count.most_common(1)[0][1] / count.total() for depth, count in answers.items()}
 
     def chance_exact(self) -> float:
-        """How often those answers are right for all questions about a text."""
+        """Share of texts for which these answers are right for all questions."""
         chance = self.chance()
         return fmean(prod(chance[operations] for operations, _ in asked) for asked in self._sample)
 
@@ -123,28 +127,28 @@ class GsmInfinite(ProblemConfig):
 
     @property
     def text(self) -> SmolLM2Tokenizer | WordTokenizer:
-        """Between text and token ids."""
+        """The tokenizer."""
         return load_smollm2() if self.tokenizer == "smollm2" else word_tokenizer(self.worlds)
 
     @property
     def pad_id(self) -> int:
-        """Fills up on the left."""
+        """Token id of padding."""
         return _special(self, PAD, "<|im_start|>")
 
     @property
     def end_id(self) -> int:
-        """Ends an answer."""
+        """Token id that ends an answer."""
         return _special(self, END, "<|endoftext|>")
 
     @property
     def _answer_length(self) -> int:
-        """Tokens of the longest answer, as input: the end token is only predicted."""
+        """Tokens of the longest answer, without the end token, which is only predicted."""
         digits = len(str(self.max_value))
-        return digits + (self.tokenizer == "smollm2")  # there, a space stands on its own before digits
+        return digits + (self.tokenizer == "smollm2")  # whose space before digits is a token of its own
 
     @property
     def _question_length(self) -> int:
-        """Tokens of the longest question, in words."""
+        """Tokens of the longest question, with the tokenizer "words"."""
         return 8 if "hard" in self.levels else 6
 
     @property
@@ -152,6 +156,7 @@ class GsmInfinite(ProblemConfig):
         return self.num_questions * self._question_length
 
     def _operations(self, split: Split, seed: int, step: int, examples: range, deepest: int) -> list[int]:
+        """Number of operations of each example."""
         depths = self.depths()
         if split == "test":
             return [depths[i % len(depths)] for i in examples]
@@ -159,7 +164,7 @@ class GsmInfinite(ProblemConfig):
         return [depths[int(u * choice)] for u in uniform(draw(split, seed, step, examples, 1))[:, 0]]
 
     def _row(self, split: Split, seed: int, step: int, index: int, operations: int, deepest: int) -> _Row:
-        """Training looks at the same held-out examples again and again, so they are kept."""
+        """One example. Those of tests are cached, since a training run evaluates the same ones many times."""
         if split == "train":
             return _example(self, split, seed, step, index, operations, deepest)
         key = (seed, step, index)
@@ -173,7 +178,7 @@ class GsmInfinite(ProblemConfig):
 
     @cached_property
     def _sample(self) -> list[list[tuple[int, int]]]:
-        """(operations, answer) of what is asked about each of some problems."""
+        """(operations, answer) of all questions, by problem of a sample."""
         plain = ProblemConfig.model_validate(self.model_dump(include={*ProblemConfig.model_fields} - {"length"}))
         sample = []
         for depth, index in product(self.depths(), range(_CHANCE_SAMPLE)):
@@ -186,6 +191,8 @@ class GsmInfinite(ProblemConfig):
 
 
 class _Row(NamedTuple):
+    """Fields of a `Batch` for one example, each [T]."""
+
     tokens: np.ndarray
     targets: np.ndarray
     depth: np.ndarray
@@ -203,6 +210,7 @@ def _example(task: GsmInfinite, split: Split, seed: int, step: int, index: int, 
 
 
 def _blank(task: GsmInfinite) -> _Row:
+    """An example of padding alone, with nothing scored."""
     T = task.sequence_length
     zeros = np.zeros(T, np.int32)
     return _Row(np.full_like(zeros, task.pad_id), zeros.copy(), zeros.copy(), np.full_like(zeros, -1))
@@ -237,8 +245,11 @@ def _many_questions(task: GsmInfinite, problem: Problem, context: list[int], ask
 
 
 def _asked(rng: Random, core: Core, number: int, deepest: int) -> list[tuple[int, int]]:
-    """(quantity, operations) of up to `number` questions in random order: the problem's own if it is not too deep, and
-    others whose operations are spread as evenly as the core allows."""
+    """Draw up to `number` questions as (quantity, operations), in random order.
+
+    They are the problem's own question if it is not too deep, and others, with operations spread as evenly as the core
+    allows.
+    """
     by_depth: dict[int, list[int]] = {}
     needs: dict[int, set[int]] = {}
     chosen: list[tuple[int, int]] = []
@@ -261,24 +272,26 @@ def _asked(rng: Random, core: Core, number: int, deepest: int) -> list[tuple[int
 
 
 def _needs(core: Core, quantity: int, known: dict[int, set[int]]) -> set[int]:
-    """A quantity and all that it is computed from."""
+    """The quantity and all that it depends on; `known` caches results."""
     if quantity not in known:
         known[quantity] = {quantity}.union(*(_needs(core, q, known) for q in core.operands(quantity)))
     return known[quantity]
 
 
 def _special(task: GsmInfinite, word: str, smol: str) -> int:
+    """Id of a special token, by its names in the two tokenizers."""
     text = task.text
     return text.special_ids[smol] if isinstance(text, SmolLM2Tokenizer) else text.special_ids[word]
 
 
 @cache
 def _encode(text: SmolLM2Tokenizer | WordTokenizer):
-    """Token ids of a piece: pieces are few, so each is encoded once."""
+    """A cached `encode` for pieces of text, of which there are few."""
     return lru_cache(maxsize=2**16)(text.encode)
 
 
 @cache
 def _measure(text: SmolLM2Tokenizer | WordTokenizer):
+    """A function that counts the tokens of a piece."""
     encode = _encode(text)
     return lambda piece: len(encode(piece))

@@ -1,7 +1,7 @@
-"""A core as English: fact sentences and questions, in the benchmark's forms.
+"""A core in English: sentences of facts, and questions, in the benchmark's forms.
 
-A sentence is a list of pieces, each beginning where a word begins, with its space (so that token counts of pieces add
-up to the token count of the text) and drawn from a finite stock (so that encoding them is a look-up).
+A sentence is a list of pieces. Each begins with the space before a word, so that token counts of pieces add up to that
+of the text; and there are few different pieces, so that their tokens can be cached.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ Pieces = list[str]
 
 
 def name(quantity: Quantity, world: World) -> str:
-    """What a quantity is called, without article."""
+    """Name of a quantity, without article."""
     match quantity.kind:
         case "count":
             return f"{quantity.type} in {quantity.place}"
@@ -26,12 +26,12 @@ def name(quantity: Quantity, world: World) -> str:
 
 
 def phrase(quantity: Quantity, world: World) -> str:
-    """ " the number of … ", as it stands in running text."""
+    """A quantity in running text, such as " the number of …"."""
     return f" the number of {name(quantity, world)}" if quantity.kind == "count" else f" the {name(quantity, world)}"
 
 
 def fact_sentence(subject: str, fact: Fact, operands: list[str]) -> Pieces:
-    """ "The … equals …."; subject and operands as `phrase` gives them."""
+    """The sentence "The … equals …."; subject and operands are phrases, as `phrase` returns them."""
     pieces = [_capital(subject), " equals"]
     if fact.constant is not None:
         pieces.append(f" {fact.constant}")
@@ -54,16 +54,18 @@ def fact_sentence(subject: str, fact: Fact, operands: list[str]) -> Pieces:
 
 
 def number_sentence(subject: str, value: int) -> Pieces:
+    """The sentence "The … equals n."."""
     return [_capital(subject), " equals", f" {value}", "."]
 
 
 def unknown_sentence(quantity: Quantity, world: World) -> Pieces:
+    """The sentence that says of the unknown that it is greater than 0."""
     known = " exists, and its number is greater than 0" if quantity.kind == "count" else " is greater than 0"
     return [_capital(phrase(quantity, world)), known, "."]
 
 
 def core_sentences(core: Core) -> list[Pieces]:
-    """One for the fact about every instance, and in reverse mode the numbers that are given."""
+    """Sentences of a core: the facts of all instances, and in reverse mode the given numbers."""
     phrases = [phrase(quantity, core.world) for quantity in core.quantities]
     sentences = []
     for q in core.instances:
@@ -79,10 +81,12 @@ def core_sentences(core: Core) -> list[Pieces]:
 
 
 def question_text(quantity: Quantity, world: World) -> str:
+    """The question that asks for a quantity."""
     if quantity.kind == "count":
         return f"How many {quantity.type} does {quantity.place} have?"
     return f"What is the {name(quantity, world)}?"
 
 
 def _capital(phrase: str) -> str:
+    """A phrase at the start of a sentence."""
     return " T" + phrase[2:]

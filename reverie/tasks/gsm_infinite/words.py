@@ -1,6 +1,6 @@
-"""A small closed vocabulary for models trained from scratch: names and the grammar's fixed phrases are one token each.
+"""`WordTokenizer`, a small closed vocabulary for models trained from scratch.
 
-Numbers are digits, so a fact takes about ten tokens where a general tokenizer takes thirty.
+Names and fixed phrases are one token each and numbers are digits, so a fact takes about ten tokens instead of thirty.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _NO_SPACE_BEFORE = {"?", ",", "."}
 
 
 class WordTokenizer:
-    """Token ids of problem texts about some worlds; 0 is padding, 1 the end of an answer."""
+    """Tokenizer of problems about some worlds; id 0 is padding, 1 the end of an answer."""
 
     def __init__(self, worlds: Iterable[str]) -> None:
         terms = [PAD, END, *"0123456789", *_GRAMMAR]
@@ -57,7 +57,7 @@ class WordTokenizer:
         return list(self._terms)
 
     def encode(self, text: str) -> list[int]:
-        """Raises ValueError at the first stretch of text that is not in the vocabulary."""
+        """Token ids of a text. Raises ValueError if a part of it is not in the vocabulary."""
         ids, at = [], 0
         text = text.strip()
         while at < len(text):
@@ -69,7 +69,7 @@ class WordTokenizer:
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text, single-spaced, without padding and end."""
+        """Text of token ids, with single spaces, without padding and end."""
         text, digit_before = "", False
         for term in (self._terms[i] for i in ids):
             if term in (PAD, END):
@@ -85,7 +85,7 @@ class WordTokenizer:
 
     @cached_property
     def _pattern(self) -> re.Pattern[str]:
-        """The longest term that begins here and does not end inside a word, and the spaces behind it."""
+        """Pattern of the longest term that does not end inside a word, with the spaces after it."""
         longest_first = sorted(self._terms[2:], key=len, reverse=True)
         terms = "|".join(re.escape(term) + (r"\b" if term[-1].isalpha() else "") for term in longest_first)
         return re.compile(rf"({terms})\s*")
@@ -98,4 +98,5 @@ def _names(world: World) -> list[str]:
 
 @lru_cache
 def word_tokenizer(worlds: tuple[str, ...]) -> WordTokenizer:
+    """The tokenizer of these worlds, made once."""
     return WordTokenizer(worlds)

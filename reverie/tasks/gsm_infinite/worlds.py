@@ -1,8 +1,8 @@
-"""The three worlds that problems are set in: our own vocabulary in the shape of the benchmark's.
+"""The three worlds of problems: vocabulary of our own, structured like the benchmark's.
 
 A world has places, types of things in them, and an attribute of each thing. All core places of a problem come from one
-place group and all its types from one type group. Padding uses places and types of its own, made of two words each, so
-no padding place is ever a core place. No name holds a comma, a period or a digit.
+place group and all its types from one type group. Padding has places and types of its own, of two words each, so no
+padding place is a core place. No name contains a comma, a period or a digit.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ WorldName = Literal["wildlife", "education", "film"]
 
 @dataclass(frozen=True)
 class World:
-    """Names and nouns; a group has five names."""
+    """Names and nouns of a world; every group has five names."""
 
     name: str
     place_groups: tuple[tuple[str, ...], ...]
@@ -29,6 +29,7 @@ class World:
 
 
 def _pairs(first: str, second: str, form: str = "{} {}") -> tuple[str, ...]:
+    """Names of all pairs of a word of `first` and one of `second`."""
     return tuple(form.format(a, b) for a, b in product(first.split(), second.split()))
 
 

@@ -20,6 +20,8 @@ from reverie.model import HybridConfig, HybridLM
 from reverie.sleep import Context, SleepConfig, read, rollout
 from reverie.sleep.generate import greedy
 
+pytestmark = pytest.mark.hf
+
 VOCAB, L = 11, 8
 TinyModel = Callable[..., HybridLM]
 CONFIGS = {
@@ -76,28 +78,6 @@ def test_it_reads_as_reverie_does(lm: HybridLM, config: SleepConfig) -> None:
 def test_it_writes_as_reverie_does(lm: HybridLM, config: SleepConfig) -> None:
     model, x = in_transformers(lm, config), tokens(L + 3)
     assert torch.equal(write(model, x), greedy(lm, x, config, 2 * L))
-
-
-@pytest.mark.parametrize("how", [{}, {"num_beams": 3}, {"do_sample": True}, {"do_sample": True, "num_beams": 2}])
-def test_the_cache_changes_nothing(lm: HybridLM, how: dict[str, Any]) -> None:
-    written = []
-    for use_cache in (True, False):
-        torch.manual_seed(0)
-        model = in_transformers(lm, CONFIGS["hard"])
-        written.append(write(model, tokens(L + 3), use_cache=use_cache, num_return_sequences=1, **how))
-    assert torch.equal(*written)
-
-
-@each_config
-@pytest.mark.parametrize("how", [{}, {"num_beams": 3}])
-def test_padded_rows_are_rows_alone(lm: HybridLM, config: SleepConfig, how: dict[str, Any]) -> None:
-    model, x = in_transformers(lm, config), tokens(L + 5, batch=3)
-    mask = torch.arange(L + 5) >= torch.tensor([[0], [3], [L]])
-    together = write(model, x, attention_mask=mask.long(), **how)
-    for row, padding in enumerate((0, 3, L)):
-        assert torch.equal(together[row], write(model, x[row : row + 1, padding:], **how)[0])
-    behind = model(x.flip(1), attention_mask=mask.flip(1)).logits
-    torch.testing.assert_close(behind[2, :5], own(lm, x.flip(1)[2:, :5], config)[0])
 
 
 def test_loss_and_gradients_are_those_of_transformers(lm: HybridLM) -> None:
@@ -192,17 +172,7 @@ def test_a_config_that_does_not_fit(lm: HybridLM, change: dict[str, Any], messag
         load_hybrid(tmp_path)
 
 
-def test_what_it_cannot_do(lm: HybridLM, tmp_path: Path) -> None:
-    model, x = in_transformers(lm, CONFIGS["hard"]), tokens(5)
-    cache = model(x).past_key_values
-    for arguments, message in (
-        ({}, "give either input_ids or inputs_embeds"),
-        ({"input_ids": x, "output_attentions": True}, "no single attentions"),
-        ({"input_ids": x[:1], "past_key_values": cache}, "the cache holds 2 texts"),
-        ({"input_ids": x, "position_ids": torch.tensor([[0, 1, 2, 0, 1]])}, "several texts in one row"),
-    ):
-        with pytest.raises(UserError, match=message):
-            model(**arguments)
+def test_there_is_no_such_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no folder"):
         load_hybrid(tmp_path / "nothing")
 

