@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -35,6 +36,9 @@ _LENGTH_BYTES = 8  # of the number before the header, which is its length
 # No control characters but line breaks and tabs: others could steer a terminal.
 Text = Annotated[str, Field(pattern=r"^[^\x00-\x08\x0b-\x1f\x7f-\x9f]*$")]
 Count = Annotated[int, Field(ge=0, lt=2**63)]
+
+Fetch = Callable[[int], bytes]
+"""Returns the first n bytes of a file, or all if there are fewer."""
 
 
 def _bounded(config: SleepConfig) -> SleepConfig:
@@ -111,18 +115,23 @@ def to_bytes(info: MemoryInfo, state: State, history: Mapping[str, Tensor] | Non
     """The bytes of a file. Raises UserError for notes above `MOST_NOTES_BYTES`."""
     if len(json.dumps(info.notes).encode()) > MOST_NOTES_BYTES:
         raise UserError(f"the notes of a memory must fit into {MOST_NOTES_BYTES // 2**10} KiB")
-    tensors: dict[str, Tensor] = {}
-    parts = []
+    parts, tensors = described(state)
+    tensors |= {f"history.{name}": x for name, x in (history or {}).items()}
+    tensors = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
+    text = _Content(info=info, parts=parts, history=history is not None).model_dump_json()
+    return save_safetensors(tensors, {"format": FORMAT, "memory": text, "sha256": _checksum(text, tensors)})
+
+
+def described(state: State) -> tuple[list[Part], dict[str, Tensor]]:
+    """The description of each block of a state, and the tensors by name."""
+    parts, tensors = [], dict[str, Tensor]()
     for i, (fast_weights, entry) in enumerate(zip(state.fast_weights, state.cache, strict=True)):
         if fast_weights is not None:
             tensors[f"fast_weights.{i}"] = fast_weights
         fields = {} if entry is None else _named(entry, f"cache.{i}", tensors)
         kind = None if entry is None else type(entry).__name__
         parts.append(Part(fast_weights=fast_weights is not None, cache=kind, fields=fields))
-    tensors |= {f"history.{name}": x for name, x in (history or {}).items()}
-    tensors = {name: x.detach().cpu().contiguous().clone() for name, x in tensors.items()}
-    text = _Content(info=info, parts=parts, history=history is not None).model_dump_json()
-    return save_safetensors(tensors, {"format": FORMAT, "memory": text, "sha256": _checksum(text, tensors)})
+    return parts, tensors
 
 
 def header_size(start: bytes, where: str) -> int:
@@ -181,51 +190,32 @@ def read_info(source: bytes | str | Path, where: str | None = None, *, size: int
         UserError: it is not a memory, or is cut short.
     """
 
-    def read(start: bytes, size: int | None) -> MemoryInfo:
-        header = read_header(start, where or (str(source) if not isinstance(source, bytes) else "this"))
-        if size is not None:
-            _check_size(header, size, where or str(source))
-        return header.info
+    if isinstance(source, bytes):
+        start, where = source, where or "this"
+    else:
+        path, where = Path(source), where or str(source)
+        start = _beginning(file_reader(path), where)
+        size = path.stat().st_size
+    header = read_header(start, where)
+    if size is not None:
+        _check_size(header, size, where)
+    return header.info
 
-    return read(source, size) if isinstance(source, bytes) else _open(Path(source), read)
 
-
-def read_file(path: Path, check: Callable[[Header], None]) -> Content:
-    """Read a file; `check` may refuse its header before a tensor is read.
+def read_memory(fetch: Fetch, where: str, check: Callable[[Header], None] = lambda header: None) -> Content:
+    """Read a file; sentences call it `where`. `check` may refuse its header before a tensor is read.
 
     Raises:
-        UserError: there is no such file, it cannot be read, is no memory, was changed, or `check` refuses it.
+        UserError: it is no memory, is cut short or was changed, `check` refuses it, or `fetch` raises it.
     """
-
-    def read(start: bytes, size: int) -> Content:
-        header = read_header(start, str(path))
-        check(header)
-        _check_size(header, size, str(path))
-        return read_bytes(path.read_bytes(), str(path), _unless(header, check))
-
-    return _open(path, read)
-
-
-def read_with(fetch: Callable[[int], bytes], where: str, check: Callable[[Header], None]) -> Content:
-    """Read a file as `read_file` does, from `fetch(n)`: the first n bytes of it, or all if there are fewer."""
-    wanted = FIRST_BYTES
-    while (needed := header_size(start := fetch(wanted), where)) > wanted:
-        wanted = needed
-    header = read_header(start, where)
-    check(header)
-    data = start if len(start) < wanted else fetch(header.file_bytes + 1)  # one more byte shows a file that is too long
-    return read_bytes(data, where, _unless(header, check))
-
-
-def _unless(checked: Header, check: Callable[[Header], None]) -> Callable[[Header], None]:
-    """`check` for headers other than `checked`, of a file replaced meanwhile; a check hashes the whole model."""
-    return lambda header: None if header == checked else check(header)
-
-
-def read_bytes(data: bytes, where: str, check: Callable[[Header], None]) -> Content:
-    """Read a file as `read_file` does, from its bytes."""
+    start = _beginning(fetch, where)
+    checked = read_header(start, where)
+    check(checked)
+    size = checked.file_bytes
+    data = start if size < FIRST_BYTES else fetch(size + 1)  # one more byte shows a file that is too long
     header = read_header(data, where)
-    check(header)
+    if header != checked:  # the file was replaced meanwhile; a check hashes the whole model
+        check(header)
     _check_size(header, len(data), where)
     try:
         tensors = load_safetensors(data)
@@ -243,20 +233,27 @@ def read_bytes(data: bytes, where: str, check: Callable[[Header], None]) -> Cont
     return Content(header.info, state, history if header.content.history else None)
 
 
-def _open(path: Path, read: Callable[[bytes, int], Any]) -> Any:
-    """Return `read(header bytes, file size)` of a file. Raises UserError if it cannot be read."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(_LENGTH_BYTES)
-            size = file.seek(0, 2)
-            file.seek(0)
-            return read(file.read(header_size(start, str(path))), size)
-    except UserError:  # which is a ValueError
-        raise
-    except FileNotFoundError:
-        raise UserError(f"there is no memory at {path}") from None
-    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
-        raise UserError(f"cannot read {plain(str(path))}: {getattr(error, 'strerror', None) or error}") from None
+def file_reader(path: Path) -> Fetch:
+    """A function that reads the first n bytes of a file. It raises UserError if there is none, or it cannot be read."""
+
+    def fetch(end: int) -> bytes:
+        try:
+            with path.open("rb") as file:
+                return file.read(min(end, os.fstat(file.fileno()).st_size))  # else `end` bytes would be allocated
+        except FileNotFoundError:
+            raise UserError(f"there is no memory at {path}") from None
+        except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+            raise UserError(f"cannot read {plain(str(path))}: {getattr(error, 'strerror', None) or error}") from None
+
+    return fetch
+
+
+def _beginning(fetch: Fetch, where: str) -> bytes:
+    """The header and perhaps more, all from one version of the file."""
+    wanted = FIRST_BYTES
+    while (needed := header_size(start := fetch(wanted), where)) > wanted:
+        wanted = needed
+    return start
 
 
 def _check_size(header: Header, size: int, where: str) -> None:

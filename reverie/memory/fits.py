@@ -5,14 +5,13 @@ The model's states after one token and after two show each tensor's shape, and a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from reverie.errors import UserError
-from reverie.memory.file import Header, Part
+from reverie.memory.file import Header, described
 from reverie.model import SleepingModel, State
 from reverie.sleep import Context, SleepConfig, wake
 
@@ -39,29 +38,28 @@ def check_settings(made: SleepConfig, wanted: SleepConfig, where: str, num_block
 
 def check_fits(header: Header, model: SleepingModel, device: torch.device, where: str) -> None:
     """Check that a memory's tensors are those that this model's state has; raises UserError if not."""
-    one, two = (_after(model, tokens, device) for tokens in (1, 2))
-    parts, info, allowed = header.content.parts, header.info, dict[str, list[int | None]]()
-    if len(parts) != len(one.cache):
-        raise UserError(f"{where} does not fit this model, which has {len(one.cache)} blocks")
-    held = [part.fast_weights for part in parts]
-    if any(held) or any(info.tokens):
-        if held != [x is not None for x in one.fast_weights]:
+    (ours, one), (_, two) = (described(_after(model, tokens, device)) for tokens in (1, 2))
+    parts, info = header.content.parts, header.info
+    if len(parts) != len(ours):
+        raise UserError(f"{where} does not fit this model, which has {len(ours)} blocks")
+    begun = any(part.fast_weights for part in parts) or any(info.tokens)
+    absent = set() if begun else {name for name in one if name.startswith("fast_weights.")}
+    for i, (part, own) in enumerate(zip(parts, ours, strict=True)):
+        if begun and part.fast_weights != own.fast_weights:
             raise UserError(f"{where} does not fit this model: other blocks have fast weights")
-        allowed |= {f"fast_weights.{i}": [*x.shape] for i, x in enumerate(one.fast_weights) if x is not None}
-    for i, part in enumerate(parts):
-        if part.cache is not None:
-            allowed |= _cache_shapes(part, (one.cache[i], two.cache[i]), f"cache.{i}", where)
-    kept = info.config.window_size - 1
-    for name, (shape, dtype) in header.tensors.items():
-        if name.startswith("history."):
-            continue
-        sizes, rows = allowed.pop(name, None), len(info.tokens)
-        if sizes is None or dtype not in _FLOATS or not _is_shape(shape, [rows, *sizes[1:]], kept):
+        if part.cache is None:
+            absent |= {name for name in one if name.startswith(f"cache.{i}.")}
+        elif part.cache != own.cache or not _alike(part.fields, own.fields):
+            raise UserError(f"{where} does not fit this model: it kept other things of its newest tokens")
+    wanted, rows, kept = one.keys() - absent, len(info.tokens), info.config.window_size - 1
+    found = {name: entry for name, entry in header.tensors.items() if not name.startswith("history.")}
+    for name, (shape, dtype) in found.items():
+        if name not in wanted or dtype not in _FLOATS or not _is_shape(shape, rows, one[name], two[name], kept):
             raise UserError(
                 f"{where} does not fit this model: its tensor {name[:40]!r} is none that a memory of it has"
             )
-    if allowed:
-        raise UserError(f"{where} is not a memory: it lacks the tensor {min(allowed)}")
+    if lacking := wanted - found.keys():
+        raise UserError(f"{where} is not a memory: it lacks the tensor {min(lacking)}")
     if header.history_bytes > MOST_HISTORY_BYTES:
         raise UserError(f"{where} is not a memory: its history has {header.history_bytes:,} bytes")
 
@@ -73,44 +71,25 @@ def _after(model: SleepingModel, tokens: int, device: torch.device) -> State:
         return wake(model, ids, Context.empty(model), SleepConfig(window_size=tokens))[1].state
 
 
-def _is_shape(shape: tuple[int, ...], wanted: list[int | None], most: int) -> bool:
-    """True if `shape` is as wanted, where None stands for a size of at most `most`."""
-    fits = (size <= most if other is None else size == other for size, other in zip(shape, wanted, strict=False))
-    return len(shape) == len(wanted) and all(fits)
+def _is_shape(shape: tuple[int, ...], rows: int, one: Tensor, two: Tensor, most: int) -> bool:
+    """True for the shape of a tensor with so many rows that is `one` after one token and `two` after two.
+
+    Where these differ in size, it may have at most `most`.
+    """
+    sizes = zip(shape[1:], one.shape[1:], two.shape[1:], strict=False)
+    fits = (size <= most if a != b else size == a for size, a, b in sizes)
+    return len(shape) == one.ndim and shape[0] == rows and all(fits)
 
 
-def _cache_shapes(part: Part, entries: tuple[Any, Any], name: str, where: str) -> dict[str, list[int | None]]:
-    """Shapes of a cache's tensors by name, from its entries after one and two tokens; None where they differ."""
-    one, two = entries
-    described = {path: value for path, value in _leaves(part.fields, name)}
-    own = dict(_leaves(one, name)) if one is not None else {}
-    if part.cache != type(one).__name__ or described.keys() != own.keys():
-        raise UserError(f"{where} does not fit this model: it kept other things of its newest tokens")
-    shapes = dict[str, list[int | None]]()
-    for (path, x), (_, y) in zip(_leaves(one, name), _leaves(two, name), strict=True):
-        value = described[path]
-        if isinstance(x, Tensor):
-            if value != {"tensor": path}:
-                raise UserError(f"{where} does not fit this model: {path} must be a tensor")
-            shapes[path] = [a if a == b else None for a, b in zip(x.shape, y.shape, strict=True)]
-        elif type(value) is not type(x) or (isinstance(x, float) and value != x) or (type(x) is int and value < 0):
-            raise UserError(f"{where} does not fit this model: {path} is {value!r:.40} there")
-    return shapes
-
-
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """Yield the leaves of a named tuple, or of its description, with their paths."""
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        value = value._asdict()  # pyright: ignore[reportAttributeAccessIssue]
-    if isinstance(value, dict) and value.keys() != {"tensor"}:
-        pairs = value.items()
-    elif isinstance(value, tuple | list):
-        pairs = enumerate(value)
-    else:
-        yield name, value
-        return
-    for key, part in pairs:
-        yield from _leaves(part, f"{name}.{key}")
+def _alike(found: Any, own: Any) -> bool:
+    """True if two descriptions of a cache differ in counts of tokens alone, which are integers from 0."""
+    if type(found) is not type(own):
+        return False
+    if isinstance(own, dict):
+        return found.keys() == own.keys() and all(_alike(found[key], own[key]) for key in own)
+    if isinstance(own, list):
+        return len(found) == len(own) and all(map(_alike, found, own))
+    return found >= 0 if type(own) is int else found == own
 
 
 def _shown(value: object) -> str:

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 
 from reverie.errors import UserError
 from reverie.files import write_atomic
-from reverie.memory.file import Content, Header, MemoryInfo, read_bytes, read_file, read_with, to_bytes
+from reverie.memory.file import Fetch, Header, MemoryInfo, file_reader, read_memory, to_bytes
 from reverie.memory.fingerprint import fingerprint, module_of
 from reverie.memory.fits import check_fits, check_settings
 from reverie.memory.history import History
@@ -134,21 +133,41 @@ class Memory:
             UserError: the file is missing, cut short, changed, or not a memory; or the memory is of another model, or
                 of other windows.
         """
-        return _loaded(model, config, str(path), partial(read_file, Path(path)))
+        return cls.fetch(file_reader(Path(path)), model, config, where=str(path))
 
     @classmethod
     def from_bytes(
         cls, data: bytes, model: object, config: SleepConfig | None = None, *, where: str = "this"
     ) -> Memory:
         """Load as `load` does, from the bytes of a file, which errors call `where`."""
-        return _loaded(model, config, where, partial(read_bytes, data, where))
+        return cls.fetch(lambda end: data[:end], model, config, where=where)
 
     @classmethod
-    def fetch(
-        cls, fetch: Callable[[int], bytes], model: object, config: SleepConfig | None = None, *, where: str
-    ) -> Memory:
+    def fetch(cls, fetch: Fetch, model: object, config: SleepConfig | None = None, *, where: str) -> Memory:
         """Load as `load` does, from `fetch(n)`: the first n bytes of a file, or all if there are fewer."""
-        return _loaded(model, config, where, partial(read_with, fetch, where))
+        config = config or getattr(model, "sleep_config", None)
+        sleeping, _ = sleeping_part(model, config or SleepConfig(window_size=1))
+        device = device_of(model)
+
+        def check(header: Header) -> None:
+            info = header.info
+            if info.fingerprint != fingerprint(model, anew=True):
+                raise UserError(f"{where} is a memory of another model: its fast weights mean nothing to this one")
+            if config is not None:
+                check_settings(info.config, config, where, sleeping.num_blocks)
+            check_fits(header, sleeping, device, where)
+
+        content = read_memory(fetch, where, check)
+        info = content.info
+        if not all(bool(x.isfinite().all()) for x in tree_leaves(content.state) if isinstance(x, Tensor)):
+            raise UserError(f"{where} is not a memory that can be gone on with: it holds numbers that are not finite")
+        try:
+            history = None if content.history is None else History.from_tensors(content.history)
+        except ValueError as error:
+            raise UserError(f"{where} is not a memory: {error}") from None
+        passes, tokens = (torch.tensor(counts, device=device) for counts in (info.passes, info.tokens))
+        state = _map(lambda x: x.to(device), content.state)
+        return cls(_at_rest(state, passes), tokens, config or info.config, info.fingerprint, info.notes, history)
 
     @classmethod
     def empty(cls, model: object, config: SleepConfig | None = None, batch_size: int = 1) -> Memory:
@@ -291,33 +310,6 @@ def _check_texts(lengths: Tensor, before: Memory, history: History | None) -> No
 def _range(texts: list[Tensor]) -> str:
     """The smallest and largest token id, in words."""
     return f"they go from {min(int(text.min()) for text in texts)} to {max(int(text.max()) for text in texts)}"
-
-
-def _loaded(model: object, config: SleepConfig | None, where: str, read: Callable[..., Content]) -> Memory:
-    """Load as `Memory.load` does, from `read(check)`."""
-    config = config or getattr(model, "sleep_config", None)
-    sleeping, _ = sleeping_part(model, config or SleepConfig(window_size=1))
-    device = device_of(model)
-
-    def check(header: Header) -> None:
-        info = header.info
-        if info.fingerprint != fingerprint(model, anew=True):
-            raise UserError(f"{where} is a memory of another model: its fast weights mean nothing to this one")
-        if config is not None:
-            check_settings(info.config, config, where, sleeping.num_blocks)
-        check_fits(header, sleeping, device, where)
-
-    content = read(check)
-    info = content.info
-    if not all(bool(x.isfinite().all()) for x in tree_leaves(content.state) if isinstance(x, Tensor)):
-        raise UserError(f"{where} is not a memory that can be gone on with: it holds numbers that are not finite")
-    try:
-        history = None if content.history is None else History.from_tensors(content.history)
-    except ValueError as error:
-        raise UserError(f"{where} is not a memory: {error}") from None
-    passes, tokens = (torch.tensor(counts, device=device) for counts in (info.passes, info.tokens))
-    state = _map(lambda x: x.to(device), content.state)
-    return Memory(_at_rest(state, passes), tokens, config or info.config, info.fingerprint, info.notes, history)
 
 
 def _at_rest(state: State, passes: Tensor) -> Context:

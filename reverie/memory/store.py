@@ -18,14 +18,13 @@ from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from reverie.errors import UserError
-from reverie.memory.file import MemoryInfo, header_size, read_info
+from reverie.memory.file import FIRST_BYTES, MemoryInfo, header_size, read_info
 from reverie.memory.memory import Memory
 from reverie.memory.shared_folder import SharedFolder
 from reverie.sleep import SleepConfig
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _SUFFIX = ".safetensors"
-_HEAD = 2**16  # bytes of each file that are read first; most headers are shorter
 _EPOCH = datetime.fromtimestamp(0, UTC)
 
 
@@ -160,7 +159,7 @@ class MemoryStore:
 
     def _infos(self, sizes: Mapping[str, int]) -> dict[str, MemoryInfo | UserError]:
         """Descriptions of files by name, or what is wrong with them; without files deleted meanwhile."""
-        heads = self._folder.read_beginnings([_file(name) for name in sizes], _HEAD)
+        heads = self._folder.read_beginnings([_file(name) for name in sizes], FIRST_BYTES)
         infos = {name: self._info(name, head, sizes[name]) for name, head in zip(sizes, heads, strict=True)}
         return {name: info for name, info in infos.items() if info is not None}
 
@@ -169,7 +168,7 @@ class MemoryStore:
 
         Every read begins at byte 0, so that all bytes are of one version of the file.
         """
-        end, where = _HEAD, _file(name)
+        end, where = FIRST_BYTES, _file(name)
         try:
             while isinstance(head, bytes) and (needed := header_size(head, where)) > end:
                 head, end = self._folder.read(_file(name), needed), needed

@@ -116,7 +116,7 @@ def test_what_is_no_memory_is_listed_with_its_problem_and_can_be_deleted(
 
 
 def test_a_header_of_any_length_is_read(files: Files, model: Any, memories: list[Memory], monkeypatch):
-    monkeypatch.setattr(memory_store, "_HEAD", 20)
+    monkeypatch.setattr(memory_store, "FIRST_BYTES", 20)
     store = MemoryStore(files.url)
     store.put("a", memories[0])
     files["b.safetensors"] = memories[0].to_bytes()[:30]

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from reverie.errors import UserError
-from reverie.memory.file import read_file
+from reverie.memory.file import file_reader, read_memory
 from reverie.memory.history import History, Window
 from reverie.memory.memory import sleep_over
 from reverie.model import LanguageModel
@@ -92,7 +92,7 @@ def watch_memory(path: Path) -> Watch:
     Raises:
         UserError: the file is no memory, or one that has no history.
     """
-    content = read_file(path, lambda header: None)
+    content = read_memory(file_reader(path), str(path))
     try:
         history = History.from_tensors(content.history or History().tensors())
     except ValueError as error:

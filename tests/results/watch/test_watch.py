@@ -11,7 +11,7 @@ from tiny_recipe import tiny_recipe
 from torch import Tensor, nn
 
 from reverie.errors import UserError
-from reverie.memory.file import read_file, to_bytes
+from reverie.memory.file import file_reader, read_memory, to_bytes
 from reverie.memory.history import History
 from reverie.memory.memory import Memory, sleep_over
 from reverie.model import HybridLM
@@ -178,7 +178,7 @@ def test_a_history_beyond_belief_is_refused(tiny_model: MakeModel, tmp_path: Pat
     """In a sentence, and not in a figure that nothing can draw."""
     history, path = History(), tmp_path / "book.safetensors"
     sleep_over(tiny_model("gdn"), torch.ones(1, 4).long(), SleepConfig(window_size=4), history=history).save(path)
-    content = read_file(path, lambda header: None)
+    content = read_memory(file_reader(path), str(path))
     assert content.history is not None
     far = {**content.history, "totals": torch.tensor([1e308, 1e308], dtype=torch.float64)}
     path.write_bytes(to_bytes(content.info, content.state, far))
