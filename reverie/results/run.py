@@ -16,7 +16,7 @@ from reverie.results.card import Chance, CurvePoint, ModelKind, RunCard
 from reverie.results.checkpoint import Checkpoint, Progress, find_checkpoint, load_checkpoint
 from reverie.results.evaluate import evaluate
 from reverie.results.provenance import commit_id, hardware
-from reverie.tasks import Score
+from reverie.tasks import Score, Task
 
 CARD_NAME = "card.json"
 
@@ -61,8 +61,8 @@ def evaluate_run(
         recipe = changed(recipe, sleep={"num_sleep_passes": num_sleep_passes})
     model = trained_model(checkpoint, device)
     examples = num_examples or recipe.train.eval_examples
-    score = evaluate(model, recipe.task, recipe.sleep, examples, generate=True, device=device)
-    return make_card(recipe, model, checkpoint.progress, score, commit_id())
+    found = evaluate(model, recipe.task, recipe.sleep, examples, generate=True, device=device)
+    return make_card(recipe, model, checkpoint.progress, found.score, commit_id())
 
 
 def model_kind(recipe: Recipe) -> ModelKind:
@@ -84,7 +84,6 @@ def make_card(
     parallel: Literal["ddp", "fsdp"] | None = None,
 ) -> RunCard:
     """The result card of a run that so many processes have trained together."""
-    by_depth = {str(depth): p for depth, p in recipe.task.chance().items()}
     content: dict[str, Any] = {
         "name": recipe.name,
         "model": model_kind(recipe),
@@ -101,7 +100,12 @@ def make_card(
         "steps": progress.step,
         "parameters": count_parameters(model),
         "score": score.summary(),
-        "chance": Chance(by_depth=by_depth, exact=recipe.task.chance_exact()),
+        "chance": chance_of(recipe.task),
         "curve": [CurvePoint.model_validate(point) for point in progress.curve],
     }
     return RunCard(**content)
+
+
+def chance_of(task: Task) -> Chance:
+    """The chance of a task, as cards hold it."""
+    return Chance(by_depth={str(depth): p for depth, p in task.chance().items()}, exact=task.chance_exact())

@@ -60,7 +60,7 @@ class Read:
         )
 
     def summary(self) -> dict[str, Any]:
-        """For --json."""
+        """Numbers as a dict that is ready for JSON."""
         return {
             "tokens": int(self.memory.tokens[0]),
             "tokens_of_text": self.tokens,
@@ -75,11 +75,9 @@ def read_file(path: str) -> str:
     """A text in UTF-8, or standard input where the path is "-". Raises UserError if there is none, or it is empty."""
     name = "standard input" if path == "-" else path
     try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        text = (sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()).decode()
     except OSError as error:
         raise UserError(f"cannot read {name}: {error.strerror}") from None
-    try:
-        text = data.decode()
     except UnicodeDecodeError:
         raise UserError(f"{name} is no text in UTF-8") from None
     if not text.strip():
@@ -117,7 +115,7 @@ def read_text(
     memory: Memory | None = None,
     report: Report = lambda windows, total, read, held: None,
 ) -> Read:
-    """Sleep over a text window by window and leave the memory in `out`; Ctrl-C and SIGTERM end behind a window.
+    """Sleep over a text window by window and leave the memory in `out`; Ctrl-C and SIGTERM end after a window.
 
     Args:
         notes: kept with the memory.
@@ -125,16 +123,17 @@ def read_text(
 
     Raises UserError where the memory is of another text, or `out` cannot be written.
     """
-    config = sleeper.sleep_config if memory is None else memory.config
-    L, T, first = config.window_size, len(tokens), 0 if memory is None else _tokens_read(memory, tokens, out)
-    history = History() if memory is None or memory.history is None else memory.history.copy()
+    first = 0 if memory is None else _tokens_read(memory, tokens, out)
+    memory = memory or Memory.empty(sleeper)
+    L, T = memory.config.window_size, len(tokens)
+    history = History() if memory.history is None else memory.history.copy()
     total, done, begun = -(-T // L), first, time.monotonic()
     saved = -math.inf  # the first window shows whether `out` can be written at all
-    report(-(-done // L), total, done, 0 if memory is None else memory.nbytes)
+    report(-(-done // L), total, done, memory.nbytes)
     with stop_requests() as stop:
-        while memory is None or (done < T and stop.requested is None):
+        while done == 0 or (done < T and stop.requested is None):
             window = tokens[None, done : done + L]
-            memory = sleep_over(sleeper.sleeping, window, config, memory=memory, history=history)
+            memory = sleep_over(sleeper.sleeping, window, memory.config, memory=memory, history=history)
             done += window.shape[1]
             report(-(-done // L), total, done, memory.nbytes)
             if done < T and time.monotonic() - saved >= SAVE_EVERY_S:

@@ -17,9 +17,9 @@ from reverie.errors import UserError
 from reverie.memory.memory import Memory, sleep_over
 from reverie.recipe.build import build_model
 from reverie.results.checkpoint import FILE_NAME, Progress
-from reverie.sleep import Context, SleepConfig, read, rollout
+from reverie.sleep import Context, read, rollout
 from reverie.talk.shipped import export_example, export_model, load_example_text
-from reverie.talk.sleeper import load_memory, load_model, with_passes
+from reverie.talk.sleeper import load_memory, load_model
 from reverie.tasks import GsmInfinite
 from reverie.train.checkpoint import save_checkpoint
 
@@ -118,14 +118,3 @@ def test_a_memory_keeps_its_passes(tmp_path: Path) -> None:
     other = sleeper.sleep_config.model_copy(update={"eviction": "sliding"})
     with pytest.raises(UserError, match="was made with eviction hard, and the model sleeps with sliding"):
         load_memory(tmp_path / "m.safetensors", replace(sleeper, sleep_config=other))
-
-
-def test_passes_out_of_range(tmp_path: Path) -> None:
-    config = SleepConfig(window_size=8)
-    assert with_passes(config, 3, 0.5) == SleepConfig(window_size=8, num_sleep_passes=3, tolerance=0.5)
-    assert with_passes(config, None, None) == config
-    for tolerance in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(UserError, match="the tolerance must be a number above 0, such as"):
-            with_passes(config, None, tolerance)
-    with pytest.raises(UserError, match="the number of passes must be at least 1, got 0"):
-        with_passes(config, 0, None)
