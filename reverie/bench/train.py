@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reverie.bench.card import Details, Findings, Panel, Report, Row, number
+from reverie.bench.card import Details, Findings, Panel, Row, number
 from reverie.bench.check import SEED, require_equal
 from reverie.bench.count import count_flops, time_by_kind
 from reverie.bench.machine import Peak
@@ -31,6 +31,7 @@ from reverie.bench.sides import (
 from reverie.bench.timer import Timing, alternate
 from reverie.errors import UserError
 from reverie.model import new_model
+from reverie.results.card import Report
 from reverie.tasks import Batch
 from reverie.train.optim import Muon, parameter_groups
 

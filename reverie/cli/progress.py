@@ -19,8 +19,9 @@ LINE_INTERVAL_S = 10.0
 class _Display:
     """A bar for each name on a terminal; elsewhere lines, and not too many."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, name: str = "") -> None:
+        self._console, self._name = console, name
+        self._begun: tuple[float, tuple[int, ...]] | None = None
         self._bars: dict[str, TaskID] = {}
         self._line_due: dict[str, float] = {}
         self._progress = Progress(
@@ -55,6 +56,12 @@ class _Display:
             line = f"{name}  {unit} {done}/{total}  {numbers}  ETA {left_s // 60}:{left_s % 60:02d}"
             self._console.print(line, soft_wrap=True, markup=False, highlight=False)
 
+    def _since_first(self, *counts: int) -> tuple[float, list[int]]:
+        """Seconds since the first call, and what has been added to each count."""
+        now = time.monotonic()
+        self._begun = self._begun or (now, counts)
+        return max(now - self._begun[0], 1e-9), [x - y for x, y in zip(counts, self._begun[1], strict=True)]
+
 
 class RunDisplay(_Display):
     """Shows loss, accuracy, tokens/s and the time left of every run that reports to it."""
@@ -73,22 +80,7 @@ class RunDisplay(_Display):
         self._show(name, "step", event.step, event.steps, numbers, seconds, steps)
 
 
-class _OneDisplay(_Display):
-    """A display of one name, which measures time itself."""
-
-    def __init__(self, console: Console, name: str) -> None:
-        super().__init__(console)
-        self._name = name
-        self._begun: tuple[float, tuple[int, ...]] | None = None
-
-    def _since_first(self, *counts: int) -> tuple[float, list[int]]:
-        """Seconds since the first call, and what has been added to each count."""
-        now = time.monotonic()
-        self._begun = self._begun or (now, counts)
-        return max(now - self._begun[0], 1e-9), [x - y for x, y in zip(counts, self._begun[1], strict=True)]
-
-
-class PartDisplay(_OneDisplay):
+class PartDisplay(_Display):
     """Shows which part of a benchmark is being measured."""
 
     def update(self, done: int, total: int, what: str) -> None:
@@ -97,7 +89,7 @@ class PartDisplay(_OneDisplay):
         self._show(self._name, "part", done, total, what, seconds, new)
 
 
-class RowDisplay(_OneDisplay):
+class RowDisplay(_Display):
     """Shows rows/s and the time left of a file that is written row by row."""
 
     def __init__(self, console: Console, name: str, count: int) -> None:
@@ -112,7 +104,7 @@ class RowDisplay(_OneDisplay):
             self._show(self._name, "row", rows, self._count, numbers, seconds, new)
 
 
-class ReadDisplay(_OneDisplay):
+class ReadDisplay(_Display):
     """Shows windows, tokens/s, bytes held and the time left of a text that is being read."""
 
     def update(self, windows: int, total: int, tokens: int, held: int | None = None) -> None:

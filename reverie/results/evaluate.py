@@ -42,13 +42,12 @@ def evaluate(
     device: torch.device | str = "cpu",
     share: tuple[int, int] = (0, 1),
 ) -> Evaluation:
-    """Score `num_examples` held-out examples: always the same ones, whatever the seed of training and the passes.
-
-    With `generate`, where the task has one answer at the end of its text, the model writes it token by token from what
-    it wrote before. Else it is shown the right tokens so far, which is faster and has the same questions right as long
-    as the answer does not begin in one window and end in the next: writing, the model would sleep between the two.
+    """The score on `num_examples` held-out examples, always the same ones, and the sleep that they took.
 
     Args:
+        generate: where the task has one answer at the end of its text, the model writes it token by token. Else it is
+            shown the right tokens so far, which is faster and has the same questions right unless an answer begins in
+            one window and ends in the next: writing, the model would sleep between the two.
         share: (i, n) scores the i-th of every n batches alone; n such scores add up to that of all.
     """
     total = Evaluation()

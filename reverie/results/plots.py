@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import EngFormatter, NullLocator
 from pydantic import BaseModel
 
 from reverie.errors import UserError
@@ -25,6 +25,7 @@ from reverie.results.card import (
     CurvePoint,
     Result,
     RunCard,
+    depth_name,
     headline,
     read_card,
 )
@@ -85,34 +86,26 @@ def plot_cards(
     """
     cards = [Path(path) for path in paths]
     images = [(card.parent if out is None else Path(out)) / f"{card.stem}.png" for card in cards]
-    for image in images:
-        if images.count(image) > 1:
-            raise UserError(f"two cards would be drawn to {image}; plot them into different folders")
-    types = {name: card for name, (card, _) in kinds.items()}
-    draw = {card: drawn for card, drawn in kinds.values()}
+    if twice := next((image for image in images if images.count(image) > 1), None):
+        raise UserError(f"two cards would be drawn to {twice}; plot them into different folders")
+    draw = dict(kinds.values())
     for path, image in zip(cards, images, strict=True):
-        card = read_card(path, types)
+        card = read_card(path, {name: kind for name, (kind, _) in kinds.items()})
         save_figure(draw[type(card)](card), image)
     return images
 
 
 def _draw(card: Card, panels: Sequence[Callable[[Axes, ComparisonCard], None]]) -> Figure:
-    comparison = _as_comparison(card)
-    y_label = METRIC_NAMES[comparison.metric] if len(card.depths) == 1 else "accuracy per question"
-    title = f"{card.name}  ({_seed_note(card, comparison)})"
-    return draw_panels(title, y_label, [partial(panel, card=comparison) for panel in panels])
+    if isinstance(card, RunCard):
+        card = compare_runs(card.name, "exact" if len(card.depths) == 1 else "question", [card])
+    y_label = METRIC_NAMES[card.metric] if len(card.depths) == 1 else "accuracy per question"
+    return draw_panels(f"{card.name}  ({_seed_note(card)})", y_label, [partial(panel, card=card) for panel in panels])
 
 
-def _as_comparison(card: Card) -> ComparisonCard:
-    if isinstance(card, ComparisonCard):
-        return card
-    return compare_runs(card.name, "exact" if len(card.depths) == 1 else "question", [card])
-
-
-def _seed_note(card: Card, comparison: ComparisonCard) -> str:
-    counts = {len(result.seeds) for result in comparison.results}
+def _seed_note(card: ComparisonCard) -> str:
+    counts = {len(result.seeds) for result in card.results}
     if counts == {1}:
-        return f"seed {card.seed}" if isinstance(card, RunCard) else f"seed {', '.join(map(str, card.seeds))}"
+        return f"seed {', '.join(map(str, card.seeds))}"
     return f"mean of {counts.pop()} seeds" if len(counts) == 1 else "means over seeds"
 
 
@@ -123,10 +116,9 @@ def _title(card: ComparisonCard, title: str, spread: str) -> str:
 
 def _over_depth(axes: Axes, card: ComparisonCard) -> None:
     if len(card.depths) == 1:
-        _over_models(axes, card)
-        return
+        return _over_models(axes, card)
     axes.set_title(_title(card, "after training", "shaded: seeds"))
-    axes.set_xlabel(card.depth_name)
+    axes.set_xlabel(depth_name(card.recipe))
     depths = [float(depth) for depth in card.depths]
     for result in card.results:
         colour, marker = _look(result)
@@ -136,8 +128,7 @@ def _over_depth(axes: Axes, card: ComparisonCard) -> None:
             axes.plot([depth] * len(at_depth), at_depth, ".", color=colour, alpha=0.35, markersize=3, gid="seeds")
         means = [result.by_depth[depth].mean for depth in card.depths]
         axes.plot(depths, means, color=colour, marker=marker, label=result.label, clip_on=False)
-    chances = [card.chance.by_depth[depth] for depth in card.depths]
-    axes.plot(depths, chances, **CHANCE)
+    axes.plot(depths, [card.chance.by_depth[depth] for depth in card.depths], **CHANCE)
     _scale_depths(axes, depths)
 
 
@@ -159,7 +150,7 @@ def _telling_depth(card: ComparisonCard) -> str:
 
 def _over_models(axes: Axes, card: ComparisonCard) -> None:
     """A column for each model and number of passes: its mean, and each seed."""
-    axes.set_title(_title(card, f"after training, {card.depth_name} = {card.depths[0]}", "shaded: seeds"))
+    axes.set_title(_title(card, f"after training, {depth_name(card.recipe)} = {card.depths[0]}", "shaded: seeds"))
     axes.set_xticks(range(len(card.results)), [result.label.replace(" (", "\n(") for result in card.results])
     axes.set_xlim(-0.5, len(card.results) - 0.5)
     for column, result in enumerate(card.results):
@@ -176,36 +167,25 @@ def _over_tokens(axes: Axes, card: ComparisonCard, depth: str | None = None) -> 
     depth = _telling_depth(card) if depth is None else depth
     if depth not in card.depths:
         raise UserError(f"{card.name} has no depth {depth}; it has {', '.join(card.depths)}")
-    axes.set_title(_title(card, f"during training, {card.depth_name} = {depth}", "thin: seeds"))
+    axes.set_title(_title(card, f"during training, {depth_name(card.recipe)} = {depth}", "thin: seeds"))
 
     def accuracy(point: CurvePoint) -> float:
-        if single:
-            return headline(point.score, card.metric)
-        return point.score["by_depth"][depth]["accuracy"]
+        return headline(point.score, card.metric) if single else point.score["by_depth"][depth]["accuracy"]
 
-    unit, unit_name = _token_unit(card)
-    axes.set_xlabel(f"training tokens{unit_name}")
     for result in card.results:
         colour, _ = _look(result)
         curves = [{point.tokens: accuracy(point) for point in run.curve} for run in card.runs_of(result)]
-        if len(curves) > 1:
-            for curve in curves:
-                tokens = [count / unit for count in curve]
-                axes.plot(tokens, [*curve.values()], color=colour, alpha=0.35, linewidth=0.7, gid="seeds")
-        shared = sorted(set.intersection(*map(set, curves)))
-        means = [statistics.fmean(curve[count] for curve in curves) for count in shared]
-        axes.plot([count / unit for count in shared], means, color=colour, label=result.label, clip_on=False)
-    chance = card.results[0].chance if single else card.chance.by_depth[depth]
-    axes.axhline(chance, **CHANCE)
+        for curve in curves if len(curves) > 1 else []:
+            axes.plot([*curve], [*curve.values()], color=colour, alpha=0.35, linewidth=0.7, gid="seeds")
+        tokens = sorted(set.intersection(*map(set, curves)))
+        means = [statistics.fmean(curve[count] for curve in curves) for count in tokens]
+        axes.plot(tokens, means, color=colour, label=result.label, clip_on=False)
+    axes.axhline(card.results[0].chance if single else card.chance.by_depth[depth], **CHANCE)
+    axes.set_xlabel("training tokens")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlim(left=0)
 
 
 def _look(result: Result) -> tuple[str, str]:
     """Colour and marker: the transformer grey."""
     return (GREY, "o") if result.model == "transformer" else look_of(result.num_sleep_passes)
-
-
-def _token_unit(card: ComparisonCard) -> tuple[float, str]:
-    most = max((point.tokens for run in card.runs for point in run.curve), default=0)
-    units = ((1e9, " (billions)"), (1e6, " (millions)"), (1e3, " (thousands)"))
-    return next(((size, name) for size, name in units if most >= 2 * size), (1, ""))

@@ -9,7 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from reverie.results.card import METRIC_NAMES, ComparisonCard, Result, RunCard, headline_chance
+from reverie.results.card import METRIC_NAMES, ComparisonCard, Result, RunCard, depth_name, headline_chance
 from reverie.results.passes.card import PassesCard
 
 Verdict = Literal["chance", "failing", "solved"]
@@ -41,8 +41,10 @@ def result_verdict(result: Result) -> Verdict:
 def comparison_table(card: ComparisonCard) -> Table:
     """One row for each model and number of sleep passes, means over seeds; the last row is chance."""
     depths = _evenly(card.depths, _MAX_DEPTHS)
-    seeds = sorted({len(result.seeds) for result in card.results})
-    over = f"mean ± standard deviation over {_join(seeds)} seeds" if seeds[-1] > 1 else f"seed {_join(card.seeds)}"
+    counts = sorted({len(result.seeds) for result in card.results})
+    over = f"mean ± standard deviation over {', '.join(map(str, counts))} seeds"
+    if counts == [1]:
+        over = f"seed {', '.join(map(str, card.seeds))}"
     caption = f"{METRIC_NAMES[card.metric]} in %, {over}; {_depth_note(card, depths)}"
     table = new_table(card.name, caption, left=("model",), right=("N",))
     _add_columns(table, left=("accuracy",), right=depths)
@@ -95,7 +97,7 @@ def depth_table(card: RunCard) -> Table:
         f"{card.name}: {card.label}",
         f"seed {card.seed}; questions all of whose tokens are right, in %, with a 95 % interval (Wilson, as if "
         "each had a text of its own); chance is the accuracy of guessing without the text",
-        right=(card.depth_name, "accuracy", "interval", "chance", "questions"),
+        right=(depth_name(card.recipe), "accuracy", "interval", "chance", "questions"),
     )
     for depth in card.depths:
         part, chance = card.score["by_depth"][depth], card.chance.by_depth[depth]
@@ -203,7 +205,8 @@ def _evenly(items: Sequence[_Item], most: int) -> list[_Item]:
 
 def _depth_note(card: ComparisonCard | RunCard, shown: Sequence[str]) -> str:
     some = f" ({len(shown)} of {len(card.depths)} shown)" if len(shown) < len(card.depths) else ""
-    return f"per question by {card.depth_name}: {shown[0]}" + (f" to {shown[-1]}{some}" if len(shown) > 1 else "")
+    to = f" to {shown[-1]}{some}" if len(shown) > 1 else ""
+    return f"per question by {depth_name(card.recipe)}: {shown[0]}{to}"
 
 
 def _cell(accuracy: float, chance: float, decimals: int = 0) -> Text:
@@ -233,7 +236,3 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds:.3g} s"
-
-
-def _join(items: Iterable[object]) -> str:
-    return ", ".join(map(str, items))

@@ -32,12 +32,10 @@ from reverie.talk.sleeper import Sleeper, load_memory
 
 SAVE_EVERY_S = 60.0
 
-Report = Callable[[int, int, int, int], None]  # windows read, windows in all, tokens read, bytes held
-
 
 @dataclass(frozen=True)
 class Read:
-    """What came of reading a text, or of a part of it."""
+    """The outcome of reading a text, or a part of it."""
 
     memory: Memory
     tokens: int  # of the whole text
@@ -72,7 +70,7 @@ class Read:
 
 
 def read_file(path: str) -> str:
-    """A text in UTF-8, or standard input where the path is "-". Raises UserError if there is none, or it is empty."""
+    """The text in a file, or in standard input where the path is "-"; raises UserError if it is empty or no UTF-8."""
     name = "standard input" if path == "-" else path
     try:
         text = (sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()).decode()
@@ -91,7 +89,8 @@ def begin(out: Path, resume: bool, sleeper: Sleeper, config: SleepConfig | None)
     Args:
         config: settings that a resumed reading must have begun with; any if absent.
 
-    Raises UserError where `out` is in the way, or is not there, or is of another model or settings.
+    Raises:
+        UserError: `out` is in the way, or is not there, or is of another model or settings.
     """
     if out.is_dir():
         raise UserError(f"{out} is a folder: give the name of a file in it, such as {out / 'memory.safetensors'}")
@@ -113,15 +112,17 @@ def read_text(
     *,
     notes: Mapping[str, str],
     memory: Memory | None = None,
-    report: Report = lambda windows, total, read, held: None,
+    report: Callable[[int, int, int, int], None] = lambda windows, total, read, held: None,
 ) -> Read:
     """Sleep over a text window by window and leave the memory in `out`; Ctrl-C and SIGTERM end after a window.
 
     Args:
         notes: kept with the memory.
         memory: of the beginning of this text, to go on from.
+        report: called before the first window and after each: windows read, windows in all, tokens read, bytes held.
 
-    Raises UserError where the memory is of another text, or `out` cannot be written.
+    Raises:
+        UserError: the memory is of another text, or `out` cannot be written.
     """
     first = 0 if memory is None else _tokens_read(memory, tokens, out)
     memory = memory or Memory.empty(sleeper)
@@ -152,7 +153,7 @@ def _save(memory: Memory, read: Tensor, total: int, notes: Mapping[str, str], ou
 
 
 def _tokens_read(memory: Memory, tokens: Tensor, out: Path) -> int:
-    """How far the memory is in this text. Raises UserError if it is of another, or its last window was not full."""
+    """The number of tokens of this text in a memory; raises UserError if it cannot go on with this text."""
     read = int(memory.tokens[0])
     if AWAKE in memory.notes or TURNS in memory.notes:
         raise UserError(f"{out} holds a chat, which would be lost: choose another name, or go on with reverie chat")

@@ -1,7 +1,4 @@
-"""The card of models that sleep any number of passes: accuracy over N, and what adaptive sleep spends and saves.
-
-A regime is what its runs were trained with, a fixed N or a random one; they differ in their seeds alone.
-"""
+"""The card of models that sleep any number of passes: accuracy over N, and what adaptive sleep spends and saves."""
 
 from __future__ import annotations
 
@@ -28,7 +25,7 @@ class Training(Part):
 
 
 class Evaluated(Part):
-    """A run at one setting of its sleep: N passes, or with `tolerance` at most N and as few as it needs."""
+    """A run that sleeps N passes, or with `tolerance` at most N and as few as it needs."""
 
     num_sleep_passes: int
     tolerance: float | None = None
@@ -83,9 +80,8 @@ class FixedResult(Part):
 class AdaptiveResult(Part):
     """A regime that wakes up by `tolerance`, at the latest after the largest of the fixed N.
 
-    `share_saved` is 1 − passes / that largest N. `equal_passes` is `passes_to_reach` the adaptive accuracy on the fixed
-    curve of the same seed, and `saved` that minus the passes spent: below 0 where a fixed N gets as far with fewer.
-    `reached` is false where no fixed N gets as far, and the best one stands for it.
+    `share_saved` is 1 − passes / that largest N; `equal_passes` is `passes_to_reach` the adaptive accuracy on the fixed
+    curve of the same seed, `reached` whether it is reached there; `saved` is `equal_passes` minus the passes spent.
     """
 
     tolerance: float
@@ -98,7 +94,7 @@ class AdaptiveResult(Part):
 
 
 class Regime(Part):
-    """All seeds that were trained with the same N, or the same random N."""
+    """Runs that were trained with the same N, or the same random N, and differ in their seeds alone."""
 
     trained_with: int | RandomPasses
     seeds: list[int]
@@ -113,13 +109,12 @@ class Regime(Part):
 class PassesCard(Part):
     """Runs of one task, evaluated on the same held-out examples at each N of `num_sleep_passes` and each tolerance.
 
-    `metric` is the accuracy of figure and tables, as in a `ComparisonCard`; `metric_chance` that of guessing. Commit,
-    date, hardware and wall time are those of the evaluation.
+    Commit, date, hardware and wall time are those of the evaluation.
     """
 
     kind: Literal["passes"] = "passes"
     name: str
-    metric: Metric
+    metric: Metric  # of figure and tables
     num_sleep_passes: list[int]
     tolerances: list[float]
     examples: int
@@ -138,7 +133,7 @@ class PassesCard(Part):
 
 
 def regime_label(trained_with: int | RandomPasses) -> str:
-    """ "N = 4", or "random N, 1 to 7"; other distributions than the uniform one are named."""
+    """The name of a regime, such as "N = 4" or "random N, 1 to 7"; distributions that are not uniform are named."""
     low, high = trained_range(trained_with)
     if isinstance(trained_with, int):
         return f"N = {low}"
@@ -156,13 +151,9 @@ def trained_range(trained_with: int | RandomPasses) -> tuple[int, int]:
 
 
 def passes_to_reach(accuracy: float, numbers: Sequence[int], accuracies: Sequence[float]) -> tuple[float, bool]:
-    """The smallest number of fixed passes whose accuracy is at least this, on straight lines between the N measured.
+    """The smallest number of fixed passes with at least this accuracy, on straight lines between the N, and True.
 
-    Args:
-        numbers: the N measured, ascending.
-        accuracies: at each of them.
-
-    Returns that number and True; or where none is so good, the best N (the smallest of equally good ones) and False.
+    Where no N, which ascend, is so good: the best N (the smallest of equally good ones) and False.
     """
     if accuracies[0] >= accuracy:
         return float(numbers[0]), True

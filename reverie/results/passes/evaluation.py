@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -17,7 +18,7 @@ from reverie.errors import UserError
 from reverie.model import LanguageModel, count_parameters
 from reverie.recipe import Recipe, changed
 from reverie.recipe.random_passes import RandomPasses
-from reverie.results.card import RunCard, headline_chance, load_card
+from reverie.results.card import Report, RunCard, headline_chance, load_card
 from reverie.results.checkpoint import Progress
 from reverie.results.evaluate import evaluate
 from reverie.results.passes.card import Evaluated, PassesCard, PassesRun, Training, regime_label, regimes_of
@@ -29,9 +30,6 @@ from reverie.sleep import SleepConfig
 _NO_MATTER = {
     "seed", "eval_every", "eval_examples", "checkpoint_every", "data_workers", "compile", "activation_checkpoint"
 }  # fmt: skip
-
-Report = Callable[[int, int, str], None]
-"""Called before every evaluation: those done, all of them, and what this one is of."""
 
 
 class _Found(NamedTuple):
@@ -49,10 +47,10 @@ class _Found(NamedTuple):
         return regime_label(self.trained_with)
 
     @property
-    def order(self) -> tuple[bool, int, str, int]:
-        """Fixed N first, ascending, then random ones; by seed."""
-        fixed, N = isinstance(self.trained_with, int), self.recipe.sleep.num_sleep_passes
-        return not fixed, N if fixed else 0, self.label, self.recipe.train.seed
+    def order(self) -> tuple[int, str, int]:
+        """The key that sorts fixed N first, ascending, then random ones; by seed."""
+        N = self.trained_with if isinstance(self.trained_with, int) else sys.maxsize
+        return N, self.label, self.recipe.train.seed
 
 
 def evaluate_passes(
@@ -64,12 +62,11 @@ def evaluate_passes(
     device: torch.device | str = "cpu",
     report: Report = lambda done, total, what: None,
 ) -> PassesCard:
-    """Evaluate the checkpoints of runs at several N, all on the same held-out examples, on one thread.
+    """The card of runs whose checkpoints are evaluated at these N, on the same held-out examples and on one thread.
 
     Args:
-        numbers: the N.
         tolerances: of adaptive sleep, for which the largest N is the most passes.
-        num_examples: the most that one of the recipes says if absent.
+        num_examples: the largest number in the recipes if absent.
 
     Raises:
         UserError: a number is out of range, there is no run, one has no fast weights, the runs are of different tasks,
@@ -97,18 +94,16 @@ def _find(run: Path) -> _Found:
 
 
 def _require_comparable(runs: Sequence[_Found]) -> None:
-    """Raises UserError unless all have one task and metric, and the runs of a regime differ in their seeds alone."""
+    """Raise UserError unless all have one task and metric, and the runs of a regime differ in their seeds alone."""
     if not runs:
         raise UserError("there is no run to evaluate")
-    first = runs[0]
     for run in runs:
-        if run.recipe.task.model_dump() != first.recipe.task.model_dump():
-            raise UserError(f"{first.place} and {run.place} cannot be in one figure: they were trained on other tasks")
-        if run.recipe.train.metric != first.recipe.train.metric:
-            raise UserError(
-                f"{first.place} and {run.place} cannot be in one figure: train.metric is {first.recipe.train.metric} "
-                f"in one and {run.recipe.train.metric} in the other"
-            )
+        both = f"{runs[0].place} and {run.place} cannot be in one figure"
+        if run.recipe.task.model_dump() != runs[0].recipe.task.model_dump():
+            raise UserError(f"{both}: they were trained on other tasks")
+        metrics = [recipe.train.metric for recipe in (runs[0].recipe, run.recipe)]
+        if metrics[0] != metrics[1]:
+            raise UserError(f"{both}: train.metric is {metrics[0]} in one and {metrics[1]} in the other")
         peer = next(other for other in runs if other.trained_with == run.trained_with)
         if keys := _differences(peer.recipe, run.recipe):
             raise UserError(
@@ -135,7 +130,7 @@ def _by_key(recipe: Recipe) -> dict[str, Any]:
 
 
 def _settings(recipe: Recipe, numbers: Sequence[int], tolerances: Sequence[float]) -> list[SleepConfig]:
-    """The fixed N, then adaptive sleep."""
+    """The ways to sleep: the fixed N, then adaptive sleep."""
     fixed = [changed(recipe, sleep={"num_sleep_passes": n}).sleep for n in numbers]
     return fixed + [fixed[-1].with_(tolerance=tolerance) for tolerance in tolerances]
 

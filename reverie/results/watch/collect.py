@@ -67,23 +67,18 @@ class Watch(Part):
 
     @property
     def title(self) -> str:
-        """What was read, and how."""
-        config = self.config
+        """The name of the text, and how it was read."""
+        config, W = self.config, len(self.windows)
         passes = "1 pass" if config.num_sleep_passes == 1 else f"{config.num_sleep_passes} passes"
         if config.tolerance is not None:
             passes = f"up to {passes}, tolerance {config.tolerance:g}"
-        shown, of_all = f"{len(self.windows):,}", f"{self.num_windows:,}"
-        windows = f"{'window' if of_all == '1' else 'windows'} of {config.window_size:,} tokens"
-        which = f"{of_all} {windows}" if shown == of_all else f"the newest {shown} of {of_all} {windows}"
-        return f"{self.name}: {which} slept over, {passes}"
+        newest = "" if self.num_windows == W else f"the newest {W:,} of "
+        windows = f"{newest}{self.num_windows:,} {'window' if self.num_windows == 1 else 'windows'}"
+        return f"{self.name}: {windows} of {config.window_size:,} tokens slept over, {passes}"
 
 
 def watch_memory(path: Path) -> Watch:
-    """What the memory in a file remembers of its making.
-
-    Raises:
-        UserError: the file is no memory, or one that has no history.
-    """
+    """What the memory in a file tells of its making; raises UserError if it is no memory, or has no history."""
     content = read_file(path, lambda header: None)
     try:
         history = History.from_tensors(content.history or History().tensors())
@@ -113,7 +108,7 @@ def watch_run(
     tolerance: float | None = None,
     device: torch.device | str = "cpu",
 ) -> Watch:
-    """Have the model of a run read held-out texts of its task, and ask all their questions after every window.
+    """What the model of a run does with a held-out text of its task, and what it answers after every window.
 
     Args:
         example: the text whose windows are watched.

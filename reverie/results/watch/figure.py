@@ -38,7 +38,11 @@ def draw(watch: Watch) -> Figure:
     if blocks:
         _draw_maps(drawing, panels[: len(blocks)], watch, map_height)
     rest = panels[len(blocks) :]
-    _draw_seconds(rest[0], [window.seconds for window in watch.windows])
+    seconds = [window.seconds for window in watch.windows]
+    if max(seconds, default=0) < 0.5:
+        _draw_bars(rest[0], [1e3 * x for x in seconds], "ms")
+    else:
+        _draw_bars(rest[0], seconds, "seconds")
     if strips > 1:
         _draw_bars(rest[1], spent, "passes")
     for axes, answers in zip(rest[strips:], watch.answers, strict=True):
@@ -85,11 +89,6 @@ def _draw_map(axes: Axes, change: np.ndarray, scale: LogNorm) -> None:
     axes.set_yticks(range(1, passes + 1) if passes <= 4 else sorted({1, (passes + 1) // 2, passes}))
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
-
-
-def _draw_seconds(axes: Axes, seconds: Sequence[float]) -> None:
-    short = max(seconds, default=0) < 0.5
-    _draw_bars(axes, [1e3 * x if short else x for x in seconds], "ms" if short else "seconds")
 
 
 def _draw_bars(axes: Axes, values: Sequence[float], name: str) -> None:
