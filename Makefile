@@ -1,5 +1,6 @@
 # make demo    set up in .venv, train transformer, hybrid and sleep live, table and figure
-# make test    set up in .venv, run the tests
+# make test    set up in .venv, run the tests that take seconds
+# make test-slow    the others; make test-all    all of them
 # make lint    set up in .venv, ruff, pyright
 # make check   both
 # make test-oldest    the tests of Hugging Face models with the oldest transformers that is declared
@@ -13,12 +14,18 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 READY = .venv/ready
 
-.PHONY: demo test test-oldest test-oldest-torch test-triton lint check results example performance setup clean
+.PHONY: demo test test-slow test-all test-oldest test-oldest-torch test-triton lint check results example performance setup clean
 
 demo: setup
 	.venv/bin/reverie demo
 
 test: setup
+	.venv/bin/pytest -n 2 -m "not slow"
+
+test-slow: setup
+	.venv/bin/pytest -n 2 -m slow
+
+test-all: setup
 	.venv/bin/pytest -n 2
 
 OLDEST = 5.21.0

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import groupby
 from typing import Any
 
 from matplotlib.figure import Figure
-from scaling_paper import LARGER_MEMORY, MEMORY, choice
 
 from reverie.bench.tables import markdown_table
-
-GB = 1e9
 
 
 def tables(card: dict[str, Any]) -> dict[str, str]:
     """By name, in Markdown."""
-    large = card["paper"]
-    named = {"checks": _checks(card["checks"]), "texts": _texts(large["texts"])}
-    return named | {"choices": _choices(large["plans"]), "plans": _plans(large["plans"])}
+    return {"checks": _checks(card["checks"]), "texts": _texts(card["paper"]["texts"])}
 
 
 def _checks(rows: list[dict[str, Any]]) -> str:
@@ -37,55 +31,6 @@ def _checks(rows: list[dict[str, Any]]) -> str:
 def _texts(texts: dict[str, dict[str, float]]) -> str:
     quantities = list(next(iter(texts.values())))
     return markdown_table(["a text", *texts], [[q, *(_short(text[q]) for text in texts.values())] for q in quantities])
-
-
-def _choices(rows: list[dict[str, Any]]) -> str:
-    body = []
-    for (model, gpus, texts), group in groupby(rows, key=lambda row: (row["model"], row["gpus"], row["texts"])):
-        candidates = list(group)
-        built = [row for row in candidates if row["strategy"] in ("DDP", "FSDP")]
-        best, ours = choice(candidates), choice(built) if built else None
-        body.append([model, f"{gpus:,}", f"{texts:,}", *_choice(ours, bool(built)), *_choice(best, True)])
-    heads = ["model", "GPUs", "texts", "as built", "s a step", "on paper", "s a step"]
-    return markdown_table(heads, body)
-
-
-def _choice(row: dict[str, Any] | None, possible: bool) -> list[str]:
-    if row is None:
-        return ["does not fit" if possible else "fewer texts than GPUs", ""]
-    larger = "" if row["bytes"] <= MEMORY else ", on H200"
-    return [f"{row['strategy']}, {row['mode']}{larger}", _seconds(row["step"])]
-
-
-def _plans(rows: list[dict[str, Any]]) -> str:
-    body = [
-        [
-            row["model"],
-            f"{row['gpus']:,}",
-            f"{row['texts']:,}",
-            row["strategy"],
-            row["mode"],
-            f"{row['states'] / GB:,.0f} + {row['activations'] / GB:,.0f}",
-            *(_seconds(value) for value in row["seconds"].values()),
-            _seconds(row["step"]),
-            _limit(row),
-        ]
-        for row in rows
-    ]
-    heads = ["model", "GPUs", "texts", "strategy", "kept", "GB: states + activations"]
-    seconds = list(rows[0]["seconds"])
-    return markdown_table([*heads, f"s: {seconds[0]}", *seconds[1:], "a step", "first limit"], body)
-
-
-def _limit(row: dict[str, Any]) -> str:
-    """What saturates first."""
-    if row["bytes"] > MEMORY:
-        return "memory" if row["bytes"] > LARGER_MEMORY else "memory, but on H200"
-    return max(row["seconds"], key=row["seconds"].__getitem__)
-
-
-def _seconds(value: float) -> str:
-    return f"{value:.2f}" if value < 10 else f"{value:.0f}"
 
 
 def _short(value: float) -> str:

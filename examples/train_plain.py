@@ -1,4 +1,4 @@
-"""Train models that sleep in ordinary PyTorch: `python examples/train_plain.py [STEPS]`, some minutes a model on one core.
+"""Train models that sleep in ordinary PyTorch: `python examples/train_plain.py [STEPS]`, minutes a model on one core.
 
 A cycle of 8 nodes fills one window and is evicted; then come 16 questions, "which node is k hops after x?". One model
 is trained for each number of passes N, on the same data in the same order, and is asked about cycles that it never saw.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from reverie.memory import Memory, MemoryStore, sleep_over
     from reverie.model import HybridConfig, HybridLM, new_model
-    from reverie.sleep import Context, SleepConfig, read, rollout
+    from reverie.sleep import Context, SleepConfig, consolidate, read, rollout
     from reverie.talk import load_model
 
 _ROOMS = {
@@ -18,6 +18,7 @@ _ROOMS = {
     "Memory": "memory",
     "MemoryStore": "memory",
     "SleepConfig": "sleep",
+    "consolidate": "sleep",
     "load_model": "talk",
     "new_model": "model",
     "read": "sleep",
@@ -32,6 +33,7 @@ __all__ = [
     "Memory",
     "MemoryStore",
     "SleepConfig",
+    "consolidate",
     "load_model",
     "new_model",
     "read",

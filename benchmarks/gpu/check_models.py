@@ -17,6 +17,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from found import Found, apart, failed
+from reverie.train.batches import make_batch
 from torch import Tensor, nn
 
 from reverie.errors import UserError
@@ -24,7 +25,6 @@ from reverie.ops import BACKENDS
 from reverie.recipe import Recipe, changed
 from reverie.recipe.build import build_model
 from reverie.sleep import SleepConfig
-from reverie.train.batches import make_batch
 from reverie.train.compiled import BACKEND, RECOMPILE_LIMIT
 from reverie.train.run import train
 from reverie.train.step import loss_sum

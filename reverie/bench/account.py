@@ -40,7 +40,6 @@ class Work(NamedTuple):
     labelled: tuple[bool, ...]  # a window each
     scored: int  # labelled positions in the batch
     element: float = FLOAT32  # bytes of an element that a run keeps
-    tensor: int = 1  # processes that share heads and MLP
     tokens: int | None = None  # of a text; whole windows if None
 
     @property
@@ -216,19 +215,16 @@ def muon_operations(model: HybridConfig) -> int:
 
 
 @cache
-def block_elements(model: HybridConfig, kind: BlockKind, T: int, output: bool, tensor: int = 1) -> float:
-    """Elements that autograd keeps of one block's run over T tokens of one text, parameters left out.
-
-    `tensor` processes share heads and MLP; norms stay whole.
-    """
-    D, M = model.width, model.mlp_width / tensor
+def block_elements(model: HybridConfig, kind: BlockKind, T: int, output: bool) -> float:
+    """Elements that autograd keeps of one block's run over T tokens of one text, parameters left out."""
+    D, M = model.width, model.mlp_width
     # MLP: its normed input, gate and up, silu(gate), their product
     rest = D + 1 + 4 * M if output and _has_mlp(kind) else 0
     if kind == "attn":
         q, kv, heads = D, model.kv_heads * model.head_size, 2 * model.num_heads + model.kv_heads
         # q k v, q k normed, q k turned, q scaled, o; what the norms and the softmax divide by
-        return T * (D + 1 + (5 * q + 4 * kv + heads) / tensor + rest)
-    return T * (D + 1 + _fast_weight_elements(model, kind, T, output) / tensor + rest)
+        return T * (D + 1 + 5 * q + 4 * kv + heads + rest)
+    return T * (D + 1 + _fast_weight_elements(model, kind, T, output) + rest)
 
 
 def _fast_weight_elements(model: HybridConfig, kind: BlockKind, T: int, output: bool) -> float:
@@ -251,14 +247,13 @@ def fast_weight_bytes(work: Work, blocks: int | None = None) -> int:
     """Bytes of the fast weights of so many blocks, of all if None: what goes from window to window."""
     if blocks is None:
         blocks = sum(kind != "attn" for kind in work.model.layers)
-    heads = work.batch * work.model.fast_heads // work.tensor
-    return FLOAT32 * blocks * heads * work.model.key_size * work.model.value_size
+    return FLOAT32 * blocks * work.batch * work.model.fast_heads * work.model.key_size * work.model.value_size
 
 
 def run_bytes(work: Work, run: Run) -> float:
     """Bytes that the backward pass needs of one run."""
     T, layers = work.length(run.window), work.model.layers
-    elements = sum(block_elements(work.model, layers[i], T, output, work.tensor) for i, output in run.blocks())
+    elements = sum(block_elements(work.model, layers[i], T, output) for i, output in run.blocks())
     return work.element * work.batch * elements
 
 

@@ -1,4 +1,4 @@
-"""What a call really does: its matrix products, the bytes that it holds at a time, and where its time goes."""
+"""What a call really does: its matrix products, and the bytes that it holds at a time."""
 
 from __future__ import annotations
 
@@ -8,11 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-
-from reverie.bench.card import Row
 
 if TYPE_CHECKING:
     from torch.utils.flop_counter import FlopCounterMode
@@ -100,36 +97,3 @@ def _storages(tree: Any) -> list[torch.UntypedStorage]:
 def tensor_bytes(tree: Any) -> int:
     """Bytes that the tensors in a tree keep alive; what several share counts once."""
     return sum({storage.data_ptr(): storage.nbytes() for storage in _storages(tree)}.values())
-
-
-# Time
-
-_PRODUCTS = ("mm", "bmm", "addmm", "baddbmm", "linalg_solve_triangular")
-_MOVES = ("copy", "cat", "index", "fill", "clone", "embedding", "constant_pad", "nonzero", "zero", "select_backward")
-KINDS = ("matrix products", "attention", "moves and fills", "fused by compile", "other steps")
-
-
-def kind_of(operation: str) -> str:
-    """The kind of an operation that the profiler calls by such a name as "aten::baddbmm_"."""
-    name = operation.removeprefix("aten::").strip("_")
-    if name in _PRODUCTS:
-        return "matrix products"
-    if "scaled_dot_product" in name:
-        return "attention"
-    if name.removeprefix("_").startswith(_MOVES):
-        return "moves and fills"
-    return "fused by compile" if "CompiledFxGraph" in name else "other steps"
-
-
-def time_by_kind(call: Callable[[], object], repeats: int = 5) -> Row:
-    """Milliseconds a call by kind of operation, on the CPU profiler's clock, and how many operations took any."""
-    call()
-    with profile(activities=[ProfilerActivity.CPU]) as found:
-        for _ in range(repeats):
-            call()
-    row: dict[str, float] = dict.fromkeys(KINDS, 0.0)
-    operations = 0
-    for event in found.key_averages():
-        row[kind_of(event.key)] += event.self_cpu_time_total / 1e3 / repeats
-        operations += event.count if event.key.startswith("aten::") and event.self_cpu_time_total else 0
-    return {f"{kind.replace(' ', '_')}_ms": row[kind] for kind in KINDS} | {"operations": operations // repeats}

@@ -9,11 +9,9 @@ from itertools import count
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from reverie.bench.card import Details, Findings, Panel, Row, number
-from reverie.bench.check import SEED, require_equal
-from reverie.bench.count import count_flops, time_by_kind
+from reverie.bench.count import count_flops
 from reverie.bench.machine import Peak
 from reverie.bench.sides import (
     CURVE_STEPS,
@@ -30,14 +28,11 @@ from reverie.bench.sides import (
 )
 from reverie.bench.timer import Timing, alternate
 from reverie.errors import UserError
-from reverie.model import new_model
 from reverie.results.card import Report
 from reverie.tasks import Batch
-from reverie.train.optim import Muon, parameter_groups
 
 TARGET = 3.0
 WORSE = 1.05  # our loss at the end over the other's, at most
-MUON_TOLERANCE = 0.05  # of the largest entry: PyTorch's orthogonalises in bfloat16
 COMPILED = ", compiled"
 NOTES = (
     f"One window: {WINDOW} tokens, every position labelled. Rule 110: the paper's 4 windows of 24 bits, read and "
@@ -50,7 +45,6 @@ NOTES = (
     "Each side in the number format in which it is faster. GFLOPS: of forward and backward.",
     "loss_half_way, loss_at_end: mean of ten steps, in nats per token; a hundred steps on the same data. The text "
     "allows 1.21.",
-    "Where forward and backward go: self time by torch.profiler, which itself takes some.",
 )
 
 
@@ -58,32 +52,25 @@ def measure(peak: Peak, report: Report, shapes: Sequence[Shape] = SHAPES, second
     """Each model in the number format in which it is faster, as it comes and compiled.
 
     Raises:
-        UserError: our model learns worse from the same data in one window, or our Muon takes another step than
-            PyTorch's; no time is reported then. (Rule 110 needs more steps than there is time for.)
+        UserError: our model learns worse from the same data in one window; no time is reported then. (Rule 110 needs
+            more steps than there is time for.)
     """
     compared: list[Row] = []
     speeds: list[Row] = []
-    kinds: list[Row] = []
     losses: list[Row] = []
     curves: dict[str, list[Row]] = {}
-    parts = 2 * len(shapes) + 1
+    parts = 2 * len(shapes)
     for i, shape in enumerate(shapes):
         report(2 * i, parts, f"{shape.name}: training steps")
         measured = _measure_shape(shape, seconds)
         rows = [_row(shape, name, entry, peak) for name, entry in measured.items()]
         speeds += rows
         compared.append(_compare(shape, rows, peak, measured[OURS]))
-        kinds += [
-            {"shape": shape.name, "model": name} | time_by_kind(partial(entry.side.backward, entry.batch))
-            for name, entry in measured.items()
-        ]
         report(2 * i + 1, parts, f"{shape.name}: loss curves")
         if not shape.rule110:
             curve = _loss_curves(shape, {name: entry.dtype for name, entry in measured.items()})
             losses += _compare_losses(shape, curve)
             curves[f"loss, {shape.name}"] = curve
-    report(parts - 1, parts, "Muon")
-    curved = [shape for shape in shapes if not shape.rule110]
     return Findings(
         name="train",
         ratio=min(number(row, "ratio") for row in compared),
@@ -93,9 +80,7 @@ def measure(peak: Peak, report: Report, shapes: Sequence[Shape] = SHAPES, second
             tables={
                 "ours over the fastest other": compared,
                 "tokens per second": speeds,
-                "where forward and backward go": kinds,
                 "loss on the same data": losses,
-                "a step of Muon": [measure_muon(shape, seconds / 4 / len(curved)) for shape in curved],
             },
             curves=curves,
             panels=_panels(curves),
@@ -234,42 +219,6 @@ def _compare_losses(shape: Shape, curves: Sequence[Row]) -> list[Row]:
                 f"the loss of {row['model']} is {loss:.3f}, that of {best['model']} {theirs:.3f}"
             )
     return rows
-
-
-def measure_muon(shape: Shape, seconds: float) -> Row:
-    """Time of a step of our Muon beside PyTorch's, on the matrices of our model.
-
-    Raises:
-        UserError: the two take different steps; then nothing is timed.
-    """
-    ours, theirs = _with_gradients(Muon, shape), _with_gradients(torch.optim.Muon, shape)
-    for mine, other in zip(_first_step(ours), _first_step(theirs), strict=True):
-        require_equal(mine, other, MUON_TOLERANCE, f"the step of our Muon, {shape.name}")
-    times = alternate({"ours": ours.step, "torch": theirs.step}, seconds=seconds)
-    return {
-        "model": shape.name.split(",")[0],
-        "matrices": len(ours.param_groups[0]["params"]),
-        "ours_ms": 1e3 * times["ours"].median,
-        "torch_ms": 1e3 * times["torch"].median,
-        "ratio": times["torch"].median / times["ours"].median,
-    }
-
-
-def _with_gradients(muon: type[torch.optim.Muon], shape: Shape) -> torch.optim.Muon:
-    recipe = recipe_of(shape, "float32")
-    matrices, _ = parameter_groups(new_model(recipe.hybrid, SEED))
-    random = torch.Generator().manual_seed(SEED)
-    for p in matrices.values():
-        p.grad = torch.randn(p.shape, generator=random)
-    return muon(matrices.items(), lr=recipe.optim.muon_lr, weight_decay=0.0)
-
-
-def _first_step(muon: torch.optim.Muon) -> list[Tensor]:
-    """What it adds to each matrix."""
-    matrices: list[Tensor] = muon.param_groups[0]["params"]
-    before = [p.detach().clone() for p in matrices]
-    muon.step()
-    return [p.detach() - old for p, old in zip(matrices, before, strict=True)]
 
 
 def _panels(curves: Mapping[str, Sequence[Row]]) -> list[Panel]:

@@ -86,40 +86,30 @@ def gsm_infinite_command(
     _write_rows(rows, count, out, workers, as_json)
 
 
-@app.command("rule110")
-def rule110_command(
-    count: Count,
-    out: DataFile,
-    recipe: TaskRecipe = "rule110/paper-depth",
-    overrides: Overrides = None,
-    split: DataSplit = "train",
-    seed: Seed = 0,
-    workers: Workers = None,
-    as_json: AsJson = False,
-) -> None:
-    """Write Rule 110 examples: token ids, labels and text.
+def _task_command(name: str, title: str, usual_recipe: str) -> None:
+    """Add the command that writes examples of a task."""
+
+    def command(
+        count: Count,
+        out: DataFile,
+        recipe: TaskRecipe = usual_recipe,
+        overrides: Overrides = None,
+        split: DataSplit = "train",
+        seed: Seed = 0,
+        workers: Workers = None,
+        as_json: AsJson = False,
+    ) -> None:
+        _write_rows(_task_rows(name, recipe, overrides, split, seed), count, out, workers, as_json)
+
+    command.__doc__ = f"""Write {title} examples: token ids, labels and text.
 
     Labels are -100 where there is none. The same command goes on with a file that was broken off, to the same bytes.
     """
-    _write_rows(_task_rows("rule110", recipe, overrides, split, seed), count, out, workers, as_json)
+    app.command(name)(command)
 
 
-@app.command("depo")
-def depo_command(
-    count: Count,
-    out: DataFile,
-    recipe: TaskRecipe = "depo/paper",
-    overrides: Overrides = None,
-    split: DataSplit = "train",
-    seed: Seed = 0,
-    workers: Workers = None,
-    as_json: AsJson = False,
-) -> None:
-    """Write Depo examples: token ids, labels and text.
-
-    Labels are -100 where there is none. The same command goes on with a file that was broken off, to the same bytes.
-    """
-    _write_rows(_task_rows("depo", recipe, overrides, split, seed), count, out, workers, as_json)
+_task_command("rule110", "Rule 110", "rule110/paper-depth")
+_task_command("depo", "Depo", "depo/paper")
 
 
 @app.command("check")

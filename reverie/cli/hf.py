@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from reverie.cli.options import AsJson, Device, device_named
+from reverie.cli.options import AsJson, Device, device_named, number_list
 from reverie.cli.progress import ReadDisplay
 from reverie.cli.terminal import err_console, interruptible, out_console
 from reverie.errors import UserError
@@ -47,7 +47,7 @@ def convert_command(
         typer.echo("--behind is called --after now", err=True)
         after = behind if after is None else after
     kind = _kind(insert, layers, after)
-    blocks = None if after is None else _numbers(after, "--after", "4,9,14")
+    blocks = None if after is None else number_list(after, "--after", "4,9,14")
     config = _sleep_config(window, passes, eviction, loop)
     quiet_transformers()
     from reverie.hf.convert import conversion_table, convert
@@ -184,19 +184,10 @@ def _sleep_config(window: int, passes: int, eviction: str, loop: str | None) -> 
             raise UserError(f"{option} must be at least 1, got {value}")
     if eviction not in ("hard", "sliding"):
         raise UserError(f"--eviction must be hard or sliding, got {eviction!r}")
-    looped = None if loop is None else _numbers(loop, "--loop", "8,22")
+    looped = None if loop is None else number_list(loop, "--loop", "8,22")
     try:
         return SleepConfig.model_validate(
             {"window_size": window, "num_sleep_passes": passes, "eviction": eviction, "looped_blocks": looped}
         )
     except ValidationError:
         raise UserError(f"--loop must be two blocks a,b with 0 <= a < b, such as 8,22, got {loop!r}") from None
-
-
-def _numbers(text: str, option: str, example: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise UserError(
-            f"{option} must be whole numbers with commas between, such as {example}, got {text!r}"
-        ) from None

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -50,79 +51,7 @@ def _log_choice(choice: str, tensors: str) -> None:
     logger.warning("backend 'auto' runs the fast weights on %r for %s", choice, tensors)
 
 
-def _run(
-    q: Tensor | None,
-    k: Tensor,
-    v: Tensor,
-    g: Tensor | None,
-    beta: Tensor,
-    initial_state: Tensor | None,
-    scale: float | None,
-    backend: str,
-    chunk_size: int | None,
-    *,
-    erase: bool,
-) -> tuple[Tensor | None, Tensor]:
-    """Check the arguments, choose the backend and run it in float32 or wider."""
-    if backend not in BACKENDS:
-        raise UserError(f"unknown backend {backend!r}: use one of {', '.join(BACKENDS)}")
-    if k.shape[1] == 0:
-        raise UserError("the update rules need at least one token, got T = 0")
-    if chunk_size is not None and chunk_size < 1:
-        raise UserError(f"chunk_size must be at least 1, got {chunk_size}")
-    if backend == "auto":
-        backend = _choose(k.device.type, triton.in_one_kernel(k, v))
-    # Under autocast the products inside would fall to bfloat16, and the memory with them.
-    with torch.autocast(k.device.type, enabled=False):
-        return _RECURRENCES[backend](
-            q,
-            k,
-            v,
-            g,
-            beta,
-            initial_state=initial_state,
-            scale=k.shape[-1] ** -0.5 if scale is None else scale,
-            erase=erase,
-            chunk_size=chunk_size,
-        )
-
-
 def gated_delta_rule(
-    q: Float[Tensor, "B T H K"] | None,
-    k: Float[Tensor, "B T H K"],
-    v: Float[Tensor, "B T H V"],
-    g: Float[Tensor, "B T H"],
-    beta: Float[Tensor, "B T H"],
-    *,
-    initial_state: Float[Tensor, "B H K V"] | None = None,
-    scale: float | None = None,
-    backend: str = "chunked",
-    chunk_size: int | None = None,
-) -> tuple[Float[Tensor, "B T H V"] | None, Float[Tensor, "B H K V"]]:
-    """Run the gated delta rule: decay, erase what is stored under the key, write (Gated DeltaNet, arXiv 2412.06464).
-
-    Args:
-        q: [B, T, H, K]; None if only the final state is wanted (o is None then).
-        k: [B, T, H, K], of norm at most 1 (with β ≤ 1 the memory then stays bounded).
-        v: [B, T, H, V].
-        g: [B, T, H], log decay, at most 0.
-        beta: [B, T, H], step size β, 0 to 1.
-        initial_state: [B, H, K, V], the fast weights to start from; zero if None.
-        scale: multiplies q; K^-1/2 if None.
-        backend: see the module.
-        chunk_size: tokens per tile of the "chunked" and "triton" backends; it changes the speed, not the result.
-
-    Returns:
-        o [B, T, H, V] in v's dtype, and the final state [B, H, K, V] in float32 (float64 for float64 inputs).
-        Differentiable in every input and in the initial state.
-
-    Raises:
-        UserError: unknown backend, T = 0, chunk_size below 1, or "triton" or "fla" where they cannot run.
-    """
-    return _run(q, k, v, g, beta, initial_state, scale, backend, chunk_size, erase=True)
-
-
-def delta_rule(
     q: Float[Tensor, "B T H K"] | None,
     k: Float[Tensor, "B T H K"],
     v: Float[Tensor, "B T H V"],
@@ -133,22 +62,53 @@ def delta_rule(
     scale: float | None = None,
     backend: str = "chunked",
     chunk_size: int | None = None,
+    erase: bool = True,
 ) -> tuple[Float[Tensor, "B T H V"] | None, Float[Tensor, "B H K V"]]:
+    """Run the gated delta rule: decay, erase what is stored under the key, write (Gated DeltaNet, arXiv 2412.06464).
+
+    Args:
+        q: [B, T, H, K]; None if only the final state is wanted (o is None then).
+        k: [B, T, H, K], of norm at most 1 (with β ≤ 1 the memory then stays bounded).
+        v: [B, T, H, V].
+        g: [B, T, H], log decay, at most 0; None for none.
+        beta: [B, T, H], step size β, 0 to 1.
+        initial_state: [B, H, K, V], the fast weights to start from; zero if None.
+        scale: multiplies q; K^-1/2 if None.
+        backend: see the module.
+        chunk_size: tokens per tile of the "chunked" and "triton" backends; it changes the speed, not the result.
+        erase: take away what is stored under the key before the write.
+
+    Returns:
+        o [B, T, H, V] in v's dtype, and the final state [B, H, K, V] in float32 (float64 for float64 inputs).
+        Differentiable in every input and in the initial state.
+
+    Raises:
+        UserError: unknown backend, T = 0, chunk_size below 1, or "triton" or "fla" where they cannot run.
+    """
+    if backend not in BACKENDS:
+        raise UserError(f"unknown backend {backend!r}: use one of {', '.join(BACKENDS)}")
+    if k.shape[1] == 0:
+        raise UserError("the update rules need at least one token, got T = 0")
+    if chunk_size is not None and chunk_size < 1:
+        raise UserError(f"chunk_size must be at least 1, got {chunk_size}")
+    if backend == "auto":
+        backend = _choose(k.device.type, triton.in_one_kernel(k, v))
+    scale = k.shape[-1] ** -0.5 if scale is None else scale
+    run = functools.partial(_RECURRENCES[backend], initial_state=initial_state, scale=scale, chunk_size=chunk_size)
+    # Under autocast the products inside would fall to bfloat16, and the memory with them.
+    with torch.autocast(k.device.type, enabled=False):
+        return run(q, k, v, g, beta, erase=erase)
+
+
+def delta_rule(
+    q: Tensor | None, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor, **options: Any
+) -> tuple[Tensor | None, Tensor]:
     """Run the delta rule: `gated_delta_rule` without decay. `g` is ignored; it makes the rules interchangeable."""
-    return _run(q, k, v, None, beta, initial_state, scale, backend, chunk_size, erase=True)
+    return gated_delta_rule(q, k, v, None, beta, **options)
 
 
 def hebbian_rule(
-    q: Float[Tensor, "B T H K"] | None,
-    k: Float[Tensor, "B T H K"],
-    v: Float[Tensor, "B T H V"],
-    g: Float[Tensor, "B T H"],
-    beta: Float[Tensor, "B T H"],
-    *,
-    initial_state: Float[Tensor, "B H K V"] | None = None,
-    scale: float | None = None,
-    backend: str = "chunked",
-    chunk_size: int | None = None,
-) -> tuple[Float[Tensor, "B T H V"] | None, Float[Tensor, "B H K V"]]:
+    q: Tensor | None, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, **options: Any
+) -> tuple[Tensor | None, Tensor]:
     """Run the hebbian rule: `gated_delta_rule` without erasing before it writes (paper equation 3; Mamba-2)."""
-    return _run(q, k, v, g, beta, initial_state, scale, backend, chunk_size, erase=False)
+    return gated_delta_rule(q, k, v, g, beta, erase=False, **options)

@@ -104,7 +104,7 @@ def inner_products(
 def decays(g, i, H: tl.constexpr, T, BT: tl.constexpr):
     """e^{G_i − G_j} for j ≤ i (0 above), e^{G_i}, e^{G_T − G_i} and e^{G_T}; ones without g.
 
-    Sums in float64: after one g = −20 the difference of two float32 sums would have lost the small decays behind.
+    Sums in float64: after one g = −20 the difference of two float32 sums would have lost the small decays after it.
     """
     causal = i[:, None] >= i[None, :]
     if g is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import groupby
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -13,11 +13,10 @@ from jaxtyping import Int
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
-from reverie.tasks.base import Batch, Section, Split, as_batch, draw
+from reverie.tasks.base import Batch, Section, Split, draw
 from reverie.tasks.philox import draw_on, unsigned_remainder
 
 Steps = Annotated[int, Field(ge=0)]
-Bits = TypeVar("Bits", np.ndarray, Tensor)
 
 _QUERY = 2
 _FIRST_STEPS_TOKEN = 3
@@ -85,27 +84,9 @@ class Rule110(BaseModel):
 
         In training, `max_depth` ends the range of t; tests of a ladder have its last t.
         """
-        words = draw(split, seed, step, examples, 2 * self.num_states)
-        states = self._states(split, words[:, : self.num_states])  # [B, num_states]
-        low, _ = self._steps_range
-        choices = self._choices(max_depth if split == "train" else None)
-        above = np.full_like(words[:, self.num_states :], choices - 1) if self.ladder else words[:, self.num_states :]
-        steps = low + (above % np.uint64(choices)).astype(np.int64)
-        labels = (evolve(states, steps, self.width) & np.uint64(1)).astype(np.int64)
-
-        bits = (states[..., None] >> np.arange(self.width, dtype=np.uint64)) & np.uint64(1)
-        windows = bits.astype(np.int64)  # [B, num_states, width]
-        if self._shows_steps:
-            windows = np.concatenate([_FIRST_STEPS_TOKEN + (steps - low)[..., None], windows], axis=-1)
-        context = windows.reshape(len(labels), self.num_states * self.context_window)
-        query = np.full_like(labels[:, :1], _QUERY)
-        blank = np.zeros_like(context)
-        return as_batch(
-            tokens=np.concatenate([context, query, labels[:, :-1]], axis=1),
-            targets=np.concatenate([blank, labels], axis=1),
-            depth=np.concatenate([blank, steps], axis=1),
-            question=np.concatenate([blank - 1, np.arange(self.num_states) + np.zeros_like(labels)], axis=1),
-        )
+        words = torch.from_numpy(draw(split, seed, step, examples, 2 * self.num_states).view(np.int64))
+        batch = self._made(words[None], split, [max_depth if split == "train" else None])
+        return Batch(*(field[0] for field in batch))
 
     def batches_on(
         self, device: torch.device, seed: int, steps: range, examples: range, max_depths: Sequence[int | None]
@@ -114,16 +95,21 @@ class Rule110(BaseModel):
         if len(max_depths) != len(steps):
             raise ValueError(f"max_depths has {len(max_depths)} entries for {len(steps)} steps, it must have one each")
         words = draw_on(device, "train", seed, steps, examples, 2 * self.num_states)
-        first, end = self._numbers("train")
+        return self._made(words, "train", max_depths)
+
+    def _made(self, words: Int[Tensor, "steps B words"], split: Split, max_depths: Sequence[int | None]) -> Batch:
+        """Batches of several steps from random words, read as uint64: one for each state, then one for each t."""
+        device, choices = words.device, [self._choices(limit) for limit in max_depths]
+        first, end = self._numbers(split)
         numbers = first + unsigned_remainder(words[..., : self.num_states], end - first)
         states = _scramble(numbers, self.width)  # [steps, B, num_states]
         low, high = self._steps_range
         t = torch.full_like(states, low)
         if self.ladder:
-            t += self._choices_on(device, max_depths) - 1
+            t += _filled(choices, device) - 1
         elif high > low:
-            t += unsigned_remainder(words[..., self.num_states :], self._choices_on(device, max_depths))
-        labels = _evolved(states, t, self.depths(), self.width) & 1
+            t += unsigned_remainder(words[..., self.num_states :], _filled(choices, device))
+        labels = evolve(states, t, range(low, low + max(choices, default=1)), self.width) & 1
 
         shown = [(_FIRST_STEPS_TOKEN + t - low)[..., None]] if self._shows_steps else []
         bits = (states[..., None] >> torch.arange(self.width, device=device)) & 1
@@ -151,8 +137,9 @@ class Rule110(BaseModel):
         """Share of labels in tests that are 1; for few held-out states it may differ from that of all states."""
         if not 0 < self._num_held_out <= 2**18:
             return ones_share(self.width, steps)
-        states = _scramble(np.arange(self._num_held_out, dtype=np.uint64), self.width)
-        return float((evolve(states, np.full(states.shape, steps), self.width) & np.uint64(1)).mean())
+        states = _scramble(torch.arange(self._num_held_out), self.width)
+        labels = evolve(states, torch.tensor(steps), range(steps, steps + 1), self.width) & 1
+        return labels.double().mean().item()
 
     def chance_exact(self) -> float:
         """Chance of guessing all labels: states are independent, and so are their t."""
@@ -185,12 +172,6 @@ class Rule110(BaseModel):
         low, high = self._steps_range
         return (high if max_depth is None else min(max(max_depth, low), high)) - low + 1
 
-    def _choices_on(self, device: torch.device, max_depths: Sequence[int | None]) -> Int[Tensor, "steps 1 1"]:
-        """`_choices` of every step. Runs of equal values, of which a curriculum has few, are filled on the device."""
-        runs = groupby(map(self._choices, max_depths))
-        parts = [torch.full((sum(1 for _ in same), 1, 1), choices, device=device) for choices, same in runs]
-        return torch.cat(parts) if parts else torch.ones(0, 1, 1, dtype=torch.int64, device=device)
-
     def _numbers(self, split: Split) -> tuple[int, int]:
         """Range (first, end) of the numbers of the states that a split shows."""
         held_out, every = self._num_held_out, 2**self.width
@@ -198,26 +179,18 @@ class Rule110(BaseModel):
             return 0, every
         return (held_out, every) if split == "train" else (0, held_out)
 
-    def _states(self, split: Split, words: np.ndarray) -> np.ndarray:
-        """Allowed states from random words, uint64 of the same shape, uniform without rejection.
 
-        States are numbered by a fixed permutation of 0..2^width-1, and the first `_num_held_out` numbers are held out.
-        """
-        first, end = self._numbers(split)
-        return _scramble(np.uint64(first) + words % np.uint64(end - first), self.width)
+def _filled(values: Sequence[int], device: torch.device) -> Int[Tensor, "steps 1 1"]:
+    """Numbers as a tensor. Runs of equal ones, of which a curriculum has few, are filled on the device."""
+    parts = [torch.full((sum(1 for _ in run), 1, 1), value, device=device) for value, run in groupby(values)]
+    return torch.cat(parts) if parts else torch.ones(0, 1, 1, dtype=torch.int64, device=device)
 
 
-def evolve(states: np.ndarray, steps: np.ndarray, width: int) -> np.ndarray:
-    """Run each of `states` [...] for its `steps` [...] of Rule 110; bit i of a uint64 state is cell i of a ring."""
-    now, result = states, states.copy()
-    for t in range(1, int(steps.max(initial=0)) + 1):
-        now = _next(now, width)
-        result = np.where(steps == t, now, result)
-    return result
+def evolve(states: Tensor, steps: Tensor, depths: range, width: int) -> Tensor:
+    """Run each of `states` [...] int64 for its `steps` of Rule 110; bit i of a state is cell i of a ring.
 
-
-def _evolved(states: Tensor, steps: Tensor, depths: range, width: int) -> Tensor:
-    """`evolve` for int64 tensors; it gets the range of `steps`, since reading it would wait for the device."""
+    `depths` holds all steps: reading them would wait for the device.
+    """
     now = result = states
     for t in range(1, depths.stop):
         now = _next(now, width)
@@ -226,7 +199,7 @@ def _evolved(states: Tensor, steps: Tensor, depths: range, width: int) -> Tensor
     return result
 
 
-def _next(now: Bits, width: int) -> Bits:
+def _next(now: Tensor, width: int) -> Tensor:
     """One step of Rule 110 = 0b01101110: a cell is alive if it or its right neighbour is, unless all three are."""
     last = width - 1
     left = (now << 1) | (now >> last)  # bit i holds cell i-1; the bit beyond the ring meets no bit of `now`
@@ -243,16 +216,16 @@ def ones_share(width: int, steps: int) -> float:
     seen = min(width, 2 * steps + 1)  # cells that a label depends on; a ring of these alone has the same label
     ring = max(seen, 3)
     if ring <= 18:
-        states = np.arange(2**ring, dtype=np.uint64)
+        states = torch.arange(2**ring)
     else:
         ring = width
-        states = np.random.Generator(np.random.Philox(110)).integers(2**ring, size=2**17, dtype=np.uint64)
-    ends = evolve(states, np.full(states.shape, steps), ring)
-    return float(np.bitwise_count(ends).mean() / ring)  # cells of a random ring are identically distributed
+        states = torch.from_numpy(np.random.Generator(np.random.Philox(110)).integers(2**ring, size=2**17))
+    ends = evolve(states, torch.tensor(steps), range(steps, steps + 1), ring)
+    return float(np.bitwise_count(ends.numpy()).mean() / ring)  # cells of a random ring are identically distributed
 
 
-def _scramble(numbers: Bits, width: int) -> Bits:
-    """A fixed permutation of 0..2^width-1, uint64 or int64: odd factors and right xor-shifts are bijections."""
+def _scramble(numbers: Tensor, width: int) -> Tensor:
+    """A fixed permutation of 0..2^width-1, int64: odd factors and right xor-shifts are bijections."""
     ones, half = 2**width - 1, (width + 1) // 2
     mixed = numbers
     for factor in _SCRAMBLERS:

@@ -46,7 +46,7 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether it is the one that reports and writes."""
+        """True if it is the one that reports and writes."""
         return self.rank == 0
 
     def share(self, count: int) -> range:

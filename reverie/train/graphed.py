@@ -60,7 +60,7 @@ def check_graphable(model: LanguageModel, device: torch.device | str, processes:
 
 
 def cuda_graphs(device: torch.device) -> Record:
-    """Recording does not compute. The graphs share their memory: each leaves nothing behind but what it returns."""
+    """Recording does not compute. The graphs share their memory: nothing of one outlives it but what it returns."""
     memory, stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream(device)
 
     def record(compute: Callable[[], Tensor]) -> Replay:

@@ -11,7 +11,7 @@ NEWEST = 50  # durations that are remembered: what was compiled long ago says no
 
 
 class TimeLimit:
-    """Whether what comes next will be done within a number of seconds, counted from when this object is made."""
+    """Tells if what comes next will be done within a number of seconds, counted from when this object is made."""
 
     def __init__(self, seconds: float | None = None) -> None:
         """`None`: there is no limit."""

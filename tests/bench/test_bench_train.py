@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
-from fake_benchmark import PEAK, Parts, clock, never, one_round
+from fake_benchmark import PEAK, Parts, clock, one_round
 from test_bench_sides import TINY, TINY_RULE110
 
 from reverie.bench import sides as bench_sides
@@ -18,6 +17,7 @@ from reverie.bench.card import number
 from reverie.bench.sides import OURS, WINDOW, Dtype, OurSide, Shape, Side, recipe_of
 from reverie.bench.train import COMPILED, measure
 from reverie.errors import UserError
+from reverie.recipe import Recipe
 from reverie.tasks import Batch
 from reverie.train.schedule import Schedule
 
@@ -32,7 +32,6 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_shape_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Over several windows, where others are not compiled."""
     monkeypatch.setattr(train, "alternate", one_round)
-    monkeypatch.setattr(train, "time_by_kind", partial(train.time_by_kind, repeats=1))
     monkeypatch.setattr(train, "CURVE_STEPS", 2)
     parts = Parts()
     findings = measure(PEAK, parts, shapes=[TINY_RULE110, TINY])
@@ -88,7 +87,6 @@ def invented(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         clocks = iter([clock(one) for one in times for _ in range(3)])  # number formats, steps, without optimisers
         monkeypatch.setattr(train, "sides", fake_sides)
         monkeypatch.setattr(train, "alternate", lambda calls, **rest: next(clocks)(calls, **rest))
-        monkeypatch.setattr(train, "measure_muon", lambda shape, seconds: {})
         return measure(PEAK, Parts(), shapes=[TINY, TINY][: len(times)])
 
     return run
@@ -148,22 +146,3 @@ def test_what_is_timed_of_ours_has_a_loss_curve(invented: Callable[..., Any]) ->
     findings = invented(ALIKE, TIMES)
     timed = {str(row["model"]) for row in findings.details.tables["tokens per second"]}
     assert {name for name in timed if name.startswith(OURS)} <= set(findings.details.curves["loss, tiny"][0])
-
-
-def test_a_step_of_muon_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "alternate", clock({"ours": 0.2, "torch": 0.5}))
-    row = train.measure_muon(TINY, 0.0)
-    assert (row["ours_ms"], row["torch_ms"], row["ratio"]) == pytest.approx((200.0, 500.0, 2.5))
-    assert number(row, "matrices") > 10
-
-
-def test_a_step_of_muon_that_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
-    class TooFar(train.Muon):
-        def step(self, closure: None = None) -> None:
-            super().step(closure)
-            super().step(closure)
-
-    monkeypatch.setattr(train, "alternate", never)
-    monkeypatch.setattr(train, "Muon", TooFar)
-    with pytest.raises(UserError, match="nothing is measured: the step of our Muon, tiny is off by"):
-        train.measure_muon(TINY, 0.0)

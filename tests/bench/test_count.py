@@ -1,4 +1,4 @@
-"""What is counted is what a call does: operations, bytes of tensors as they come and go, and time by kind."""
+"""What is counted is what a call does: operations, and bytes of tensors as they come and go."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from reverie.bench.card import number
-from reverie.bench.count import KINDS, LiveBytes, count_flops, kind_of, tensor_bytes, time_by_kind
+from reverie.bench.count import LiveBytes, count_flops, tensor_bytes
 from reverie.ops import gated_delta_rule
 
 A, B = torch.randn(3, 5), torch.randn(5, 7)
@@ -101,37 +100,3 @@ def test_bytes_come_and_go_and_the_peak_stays() -> None:
 def test_bytes_are_of_what_is_kept_alive() -> None:
     held = torch.zeros(100)
     assert tensor_bytes((held[:1], {"same": held.view(10, 10)}, None, 3)) == 400
-
-
-@pytest.mark.parametrize(
-    ("operation", "kind"),
-    [
-        ("aten::mm", "matrix products"),
-        ("aten::baddbmm_", "matrix products"),
-        ("aten::linalg_solve_triangular", "matrix products"),
-        ("aten::_scaled_dot_product_flash_attention_for_cpu_backward", "attention"),
-        ("aten::copy_", "moves and fills"),
-        ("aten::_to_copy", "other steps"),
-        ("aten::mul", "other steps"),
-        ("_ChunkedBackward", "other steps"),
-        ("Torch-Compiled Region: CompiledFxGraph", "fused by compile"),
-    ],
-)
-def test_kinds(operation: str, kind: str) -> None:
-    assert kind_of(operation) == kind
-
-
-def test_times_are_a_call() -> None:
-    a, calls = torch.randn(300, 300), []
-
-    def call() -> None:
-        calls.append(1)
-        (a @ a).exp_()
-
-    row = time_by_kind(call, repeats=3)
-    assert len(calls) == 4  # the first one is not counted
-    assert list(row) == [*(f"{kind.replace(' ', '_')}_ms" for kind in KINDS), "operations"]
-    assert number(row, "matrix_products_ms") > 0
-    assert number(row, "other_steps_ms") > 0
-    assert number(row, "attention_ms") == number(row, "fused_by_compile_ms") == 0
-    assert number(row, "operations") >= 2

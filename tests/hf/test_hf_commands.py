@@ -120,7 +120,7 @@ def test_nothing_but_errors_of_transformers_is_shown(reverie: Reverie, tmp_path:
         ("--from llama --insert jet", "--layers must be 1 to 4, the number of blocks, got 6"),
         (
             "--from llama --insert jet --after 1;2",
-            "--after must be whole numbers with commas between, such as 4,9,14",
+            "--after must be whole numbers separated by commas, such as 4,9,14",
         ),
         (
             "--from llama --insert jet --after 9",

@@ -97,6 +97,18 @@ def test_what_cannot_be_inserted(options: dict[str, Any], sentence: str) -> None
         insert_fast_weights(model, [1], **options)
 
 
+def test_earlier_names() -> None:
+    """Code that was written with `layers` and `heads` goes on working, and adds the same."""
+    models = [tiny("llama", dtype=torch.float32) for _ in range(2)]
+    old = insert_fast_weights(models[0], layers=[0, 2], heads=2)
+    new = insert_fast_weights(models[1], after=[0, 2], fast_heads=2)
+    assert old == new
+    state = models[1].state_dict()
+    assert all(torch.equal(x, state[name]) for name, x in models[0].state_dict().items())
+    with pytest.raises(UserError, match=r"^after must name different blocks of LlamaForCausalLM, got \[\]"):
+        insert_fast_weights(models[0])
+
+
 def test_all_or_none() -> None:
     """Layers of one call have one size, so where one cannot inherit all begin at random."""
     model = tiny("llama", dtype=torch.float32)

@@ -141,11 +141,13 @@ def test_trainer_goes_on_from_an_adapter(bases: Callable[..., Path], tmp_path: P
 @pytest.mark.parametrize("whole", [False, True], ids=["adapter", "whole"])
 def test_several_kinds_of_layers_and_tied_embeddings(whole: bool, bases: Callable[..., Path], tmp_path: Path) -> None:
     model = pretrained(bases(tie_word_embeddings=True))
-    insert_fast_weights(model, [0], "gdn", heads=2, key_size=5, value_size=7)
+    insert_fast_weights(model, [0], "gdn", fast_heads=2, key_size=5, value_size=7)
     insert_fast_weights(model, [3, 1], "jet")
     if whole:
         train(model)
-    saved(model, tmp_path)
+    inserted = saved(model, tmp_path)["inserted"]
+    sizes = {"kind": "gdn", "heads": 2, "key_size": 5, "value_size": 7, "conv_size": 4}
+    assert inserted[0] == {"layers": [0], **sizes}  # the names of the first version
     loaded = load(tmp_path)
     assert_same(loaded, model)
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight

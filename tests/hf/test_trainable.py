@@ -118,8 +118,21 @@ def test_what_cannot_be_built(base: Path, changes: dict[str, Any], sentence: str
         build_model(PretrainedModelConfig(**{"vocab_size": 9, "pretrained": str(base), "after": (1,)} | changes), 0)
 
 
+def test_the_earlier_name_of_after() -> None:
+    """In recipes, and in what old runs and cards say of theirs."""
+    with pytest.warns(FutureWarning, match="model.behind of recipes is called model.after now"):
+        config = PretrainedModelConfig.model_validate({"vocab_size": 9, "pretrained": "x", "behind": [1, 3]})
+    assert config == PretrainedModelConfig(vocab_size=9, pretrained="x", after=(1, 3))
+    assert "behind" not in config.model_dump()
+    with pytest.raises(ValueError, match="behind is the earlier name of after: give one of them"):
+        PretrainedModelConfig.model_validate({"vocab_size": 9, "pretrained": "x", "behind": [1], "after": [1]})
+
+
 class Places(TorchDispatchMode):
-    """Devices of all that is computed. Without content no number can be read: to wait for one is an error here."""
+    """Devices of all that is computed, but for which windows hold labels, which the CPU knows.
+
+    Without content no number can be read: to wait for one is an error here.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,10 +140,10 @@ class Places(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        # Of no size are those that checkpointing of torch 2.11 hangs its hooks on. What rows do is decided on the CPU,
-        # in integers, and an operation between devices is an error anyway.
-        made = [x for x in tree_leaves(out) if isinstance(x, torch.Tensor) and x.numel()]
-        self.found |= {x.device.type for x in made if x.is_floating_point()}
+        given, made = ([x for x in tree_leaves(tree) if isinstance(x, torch.Tensor)] for tree in ((args, kwargs), out))
+        on_device = any(x.device.type != "cpu" for x in given)
+        # Of no size are those that checkpointing of torch 2.11 hangs its hooks on.
+        self.found |= {x.device.type for x in made if x.numel() and (on_device or x.is_floating_point())}
         return out
 
 

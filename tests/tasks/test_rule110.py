@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -75,8 +74,8 @@ def test_labels_and_layout(
 
 @given(bits=st.text("01", min_size=3, max_size=48), steps=st.integers(0, 8))
 def test_evolve_gives_the_whole_state(bits: str, steps: int) -> None:
-    start = np.array([int(bits[::-1], 2)], dtype=np.uint64)  # cell i is bit i
-    end = int(evolve(start, np.array([steps]), len(bits))[0])
+    start = torch.tensor([int(bits[::-1], 2)])  # cell i is bit i
+    end = int(evolve(start, torch.tensor([steps]), range(9), len(bits)))
     for _ in range(steps):
         bits = step(bits)
     assert f"{end:0{len(bits)}b}"[::-1] == bits
@@ -130,7 +129,7 @@ CPU, META = torch.device("cpu"), torch.device("meta")
 
 
 def stacked(task: Rule110, seed: int, steps: range, examples: range, max_depths: Sequence[int | None]) -> Batch:
-    """The training batches of these steps, made by numpy one after the other."""
+    """The training batches of these steps from words of numpy, one after the other."""
     made = [task.batch("train", seed, s, examples, limit) for s, limit in zip(steps, max_depths, strict=True)]
     return Batch(*(torch.stack(fields) for fields in zip(*made, strict=True)))
 
