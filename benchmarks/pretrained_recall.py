@@ -106,7 +106,7 @@ def _scores(run: Path, examples: int) -> dict[str, dict[str, Any]]:
 
     def score(model: LanguageModel, **sleep: Any) -> dict[str, Any]:
         config = SleepConfig.model_validate({**recipe.sleep.model_dump(), **sleep})
-        return evaluate(model, recipe.task, config, examples).summary()
+        return evaluate(model, recipe.task, config, examples).score.summary()
 
     scores = {
         WITHIN: score(model, window_size=recipe.task.sequence_length, num_sleep_passes=1),

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from reverie.bench.machine import Peak
+from reverie.results.card import Part
 from reverie.results.provenance import Hardware
 
 Cell = str | int | float | bool | None
@@ -27,15 +27,7 @@ def _five_digits(ratio: float) -> float:
     return float(f"{ratio:.5g}")
 
 
-Report = Callable[[int, int, str], None]
-"""Called before each part of a benchmark: parts done, parts in all, and what this one measures."""
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Panel(_Part):
+class Panel(Part):
     """A panel of the figure: columns `y` of a table or of curves over its column `x`, a line each.
 
     With `by` the rows are split by that column, and each part is a line of its own; `where` picks rows. Bars where x is
@@ -47,21 +39,21 @@ class Panel(_Part):
     x: str
     y: tuple[str, ...]
     by: str | None = None
-    where: Row = {}
+    where: Row = Field(default_factory=dict)
     y_label: str
     log: bool = False  # both axes
 
 
-class Details(_Part):
+class Details(Part):
     """Tables by title, curves (tables too long to print), and what else must be said."""
 
     tables: dict[str, list[Row]]
-    curves: dict[str, list[Row]] = {}
-    panels: list[Panel] = []
-    notes: list[str] = []
+    curves: dict[str, list[Row]] = Field(default_factory=dict)
+    panels: list[Panel] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
 
 
-class Findings(_Part):
+class Findings(Part):
     """What a benchmark measures: the worst ratio over its sizes, and where it must lie."""
 
     name: str

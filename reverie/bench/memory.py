@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from pydantic import BaseModel, ConfigDict
 
-from reverie.bench.card import Details, Findings, Panel, Report, Row, number
+from reverie.bench.card import Details, Findings, Panel, Row, number
 from reverie.bench.check import SEED, random_model, require_equal_gradients
 from reverie.bench.count import LiveBytes
 from reverie.bench.machine import Peak
@@ -29,6 +29,7 @@ from reverie.bench.timer import alternate
 from reverie.errors import UserError
 from reverie.model import HybridConfig, HybridLM
 from reverie.recipe import load_recipe
+from reverie.results.card import Report
 from reverie.sleep import SleepConfig, rollout
 from reverie.sleep.gradients import Backward
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reverie.bench.card import Details, Findings, Panel, Report, Row, number
+from reverie.bench.card import Details, Findings, Panel, Row, number
 from reverie.bench.check import require_equal
 from reverie.bench.count import count_flops
 from reverie.bench.machine import Peak
@@ -18,6 +18,7 @@ from reverie.bench.rivals import Rule, fla_rules, transformers_rule
 from reverie.bench.timer import alternate
 from reverie.model.config import Backend
 from reverie.ops import gated_delta_rule
+from reverie.results.card import Report
 
 B, H, K, V = 4, 4, 64, 128
 TARGETS = {64: 2.0, 256: 2.0, 1024: 2.0, 4096: 5.0}  # by T: how much faster than the fastest other

@@ -6,8 +6,9 @@ import importlib
 import time
 from datetime import UTC, datetime
 
-from reverie.bench.card import BenchmarkCard, Findings, Report
+from reverie.bench.card import BenchmarkCard, Findings
 from reverie.bench.machine import library_versions, measure_peak
+from reverie.results.card import Report
 from reverie.results.provenance import commit_id, hardware
 
 BENCHMARKS = ("ops", "train", "sleep", "memory", "wake")

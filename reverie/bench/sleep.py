@@ -10,13 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reverie.bench.card import Details, Findings, Panel, Report, Row, number
+from reverie.bench.card import Details, Findings, Panel, Row, number
 from reverie.bench.check import SEED, random_model, require_equal, require_equal_gradients
 from reverie.bench.count import count_flops
 from reverie.bench.machine import Peak
 from reverie.bench.timer import alternate
 from reverie.model import HybridLM, new_model
 from reverie.recipe import Recipe, load_recipe
+from reverie.results.card import Report
 from reverie.sleep import Context, SleepConfig, read, rollout
 from reverie.tasks import Batch
 

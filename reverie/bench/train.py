@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from reverie.bench.card import Details, Findings, Panel, Report, Row, number
+from reverie.bench.card import Details, Findings, Panel, Row, number
 from reverie.bench.count import count_flops
 from reverie.bench.machine import Peak
 from reverie.bench.sides import (
@@ -28,6 +28,7 @@ from reverie.bench.sides import (
 )
 from reverie.bench.timer import Timing, alternate
 from reverie.errors import UserError
+from reverie.results.card import Report
 from reverie.tasks import Batch
 
 TARGET = 3.0

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reverie.bench.card import Details, Findings, Panel, Report, Row
+from reverie.bench.card import Details, Findings, Panel, Row
 from reverie.bench.check import SEED, random_model, require_equal
 from reverie.bench.count import count_flops, tensor_bytes
 from reverie.bench.machine import RESIDENT, Peak, available_bytes, resident_bytes
@@ -18,6 +18,7 @@ from reverie.bench.timer import Timing, alternate, clock
 from reverie.bench.transformer import FullCache, cache_bytes, check_full_cache
 from reverie.model import HybridConfig, HybridLM
 from reverie.model.hybrid import count_parameters
+from reverie.results.card import Report
 from reverie.sleep import Context, SleepConfig, consolidate, read
 
 # The proportions of rule110/base at half its width.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from reverie.talk.sleeper import Sleeper
 
 app = typer.Typer(rich_markup_mode=None)
+_tell = partial(typer.echo, err=True)
 
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="A run of reverie train, a folder of reverie convert, or example.")
@@ -56,19 +58,13 @@ def read_command(
     tokens = sleeper.text(content)
     source = "standard input" if text == "-" else plain(Path(text).name)
     with ReadDisplay(err_console, "reading") as display:
-        done = read_text(
-            sleeper,
-            tokens,
-            memory,
-            notes={"model": plain(sleeper.name), "source": source},
-            memory=begun,
-            report=display.update,
-        )
+        notes = {"model": plain(sleeper.name), "source": source}
+        done = read_text(sleeper, tokens, memory, notes=notes, memory=begun, report=display.update)
     if as_json:
         typer.echo(json.dumps({"memory": str(memory), "source": source, **done.summary()}))
-    typer.echo(f"{done.sentence()}; memory in {memory}", err=True)
+    _tell(f"{done.sentence()}; memory in {memory}")
     if done.stopped is not None:
-        typer.echo("the same command with --resume goes on", err=True)
+        _tell("the same command with --resume goes on")
         raise typer.Exit(128 + done.stopped)
 
 
@@ -92,7 +88,12 @@ def ask_command(
             raise UserError("--example brings its own model, text and questions: give it alone")
         return _ask_example(device, as_json)
     if model is None or memory is None or not questions:
-        raise UserError(f"{_missing(model, memory)}, or --example alone for a demonstration")
+        missing = (
+            "give a model, --memory and a question in quotes" if model is None
+            else "say with --memory what to answer from" if memory is None
+            else "give a question, in quotes"
+        )  # fmt: skip
+        raise UserError(f"{missing}, or --example alone for a demonstration")
     from reverie.talk.answer import ask
     from reverie.talk.answer_tables import answers_table
     from reverie.talk.sleeper import load_memory
@@ -146,7 +147,7 @@ def chat_command(
         max_tokens=tokens,
         seed=seed,
     )
-    session = Session(chat, memory, say=_say, tell=_tell, prompt="> " if at_terminal else "")
+    session = Session(chat, memory, say=partial(typer.echo, nl=False), tell=_tell, prompt="> " if at_terminal else "")
     with interruptible("what was not saved is forgotten"):
         session.run(lines(sys.stdin, idle if at_terminal and idle else None))
 
@@ -176,18 +177,3 @@ def _load(model: str, device: str) -> Sleeper:
     if not loaded.fast_weight_blocks:
         raise UserError(f"{model} holds a transformer, which has no fast weights to keep a text in")
     return loaded
-
-
-def _missing(model: str | None, memory: Path | None) -> str:
-    if model is None:
-        return "give a model, --memory and a question in quotes"
-    return "say with --memory what to answer from" if memory is None else "give a question, in quotes"
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
-def _tell(text: str) -> None:
-    typer.echo(text, err=True)

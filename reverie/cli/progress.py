@@ -19,8 +19,9 @@ LINE_INTERVAL_S = 10.0
 class _Display:
     """A bar for each name on a terminal; elsewhere lines, and not too many."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, name: str = "") -> None:
+        self._console, self._name = console, name
+        self._begun: tuple[float, tuple[int, ...]] | None = None
         self._bars: dict[str, TaskID] = {}
         self._line_due: dict[str, float] = {}
         self._progress = Progress(
@@ -42,21 +43,24 @@ class _Display:
     ) -> None:
         self._progress.stop()
 
-    def _show(self, name: str, unit: str, done: int, total: int, numbers: str, left_s: float) -> None:
-        if not self._console.is_terminal:
-            self._print_line(name, unit, done, total, numbers, int(left_s))
+    def _show(self, name: str, unit: str, done: int, total: int, numbers: str, seconds: float, new: int) -> None:
+        """Show a state of `name`; the time left is that of the `new` units done in the last `seconds`."""
+        if self._console.is_terminal:
+            if name not in self._bars:
+                self._bars[name] = self._progress.add_task(name, total=total, completed=done, numbers=numbers)
+            self._progress.update(self._bars[name], completed=done, numbers=numbers)
             return
-        if name not in self._bars:
-            self._bars[name] = self._progress.add_task(name, total=total, completed=done, numbers=numbers)
-        self._progress.update(self._bars[name], completed=done, numbers=numbers)
+        now, left_s = time.monotonic(), int(seconds / max(new, 1) * (total - done))
+        if done == total or now >= self._line_due.get(name, 0.0):
+            self._line_due[name] = now + LINE_INTERVAL_S
+            line = f"{name}  {unit} {done}/{total}  {numbers}  ETA {left_s // 60}:{left_s % 60:02d}"
+            self._console.print(line, soft_wrap=True, markup=False, highlight=False)
 
-    def _print_line(self, name: str, unit: str, done: int, total: int, numbers: str, left_s: int) -> None:
+    def _since_first(self, *counts: int) -> tuple[float, list[int]]:
+        """Seconds since the first call, and what has been added to each count."""
         now = time.monotonic()
-        if done < total and now < self._line_due.get(name, 0.0):
-            return
-        self._line_due[name] = now + LINE_INTERVAL_S
-        line = f"{name}  {unit} {done}/{total}  {numbers}  ETA {left_s // 60}:{left_s % 60:02d}"
-        self._console.print(line, soft_wrap=True, markup=False, highlight=False)
+        self._begun = self._begun or (now, counts)
+        return max(now - self._begun[0], 1e-9), [x - y for x, y in zip(counts, self._begun[1], strict=True)]
 
 
 class RunDisplay(_Display):
@@ -67,71 +71,48 @@ class RunDisplay(_Display):
         self._first: dict[str, Event] = {}
 
     def update(self, name: str, event: Event) -> None:
+        """Show an event of a run, with speed since its first one; at that, over the run's whole past."""
         first = self._first.setdefault(name, event)
-        # At the first event the run's whole past is all there is to go by.
         begun = (first.step, first.tokens, first.wall_time_s) if event.step > first.step else (0, 0, 0.0)
         steps, tokens, seconds = event.step - begun[0], event.tokens - begun[1], event.wall_time_s - begun[2]
-        rate = tokens / max(seconds, 1e-9)
         accuracy = "" if event.accuracy is None else f"  acc {event.accuracy:.3f}"
-        numbers = f"loss {event.loss:.3f}{accuracy}  {rate:,.0f} tok/s"
-        left_s = seconds / max(steps, 1) * (event.steps - event.step)
-        self._show(name, "step", event.step, event.steps, numbers, left_s)
+        numbers = f"loss {event.loss:.3f}{accuracy}  {tokens / max(seconds, 1e-9):,.0f} tok/s"
+        self._show(name, "step", event.step, event.steps, numbers, seconds, steps)
 
 
 class PartDisplay(_Display):
     """Shows which part of a benchmark is being measured."""
 
-    def __init__(self, console: Console, name: str) -> None:
-        super().__init__(console)
-        self._name, self._begun = name, time.monotonic()
-
     def update(self, done: int, total: int, what: str) -> None:
         """Before every part: those done, all of them, and what this one measures."""
-        left_s = (time.monotonic() - self._begun) / max(done, 1) * (total - done)
-        self._show(self._name, "part", done, total, what, left_s)
+        seconds, (new,) = self._since_first(done)
+        self._show(self._name, "part", done, total, what, seconds, new)
 
 
 class RowDisplay(_Display):
     """Shows rows/s and the time left of a file that is written row by row."""
 
     def __init__(self, console: Console, name: str, count: int) -> None:
-        super().__init__(console)
-        self._name, self._count = name, count
-        self._begun: tuple[int, float] | None = None  # rows and time of the first update
+        super().__init__(console, name)
+        self._count = count
 
     def update(self, rows: int) -> None:
-        """Of the rows that are there; at first, of those found. Speed counts the workers' start too."""
-        now = time.monotonic()
-        if self._begun is None:
-            self._begun = rows, now
-        found, found_at = self._begun
-        if rows > found:
-            rate = (rows - found) / max(now - found_at, 1e-9)
-            self._show(self._name, "row", rows, self._count, f"{rate:,.1f} rows/s", (self._count - rows) / rate)
-        elif self._console.is_terminal:  # a bar while the workers start
-            self._show(self._name, "row", rows, self._count, "", 0.0)
+        """Show how many rows there are; the first call is of those found, and its time that of the workers' start."""
+        seconds, (new,) = self._since_first(rows)
+        if new or self._console.is_terminal:
+            numbers = f"{new / seconds:,.1f} rows/s" if new else ""
+            self._show(self._name, "row", rows, self._count, numbers, seconds, new)
 
 
 class ReadDisplay(_Display):
     """Shows windows, tokens/s, bytes held and the time left of a text that is being read."""
 
-    def __init__(self, console: Console, name: str) -> None:
-        super().__init__(console)
-        self._name = name
-        self._begun: tuple[float, int, int] | None = None  # time, windows and tokens of the first update
-
     def update(self, windows: int, total: int, tokens: int, held: int | None = None) -> None:
         """Before the first window, and after every one of them. The bar ends with the last, for text comes next."""
-        now = time.monotonic()
-        if self._begun is None:
-            self._begun = now, windows, tokens
-        begun, first, skipped = self._begun
-        if windows > first:
-            seconds = max(now - begun, 1e-9)
-            left_s = seconds / (windows - first) * (total - windows)
-            numbers = f"{(tokens - skipped) / seconds:,.0f} tok/s" + ("" if held is None else f"  {decimal(held)}")
-            self._show(self._name, "window", windows, total, numbers, left_s)
-        elif total and self._console.is_terminal:
-            self._show(self._name, "window", windows, total, "", 0.0)
+        seconds, (new, new_tokens) = self._since_first(windows, tokens)
+        if new or (total and self._console.is_terminal):
+            size = "" if held is None else f"  {decimal(held)}"
+            numbers = f"{new_tokens / seconds:,.0f} tok/s{size}" if new else ""
+            self._show(self._name, "window", windows, total, numbers, seconds, new)
         if windows == total:
             self._progress.stop()

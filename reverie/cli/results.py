@@ -37,29 +37,15 @@ def eval_command(
     Of several runs, or at several numbers of passes: accuracy over the number of passes.
     """
     numbers = None if passes is None else sorted(set(passes_list(passes)))
-    if len(runs) > 1 or tolerance is not None or out is not None or (numbers and len(numbers) > 1):
-        return _eval_passes(runs, numbers, tolerance, examples, out, device, as_json)
-    from reverie.results.run import evaluate_run
-    from reverie.results.tables import depth_table
+    if len(runs) == 1 and tolerance is None and out is None and len(numbers or [1]) == 1:
+        from reverie.results.run import evaluate_run
+        from reverie.results.tables import depth_table
 
-    card = evaluate_run(
-        runs[0], num_sleep_passes=numbers[0] if numbers else None, num_examples=examples, device=device_named(device)
-    )
-    if as_json:
-        typer.echo(card.model_dump_json())
-    else:
-        out_console.print(depth_table(card))
-
-
-def _eval_passes(
-    runs: list[Path],
-    numbers: list[int] | None,
-    tolerance: str | None,
-    examples: int | None,
-    out: Path | None,
-    device: str,
-    as_json: bool,
-) -> None:
+        N = numbers[0] if numbers else None
+        card = evaluate_run(runs[0], num_sleep_passes=N, num_examples=examples, device=device_named(device))
+        if as_json:
+            return typer.echo(card.model_dump_json())
+        return out_console.print(depth_table(card))
     if numbers is None:
         raise UserError("several runs, --tolerance and --out need --passes, such as --passes 1..8")
     if out is not None and out.suffix != ".json":
@@ -70,16 +56,16 @@ def _eval_passes(
     from reverie.results.tables import passes_tables
 
     with PartDisplay(err_console, "eval") as display:
-        card = evaluate_passes(runs, numbers, tolerances, num_examples=examples, device=where, report=display.update)
+        found = evaluate_passes(runs, numbers, tolerances, num_examples=examples, device=where, report=display.update)
     if as_json:
-        typer.echo(card.model_dump_json())
+        typer.echo(found.model_dump_json())
     else:
-        for table in passes_tables(card):
+        for table in passes_tables(found):
             out_console.print(table, "")
     if out is not None:  # last: what took minutes is shown even where it cannot be written
         from reverie.results.plots import plot_cards
 
-        save_card(card, out)
+        save_card(found, out)
         typer.echo(f"figure in {plot_cards([out])[0]}", err=True)
 
 

@@ -23,11 +23,12 @@ def show_example(recipe: Recipe, index: int = 0) -> Text:
     names = task.token_names()
     tokens, targets = batch.tokens[0].tolist(), batch.targets[0].tolist()
     scored, depths = batch.loss_mask[0].tolist(), batch.depth[0].tolist()
+    passes = "1 pass" if sleep.num_sleep_passes == 1 else f"{sleep.num_sleep_passes} passes"
     text = Text()
     for number, start in enumerate(range(0, len(tokens), sleep.window_size)):
         window = range(start, min(start + sleep.window_size, len(tokens)))
         awake = any(scored[t] for t in window)
-        does = "awake, one pass, labels in green" if awake else f"then sleep, {_passes(sleep.num_sleep_passes)}"
+        does = "awake, one pass, labels in green" if awake else f"then sleep, {passes}"
         text.append(f"window {number + 1}: {len(window)} tokens, {does}\n", style="bold")
         for t in window:
             text.append(names[tokens[t]], style=WINDOW_STYLES[number % len(WINDOW_STYLES)])
@@ -37,7 +38,3 @@ def show_example(recipe: Recipe, index: int = 0) -> Text:
             text.append(" ")
         text.append("\n")
     return text
-
-
-def _passes(n: int) -> str:
-    return "1 pass" if n == 1 else f"{n} passes"

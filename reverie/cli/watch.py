@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from reverie.cli.options import AsJson, Device, device_named
 from reverie.cli.terminal import out_console
 from reverie.errors import UserError
-
-if TYPE_CHECKING:
-    from reverie.results.watch.collect import Watch
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -39,7 +35,7 @@ def watch_command(
     as_json: AsJson = False,
 ) -> None:
     """Show what sleep does to a memory, window by window and pass by pass; of a run also what it then answers."""
-    from reverie.results.watch.collect import watch_run
+    from reverie.results.watch.collect import watch_memory, watch_run
     from reverie.results.watch.table import watch_table
 
     asked = {"example": example, "examples": examples, "num_sleep_passes": passes, "tolerance": tolerance}
@@ -48,8 +44,18 @@ def watch_command(
         raise UserError(f"--out is a figure and must end in .png, got {out}")
     if source.is_dir():
         watch, figure = watch_run(source, **given, device=device_named(device)), source / "watch.png"
+    elif not source.exists():
+        raise UserError(
+            f"there is neither a run nor a memory at {source}: give the folder that reverie train wrote, or the file "
+            "that reverie read wrote"
+        )
+    elif given:
+        raise UserError(
+            f"--example, --examples, --passes and --tolerance are for the folder of a run, but {source} is a file: a "
+            "memory is shown as it was made"
+        )
     else:
-        watch, figure = _of_memory(source, given), source.with_suffix(".watch.png")
+        watch, figure = watch_memory(source), source.with_suffix(".watch.png")
     if as_json:
         typer.echo(watch.model_dump_json())
     else:
@@ -59,19 +65,3 @@ def watch_command(
 
     save_figure(draw(watch), out or figure)  # last: the numbers are shown even where it cannot be written
     typer.echo(f"figure in {out or figure}", err=True)
-
-
-def _of_memory(source: Path, given: Mapping[str, object]) -> Watch:
-    from reverie.results.watch.collect import watch_memory
-
-    if not source.exists():
-        raise UserError(
-            f"there is neither a run nor a memory at {source}: give the folder that reverie train wrote, or the file "
-            f"that reverie read wrote"
-        )
-    if given:
-        raise UserError(
-            f"--example, --examples, --passes and --tolerance are for the folder of a run, but {source} is a file: a "
-            f"memory is shown as it was made"
-        )
-    return watch_memory(source)

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -25,12 +25,7 @@ METRIC_NAMES: dict[Metric, str] = {
     "deepest": "accuracy on the deepest questions",
 }
 
-_DEPTH_NAMES = {
-    "rule110": "rollout steps t",
-    "depo": "hops k",
-    "gsm_infinite": "operations",
-    "recall": "stretches back",
-}
+_DEPTHS = {"rule110": "rollout steps t", "depo": "hops k", "gsm_infinite": "operations", "recall": "stretches back"}
 _SIGNIFICANT_DIGITS = 5
 _LINE_WIDTH = 120
 
@@ -50,6 +45,10 @@ class _Summary(TypedDict):
 
 # A plain dict, as `Score.summary()` returns it, that is checked for what tables and figures read.
 ScoreSummary = Annotated[dict[str, Any], GetPydanticSchema(lambda _source, handler: handler(_Summary))]
+
+
+Report = Callable[[int, int, str], None]
+"""Called before each part of a long measurement: parts done, parts in all, and what this one measures."""
 
 
 class Part(BaseModel):
@@ -124,10 +123,6 @@ class RunCard(Part):
     def depths(self) -> list[str]:
         return sorted(self.score["by_depth"], key=float)
 
-    @property
-    def depth_name(self) -> str:
-        return depth_name(self.recipe)
-
 
 class DepthResult(Part):
     """Accuracy per question at one depth, over seeds."""
@@ -184,10 +179,6 @@ class ComparisonCard(Part):
     def depths(self) -> list[str]:
         return sorted(self.results[0].by_depth, key=float)
 
-    @property
-    def depth_name(self) -> str:
-        return depth_name(self.recipe)
-
     def runs_of(self, result: Result) -> list[RunCard]:
         """The runs that `result` sums up, in the order of its seeds."""
         return [run for run in self.runs if group_of(run) == group_of(result)]
@@ -236,7 +227,7 @@ def _label(model: ModelKind, num_sleep_passes: int) -> str:
 def depth_name(recipe: dict[str, Any]) -> str:
     """The name of what "depth" counts in a recipe's task."""
     task = recipe.get("task")
-    return _DEPTH_NAMES.get(task.get("name", ""), "depth") if isinstance(task, dict) else "depth"
+    return _DEPTHS.get(task.get("name", ""), "depth") if isinstance(task, dict) else "depth"
 
 
 def group_of(item: RunCard | Result) -> tuple[bool, int, str]:

@@ -1,11 +1,9 @@
-"""Checkpoints as they lie on disk: what a run has left, read back and checked. `train/checkpoint.py` writes them.
+"""Checkpoints of runs, read from disk and checked; `train/checkpoint.py` writes them.
 
-One safetensors file holds everything a run needs to go on to the same curve. Tensors: `model.<name>`,
-`optimizer.<i>.<name>.<entry>` and the random state `rng`. Metadata: the recipe and the progress, as JSON.
-
-Under FSDP it is a folder instead: safetensors of `torch.distributed.checkpoint`, whose headers say which part of each
-tensor they are, so that any number of processes can read them; and `run.safetensors`, a checkpoint without weights,
-which lists them. PyTorch's other formats, which are pickles, are neither written nor read.
+A checkpoint is one safetensors file, with the tensors `model.<name>`, `optimizer.<i>.<name>.<entry>` and the random
+state `rng`, and recipe and progress as JSON in its metadata. Under FSDP it is a folder: shards of
+`torch.distributed.checkpoint` in its safetensors format, which any number of processes can read, and `run.safetensors`,
+a checkpoint without weights that lists the shards. Pickles are neither written nor read.
 """
 
 from __future__ import annotations
@@ -14,7 +12,7 @@ import contextlib
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,7 +47,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a run has saved, read back and checked."""
+    """A checkpoint of a run, read and checked."""
 
     path: Path
     recipe: Recipe
@@ -75,7 +73,7 @@ class Checkpoint:
 
 
 class ShardedCheckpoint(Checkpoint):
-    """`tensors` has sizes and number formats alone; of the weights each process reads what it needs."""
+    """A checkpoint whose `tensors` have shapes and dtypes alone; each process reads the parts it needs."""
 
     def copy_into(self, targets: dict[str, Tensor]) -> None:
         """Fill tensors with those of the same names, from the shards."""
@@ -93,7 +91,7 @@ class ShardedCheckpoint(Checkpoint):
 
 
 def weights_by_name(model: nn.Module) -> dict[str, Tensor]:
-    """By name in a checkpoint; one that has two names (an embedding tied to the head) by the first of them."""
+    """Parameters by their names in a checkpoint; of two names (an embedding tied to the head) the first counts."""
     seen, weights = set[int](), {}
     for name, tensor in model.state_dict(keep_vars=True).items():
         if id(tensor) not in seen:
@@ -103,12 +101,12 @@ def weights_by_name(model: nn.Module) -> dict[str, Tensor]:
 
 
 def checkpoint_metadata(recipe: Recipe, progress: Progress) -> dict[str, str]:
-    """What a checkpoint says besides its tensors."""
+    """Recipe and progress, as a checkpoint holds them beside its tensors."""
     return {"recipe": recipe.model_dump_json(), "progress": json.dumps(vars(progress))}
 
 
 def find_checkpoint(out: Path) -> Path | None:
-    """The newest checkpoint in the folder of a run, if it has one. A run that was killed while it saved may have two.
+    """The newest checkpoint of a run, None if there is none; a run that was killed while it saved may have two.
 
     Raises:
         UserError: there are two, and one cannot be read.
@@ -118,15 +116,15 @@ def find_checkpoint(out: Path) -> Path | None:
 
 
 def checkpoints_in(out: Path) -> list[Path]:
-    """All checkpoints in the folder of a run, of either kind."""
+    """All checkpoints in the folder of a run, files and folders."""
     folders = [path for path in sorted(out.glob("checkpoint-*")) if _FOLDER.fullmatch(path.name)]
     return [*folders, out / FILE_NAME] if (out / FILE_NAME).exists() else folders
 
 
 def checkpoint_step(place: Path) -> int:
-    """The step of what `find_checkpoint` has found; raises as `load_checkpoint` does."""
+    """The step of a checkpoint; raises as `load_checkpoint` does."""
     folder = _FOLDER.fullmatch(place.name)
-    return int(folder[1]) if folder else checkpoint_progress(place).step
+    return int(folder[1]) if folder else _read(place, with_tensors=False).progress.step
 
 
 def load_checkpoint(place: Path) -> Checkpoint:
@@ -135,26 +133,21 @@ def load_checkpoint(place: Path) -> Checkpoint:
     Raises:
         UserError: there is none, or it is cut short, or a part of it is missing, or it was not written by a run.
     """
-    return _load_folder(place) if _FOLDER.fullmatch(place.name) else _read(place, lambda name: True)
+    return _load_folder(place) if _FOLDER.fullmatch(place.name) else _read(place)
 
 
 def checkpoint_recipe(path: Path) -> Recipe:
     """The recipe in a checkpoint's file, without reading the tensors; raises as `load_checkpoint` does."""
-    return _read(path, lambda name: False).recipe
+    return _read(path, with_tensors=False).recipe
 
 
-def checkpoint_progress(path: Path) -> Progress:
-    """How far the run is, likewise."""
-    return _read(path, lambda name: False).progress
-
-
-def _read(path: Path, wanted: Callable[[str], bool]) -> Checkpoint:
+def _read(path: Path, *, with_tensors: bool = True) -> Checkpoint:
     if not path.is_file():
         raise UserError(f"there is no checkpoint at {path}")
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys() if wanted(name)}  # noqa: SIM118 (no mapping)
+            tensors = {name: file.get_tensor(name) for name in (file.keys() if with_tensors else ())}
         recipe = Recipe.model_validate_json(metadata["recipe"])
         progress = Progress(**json.loads(metadata["progress"]))
     except OSError as error:
@@ -169,7 +162,7 @@ def _read(path: Path, wanted: Callable[[str], bool]) -> Checkpoint:
 
 
 def _load_folder(place: Path) -> ShardedCheckpoint:
-    run = _read(place / LIST_NAME, lambda name: True)
+    run = _read(place / LIST_NAME)
     with _readable(place), safe_open(place / LIST_NAME, framework="pt") as file:
         sizes = json.loads(file.metadata()["shards"])
     for name, size in sizes.items():
@@ -181,7 +174,7 @@ def _load_folder(place: Path) -> ShardedCheckpoint:
 
 
 def _described(place: Path) -> dict[str, Tensor]:
-    """The tensors of all shards, whole but without their numbers."""
+    """The tensors of all shards by name, on the meta device."""
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
@@ -207,7 +200,7 @@ def _damaged(place: Path, why: object) -> UserError:
 
 
 def _as_kept(tensor: Tensor, target: Tensor) -> Tensor:
-    """A whole tensor as `target` is kept: this process's part of it, if that is shared out among the processes."""
+    """A whole tensor, or this process's part of it if `target` is shared out among processes."""
     if not hasattr(target, "placements"):
         return tensor
     from torch.distributed.tensor import DTensor, distribute_tensor

@@ -50,16 +50,12 @@ def compare_runs(name: str, metric: Metric, runs: Sequence[RunCard]) -> Comparis
 def _require_comparable(runs: Sequence[RunCard]) -> None:
     if not runs:
         raise UserError("there is no run to compare")
-    first = runs[0]
-    for run in runs:
-        if _questions(run) != _questions(first):
-            raise UserError(
-                f"{first.name} ({first.label}, seed {first.seed}) and {run.name} ({run.label}, seed {run.seed}) "
-                "cannot be compared: they differ in task, depths or chance"
-            )
-        missing = ", ".join(depth for depth in run.depths if depth not in run.chance.by_depth)
-        if missing:
-            raise UserError(f"{run.name} ({run.label}, seed {run.seed}) has no chance for depth {missing}")
+    first, *_ = names = [f"{run.name} ({run.label}, seed {run.seed})" for run in runs]
+    for name, run in zip(names, runs, strict=True):
+        if _questions(run) != _questions(runs[0]):
+            raise UserError(f"{first} and {name} cannot be compared: they differ in task, depths or chance")
+        if missing := ", ".join(depth for depth in run.depths if depth not in run.chance.by_depth):
+            raise UserError(f"{name} has no chance for depth {missing}")
     (group, seed), count = Counter((run.label, run.seed) for run in runs).most_common(1)[0]
     if count > 1:
         raise UserError(f"there are {count} runs of {group} with seed {seed}; give one per seed")

@@ -25,16 +25,13 @@ class Evaluation(NamedTuple):
     windows: int = 0  # slept over, of all examples
     passes: int = 0  # spent on them; pass 1 counts
 
-    def plus(self, other: Evaluation) -> Evaluation:
-        """Both together."""
-        return Evaluation(self.score + other.score, self.windows + other.windows, self.passes + other.passes)
-
     @property
     def mean_passes(self) -> float:
-        """Per window slept over; NaN if none was."""
+        """Passes per window slept over; NaN if none was."""
         return self.passes / self.windows if self.windows else float("nan")
 
 
+@torch.no_grad()
 def evaluate(
     model: SleepingModel,
     task: Task,
@@ -44,29 +41,13 @@ def evaluate(
     generate: bool = False,
     device: torch.device | str = "cpu",
     share: tuple[int, int] = (0, 1),
-) -> Score:
-    """The score of `evaluate_sleep`, which documents the arguments."""
-    return evaluate_sleep(model, task, sleep, num_examples, generate=generate, device=device, share=share).score
-
-
-@torch.no_grad()
-def evaluate_sleep(
-    model: SleepingModel,
-    task: Task,
-    sleep: SleepConfig,
-    num_examples: int,
-    *,
-    generate: bool = False,
-    device: torch.device | str = "cpu",
-    share: tuple[int, int] = (0, 1),
 ) -> Evaluation:
-    """Score `num_examples` held-out examples: always the same ones, whatever the seed of training and the passes.
-
-    With `generate`, where the task has one answer at the end of its text, the model writes it token by token from what
-    it wrote before. Else it is shown the right tokens so far, which is faster and has the same questions right as long
-    as the answer does not begin in one window and end in the next: writing, the model would sleep between the two.
+    """The score on `num_examples` held-out examples, always the same ones, and the sleep that they took.
 
     Args:
+        generate: where the task has one answer at the end of its text, the model writes it token by token. Else it is
+            shown the right tokens so far, which is faster and has the same questions right unless an answer begins in
+            one window and ends in the next: writing, the model would sleep between the two.
         share: (i, n) scores the i-th of every n batches alone; n such scores add up to that of all.
     """
     total = Evaluation()
@@ -74,7 +55,8 @@ def evaluate_sleep(
     for first in range(size * share[0], num_examples, size * share[1]):
         examples = range(first, min(first + size, num_examples))
         batch = Batch(*(x.to(device) for x in task.batch("test", seed=0, step=0, examples=examples)))
-        total = total.plus(evaluate_batch(model, batch, sleep, generate=generate and task.answer_is_last))
+        found = evaluate_batch(model, batch, sleep, generate=generate and task.answer_is_last)
+        total = Evaluation(total.score + found.score, total.windows + found.windows, total.passes + found.passes)
     return total
 
 
@@ -93,7 +75,7 @@ def evaluate_batch(model: SleepingModel, batch: Batch, sleep: SleepConfig, *, ge
 
 
 def _generated(model: SleepingModel, batch: Batch, sleep: SleepConfig) -> torch.Tensor:
-    """[B, T]: which labelled positions the model fills rightly from its own words. All rows begin at the same one."""
+    """Which labels [B, T] the model writes rightly from its own words; the first stands at one place in all rows."""
     begin = int(batch.loss_mask.any(dim=0).nonzero()[0])
     written = greedy(model, batch.tokens[:, : begin + 1], sleep, batch.tokens.shape[1] - begin)
     correct = torch.zeros_like(batch.loss_mask)

@@ -6,13 +6,14 @@ import math
 import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator, PercentFormatter
+from matplotlib.ticker import EngFormatter, NullLocator
 from pydantic import BaseModel
 
 from reverie.errors import UserError
@@ -24,13 +25,14 @@ from reverie.results.card import (
     CurvePoint,
     Result,
     RunCard,
+    depth_name,
     headline,
     read_card,
 )
 from reverie.results.comparison import compare_runs
 from reverie.results.passes.card import PassesCard
 from reverie.results.passes.figure import draw_passes
-from reverie.results.style import CHANCE, GREY, INK, STYLE, look_of
+from reverie.results.style import CHANCE, GREY, STYLE, draw_panels, look_of
 
 Kind = tuple[type[BaseModel], Callable[[Any], Figure]]
 """How a card of one kind is read and drawn."""
@@ -39,26 +41,24 @@ _DPI = 150
 
 
 def figure(card: Card) -> Figure:
-    """Both panels side by side: what was reached at each depth, and how it was learned."""
+    """The panels of `accuracy_over_depth` and `accuracy_over_tokens` side by side."""
     return _draw(card, [_over_depth, _over_tokens])
 
 
 def accuracy_over_depth(card: Card) -> Figure:
-    """Accuracy after training: per question over depth, a line for each model and number of sleep passes.
+    """Accuracy per question after training over depth: a line for each model and number of passes, bands over seeds.
 
-    Bands go from the lowest to the highest seed. If the task has one depth only, there is nothing to draw a line over,
-    and models stand side by side, by the card's metric.
+    If the task has one depth only, models stand side by side, by the card's metric.
     """
     return _draw(card, [_over_depth])
 
 
 def accuracy_over_tokens(card: Card, depth: str | None = None) -> Figure:
-    """Accuracy during training: per question at `depth`, by default the one that tells models apart most.
+    """Accuracy per question during training, at `depth`; if absent, at the depth where models differ most.
 
-    Thin lines are seeds, and the mean is drawn where all seeds were evaluated. If the task has one depth only, the
-    accuracy is the card's metric.
+    Thin lines are seeds; the mean is drawn where all seeds were evaluated. With one depth only, by the card's metric.
     """
-    return _draw(card, [lambda axes, comparison: _over_tokens(axes, comparison, depth)])
+    return _draw(card, [partial(_over_tokens, depth=depth)])
 
 
 def save_figure(drawing: Figure, path: str | os.PathLike[str]) -> None:
@@ -86,47 +86,26 @@ def plot_cards(
     """
     cards = [Path(path) for path in paths]
     images = [(card.parent if out is None else Path(out)) / f"{card.stem}.png" for card in cards]
-    for image in images:
-        if images.count(image) > 1:
-            raise UserError(f"two cards would be drawn to {image}; plot them into different folders")
-    types = {name: card for name, (card, _) in kinds.items()}
-    draw = {card: drawn for card, drawn in kinds.values()}
+    if twice := next((image for image in images if images.count(image) > 1), None):
+        raise UserError(f"two cards would be drawn to {twice}; plot them into different folders")
+    draw = dict(kinds.values())
     for path, image in zip(cards, images, strict=True):
-        card = read_card(path, types)
+        card = read_card(path, {name: kind for name, (kind, _) in kinds.items()})
         save_figure(draw[type(card)](card), image)
     return images
 
 
 def _draw(card: Card, panels: Sequence[Callable[[Axes, ComparisonCard], None]]) -> Figure:
-    """The panels in a row, with the title above and one legend below."""
-    comparison = _as_comparison(card)
-    with matplotlib.rc_context(STYLE):
-        width = 8.0 if len(panels) > 1 else 4.8
-        drawing = Figure(figsize=(width, 3.5), layout="constrained")
-        all_axes = drawing.subplots(1, len(panels), squeeze=False)[0]
-        for axes, panel in zip(all_axes, panels, strict=True):
-            panel(axes, comparison)
-            axes.set_ylim(0, 1.02)
-            axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        for axes in all_axes[1:]:
-            axes.set_ylabel("" if axes.get_ylabel() == all_axes[0].get_ylabel() else axes.get_ylabel())
-        lines, names = all_axes[0].get_legend_handles_labels()
-        rows = math.ceil(len(names) / (width // 1.4))
-        drawing.legend(lines, names, loc="outside lower center", ncols=math.ceil(len(names) / rows), columnspacing=1.4)
-        drawing.suptitle(f"{card.name}  ({_seed_note(card)})", x=0.01, ha="left", fontsize=10, color=INK)
-    return drawing
+    if isinstance(card, RunCard):
+        card = compare_runs(card.name, "exact" if len(card.depths) == 1 else "question", [card])
+    y_label = METRIC_NAMES[card.metric] if len(card.depths) == 1 else "accuracy per question"
+    return draw_panels(f"{card.name}  ({_seed_note(card)})", y_label, [partial(panel, card=card) for panel in panels])
 
 
-def _as_comparison(card: Card) -> ComparisonCard:
-    if isinstance(card, ComparisonCard):
-        return card
-    return compare_runs(card.name, "exact" if len(card.depths) == 1 else "question", [card])
-
-
-def _seed_note(card: Card) -> str:
-    counts = {len(result.seeds) for result in _as_comparison(card).results}
+def _seed_note(card: ComparisonCard) -> str:
+    counts = {len(result.seeds) for result in card.results}
     if counts == {1}:
-        return f"seed {card.seed}" if isinstance(card, RunCard) else f"seed {', '.join(map(str, card.seeds))}"
+        return f"seed {', '.join(map(str, card.seeds))}"
     return f"mean of {counts.pop()} seeds" if len(counts) == 1 else "means over seeds"
 
 
@@ -137,11 +116,9 @@ def _title(card: ComparisonCard, title: str, spread: str) -> str:
 
 def _over_depth(axes: Axes, card: ComparisonCard) -> None:
     if len(card.depths) == 1:
-        _over_models(axes, card)
-        return
+        return _over_models(axes, card)
     axes.set_title(_title(card, "after training", "shaded: seeds"))
-    axes.set_xlabel(card.depth_name)
-    axes.set_ylabel("accuracy per question")
+    axes.set_xlabel(depth_name(card.recipe))
     depths = [float(depth) for depth in card.depths]
     for result in card.results:
         colour, marker = _look(result)
@@ -151,8 +128,7 @@ def _over_depth(axes: Axes, card: ComparisonCard) -> None:
             axes.plot([depth] * len(at_depth), at_depth, ".", color=colour, alpha=0.35, markersize=3, gid="seeds")
         means = [result.by_depth[depth].mean for depth in card.depths]
         axes.plot(depths, means, color=colour, marker=marker, label=result.label, clip_on=False)
-    chances = [card.chance.by_depth[depth] for depth in card.depths]
-    axes.plot(depths, chances, **CHANCE)
+    axes.plot(depths, [card.chance.by_depth[depth] for depth in card.depths], **CHANCE)
     _scale_depths(axes, depths)
 
 
@@ -166,7 +142,7 @@ def _scale_depths(axes: Axes, depths: Sequence[float]) -> None:
 
 
 def _telling_depth(card: ComparisonCard) -> str:
-    """Where the best and the worst number of passes differ most; the deepest if there is only one."""
+    """The depth at which the best and the worst number of passes differ most; the deepest if there is only one."""
     hybrids = [result.by_depth for result in card.results if result.model != "transformer"]
     means = {depth: [parts[depth].mean for parts in hybrids] for depth in card.depths}
     return max(reversed(card.depths), key=lambda depth: max(means[depth], default=0) - min(means[depth], default=0))
@@ -174,8 +150,7 @@ def _telling_depth(card: ComparisonCard) -> str:
 
 def _over_models(axes: Axes, card: ComparisonCard) -> None:
     """A column for each model and number of passes: its mean, and each seed."""
-    axes.set_title(_title(card, f"after training, {card.depth_name} = {card.depths[0]}", "shaded: seeds"))
-    axes.set_ylabel(METRIC_NAMES[card.metric])
+    axes.set_title(_title(card, f"after training, {depth_name(card.recipe)} = {card.depths[0]}", "shaded: seeds"))
     axes.set_xticks(range(len(card.results)), [result.label.replace(" (", "\n(") for result in card.results])
     axes.set_xlim(-0.5, len(card.results) - 0.5)
     for column, result in enumerate(card.results):
@@ -192,37 +167,25 @@ def _over_tokens(axes: Axes, card: ComparisonCard, depth: str | None = None) -> 
     depth = _telling_depth(card) if depth is None else depth
     if depth not in card.depths:
         raise UserError(f"{card.name} has no depth {depth}; it has {', '.join(card.depths)}")
-    axes.set_title(_title(card, f"during training, {card.depth_name} = {depth}", "thin: seeds"))
-    axes.set_ylabel(METRIC_NAMES[card.metric] if single else "accuracy per question")
+    axes.set_title(_title(card, f"during training, {depth_name(card.recipe)} = {depth}", "thin: seeds"))
 
     def accuracy(point: CurvePoint) -> float:
-        if single:
-            return headline(point.score, card.metric)
-        return point.score["by_depth"][depth]["accuracy"]
+        return headline(point.score, card.metric) if single else point.score["by_depth"][depth]["accuracy"]
 
-    unit, unit_name = _token_unit(card)
-    axes.set_xlabel(f"training tokens ({unit_name})" if unit_name else "training tokens")
     for result in card.results:
         colour, _ = _look(result)
         curves = [{point.tokens: accuracy(point) for point in run.curve} for run in card.runs_of(result)]
-        if len(curves) > 1:
-            for curve in curves:
-                tokens = [count / unit for count in curve]
-                axes.plot(tokens, [*curve.values()], color=colour, alpha=0.35, linewidth=0.7, gid="seeds")
-        shared = sorted(set.intersection(*map(set, curves)))
-        means = [statistics.fmean(curve[count] for curve in curves) for count in shared]
-        axes.plot([count / unit for count in shared], means, color=colour, label=result.label, clip_on=False)
-    chance = card.results[0].chance if single else card.chance.by_depth[depth]
-    axes.axhline(chance, **CHANCE)
+        for curve in curves if len(curves) > 1 else []:
+            axes.plot([*curve], [*curve.values()], color=colour, alpha=0.35, linewidth=0.7, gid="seeds")
+        tokens = sorted(set.intersection(*map(set, curves)))
+        means = [statistics.fmean(curve[count] for curve in curves) for count in tokens]
+        axes.plot(tokens, means, color=colour, label=result.label, clip_on=False)
+    axes.axhline(card.results[0].chance if single else card.chance.by_depth[depth], **CHANCE)
+    axes.set_xlabel("training tokens")
+    axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlim(left=0)
 
 
 def _look(result: Result) -> tuple[str, str]:
     """Colour and marker: the transformer grey."""
     return (GREY, "o") if result.model == "transformer" else look_of(result.num_sleep_passes)
-
-
-def _token_unit(card: ComparisonCard) -> tuple[float, str]:
-    most = max((point.tokens for run in card.runs for point in run.curve), default=0)
-    units = ((1e9, "billions"), (1e6, "millions"), (1e3, "thousands"))
-    return next(((size, name) for size, name in units if most >= 2 * size), (1, ""))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import subprocess
@@ -50,24 +51,20 @@ def commit_id() -> str:
 
     Where there is no checkout, what the environment variable REVERIE_COMMIT says; else "unknown".
     """
-    elsewhere = os.environ.get(COMMIT, "unknown")
     package = Path(__file__).resolve().parents[1]
-    # A package installed below some other repository is not part of it.
-    if _git(package, "rev-parse", "--show-prefix") != f"{package.name}/":
-        return elsewhere
     commit = _git(package, "rev-parse", "--short=10", "HEAD")
-    if commit is None:
-        return elsewhere
+    # A package installed below some other repository is not part of it.
+    if commit is None or _git(package, "rev-parse", "--show-prefix") != f"{package.name}/":
+        return os.environ.get(COMMIT, "unknown")
     return f"{commit}-dirty" if _git(package, "status", "--porcelain", "--", ".") else commit
 
 
 def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next((name for name in names if name), platform.processor() or platform.machine() or "unknown")
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name") and (name := line.partition(":")[2].strip()):
+                return name
+    return platform.processor() or platform.machine() or "unknown"
 
 
 def _memory_gib() -> float | None:

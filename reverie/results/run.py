@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -16,17 +16,13 @@ from reverie.results.card import Chance, CurvePoint, ModelKind, RunCard
 from reverie.results.checkpoint import Checkpoint, Progress, find_checkpoint, load_checkpoint
 from reverie.results.evaluate import evaluate
 from reverie.results.provenance import commit_id, hardware
-from reverie.tasks import Score
+from reverie.tasks import Score, Task
 
 CARD_NAME = "card.json"
 
 
 def load_run(run: Path) -> Checkpoint:
-    """The newest checkpoint in the folder of a run.
-
-    Raises:
-        UserError: there is no run, or its checkpoint cannot be read.
-    """
+    """The newest checkpoint in the folder of a run; raises UserError if there is none, or it cannot be read."""
     place = find_checkpoint(run)
     if place is None:
         raise UserError(f"there is no run at {run}: give the folder that reverie train wrote, such as runs/depo/nano")
@@ -47,10 +43,7 @@ def evaluate_run(
     num_examples: int | None = None,
     device: torch.device | str = "cpu",
 ) -> RunCard:
-    """Evaluate the checkpoint of a run, if asked with another number of sleep passes than it was trained with.
-
-    Args:
-        num_examples: as many as the recipe says if absent.
+    """The card of a run whose checkpoint is evaluated again; passes and examples are the recipe's if absent.
 
     Raises:
         UserError: there is no run, or its checkpoint cannot be read.
@@ -61,12 +54,12 @@ def evaluate_run(
         recipe = changed(recipe, sleep={"num_sleep_passes": num_sleep_passes})
     model = trained_model(checkpoint, device)
     examples = num_examples or recipe.train.eval_examples
-    score = evaluate(model, recipe.task, recipe.sleep, examples, generate=True, device=device)
-    return make_card(recipe, model, checkpoint.progress, score, commit_id())
+    found = evaluate(model, recipe.task, recipe.sleep, examples, generate=True, device=device)
+    return make_card(recipe, model, checkpoint.progress, found.score, commit_id())
 
 
 def model_kind(recipe: Recipe) -> ModelKind:
-    """ "transformer", "hybrid" or "sleep": what the field calls a model of this recipe."""
+    """The kind of model that a recipe describes: "transformer", "hybrid" or "sleep"."""
     if not recipe.model.has_fast_weights:
         return "transformer"
     one_pass = recipe.sleep.num_sleep_passes == 1 and recipe.train.num_sleep_passes is None
@@ -84,24 +77,27 @@ def make_card(
     parallel: Literal["ddp", "fsdp"] | None = None,
 ) -> RunCard:
     """The result card of a run that so many processes have trained together."""
-    by_depth = {str(depth): p for depth, p in recipe.task.chance().items()}
-    content: dict[str, Any] = {
-        "name": recipe.name,
-        "model": model_kind(recipe),
-        "num_sleep_passes": recipe.sleep.num_sleep_passes,
-        "seed": recipe.train.seed,
-        "recipe": recipe.model_dump(mode="json"),
-        "commit": commit,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "hardware": hardware(),
-        "processes": processes,
-        "parallel": parallel,
-        "wall_time_s": progress.wall_time_s,
-        "tokens": progress.tokens,
-        "steps": progress.step,
-        "parameters": count_parameters(model),
-        "score": score.summary(),
-        "chance": Chance(by_depth=by_depth, exact=recipe.task.chance_exact()),
-        "curve": [CurvePoint.model_validate(point) for point in progress.curve],
-    }
-    return RunCard(**content)
+    return RunCard(
+        name=recipe.name,
+        model=model_kind(recipe),
+        num_sleep_passes=recipe.sleep.num_sleep_passes,
+        seed=recipe.train.seed,
+        recipe=recipe.model_dump(mode="json"),
+        commit=commit,
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        hardware=hardware(),
+        processes=processes,
+        parallel=parallel,
+        wall_time_s=progress.wall_time_s,
+        tokens=progress.tokens,
+        steps=progress.step,
+        parameters=count_parameters(model),
+        score=score.summary(),
+        chance=chance_of(recipe.task),
+        curve=[CurvePoint.model_validate(point) for point in progress.curve],
+    )
+
+
+def chance_of(task: Task) -> Chance:
+    """The chance of a task, as cards hold it."""
+    return Chance(by_depth={str(depth): p for depth, p in task.chance().items()}, exact=task.chance_exact())

@@ -1,12 +1,16 @@
-"""What figures have in common: fonts, greys, and the colour of a number of sleep passes."""
+"""What figures have in common: fonts, greys, the colour of a number of sleep passes, and panels of accuracy."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
+from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 INK = "#333333"
 GREY = "#8c8c8c"
@@ -34,6 +38,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
 }
 _MARKERS = ("o", "s", "^", "D")
+_LETTERS = 14  # of a legend, on an inch
 
 
 def look_of(num_sleep_passes: int) -> tuple[str, str]:
@@ -41,3 +46,31 @@ def look_of(num_sleep_passes: int) -> tuple[str, str]:
     rank = math.log2(max(1, num_sleep_passes))
     place = min(rank / 3, 1.0)
     return to_hex(matplotlib.colormaps["plasma_r"](0.22 + 0.73 * place)), _MARKERS[round(rank * 1.5) % len(_MARKERS)]
+
+
+@matplotlib.rc_context(STYLE)
+def draw_panels(title: str, y_label: str, panels: Sequence[Callable[[Axes], None]]) -> Figure:
+    """Accuracies in panels side by side, with the title above and one legend below."""
+    width = 8.4 if len(panels) > 1 else 4.8
+    drawing = Figure(figsize=(width, 3.6), layout="constrained")
+    row = drawing.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+    for axes, panel in zip(row, panels, strict=True):
+        panel(axes)
+        scale_shares(axes)
+    row[0].set_ylabel(y_label)
+    lines, names = row[0].get_legend_handles_labels()
+    columns = min(len(names), max(int(width * _LETTERS // (max(map(len, names)) + 8)), 1))
+    drawing.legend(lines, names, loc="outside lower center", ncols=columns, columnspacing=1.4)
+    set_title(drawing, title)
+    return drawing
+
+
+def scale_shares(axes: Axes) -> None:
+    """Let y go from 0 to 100 %."""
+    axes.set_ylim(0, 1.02)
+    axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+
+
+def set_title(drawing: Figure, title: str) -> None:
+    """Write the title of a whole figure, as it is, above on the left."""
+    drawing.suptitle(title, x=0.01, ha="left", fontsize=10, color=INK, parse_math=False)

@@ -9,8 +9,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from reverie.results.card import METRIC_NAMES, Chance, ComparisonCard, Result, RunCard
-from reverie.results.passes.card import AdaptiveResult, PassesCard, Regime
+from reverie.results.card import METRIC_NAMES, ComparisonCard, Result, RunCard, depth_name, headline_chance
+from reverie.results.passes.card import PassesCard
 
 Verdict = Literal["chance", "failing", "solved"]
 
@@ -41,73 +41,69 @@ def result_verdict(result: Result) -> Verdict:
 def comparison_table(card: ComparisonCard) -> Table:
     """One row for each model and number of sleep passes, means over seeds; the last row is chance."""
     depths = _evenly(card.depths, _MAX_DEPTHS)
-    seeds = sorted({len(result.seeds) for result in card.results})
-    over = f"mean ± standard deviation over {_join(seeds)} seeds" if seeds[-1] > 1 else f"seed {_join(card.seeds)}"
-    table = _table(
-        card.name, f"{METRIC_NAMES[card.metric]} in %, {over}; {_depth_note(card.depth_name, depths, card.depths)}"
-    )
-    _columns(table, left=("model",), right=("N",))
-    _columns(table, left=("accuracy",), right=depths)
-    _columns(table, left=("verdict",), right=("tokens", "time"))
+    counts = sorted({len(result.seeds) for result in card.results})
+    over = f"mean ± standard deviation over {', '.join(map(str, counts))} seeds"
+    if counts == [1]:
+        over = f"seed {', '.join(map(str, card.seeds))}"
+    caption = f"{METRIC_NAMES[card.metric]} in %, {over}; {_depth_note(card, depths)}"
+    table = new_table(card.name, caption, left=("model",), right=("N",))
+    _add_columns(table, left=("accuracy",), right=depths)
+    _add_columns(table, left=("verdict",), right=("tokens", "time"))
     for result in card.results:
         judged = result_verdict(result)
         table.add_row(
             result.model,
             "" if result.model == "transformer" else str(result.num_sleep_passes),
             Text(_mean_and_std(result), _STYLES[judged]),
-            *(_depth_cell(result.by_depth[depth].mean, card.chance, depth) for depth in depths),
+            *(_cell(result.by_depth[depth].mean, card.chance.by_depth[depth]) for depth in depths),
             Text(judged, _STYLES[judged]),
             _count(result.tokens_per_run),
             _duration(result.wall_time_s_per_run),
         )
-    chances = [_percent(card.chance.by_depth[depth], 0) for depth in depths]
+    chances = [percent(card.chance.by_depth[depth], 0) for depth in depths]
     table.add_section()
-    table.add_row("chance", "", f"{_percent(card.results[0].chance):>5}", *chances, style="dim")
+    table.add_row("chance", "", f"{percent(card.results[0].chance):>5}", *chances, style="dim")
     return table
 
 
 def run_table(card: RunCard) -> Table:
     """A run's learning curve, thinned to 12 points, its final score, and chance."""
     depths = _evenly(card.depths, _MAX_DEPTHS)
-    note = _depth_note(card.depth_name, depths, card.depths)
-    table = _table(
+    table = new_table(
         f"{card.name}: {card.label}",
-        f"seed {card.seed}, {_count(card.parameters)} parameters; accuracy and exact accuracy in %; {note}",
+        f"seed {card.seed}, {_count(card.parameters)} parameters; accuracy and exact accuracy in %; "
+        f"{_depth_note(card, depths)}",
+        right=("step", "tokens", "time", "loss", "accuracy", "exact", *depths),
     )
-    _columns(table, left=(), right=("step", "tokens", "time", "loss", "accuracy", "exact", *depths))
 
     def add(step: str, tokens: int, seconds: float, loss: str, score: dict[str, Any], style: str | None = None) -> None:
-        accuracies = [_percent(score[f"{metric}_accuracy"]) for metric in ("question", "exact")]
-        cells = [_depth_cell(score["by_depth"][depth]["accuracy"], card.chance, depth) for depth in depths]
+        accuracies = [percent(score[f"{metric}_accuracy"]) for metric in ("question", "exact")]
+        cells = [_cell(score["by_depth"][depth]["accuracy"], card.chance.by_depth[depth]) for depth in depths]
         table.add_row(step, _count(tokens), _duration(seconds), loss, *accuracies, *cells, style=style)
 
     for point in _evenly(card.curve, _MAX_POINTS):
         add(str(point.step), point.tokens, point.wall_time_s, f"{point.train_loss:.3f}", point.score)
     table.add_section()
     add("final", card.tokens, card.wall_time_s, "", card.score)
-    by_depth = card.chance.by_depth
-    question = sum(by_depth[depth] for depth in card.depths) / len(card.depths)
-    chances = [_percent(question), _percent(card.chance.exact), *(_percent(by_depth[depth], 0) for depth in depths)]
+    chances = [percent(headline_chance(card.chance, card.depths, metric)) for metric in ("question", "exact")]
+    chances += [percent(card.chance.by_depth[depth], 0) for depth in depths]
     table.add_row("chance", "", "", "", *chances, style="dim")
     return table
 
 
 def depth_table(card: RunCard) -> Table:
     """A run's final accuracy at every depth, with a 95 % interval for the questions asked, beside chance."""
-    table = _table(
+    table = new_table(
         f"{card.name}: {card.label}",
         f"seed {card.seed}; questions all of whose tokens are right, in %, with a 95 % interval (Wilson, as if "
         "each had a text of its own); chance is the accuracy of guessing without the text",
+        right=(depth_name(card.recipe), "accuracy", "interval", "chance", "questions"),
     )
-    _columns(table, left=(), right=(card.depth_name, "accuracy", "interval", "chance", "questions"))
     for depth in card.depths:
         part, chance = card.score["by_depth"][depth], card.chance.by_depth[depth]
         low, high = wilson_interval(part["accuracy"], part["questions"])
-        style = _STYLES[verdict(part["accuracy"], chance)]
-        interval = f"{_percent(low)} to {_percent(high)}"
-        table.add_row(
-            depth, Text(_percent(part["accuracy"]), style), interval, _percent(chance), str(part["questions"])
-        )
+        accuracy = _cell(part["accuracy"], chance, decimals=1)
+        table.add_row(depth, accuracy, f"{percent(low)} to {percent(high)}", percent(chance), str(part["questions"]))
     return table
 
 
@@ -119,27 +115,28 @@ def passes_tables(card: PassesCard) -> list[Table]:
 def _numbers_table(card: PassesCard) -> Table:
     """One row for each regime, and one for its lowest and highest seed; the last row is chance."""
     shown = _evenly(range(len(card.num_sleep_passes)), _MAX_NUMBERS)
-    unfinished = [run for run in card.runs if run.training.steps < run.planned_steps]
     notes = "".join(
-        f"; {run.label}, seed {run.seed}: step {run.training.steps} of {run.planned_steps}" for run in unfinished
+        f"; {run.label}, seed {run.seed}: step {run.training.steps} of {run.planned_steps}"
+        for run in card.runs
+        if run.training.steps < run.planned_steps
     )
-    table = _table(
+    first, *others = (str(card.num_sleep_passes[i]) for i in shown)
+    table = new_table(
         f"{card.name}: sleeping N passes",
         f"{METRIC_NAMES[card.metric]} in %, {card.examples} held-out examples, the same for all{notes}",
     )
     table.add_column("trained with")
-    _columns(
-        table, left=(), right=(f"N = {card.num_sleep_passes[0]}", *(str(card.num_sleep_passes[i]) for i in shown[1:]))
-    )
+    _add_columns(table, right=(f"N = {first}", *others))
     for regime in card.regimes:
         accuracies = [regime.fixed[i].accuracy for i in shown]
-        cells = [Text(_percent(part.mean), _STYLES[verdict(part.mean, card.metric_chance)]) for part in accuracies]
-        table.add_row(f"{regime.label}, {_seeds(regime.seeds)}", *cells)
+        seeds = f"seed {regime.seeds[0]}" if len(regime.seeds) == 1 else f"{len(regime.seeds)} seeds"
+        cells = [_cell(part.mean, card.metric_chance, decimals=1) for part in accuracies]
+        table.add_row(f"{regime.label}, {seeds}", *cells)
         if len(regime.seeds) > 1:
-            table.add_row("  lowest seed", *(_percent(part.low) for part in accuracies), style="dim")
-            table.add_row("  highest seed", *(_percent(part.high) for part in accuracies), style="dim")
+            table.add_row("  lowest seed", *(percent(part.low) for part in accuracies), style="dim")
+            table.add_row("  highest seed", *(percent(part.high) for part in accuracies), style="dim")
     table.add_section()
-    table.add_row("chance", *[_percent(card.metric_chance)] * len(shown), style="dim")
+    table.add_row("chance", *[percent(card.metric_chance)] * len(shown), style="dim")
     return table
 
 
@@ -147,32 +144,28 @@ def _adaptive_table(card: PassesCard) -> Table:
     """One row for each regime and tolerance: means over seeds."""
     most = card.num_sleep_passes[-1]
     starred = any(not all(result.reached) for regime in card.regimes for result in regime.adaptive)
-    table = _table(
+    table = new_table(
         f"adaptive sleep, at most {most} passes",
         f"{METRIC_NAMES[card.metric]} in %; passes: spent on a window, on average; saved: of {most} passes; equal N: "
         "the fewest passes, the same for every window, that are as accurate; gain: that less the passes spent"
         + ("; * in a seed no N is as accurate, and its best one counts" if starred else ""),
     )
     table.add_column("trained with")
-    right = ("tolerance", "accuracy", f"at N = {most}", "passes", "saved", "equal N", "gain")
-    _columns(table, left=(), right=right)
+    _add_columns(table, right=("tolerance", "accuracy", f"at N = {most}", "passes", "saved", "equal N", "gain"))
     for regime in card.regimes:
         for i, result in enumerate(regime.adaptive):
-            table.add_row(regime.label if i == 0 else "", *_adaptive_cells(regime, result))
+            table.add_row(
+                "" if i else regime.label,
+                f"{result.tolerance:g}",
+                percent(result.accuracy.mean),
+                percent(regime.fixed[-1].accuracy.mean),
+                f"{result.passes.mean:.2f}",
+                f"{percent(result.share_saved.mean, 0)} %",
+                f"{result.equal_passes.mean:.2f}" + ("" if all(result.reached) else "*"),
+                f"{result.saved.mean:+.2f}",
+            )
         table.add_section()
     return table
-
-
-def _adaptive_cells(regime: Regime, result: AdaptiveResult) -> list[str]:
-    return [
-        f"{result.tolerance:g}",
-        _percent(result.accuracy.mean),
-        _percent(regime.fixed[-1].accuracy.mean),
-        f"{result.passes.mean:.2f}",
-        f"{_percent(result.share_saved.mean, 0)} %",
-        f"{result.equal_passes.mean:.2f}" + ("" if all(result.reached) else "*"),
-        f"{result.saved.mean:+.2f}",
-    ]
 
 
 def wilson_interval(share: float, number: int, z: float = 1.96) -> tuple[float, float]:
@@ -184,14 +177,19 @@ def wilson_interval(share: float, number: int, z: float = 1.96) -> tuple[float, 
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
-def _table(title: str, caption: str) -> Table:
-    return Table(
+def new_table(
+    title: str | None = None, caption: str | None = None, *, left: Iterable[str] = (), right: Iterable[str] = ()
+) -> Table:
+    """A table without rows; columns of words stand left, and after them columns of numbers right."""
+    table = Table(
         title=title, caption=caption, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False, pad_edge=False,
         title_justify="left", caption_justify="left", title_style="bold", caption_style="dim",
     )  # fmt: skip
+    _add_columns(table, left, right)
+    return table
 
 
-def _columns(table: Table, left: Iterable[str], right: Iterable[str]) -> None:
+def _add_columns(table: Table, left: Iterable[str] = (), right: Iterable[str] = ()) -> None:
     for name in left:
         table.add_column(name, no_wrap=True)
     for name in right:
@@ -205,25 +203,23 @@ def _evenly(items: Sequence[_Item], most: int) -> list[_Item]:
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]
 
 
-def _depth_note(name: str, shown: Sequence[str], depths: Sequence[str]) -> str:
-    some = f" ({len(shown)} of {len(depths)} shown)" if len(shown) < len(depths) else ""
-    return f"per question by {name}: {shown[0]}" + (f" to {shown[-1]}{some}" if len(shown) > 1 else "")
+def _depth_note(card: ComparisonCard | RunCard, shown: Sequence[str]) -> str:
+    some = f" ({len(shown)} of {len(card.depths)} shown)" if len(shown) < len(card.depths) else ""
+    to = f" to {shown[-1]}{some}" if len(shown) > 1 else ""
+    return f"per question by {depth_name(card.recipe)}: {shown[0]}{to}"
 
 
-def _depth_cell(accuracy: float, chance: Chance, depth: str) -> Text:
-    return Text(_percent(accuracy, 0), _STYLES[verdict(accuracy, chance.by_depth[depth])])
+def _cell(accuracy: float, chance: float, decimals: int = 0) -> Text:
+    return Text(percent(accuracy, decimals), _STYLES[verdict(accuracy, chance)])
 
 
 def _mean_and_std(result: Result) -> str:
-    mean = f"{_percent(result.accuracy):>5}"
-    return mean if len(result.seeds) == 1 else f"{mean} ± {_percent(result.accuracy_std)}"
+    mean = f"{percent(result.accuracy):>5}"
+    return mean if len(result.seeds) == 1 else f"{mean} ± {percent(result.accuracy_std)}"
 
 
-def _seeds(seeds: Sequence[int]) -> str:
-    return f"seed {seeds[0]}" if len(seeds) == 1 else f"{len(seeds)} seeds"
-
-
-def _percent(share: float, decimals: int = 1) -> str:
+def percent(share: float, decimals: int = 1) -> str:
+    """A share in percent, without the sign."""
     return f"{100 * share:.{decimals}f}"
 
 
@@ -240,7 +236,3 @@ def _duration(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds:.3g} s"
-
-
-def _join(items: Iterable[object]) -> str:
-    return ", ".join(map(str, items))

@@ -2,29 +2,50 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from reverie.model import SleepingModel
 from reverie.sleep import Context, SleepConfig, read
 
 
-@torch.no_grad()
 def greedy(
     model: SleepingModel, prompt: Int[Tensor, "B T"], config: SleepConfig, num_tokens: int
 ) -> Int[Tensor, "B num_tokens"]:
-    """The likeliest token after the prompt, then after that one, and so on.
+    """The tokens of `write` after a prompt that comes first: exactly `num_tokens`, at least 1."""
+    return write(model, prompt, Context.empty(model), config, num_tokens)[0]
 
-    The prompt is read as any text is: slept over whenever the window is full. All rows go on to the end; what follows
-    a row's end token is for the caller to cut off.
+
+@torch.no_grad()
+def write(
+    model: SleepingModel,
+    prompt: Int[Tensor, "B T"],
+    context: Context,
+    config: SleepConfig,
+    num_tokens: int,
+    *,
+    end_ids: Collection[int] = (),
+) -> tuple[Int[Tensor, "B written"], Float[Tensor, "B written"]]:
+    """The likeliest token after the prompt, then after that one, and so on; and the probability of each.
+
+    The prompt is read as any text is: slept over whenever the window is full.
 
     Args:
-        num_tokens: at least 1.
+        num_tokens: the most that are written, at least 1.
+        end_ids: all rows go on until each has written one of these; the caller cuts off what follows it in a row.
     """
-    logits, context = read(model, prompt, Context.empty(model), config, newest_only=True)
-    tokens = [logits[:, -1].argmax(-1)]
-    while len(tokens) < num_tokens:
-        logits, context = read(model, tokens[-1][:, None], context, config)
-        tokens.append(logits[:, -1].argmax(-1))
-    return torch.stack(tokens, dim=1)
+    logits, context = read(model, prompt, context, config, newest_only=True)
+    ends = torch.tensor(sorted(end_ids), dtype=torch.long, device=prompt.device)
+    ended = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
+    tokens, probabilities = list[Tensor](), list[Tensor]()
+    while True:
+        newest = logits[:, -1].argmax(-1, keepdim=True)
+        tokens.append(newest)
+        probabilities.append(logits[:, -1].float().softmax(-1).gather(-1, newest))
+        ended |= torch.isin(newest[:, 0], ends)
+        if len(tokens) == num_tokens or (end_ids and bool(ended.all())):
+            return torch.cat(tokens, dim=1), torch.cat(probabilities, dim=1)
+        logits, context = read(model, newest, context, config)

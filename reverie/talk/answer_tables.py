@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from rich import box
 from rich.filesize import decimal
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from reverie.talk.answer import Answer, Examined
@@ -16,9 +16,7 @@ from reverie.talk.sleeper import Sleeper
 
 def answers_table(answers: Sequence[Answer]) -> Table:
     """Questions and answers; how sure the model was, of answers of one token."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("question")
-    table.add_column("answer", style="bold")
+    table = Table("question", Column("answer", style="bold"), box=box.SIMPLE_HEAD, pad_edge=False)
     if any(answer.probability is not None for answer in answers):
         table.add_column("probability", justify="right")
     for answer in answers:
@@ -45,12 +43,13 @@ def _marked(answer: Answer, right: str) -> Text:
 
 
 def examined_sentence(sleeper: Sleeper, done: Examined) -> str:
-    memory = done.memory
-    tokens, L, passes = int(memory.tokens[0]), memory.config.window_size, int(memory.passes[0])
-    windows = -(-tokens // L)
+    """What was read, and how, in a few words."""
+    memory, L = done.memory, done.memory.config.window_size
+    windows = -(-int(memory.tokens[0]) // L)
     return (
-        f"{sleeper.name}: read {tokens:,} tokens in {windows} windows of {L} and slept over each, {passes / windows:g} "
-        f"passes, {done.seconds:.1f} s. The text is gone; the memory has {decimal(memory.nbytes)}. Asked from it alone:"
+        f"{sleeper.name}: read {int(memory.tokens[0]):,} tokens in {windows} windows of {L} and slept over each, "
+        f"{int(memory.passes[0]) / windows:g} passes, {done.seconds:.1f} s. The text is gone; the memory has "
+        f"{decimal(memory.nbytes)}. Asked from it alone:"
     )
 
 

@@ -1,7 +1,7 @@
 """A conversation with a model that sleeps: over its window when that is full, and whenever it is told to.
 
-What the session knows is a memory, and the tokens heard since the last sleep. Sleep goes over those tokens afresh, so
-what it leaves depends on the words alone, not on how they were cut into turns.
+The session knows a memory, and the tokens heard since the last sleep. Sleep goes over those tokens afresh, so that what
+it leaves depends on the words alone, not on how they were cut into turns.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from reverie.errors import UserError, plain
 from reverie.memory.history import History
 from reverie.memory.memory import Memory, sleep_over
-from reverie.sleep import Context, read
+from reverie.sleep import read
 from reverie.talk.answer import AWAKE, awake_ids, starting_point
 from reverie.talk.sleeper import Sleeper, load_memory
 
@@ -51,17 +51,17 @@ def holds(memory: Memory) -> str:
 
 
 class Chat:
-    """One conversation.
+    """A conversation.
 
     Args:
-        memory: what the model knows beforehand, and how it sleeps; `Memory.empty(sleeper)` knows nothing. One that
-            `save` left goes on where that conversation was.
+        memory: what the model knows at first, and how it sleeps; one that `save` wrote goes on with that conversation.
         num_sleep_passes, tolerance: of every sleep, also after `load`; as the memory has them if absent.
         temperature: of drawing tokens; at 0 the most likely one is taken.
         max_tokens: of an answer; the language's own if absent.
         on_sleep: called after every sleep.
 
-    Raises UserError for a memory of several texts, and for numbers out of range.
+    Raises:
+        UserError: the memory is of several texts, or a number is out of range.
     """
 
     def __init__(
@@ -88,12 +88,14 @@ class Chat:
         self._wake_up(memory)
 
     def _wake_up(self, memory: Memory) -> None:
-        """As the one who saved this memory was; what is refused changes nothing."""
+        """Go on from a memory; one that is refused changes nothing."""
         config = memory.config.with_(num_sleep_passes=self.num_sleep_passes, tolerance=self.tolerance)
-        notes = {key: x for key, x in memory.notes.items() if key not in (AWAKE, TURNS)}
-        turns, awake = _count(memory.notes.get(TURNS, "0")), awake_ids(memory)
+        notes, awake = dict(memory.notes), awake_ids(memory)
+        turns, _ = notes.pop(TURNS, "0"), notes.pop(AWAKE, None)
+        if not turns.isdecimal() or len(turns) > 18:
+            raise UserError(f'the note "{TURNS}" of the memory must be a number, got {turns!r}')
         self.context = starting_point(self.sleeper, memory)
-        self.turns, self.awake, self.memory = turns, awake, replace(memory, config=config, notes=notes)
+        self.turns, self.awake, self.memory = int(turns), awake, replace(memory, config=config, notes=notes)
 
     @torch.no_grad()
     def say(
@@ -102,12 +104,14 @@ class Chat:
         write: Callable[[str], None] = lambda text: None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> str:
-        """Tell the model something; its answer, which goes to `write` piece by piece. "" where nothing was asked.
+        """Tell the model something and return its answer, or "" where nothing was asked.
 
         Args:
-            stopped: asked after every token whether the answer is to end there; what was written counts as said.
+            write: called with the answer piece by piece.
+            stopped: whether the answer is to end, asked after every token; what was written counts as said.
 
-        Raises UserError for words that the model does not know; then it has heard nothing.
+        Raises:
+            UserError: the model does not know a word; then it has heard nothing.
         """
         language = self.sleeper.language
         ids = self.sleeper.question(text, begun=self.turns > 0)
@@ -132,19 +136,16 @@ class Chat:
 
     @torch.no_grad()
     def sleep(self) -> bool:
-        """Sleep over what was heard since the last time, if anything was."""
+        """Sleep over what was heard since the last time, if anything was; True if so."""
         if not self.awake:
             return False
         self._sleep_over(self.awake)
-        self.awake = []
         return True
 
     def save(self, path: Path) -> None:
-        """The conversation so far as a memory file, from which `load` goes on.
+        """Write the conversation so far to a memory file, from which `load` goes on.
 
         Tokens awake are read again at once, here as there, so that both go on alike to the last bit.
-
-        Raises UserError where it cannot be written.
         """
         notes = {"model": plain(self.sleeper.name), AWAKE: json.dumps(self.awake), TURNS: str(self.turns)}
         kept = replace(self.memory, notes={**self.memory.notes, **notes})
@@ -152,35 +153,26 @@ class Chat:
         self.context = starting_point(self.sleeper, kept)
 
     def load(self, path: Path) -> None:
-        """Go on with another conversation or memory. Raises UserError if that is none, or of another model."""
+        """Go on with another conversation or memory; raises as `load_memory` does."""
         self._wake_up(load_memory(path, self.sleeper))
 
     def _sleep_over(self, ids: list[int]) -> None:
-        """The memory goes on with these tokens, and nothing is awake; a nap for every window."""
-        tokens, before = torch.tensor([ids], device=self.sleeper.device), self.memory
-        history = History() if before.history is None else before.history.copy()
-        newest, begun = before, time.perf_counter()
-
-        def report(windows: int, total: int, read: int, context: Context) -> None:
-            nonlocal newest, begun
-            now = replace(before, context=context, tokens=before.tokens + read)
-            if windows:
-                passes = int(now.passes[0] - newest.passes[0])
-                self.on_sleep(Nap(int(now.tokens[0] - newest.tokens[0]), passes, time.perf_counter() - begun, now))
-            newest, begun = now, time.perf_counter()
-
-        self.memory = sleep_over(
-            self.sleeper.sleeping, tokens, before.config, memory=before, history=history, report=report
-        )
-        self.context = self.memory.context
+        """Read these tokens into the memory window by window, with a nap for each; nothing is awake after it."""
+        history = History() if self.memory.history is None else self.memory.history.copy()
+        for window in torch.tensor([ids], device=self.sleeper.device).split(self.memory.config.window_size, dim=1):
+            before, begun = self.memory, time.perf_counter()
+            self.memory = sleep_over(self.sleeper.sleeping, window, before.config, memory=before, history=history)
+            passes = int(self.memory.passes[0] - before.passes[0])
+            self.on_sleep(Nap(window.shape[1], passes, time.perf_counter() - begun, self.memory))
+        self.context, self.awake = self.memory.context, []
 
     def _hear(self, ids: list[int]) -> Tensor:
-        """Take in tokens, asleep in between where the window is full; the logits after the last, [vocab]."""
+        """Logits [vocab] after these tokens; the model sleeps before them and among them where the window is full."""
         heard, L = self.awake + ids, self.memory.config.window_size
         full = (len(heard) - 1) // L * L  # the last window is slept over when it is full and the next token comes
         if full:
             self._sleep_over(heard[:full])
-            self.awake, ids = [], heard[full:]
+            ids = heard[full:]
         tokens = torch.tensor([ids], device=self.sleeper.device)
         logits, self.context = read(self.sleeper.sleeping, tokens, self.context, self.memory.config, newest_only=True)
         self.awake = heard[full:]
@@ -191,9 +183,3 @@ class Chat:
             return int(logits.argmax())
         shares = (logits.float() / self.temperature).softmax(-1)
         return int(torch.multinomial(shares, 1, generator=self.random))
-
-
-def _count(note: str) -> int:
-    if not note.isdecimal() or len(note) > 18:
-        raise UserError(f'the note "{TURNS}" of the memory must be a number, got {note!r}')
-    return int(note)

@@ -25,11 +25,11 @@ Ctrl-C ends an answer; where there is none, it leaves."""
 
 
 def lines(file: TextIO, idle: float | None) -> Iterator[str | None]:
-    """Lines without their ends, as they come; None after every `idle` seconds without one. Ends with the file."""
+    """Lines without their ends, as they come, and None after every `idle` seconds without one."""
     if idle is None:
         yield from (line.decode(errors="replace").rstrip("\r\n") for line in file.buffer)
         return
-    # What has come is cut into lines here: past a buffer of Python's, select would not see it.
+    # Lines are cut here, since `select` does not see what waits in a buffer of Python's.
     rest = b""
     while True:
         if not select.select([file], [], [], idle)[0]:
@@ -55,20 +55,14 @@ class Session:
     """
 
     def __init__(
-        self,
-        chat: Chat,
-        path: Path | None,
-        *,
-        say: Callable[[str], None],
-        tell: Callable[[str], None],
-        prompt: str,
+        self, chat: Chat, path: Path | None, *, say: Callable[[str], None], tell: Callable[[str], None], prompt: str
     ) -> None:
         self.chat, self.path, self.say, self.tell, self.prompt = chat, path, say, tell, prompt
         self._midline = False
         chat.on_sleep = self._slept
 
     def run(self, lines: Iterable[str | None]) -> None:
-        """Until there are no more lines, or /quit. None among them is a while without a word."""
+        """Take lines until they end, or /quit; None among them is a while without a word."""
         self._write(self.prompt)
         for line in lines:
             if line is None:
@@ -87,13 +81,13 @@ class Session:
             self._write("\n")  # after Ctrl-D
 
     def _take(self, line: str) -> None:
-        if not line.startswith("/"):
-            if line:
-                self._answer(line)
-            return
+        if line and not line.startswith("/"):
+            return self._answer(line)
         command, _, argument = line.partition(" ")
-        path = Path(os.path.expanduser(argument.strip())) if argument.strip() else None
+        path = Path(argument.strip()).expanduser() if argument.strip() else None
         match command:
+            case "":
+                pass
             case "/save":
                 self._save(path or self.path, stays=True)
             case "/branch":
@@ -104,14 +98,14 @@ class Session:
                 if not self.chat.sleep():
                     self.tell("nothing was said since the last sleep")
             case "/memory":
-                self.tell(self._described())
+                self._describe()
             case "/help":
                 self.tell(HELP)
             case _:
                 raise UserError(f"there is no command {command}; /help lists them")
 
     def _answer(self, line: str) -> None:
-        """Ctrl-C at a terminal ends the answer alone."""
+        """Answer a line; Ctrl-C at a terminal ends the answer alone."""
         with stop_requests() as stop:
             answer = self.chat.say(line, self._write, lambda: stop.requested is not None)
         if answer:
@@ -144,17 +138,14 @@ class Session:
         self.path = path
         self.tell(f"loaded {path}: {holds(self.chat.memory)}, {len(self.chat.awake)} awake")
 
-    def _described(self) -> str:
+    def _describe(self) -> None:
         memory, config = self.chat.memory, self.chat.memory.config
-        source = memory.notes.get("source")
-        about = f" of {plain(source)}" if source else ""
-        return (
-            f"{holds(memory)}{about}, {int(memory.passes[0]):,} passes so far; {len(self.chat.awake)} of "
-            f"{config.window_size} tokens awake"
-        )
+        about = f" of {plain(memory.notes['source'])}" if memory.notes.get("source") else ""
+        passes, awake = f"{int(memory.passes[0]):,} passes so far", len(self.chat.awake)
+        self.tell(f"{holds(memory)}{about}, {passes}; {awake} of {config.window_size} tokens awake")
 
     def _slept(self, nap: Nap) -> None:
-        """On a line of its own, also in the midst of an answer."""
+        """Tell of a sleep, on a line of its own also in the midst of an answer."""
         if self._midline:
             self._write("\n")
         self.tell(f"({nap.sentence()})")

@@ -32,12 +32,10 @@ from reverie.talk.sleeper import Sleeper, load_memory
 
 SAVE_EVERY_S = 60.0
 
-Report = Callable[[int, int, int, int], None]  # windows read, windows in all, tokens read, bytes held
-
 
 @dataclass(frozen=True)
 class Read:
-    """What came of reading a text, or of a part of it."""
+    """The outcome of reading a text, or a part of it."""
 
     memory: Memory
     tokens: int  # of the whole text
@@ -60,7 +58,7 @@ class Read:
         )
 
     def summary(self) -> dict[str, Any]:
-        """For --json."""
+        """Numbers as a dict that is ready for JSON."""
         return {
             "tokens": int(self.memory.tokens[0]),
             "tokens_of_text": self.tokens,
@@ -72,14 +70,12 @@ class Read:
 
 
 def read_file(path: str) -> str:
-    """A text in UTF-8, or standard input where the path is "-". Raises UserError if there is none, or it is empty."""
+    """The text in a file, or in standard input where the path is "-"; raises UserError if it is empty or no UTF-8."""
     name = "standard input" if path == "-" else path
     try:
-        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+        text = (sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()).decode()
     except OSError as error:
         raise UserError(f"cannot read {name}: {error.strerror}") from None
-    try:
-        text = data.decode()
     except UnicodeDecodeError:
         raise UserError(f"{name} is no text in UTF-8") from None
     if not text.strip():
@@ -93,7 +89,8 @@ def begin(out: Path, resume: bool, sleeper: Sleeper, config: SleepConfig | None)
     Args:
         config: settings that a resumed reading must have begun with; any if absent.
 
-    Raises UserError where `out` is in the way, or is not there, or is of another model or settings.
+    Raises:
+        UserError: `out` is in the way, or is not there, or is of another model or settings.
     """
     if out.is_dir():
         raise UserError(f"{out} is a folder: give the name of a file in it, such as {out / 'memory.safetensors'}")
@@ -115,26 +112,29 @@ def read_text(
     *,
     notes: Mapping[str, str],
     memory: Memory | None = None,
-    report: Report = lambda windows, total, read, held: None,
+    report: Callable[[int, int, int, int], None] = lambda windows, total, read, held: None,
 ) -> Read:
     """Sleep over a text window by window and leave the memory in `out`; Ctrl-C and SIGTERM end after a window.
 
     Args:
         notes: kept with the memory.
         memory: of the beginning of this text, to go on from.
+        report: called before the first window and after each: windows read, windows in all, tokens read, bytes held.
 
-    Raises UserError where the memory is of another text, or `out` cannot be written.
+    Raises:
+        UserError: the memory is of another text, or `out` cannot be written.
     """
-    config = sleeper.sleep_config if memory is None else memory.config
-    L, T, first = config.window_size, len(tokens), 0 if memory is None else _tokens_read(memory, tokens, out)
-    history = History() if memory is None or memory.history is None else memory.history.copy()
+    first = 0 if memory is None else _tokens_read(memory, tokens, out)
+    memory = memory or Memory.empty(sleeper)
+    L, T = memory.config.window_size, len(tokens)
+    history = History() if memory.history is None else memory.history.copy()
     total, done, begun = -(-T // L), first, time.monotonic()
     saved = -math.inf  # the first window shows whether `out` can be written at all
-    report(-(-done // L), total, done, 0 if memory is None else memory.nbytes)
+    report(-(-done // L), total, done, memory.nbytes)
     with stop_requests() as stop:
-        while memory is None or (done < T and stop.requested is None):
+        while done == 0 or (done < T and stop.requested is None):
             window = tokens[None, done : done + L]
-            memory = sleep_over(sleeper.sleeping, window, config, memory=memory, history=history)
+            memory = sleep_over(sleeper.sleeping, window, memory.config, memory=memory, history=history)
             done += window.shape[1]
             report(-(-done // L), total, done, memory.nbytes)
             if done < T and time.monotonic() - saved >= SAVE_EVERY_S:
@@ -153,7 +153,7 @@ def _save(memory: Memory, read: Tensor, total: int, notes: Mapping[str, str], ou
 
 
 def _tokens_read(memory: Memory, tokens: Tensor, out: Path) -> int:
-    """How far the memory is in this text. Raises UserError if it is of another, or its last window was not full."""
+    """The number of tokens of this text in a memory; raises UserError if it cannot go on with this text."""
     read = int(memory.tokens[0])
     if AWAKE in memory.notes or TURNS in memory.notes:
         raise UserError(f"{out} holds a chat, which would be lost: choose another name, or go on with reverie chat")

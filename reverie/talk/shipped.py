@@ -31,10 +31,7 @@ MODEL, TEXT, QUESTIONS = "model.safetensors", "text.txt", "questions.txt"
 
 
 def export_model(run: Path, out: Path) -> None:
-    """Write the model of a run as one file: weights and resolved recipe, without what training alone needs.
-
-    Raises UserError where there is no run, or `out` cannot be written.
-    """
+    """Write the model of a run as one file: weights and resolved recipe, without what training alone needs."""
     checkpoint = load_run(run)
     weights = {name: x.contiguous() for name, x in weights_by_name(trained_model(checkpoint)).items()}
     done = Progress(checkpoint.progress.step, checkpoint.progress.tokens, checkpoint.progress.wall_time_s)
@@ -43,7 +40,7 @@ def export_model(run: Path, out: Path) -> None:
 
 
 def load_model_file(path: Path) -> Checkpoint:
-    """What `export_model` wrote. Raises UserError for any other file."""
+    """The checkpoint, without what training needs, that `export_model` wrote; raises UserError for any other file."""
     try:
         return load_checkpoint(path)
     except UserError as error:
@@ -60,7 +57,7 @@ class ShippedText(NamedTuple):
 
 
 def load_example_text(folder: Path = EXAMPLE) -> ShippedText:
-    """Raises UserError where the package holds no example."""
+    """The text and the questions of the example; raises UserError where the package holds none."""
     try:
         text = (folder / TEXT).read_text(encoding="utf-8")
         lines = (folder / QUESTIONS).read_text(encoding="utf-8").splitlines()

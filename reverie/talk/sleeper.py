@@ -28,10 +28,7 @@ from reverie.tasks.language import Language, language_of
 
 @dataclass(frozen=True, eq=False)
 class Sleeper:
-    """A model, how it sleeps, and how it is spoken to; itself a `SleepingModel`.
-
-    `dataclasses.replace(sleeper, sleep_config=…)` is the same model asleep in another way.
-    """
+    """A model, how it sleeps, and how it is spoken to; itself a `SleepingModel`."""
 
     name: str
     sleeping: SleepingModel
@@ -59,7 +56,6 @@ class Sleeper:
         return self.sleeping.head(h)
 
     def encode(self, text: str) -> list[int]:
-        """Raises UserError for words that the model does not know."""
         return self.language.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -68,7 +64,8 @@ class Sleeper:
     def text(self, text: str) -> Int[Tensor, " T"]:
         """Token ids of a text that is read from its beginning, padded as in training.
 
-        Raises UserError where it holds no token, or words that the model does not know.
+        Raises:
+            UserError: it holds no token, or words that the model does not know.
         """
         ids = self.encode(text)
         if not ids:
@@ -76,10 +73,7 @@ class Sleeper:
         return torch.tensor(self.language.padded(ids, self.sleep_config.window_size), device=self.device)
 
     def question(self, text: str, *, begun: bool = False) -> list[int]:
-        """Token ids of what is to be answered, by itself or after earlier turns.
-
-        Raises UserError where there are none, or for words that the model does not know.
-        """
+        """Token ids of what is to be answered, after earlier turns if `begun`; raises as `text` does."""
         ids = self.language.question(text, begun=begun)
         if not ids:
             raise UserError("there is nothing to answer: the question is empty")
@@ -111,7 +105,8 @@ def load_model(place: str | Path, device: torch.device | str = "cpu") -> Sleeper
 def load_memory(path: Path, sleeper: Sleeper) -> Memory:
     """The memory in a file, which goes on with the passes and the tolerance that it was made with.
 
-    Raises UserError where it is none, or is of another model, or of other windows than those of the model.
+    Raises:
+        UserError: it is none, or is of another model, or of other windows than those of the model.
     """
     made = read_info(path).config
     passes = {"num_sleep_passes": made.num_sleep_passes, "tolerance": made.tolerance}

@@ -263,7 +263,7 @@ class _Run:
             with uncompiled():
                 return evaluate(
                     model, self.recipe.task, sleep, examples, generate=generate, device=self.device, share=share
-                )
+                ).score
 
         return sum(self.processes.gather(self.parallel.run(own_score)), Score())
 

@@ -15,7 +15,7 @@ from tiny_recipe import tiny_recipe
 import reverie.results.evaluate
 from reverie.model import HybridLM
 from reverie.recipe import Recipe, changed, load_recipe
-from reverie.results.evaluate import evaluate, evaluate_batch, evaluate_sleep
+from reverie.results.evaluate import evaluate, evaluate_batch
 from reverie.sleep import SleepConfig, rollout
 from reverie.sleep.generate import greedy
 from reverie.tasks import Batch, Split, Task
@@ -53,9 +53,9 @@ GSM = Recipe.model_validate(
 @pytest.mark.parametrize("batch_size", [1, 7, 40])
 def test_the_batch_size_changes_nothing(monkeypatch: pytest.MonkeyPatch, recipe: Recipe, batch_size: int):
     model = unsure_model(recipe)
-    whole = evaluate(model, recipe.task, recipe.sleep, 40).summary()
+    whole = evaluate(model, recipe.task, recipe.sleep, 40).score.summary()
     monkeypatch.setattr(reverie.results.evaluate, "LARGEST_BATCH", batch_size)
-    cut = evaluate(model, recipe.task, recipe.sleep, 40).summary()
+    cut = evaluate(model, recipe.task, recipe.sleep, 40).score.summary()
     assert whole["examples"] == 40
     assert cut["by_depth"].keys() == whole["by_depth"].keys()
     for depth, part in whole["by_depth"].items():
@@ -79,7 +79,7 @@ def test_it_is_what_counting_by_hand_gives(recipe: Recipe):
             wrong += not correct
             losses.append(math.log(sum(map(math.exp, answers))) - answers[target])
         exact += not wrong
-    summary = evaluate(model, recipe.task, recipe.sleep, 30).summary()
+    summary = evaluate(model, recipe.task, recipe.sleep, 30).score.summary()
     assert {int(d): part["questions"] for d, part in summary["by_depth"].items()} == asked
     assert {int(d): part["accuracy"] for d, part in summary["by_depth"].items()} == pytest.approx(
         {d: right[d] / asked[d] for d in asked}
@@ -190,14 +190,16 @@ def test_the_same_for_a_model_that_has_learned_something():
         optimizer.zero_grad()
         F.cross_entropy(logits, batch.targets[batch.loss_mask]).backward()
         optimizer.step()
-    shown, written = (evaluate(model, task, sleep, 32, generate=generate) for generate in (False, True))
+    shown, written = (evaluate(model, task, sleep, 32, generate=generate).score for generate in (False, True))
     assert shown.by_depth == written.by_depth
     assert 3 < written.examples_correct < 25
 
 
 def test_only_a_task_with_one_answer_at_its_end_is_written():
     model = unsure_model(RULE110)
-    shown, written = (evaluate(model, RULE110.task, RULE110.sleep, 8, generate=generate) for generate in (False, True))
+    shown, written = (
+        evaluate(model, RULE110.task, RULE110.sleep, 8, generate=generate).score for generate in (False, True)
+    )
     assert shown == written
 
 
@@ -207,7 +209,7 @@ def test_only_a_task_with_one_answer_at_its_end_is_written():
 @pytest.mark.parametrize("recipe", [RULE110, DEPO], ids=["rule110", "depo"])
 def test_a_fixed_number_of_passes_is_spent_on_every_window(recipe: Recipe):
     task, sleep = recipe.task, recipe.sleep.model_copy(update={"num_sleep_passes": 3})
-    found = evaluate_sleep(unsure_model(recipe), task, sleep, 20)
+    found = evaluate(unsure_model(recipe), task, sleep, 20)
     batch = task.batch("test", 0, 0, range(20))
     labelled = [bool(mask.any()) for mask in batch.loss_mask.split(sleep.window_size, dim=1)]
     assert found.windows == 20 * labelled.count(False) > 0
@@ -218,9 +220,9 @@ def test_a_fixed_number_of_passes_is_spent_on_every_window(recipe: Recipe):
 def test_adaptive_sleep_is_scored_text_by_text(monkeypatch: pytest.MonkeyPatch, batch_size: int):
     """How the examples are cut into batches changes neither passes nor score."""
     model, sleep = unsure_model(RULE110), RULE110.sleep.model_copy(update={"num_sleep_passes": 6, "tolerance": 0.4})
-    whole = evaluate_sleep(model, RULE110.task, sleep, 40)
+    whole = evaluate(model, RULE110.task, sleep, 40)
     monkeypatch.setattr(reverie.results.evaluate, "LARGEST_BATCH", batch_size)
-    cut = evaluate_sleep(model, RULE110.task, sleep, 40)
+    cut = evaluate(model, RULE110.task, sleep, 40)
     assert (cut.passes, cut.windows) == (whole.passes, whole.windows)
     assert cut.score.tokens_correct == whole.score.tokens_correct
     assert 2 < whole.mean_passes < 6  # else this test would tell little
@@ -228,6 +230,6 @@ def test_adaptive_sleep_is_scored_text_by_text(monkeypatch: pytest.MonkeyPatch, 
 
 def test_no_window_no_passes():
     sleep = RULE110.sleep.model_copy(update={"window_size": RULE110.task.sequence_length})
-    found = evaluate_sleep(unsure_model(RULE110), RULE110.task, sleep, 4)
+    found = evaluate(unsure_model(RULE110), RULE110.task, sleep, 4)
     assert (found.windows, found.passes) == (0, 0)
     assert math.isnan(found.mean_passes)

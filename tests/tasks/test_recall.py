@@ -235,7 +235,7 @@ def test_a_recipe_of_a_small_model(recipe_path: str) -> None:
     assert isinstance(recipe.model, HybridConfig)
     assert recipe.model.vocab_size == 49152
     assert Recipe.model_validate(recipe.model_dump(mode="json")) == recipe
-    score = evaluate(new_model(recipe.model, seed=0), recipe.task, recipe.sleep, 4)
+    score = evaluate(new_model(recipe.model, seed=0), recipe.task, recipe.sleep, 4).score
     assert {depth: part.questions for depth, part in score.by_depth.items()} == {1: 8, 2: 8}
 
 

@@ -223,9 +223,9 @@ def test_scores_of_shares_add_up(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(evaluate, "LARGEST_BATCH", 5)
     recipe = tiny_recipe()
     model = awake(recipe)
-    parts = [evaluate.evaluate(model, recipe.task, recipe.sleep, 24, share=(i, 3)) for i in range(3)]
+    parts = [evaluate.evaluate(model, recipe.task, recipe.sleep, 24, share=(i, 3)).score for i in range(3)]
     assert [part.examples for part in parts] == [10, 9, 5]
-    total = evaluate.evaluate(model, recipe.task, recipe.sleep, 24)
+    total = evaluate.evaluate(model, recipe.task, recipe.sleep, 24).score
     assert_close(functools.reduce(operator.add, parts).summary(), total.summary())
 
 

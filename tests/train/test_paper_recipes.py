@@ -36,7 +36,7 @@ def test_a_paper_recipe_trains(name: str, tokens: int, steps: int, passes: int) 
     # The head starts at zero, so the first loss is that of a uniform guess.
     assert losses[0] == pytest.approx(math.log(recipe.task.vocab_size), abs=1e-4)
     assert model.lm_head.weight.abs().max() > 0
-    assert evaluate(model, recipe.task, recipe.sleep, 1).examples == 1
+    assert evaluate(model, recipe.task, recipe.sleep, 1).score.examples == 1
 
 
 @pytest.mark.parametrize(("name", "window_size"), [("gsm_infinite/paper", 250), ("gsm_infinite/paper-sliding", 64)])
@@ -63,5 +63,5 @@ def test_a_paper_recipe_of_word_problems_trains(name: str, window_size: int) -> 
     ]
     assert losses[0] == pytest.approx(math.log(49152), abs=1e-4)
     assert model.lm_head.weight.abs().max() > 0
-    score = evaluate(model, recipe.task, recipe.sleep, 2, generate=True)
+    score = evaluate(model, recipe.task, recipe.sleep, 2, generate=True).score
     assert (score.examples, set(score.by_depth)) == (2, {1, 2})

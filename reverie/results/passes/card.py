@@ -1,7 +1,4 @@
-"""The card of models that sleep any number of passes: accuracy over N, and what adaptive sleep spends and saves.
-
-A regime is what its runs were trained with, a fixed N or a random one; they differ in their seeds alone.
-"""
+"""The card of models that sleep any number of passes: accuracy over N, and what adaptive sleep spends and saves."""
 
 from __future__ import annotations
 
@@ -10,29 +7,25 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from reverie.recipe.random_passes import RandomPasses
-from reverie.results.card import Chance, Metric, ScoreSummary, headline
+from reverie.results.card import Chance, Metric, Part, ScoreSummary, headline
 from reverie.results.provenance import Hardware
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Training(_Part):
+class Training(Part):
     """How a run got its weights; commit and hardware are None where it has not ended."""
 
     steps: int
     tokens: int
     wall_time_s: float
-    commit: str | None
-    hardware: Hardware | None
+    commit: str | None = None
+    hardware: Hardware | None = None
 
 
-class Evaluated(_Part):
-    """A run at one setting of its sleep: N passes, or with `tolerance` at most N and as few as it needs."""
+class Evaluated(Part):
+    """A run that sleeps N passes, or with `tolerance` at most N and as few as it needs."""
 
     num_sleep_passes: int
     tolerance: float | None = None
@@ -41,7 +34,7 @@ class Evaluated(_Part):
     score: ScoreSummary
 
 
-class PassesRun(_Part):
+class PassesRun(Part):
     """One trained model at all settings. `name` is that of its recipe."""
 
     name: str
@@ -51,7 +44,7 @@ class PassesRun(_Part):
     recipe: dict[str, Any]
     training: Training
     fixed: list[Evaluated] = Field(min_length=1)
-    adaptive: list[Evaluated] = []
+    adaptive: list[Evaluated] = Field(default_factory=list)
 
     @property
     def label(self) -> str:
@@ -59,12 +52,12 @@ class PassesRun(_Part):
 
     @property
     def planned_steps(self) -> int:
-        """What its recipe says, where it has been trained for less."""
+        """Steps in the recipe; a run may have been trained for fewer."""
         train = self.recipe.get("train")
         return int(train.get("steps", self.training.steps)) if isinstance(train, dict) else self.training.steps
 
 
-class OverSeeds(_Part):
+class OverSeeds(Part):
     """A number for each seed of a regime, in their order."""
 
     mean: float
@@ -77,19 +70,18 @@ class OverSeeds(_Part):
         return cls(mean=statistics.fmean(values), low=min(values), high=max(values), values=list(values))
 
 
-class FixedResult(_Part):
+class FixedResult(Part):
     """A regime with the same N for every window."""
 
     num_sleep_passes: int
     accuracy: OverSeeds
 
 
-class AdaptiveResult(_Part):
+class AdaptiveResult(Part):
     """A regime that wakes up by `tolerance`, at the latest after the largest of the fixed N.
 
-    `share_saved` is 1 − passes / that largest N. `equal_passes` is `passes_to_reach` the adaptive accuracy on the fixed
-    curve of the same seed, and `saved` that minus the passes spent: below 0 where a fixed N gets as far with fewer.
-    `reached` is false where no fixed N gets as far, and the best one stands for it.
+    `share_saved` is 1 − passes / that largest N; `equal_passes` is `passes_to_reach` the adaptive accuracy on the fixed
+    curve of the same seed, `reached` whether it is reached there; `saved` is `equal_passes` minus the passes spent.
     """
 
     tolerance: float
@@ -101,8 +93,8 @@ class AdaptiveResult(_Part):
     reached: list[bool]
 
 
-class Regime(_Part):
-    """All seeds that were trained with the same N, or the same random N."""
+class Regime(Part):
+    """Runs that were trained with the same N, or the same random N, and differ in their seeds alone."""
 
     trained_with: int | RandomPasses
     seeds: list[int]
@@ -113,22 +105,16 @@ class Regime(_Part):
     def label(self) -> str:
         return regime_label(self.trained_with)
 
-    @property
-    def trained_range(self) -> tuple[int, int]:
-        """The smallest and the largest N that training can have had."""
-        return trained_range(self.trained_with)
 
-
-class PassesCard(_Part):
+class PassesCard(Part):
     """Runs of one task, evaluated on the same held-out examples at each N of `num_sleep_passes` and each tolerance.
 
-    `metric` is the accuracy of figure and tables, as in a `ComparisonCard`; `metric_chance` that of guessing. Commit,
-    date, hardware and wall time are those of the evaluation.
+    Commit, date, hardware and wall time are those of the evaluation.
     """
 
     kind: Literal["passes"] = "passes"
     name: str
-    metric: Metric
+    metric: Metric  # of figure and tables
     num_sleep_passes: list[int]
     tolerances: list[float]
     examples: int
@@ -147,7 +133,7 @@ class PassesCard(_Part):
 
 
 def regime_label(trained_with: int | RandomPasses) -> str:
-    """ "N = 4", or "random N, 1 to 7"; other distributions than the uniform one are named."""
+    """The name of a regime, such as "N = 4" or "random N, 1 to 7"; distributions that are not uniform are named."""
     low, high = trained_range(trained_with)
     if isinstance(trained_with, int):
         return f"N = {low}"
@@ -165,13 +151,9 @@ def trained_range(trained_with: int | RandomPasses) -> tuple[int, int]:
 
 
 def passes_to_reach(accuracy: float, numbers: Sequence[int], accuracies: Sequence[float]) -> tuple[float, bool]:
-    """The smallest number of fixed passes whose accuracy is at least this, on straight lines between the N measured.
+    """The smallest number of fixed passes with at least this accuracy, on straight lines between the N, and True.
 
-    Args:
-        numbers: the N measured, ascending.
-        accuracies: at each of them.
-
-    Returns that number and True; or where none is so good, the best N (the smallest of equally good ones) and False.
+    Where no N, which ascend, is so good: the best N (the smallest of equally good ones) and False.
     """
     if accuracies[0] >= accuracy:
         return float(numbers[0]), True
@@ -195,27 +177,22 @@ def _regime(runs: Sequence[PassesRun], metric: Metric) -> Regime:
         seeds=[run.seed for run in runs],
         fixed=[
             FixedResult(
-                num_sleep_passes=point.num_sleep_passes,
-                accuracy=OverSeeds.of([headline(run.fixed[i].score, metric) for run in runs]),
+                num_sleep_passes=points[0].num_sleep_passes,
+                accuracy=OverSeeds.of([headline(point.score, metric) for point in points]),
             )
-            for i, point in enumerate(runs[0].fixed)
+            for points in zip(*(run.fixed for run in runs), strict=True)
         ],
-        adaptive=[_adaptive(runs, i, metric) for i in range(len(runs[0].adaptive))],
+        adaptive=[_adaptive(runs, points, metric) for points in zip(*(run.adaptive for run in runs), strict=True)],
     )
 
 
-def _adaptive(runs: Sequence[PassesRun], index: int, metric: Metric) -> AdaptiveResult:
-    """The tolerance with this index."""
-    points = [run.adaptive[index] for run in runs]
+def _adaptive(runs: Sequence[PassesRun], points: Sequence[Evaluated], metric: Metric) -> AdaptiveResult:
+    """The result of one tolerance, at which each run has its point."""
     accuracies, spent = [headline(point.score, metric) for point in points], [point.mean_passes for point in points]
-    equal = [
-        passes_to_reach(
-            accuracy,
-            [point.num_sleep_passes for point in run.fixed],
-            [headline(point.score, metric) for point in run.fixed],
-        )
-        for run, accuracy in zip(runs, accuracies, strict=True)
-    ]
+    equal = list[tuple[float, bool]]()
+    for run, accuracy in zip(runs, accuracies, strict=True):
+        fixed = [headline(point.score, metric) for point in run.fixed]
+        equal.append(passes_to_reach(accuracy, [point.num_sleep_passes for point in run.fixed], fixed))
     return AdaptiveResult(
         tolerance=points[0].tolerance or 0.0,
         accuracy=OverSeeds.of(accuracies),

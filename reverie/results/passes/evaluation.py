@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -17,21 +18,18 @@ from reverie.errors import UserError
 from reverie.model import LanguageModel, count_parameters
 from reverie.recipe import Recipe, changed
 from reverie.recipe.random_passes import RandomPasses
-from reverie.results.card import Chance, RunCard, headline_chance, load_card
+from reverie.results.card import Report, RunCard, headline_chance, load_card
 from reverie.results.checkpoint import Progress
-from reverie.results.evaluate import evaluate_sleep
+from reverie.results.evaluate import evaluate
 from reverie.results.passes.card import Evaluated, PassesCard, PassesRun, Training, regime_label, regimes_of
 from reverie.results.provenance import commit_id, hardware
-from reverie.results.run import CARD_NAME, load_run, trained_model
+from reverie.results.run import CARD_NAME, chance_of, load_run, trained_model
 from reverie.sleep import SleepConfig
 
 # Of a recipe's section train: may differ between the runs of a regime, for it does not bear on what is learned.
 _NO_MATTER = {
     "seed", "eval_every", "eval_examples", "checkpoint_every", "data_workers", "compile", "activation_checkpoint"
 }  # fmt: skip
-
-Report = Callable[[int, int, str], None]
-"""Called before every evaluation: those done, all of them, and what this one is of."""
 
 
 class _Found(NamedTuple):
@@ -49,10 +47,10 @@ class _Found(NamedTuple):
         return regime_label(self.trained_with)
 
     @property
-    def order(self) -> tuple[bool, int, str, int]:
-        """Fixed N first, ascending, then random ones; by seed."""
-        fixed, N = isinstance(self.trained_with, int), self.recipe.sleep.num_sleep_passes
-        return not fixed, N if fixed else 0, self.label, self.recipe.train.seed
+    def order(self) -> tuple[int, str, int]:
+        """The key that sorts fixed N first, ascending, then random ones; by seed."""
+        N = self.trained_with if isinstance(self.trained_with, int) else sys.maxsize
+        return N, self.label, self.recipe.train.seed
 
 
 def evaluate_passes(
@@ -64,29 +62,27 @@ def evaluate_passes(
     device: torch.device | str = "cpu",
     report: Report = lambda done, total, what: None,
 ) -> PassesCard:
-    """Evaluate the checkpoints of runs at several N, all on the same held-out examples, on one thread.
+    """The card of runs whose checkpoints are evaluated at these N, on the same held-out examples and on one thread.
 
     Args:
-        numbers: the N.
         tolerances: of adaptive sleep, for which the largest N is the most passes.
-        num_examples: the most that one of the recipes says if absent.
+        num_examples: the largest number in the recipes if absent.
 
     Raises:
         UserError: a number is out of range, there is no run, one has no fast weights, the runs are of different tasks,
             or two runs of one regime differ in more than the seed.
     """
-    numbers, tolerances = sorted(set(numbers)), sorted(set(tolerances), reverse=True)
     found = sorted((_find(run) for run in runs), key=lambda run: run.order)
     _require_comparable(found)
-    settings = {run.place: _settings(run.recipe, numbers, tolerances) for run in found}
+    settings = [_settings(run.recipe, sorted(set(numbers)), sorted(set(tolerances), reverse=True)) for run in found]
     examples = num_examples or max(run.recipe.train.eval_examples for run in found)
-    done, total, started = count(), len(found) * (len(numbers) + len(tolerances)), time.perf_counter()
+    done, total, started = count(), sum(map(len, settings)), time.perf_counter()
 
     def before(what: str) -> None:
         report(next(done), total, what)
 
     with _one_thread():
-        evaluated = [_evaluate(run, settings[run.place], examples, device, before) for run in found]
+        evaluated = [_evaluate(run, own, examples, device, before) for run, own in zip(found, settings, strict=True)]
         return _card(found[0].recipe, evaluated, examples, time.perf_counter() - started)
 
 
@@ -98,18 +94,16 @@ def _find(run: Path) -> _Found:
 
 
 def _require_comparable(runs: Sequence[_Found]) -> None:
-    """Raises UserError unless all have one task and metric, and the runs of a regime differ in their seeds alone."""
+    """Raise UserError unless all have one task and metric, and the runs of a regime differ in their seeds alone."""
     if not runs:
         raise UserError("there is no run to evaluate")
-    first = runs[0]
     for run in runs:
-        if run.recipe.task.model_dump() != first.recipe.task.model_dump():
-            raise UserError(f"{first.place} and {run.place} cannot be in one figure: they were trained on other tasks")
-        if run.recipe.train.metric != first.recipe.train.metric:
-            raise UserError(
-                f"{first.place} and {run.place} cannot be in one figure: train.metric is {first.recipe.train.metric} "
-                f"in one and {run.recipe.train.metric} in the other"
-            )
+        both = f"{runs[0].place} and {run.place} cannot be in one figure"
+        if run.recipe.task.model_dump() != runs[0].recipe.task.model_dump():
+            raise UserError(f"{both}: they were trained on other tasks")
+        metrics = [recipe.train.metric for recipe in (runs[0].recipe, run.recipe)]
+        if metrics[0] != metrics[1]:
+            raise UserError(f"{both}: train.metric is {metrics[0]} in one and {metrics[1]} in the other")
         peer = next(other for other in runs if other.trained_with == run.trained_with)
         if keys := _differences(peer.recipe, run.recipe):
             raise UserError(
@@ -123,32 +117,27 @@ def _require_comparable(runs: Sequence[_Found]) -> None:
 
 def _differences(one: Recipe, other: Recipe) -> list[str]:
     """Keys in which the recipes of two runs of a regime differ and should not."""
-    a, b = one.model_dump(mode="json"), other.model_dump(mode="json")
     ignored = {f"train.{key}" for key in _NO_MATTER}
     if one.train.num_sleep_passes is not None:
         ignored.add("sleep.num_sleep_passes")  # training drew them
-    keys = [
-        f"{section}.{key}"
-        for section in a.keys() - {"name"}
-        for key in a[section].keys() | b[section].keys()
-        if a[section].get(key) != b[section].get(key)
-    ]
-    return sorted(set(keys) - ignored)
+    a, b = _by_key(one), _by_key(other)
+    return sorted(key for key in (a.keys() | b.keys()) - ignored if a.get(key) != b.get(key))
+
+
+def _by_key(recipe: Recipe) -> dict[str, Any]:
+    sections = recipe.model_dump(mode="json", exclude={"name"})
+    return {f"{section}.{key}": value for section, table in sections.items() for key, value in table.items()}
 
 
 def _settings(recipe: Recipe, numbers: Sequence[int], tolerances: Sequence[float]) -> list[SleepConfig]:
-    """The fixed N, then adaptive sleep."""
+    """The ways to sleep: the fixed N, then adaptive sleep."""
     fixed = [changed(recipe, sleep={"num_sleep_passes": n}).sleep for n in numbers]
     return fixed + [fixed[-1].with_(tolerance=tolerance) for tolerance in tolerances]
 
 
-def _setting_name(sleep: SleepConfig) -> str:
-    return f"N = {sleep.num_sleep_passes}" if sleep.tolerance is None else f"tolerance {sleep.tolerance:g}"
-
-
 @contextlib.contextmanager
 def _one_thread() -> Iterator[None]:
-    """Small models are fastest so, and the number of threads does not move what wakes up when."""
+    """Small models are fastest on one thread, and rounding, which decides what wakes up when, is the same anywhere."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -169,7 +158,8 @@ def _evaluate(
     model = trained_model(checkpoint, device)
     points = []
     for sleep in settings:
-        report(f"{run.label}, seed {run.recipe.train.seed}: {_setting_name(sleep)}")
+        setting = f"N = {sleep.num_sleep_passes}" if sleep.tolerance is None else f"tolerance {sleep.tolerance:g}"
+        report(f"{run.label}, seed {run.recipe.train.seed}: {setting}")
         points.append(_point(model, run, sleep, examples, device))
     return PassesRun(
         name=run.recipe.name,
@@ -187,7 +177,7 @@ def _point(
     model: LanguageModel, run: _Found, sleep: SleepConfig, examples: int, device: torch.device | str
 ) -> Evaluated:
     started = time.perf_counter()
-    found = evaluate_sleep(model, run.recipe.task, sleep, examples, generate=True, device=device)
+    found = evaluate(model, run.recipe.task, sleep, examples, generate=True, device=device)
     if not found.windows:
         raise UserError(
             f"{run.place} never sleeps: its windows of {sleep.window_size} tokens all hold questions, so the number of "
@@ -203,20 +193,17 @@ def _point(
 
 
 def _training(run: _Found, progress: Progress) -> Training:
-    """From the checkpoint, and from the run's own card where it is of the same training and has ended."""
-    card = None
+    """How far training is, and commit and hardware from the run's own card where it has one of this training."""
+    training = Training(steps=progress.step, tokens=progress.tokens, wall_time_s=progress.wall_time_s)
     with contextlib.suppress(UserError):
         card = load_card(run.place / CARD_NAME)
-    known: dict[str, Any] = {"commit": None, "hardware": None}
-    if isinstance(card, RunCard) and (card.steps, card.seed) == (progress.step, run.recipe.train.seed):
-        known = {"commit": card.commit, "hardware": card.hardware}
-    return Training(steps=progress.step, tokens=progress.tokens, wall_time_s=progress.wall_time_s, **known)
+        if isinstance(card, RunCard) and (card.steps, card.seed) == (progress.step, run.recipe.train.seed):
+            return training.model_copy(update={"commit": card.commit, "hardware": card.hardware})
+    return training
 
 
 def _card(recipe: Recipe, runs: list[PassesRun], examples: int, wall_time_s: float) -> PassesCard:
-    metric, points = recipe.train.metric, runs[0].fixed
-    by_depth = {str(depth): p for depth, p in recipe.task.chance().items()}
-    chance = Chance(by_depth=by_depth, exact=recipe.task.chance_exact())
+    metric, points, chance = recipe.train.metric, runs[0].fixed, chance_of(recipe.task)
     depths = sorted(points[0].score["by_depth"], key=float)
     return PassesCard(
         name=" and ".join(dict.fromkeys(run.name for run in runs)),

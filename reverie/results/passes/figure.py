@@ -3,71 +3,58 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator
 
 from reverie.results.card import METRIC_NAMES
-from reverie.results.passes.card import PassesCard, Regime
-from reverie.results.style import CHANCE, INK, STYLE, look_of
+from reverie.results.passes.card import PassesCard, Regime, trained_range
+from reverie.results.style import CHANCE, draw_panels, look_of
 
 _RANDOM = (("#0f766e", "v"), ("#6d5a9e", "P"), ("#8a6d1f", "X"))  # regimes with a random N have no colour of their own
 _LABEL: dict[str, Any] = {"fontsize": 7, "zorder": 2.5}
-_LETTERS = 14  # of a legend, on an inch
 _BAND_HEIGHT = 0.025  # of the bars that say which N a regime was trained with, in heights of the panel
 
 
-@matplotlib.rc_context(STYLE)
 def draw_passes(card: PassesCard) -> Figure:
     """Accuracy over N, a line for each regime; beside it, if the card has tolerances, accuracy over passes spent.
 
     Shaded: from the lowest to the highest seed.
     """
-    panels = [_over_numbers, _over_passes] if card.tolerances else [_over_numbers]
-    width = 8.4 if len(panels) > 1 else 4.8
-    drawing = Figure(figsize=(width, 3.7), layout="constrained")
-    all_axes = drawing.subplots(1, len(panels), squeeze=False, sharey=True)[0]
-    for axes, panel in zip(all_axes, panels, strict=True):
-        panel(axes, card)
-        axes.axhline(card.metric_chance, **CHANCE)
-        axes.set_ylim(0, 1.02)
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
-    all_axes[0].set_ylabel(METRIC_NAMES[card.metric])
-    lines, names = all_axes[0].get_legend_handles_labels()
-    columns = max(int(width * _LETTERS // (max(map(len, names)) + 8)), 1)
-    drawing.legend(lines, names, loc="outside lower center", ncols=min(len(names), columns), columnspacing=1.4)
     seeds = max(len(regime.seeds) for regime in card.regimes)
     note = f"mean of {seeds} seeds" if seeds > 1 else f"seed {card.regimes[0].seeds[0]}"
-    drawing.suptitle(f"{card.name}  ({note})", x=0.01, ha="left", fontsize=10, color=INK)
-    return drawing
+    panels = [_over_numbers, _over_passes] if card.tolerances else [_over_numbers]
+    y_label = METRIC_NAMES[card.metric]
+    return draw_panels(f"{card.name}  ({note})", y_label, [partial(_panel, card=card, draw=draw) for draw in panels])
 
 
-def _is_fixed(regime: Regime) -> bool:
-    return isinstance(regime.trained_with, int)
+def _panel(axes: Axes, card: PassesCard, draw: Callable[[Axes, PassesCard], None]) -> None:
+    draw(axes, card)
+    axes.axhline(card.metric_chance, **CHANCE)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
+
+
+def _random(card: PassesCard) -> list[Regime]:
+    """The regimes with a random N."""
+    return [regime for regime in card.regimes if not isinstance(regime.trained_with, int)]
 
 
 def _look(card: PassesCard, regime: Regime) -> tuple[str, str]:
+    """Colour and marker."""
     if isinstance(regime.trained_with, int):
         return look_of(regime.trained_with)
-    return _RANDOM[_row(card, regime) % len(_RANDOM)]
-
-
-def _row(card: PassesCard, regime: Regime) -> int:
-    """Of a regime with a random N among those."""
-    return [other for other in card.regimes if not _is_fixed(other)].index(regime)
+    return _RANDOM[_random(card).index(regime) % len(_RANDOM)]
 
 
 def _over_numbers(axes: Axes, card: PassesCard) -> None:
-    marks = {"ring": any(map(_is_fixed, card.regimes)), "bar": not all(map(_is_fixed, card.regimes))}
-    notes = [f"{', '.join(mark for mark, drawn in marks.items() if drawn)}: as trained"]
-    notes += ["shaded: seeds"] * any(len(regime.seeds) > 1 for regime in card.regimes)
-    axes.set_title(f"N for all ({'; '.join(notes)})")
+    number, seeds = len(_random(card)), max(len(regime.seeds) for regime in card.regimes)
+    marks = ["ring"] * (number < len(card.regimes)) + ["bar"] * (number > 0)
+    axes.set_title(f"N for all ({', '.join(marks)}: as trained{'; shaded: seeds' if seeds > 1 else ''})")
     axes.set_xlabel("sleep passes N")
     for regime in card.regimes:
         colour, marker = _look(card, regime)
@@ -82,9 +69,9 @@ def _over_numbers(axes: Axes, card: PassesCard) -> None:
 
 
 def _mark_training(axes: Axes, card: PassesCard, regime: Regime, colour: str) -> None:
-    """A ring around the N it was trained with, or a bar along the bottom over a random N's range."""
-    low, high = regime.trained_range
-    if _is_fixed(regime):
+    """Draw a ring around the N of training, or a bar along the bottom over a random N's range."""
+    low, high = trained_range(regime.trained_with)
+    if isinstance(regime.trained_with, int):
         ring: dict[str, Any] = {"marker": "o", "markersize": 11, "markerfacecolor": "none", "color": colour}
         for result in regime.fixed:
             if result.num_sleep_passes == low:
@@ -92,7 +79,7 @@ def _mark_training(axes: Axes, card: PassesCard, regime: Regime, colour: str) ->
         return
     shown = max(low, card.num_sleep_passes[0]), min(high, card.num_sleep_passes[-1])
     if shown[0] <= shown[1]:
-        bottom = _row(card, regime) * 1.4 * _BAND_HEIGHT
+        bottom = _random(card).index(regime) * 1.4 * _BAND_HEIGHT
         axes.axvspan(
             shown[0] - 0.3, shown[1] + 0.3, bottom, bottom + _BAND_HEIGHT, color=colour, alpha=0.35, lw=0, gid="trained"
         )

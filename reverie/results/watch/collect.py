@@ -1,7 +1,4 @@
-"""What a memory does while a text is read: its fast weights by window and pass, and what it can answer after each.
-
-The numbers alone, as `reverie watch --json` prints them; `figure.py` draws them.
-"""
+"""Numbers on a text that is read: changes of the fast weights by window and pass, and answers after each window."""
 
 from __future__ import annotations
 
@@ -11,7 +8,7 @@ from statistics import fmean
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict
+from pydantic import Field
 from torch import Tensor
 
 from reverie.errors import UserError
@@ -19,8 +16,7 @@ from reverie.memory.file import file_reader, read_memory
 from reverie.memory.history import History, Window
 from reverie.memory.memory import sleep_over
 from reverie.model import LanguageModel
-from reverie.recipe import Recipe
-from reverie.results.card import depth_name
+from reverie.results.card import Part, depth_name
 from reverie.results.run import load_run, trained_model
 from reverie.sleep import Context, SleepConfig, rollout
 from reverie.sleep.labels import labelled_windows
@@ -30,11 +26,7 @@ MOST_EXAMPLES = 2**20
 BATCH_TOKENS = 2**16  # texts are asked about in batches of that many
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
-
-class Line(_Part):
+class Line(Part):
     """Questions of one depth, or those that come at the same place."""
 
     name: str
@@ -43,14 +35,14 @@ class Line(_Part):
     accuracy: list[float]  # after 0, 1, … windows slept over
 
 
-class Answers(_Part):
+class Answers(Part):
     """All questions, by what sets them apart."""
 
     by: str  # the task's name for depth, or "question"
     lines: list[Line]
 
 
-class Watch(_Part):
+class Watch(Part):
     """A text that was read into a memory, and what was asked meanwhile."""
 
     name: str
@@ -60,8 +52,8 @@ class Watch(_Part):
     num_windows: int  # of the whole text, of which a memory remembers the newest alone
     seconds: float  # for all of them
     texts: int = 0  # that were asked about
-    accuracy: list[float] = []  # of all questions, after 0, 1, … windows
-    answers: list[Answers] = []
+    accuracy: list[float] = Field(default_factory=list)  # of all questions, after 0, 1, … windows
+    answers: list[Answers] = Field(default_factory=list)
 
     @property
     def fast_weight_blocks(self) -> list[int]:
@@ -75,23 +67,18 @@ class Watch(_Part):
 
     @property
     def title(self) -> str:
-        """What was read, and how."""
-        config = self.config
+        """The name of the text, and how it was read."""
+        config, W = self.config, len(self.windows)
         passes = "1 pass" if config.num_sleep_passes == 1 else f"{config.num_sleep_passes} passes"
         if config.tolerance is not None:
             passes = f"up to {passes}, tolerance {config.tolerance:g}"
-        shown, of_all = f"{len(self.windows):,}", f"{self.num_windows:,}"
-        windows = f"{'window' if of_all == '1' else 'windows'} of {config.window_size:,} tokens"
-        which = f"{of_all} {windows}" if shown == of_all else f"the newest {shown} of {of_all} {windows}"
-        return f"{self.name}: {which} slept over, {passes}"
+        newest = "" if self.num_windows == W else f"the newest {W:,} of "
+        windows = f"{newest}{self.num_windows:,} {'window' if self.num_windows == 1 else 'windows'}"
+        return f"{self.name}: {windows} of {config.window_size:,} tokens slept over, {passes}"
 
 
 def watch_memory(path: Path) -> Watch:
-    """What the memory in a file remembers of its making.
-
-    Raises:
-        UserError: the file is no memory, or one that has no history.
-    """
+    """What the memory in a file tells of its making; raises UserError if it is no memory, or has no history."""
     content = read_memory(file_reader(path), str(path))
     try:
         history = History.from_tensors(content.history or History().tensors())
@@ -102,7 +89,13 @@ def watch_memory(path: Path) -> Watch:
             f"{path} has no history to watch: reverie read notes one, and in Python "
             f"sleep_over(model, tokens, config, history=History())"
         )
-    return _watched(content.info.notes.get("source", path.name), "memory", content.info.config, history)
+    name = content.info.notes.get("source", path.name)
+    return Watch(name=name, kind="memory", config=content.info.config, **_recorded(history))
+
+
+def _recorded(history: History) -> dict[str, Any]:
+    """The fields of a `Watch` that a history holds."""
+    return {"windows": history.windows, "num_windows": history.num_windows, "seconds": history.seconds}
 
 
 @torch.no_grad()
@@ -115,7 +108,7 @@ def watch_run(
     tolerance: float | None = None,
     device: torch.device | str = "cpu",
 ) -> Watch:
-    """Have the model of a run read held-out texts of its task, and ask all their questions after every window.
+    """What the model of a run does with a held-out text of its task, and what it answers after every window.
 
     Args:
         example: the text whose windows are watched.
@@ -126,7 +119,10 @@ def watch_run(
         UserError: there is no run, it never sleeps, or a number is out of range.
     """
     checkpoint = load_run(run)
-    recipe, config = checkpoint.recipe, _asleep(checkpoint.recipe, num_sleep_passes, tolerance)
+    recipe = checkpoint.recipe
+    if not recipe.model.has_fast_weights:
+        raise UserError(f"{recipe.name} is a transformer without fast weights: it has no memory to watch")
+    config = recipe.sleep.with_(num_sleep_passes=num_sleep_passes, tolerance=tolerance)
     if not 0 <= example < MOST_EXAMPLES or not 1 <= examples <= MOST_EXAMPLES:
         raise UserError(
             f"texts have numbers from 0 to {MOST_EXAMPLES - 1}, and at least one is asked about; got text {example}, "
@@ -140,34 +136,19 @@ def watch_run(
     model, history = trained_model(checkpoint, device), History()
     sleep_over(model, batch.tokens[:1, :text], config, history=history)
     right = _ask(model, Batch(*(x.to(device) for x in batch)), text, config)
-    answers = _answers(batch, right, depth_name(recipe.model_dump()), recipe.task.chance())
-    accuracy = [score.question_accuracy for score in _scores(batch, right)]
-    return _watched(
-        f"{recipe.name}, text {example}", "run", config, history, texts=examples, accuracy=accuracy, answers=answers
-    )
-
-
-def _watched(name: str, kind: Literal["run", "memory"], config: SleepConfig, history: History, **asked: Any) -> Watch:
     return Watch(
-        name=name,
-        kind=kind,
+        name=f"{recipe.name}, text {example}",
+        kind="run",
         config=config,
-        windows=list(history.windows),
-        num_windows=history.num_windows,
-        seconds=history.seconds,
-        **asked,
+        **_recorded(history),
+        texts=examples,
+        accuracy=[score.question_accuracy for score in _scores(batch, right)],
+        answers=_answers(batch, right, depth_name(recipe.model_dump()), recipe.task.chance()),
     )
-
-
-def _asleep(recipe: Recipe, num_sleep_passes: int | None, tolerance: float | None) -> SleepConfig:
-    """How the run's model is to sleep."""
-    if not recipe.model.has_fast_weights:
-        raise UserError(f"{recipe.name} is a transformer without fast weights: it has no memory to watch")
-    return recipe.sleep.with_(num_sleep_passes=num_sleep_passes, tolerance=tolerance)
 
 
 def _ask(model: LanguageModel, batch: Batch, text: int, config: SleepConfig) -> list[Tensor]:
-    """After 0, 1, … windows of the first `text` tokens: [B, T] on the CPU, which scored positions are right."""
+    """Which labels are right after 0, 1, … windows of the first `text` tokens: each [B, T], on the CPU."""
     size = max(BATCH_TOKENS // batch.tokens.shape[1], 1)
     rows = zip(*(x.split(size) for x in batch), strict=True)
     parts = [_ask_part(model, Batch(*part), text, config) for part in rows]
@@ -189,7 +170,7 @@ def _ask_part(model: LanguageModel, batch: Batch, text: int, config: SleepConfig
 
 
 def _answers(batch: Batch, right: list[Tensor], depths: str, chance: Mapping[int, float]) -> list[Answers]:
-    """By depth; where there are as many questions as windows, such as one for each state of Rule 110, by those too."""
+    """Answers by depth, and where there are as many questions as windows, as in Rule 110, by question too."""
     answers = [Answers(by=depths, lines=_lines(_scores(batch, right), chance))]
     if len(right) > 2 and (batch.question.amax(dim=1) + 1 == len(right) - 1).all():
         by_place = _scores(batch._replace(depth=batch.question), right)
@@ -215,9 +196,8 @@ def _lines(scores: Sequence[Score], chance: Mapping[int, float]) -> list[Line]:
 
 
 def _chance_by_question(batch: Batch, chance: Mapping[int, float]) -> dict[int, float]:
-    """The mean over the texts, whose questions at one place differ in depth."""
-    rows = batch.loss_mask.nonzero()[:, 0]
-    keys = zip(rows.tolist(), batch.question[batch.loss_mask].tolist(), strict=True)
-    depth_of = dict(zip(keys, batch.depth[batch.loss_mask].tolist(), strict=True))
-    places = sorted({place for _, place in depth_of})
-    return {place: fmean(chance[d] for (_, at), d in depth_of.items() if at == place) for place in places}
+    """The mean chance over texts, whose questions at one place differ in depth, by place."""
+    mask = batch.loss_mask
+    labels = torch.stack((mask.nonzero()[:, 0], batch.question[mask], batch.depth[mask]), dim=1)
+    asked = labels.unique(dim=0).tolist()
+    return {place: fmean(chance[d] for _, at, d in asked if at == place) for place in {at for _, at, _ in asked}}

@@ -12,7 +12,7 @@ from tiny_recipe import tiny_recipe
 
 from reverie.errors import UserError
 from reverie.recipe.random_passes import RandomPasses
-from reverie.results.evaluate import evaluate, evaluate_sleep
+from reverie.results.evaluate import evaluate
 from reverie.results.passes.card import PassesCard
 from reverie.results.passes.evaluation import evaluate_passes
 from reverie.results.run import load_run, trained_model
@@ -57,11 +57,11 @@ def test_every_point_is_what_evaluate_finds(card: PassesCard, runs: dict[str, Pa
         recipe, model = checkpoint.recipe, trained_model(checkpoint)
         for point in run.fixed:
             sleep = recipe.sleep.model_copy(update={"num_sleep_passes": point.num_sleep_passes})
-            assert point.score == evaluate(model, recipe.task, sleep, 16).summary()
+            assert point.score == evaluate(model, recipe.task, sleep, 16).score.summary()
             assert point.mean_passes == point.num_sleep_passes
         for point in run.adaptive:
             sleep = recipe.sleep.model_copy(update={"num_sleep_passes": 4, "tolerance": point.tolerance})
-            found = evaluate_sleep(model, recipe.task, sleep, 16)
+            found = evaluate(model, recipe.task, sleep, 16)
             assert (point.score, point.mean_passes) == (found.score.summary(), found.mean_passes)
             assert 2 <= point.mean_passes <= 4
         assert run.fixed[0].score["examples"] == card.examples == 16
@@ -123,7 +123,7 @@ def test_it_leaves_the_number_of_threads_as_it_was(runs: dict[str, Path]):
 
 @pytest.mark.parametrize("tolerance", [0.0, -1.0, math.inf, math.nan])
 def test_a_tolerance_is_a_number_above_0(runs: dict[str, Path], tolerance: float):
-    with pytest.raises(UserError, match="a tolerance must be a number above 0"):
+    with pytest.raises(UserError, match="the tolerance must be a number above 0"):
         evaluate_passes([runs["fixed-0"]], [2], [tolerance])
 
 
