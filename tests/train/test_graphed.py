@@ -70,7 +70,8 @@ def run_of(recipe: Recipe) -> Any:
 
 def depo_recipe(window_size: int) -> Recipe:
     """Where the labels stand differs from example to example; in windows of 6, also which of them have any."""
-    data = tiny_recipe(sleep={"window_size": window_size}, train={"steps": STEPS}).model_dump(exclude={"model": {"vocab_size"}})
+    tiny = tiny_recipe(sleep={"window_size": window_size}, train={"steps": STEPS})
+    data = tiny.model_dump(exclude={"model": {"vocab_size"}})
     return Recipe.model_validate({**data, "task": DEPO})
 
 
