@@ -20,7 +20,7 @@ import check_rules
 import torch
 from found import Found
 
-from reverie.cli.terminal import device_named
+from reverie.cli.options import device_named
 from reverie.errors import UserError
 from reverie.recipe import Recipe, load_recipe
 

@@ -25,6 +25,7 @@ from reverie.ops import BACKENDS
 from reverie.recipe import Recipe, changed
 from reverie.recipe.build import build_model
 from reverie.sleep import SleepConfig
+from reverie.sleep.labels import labelled_windows
 from reverie.train.compiled import BACKEND, RECOMPILE_LIMIT
 from reverie.train.run import train
 from reverie.train.step import loss_sum
@@ -85,8 +86,8 @@ def outcome(recipe: Recipe, device: torch.device) -> Outcome:
         model.compile_blocks(BACKEND if device.type == "cuda" else "aot_eager")
     batch = make_batch(recipe, 0)
     batch = type(batch)(*(x.to(device) for x in batch))
-    windows = batch.loss_mask.split(recipe.sleep.window_size, dim=1)
-    loss = loss_sum(recipe, model, 0, batch, [bool(mask.any()) for mask in windows]) / batch.loss_mask.sum()
+    labelled = labelled_windows(batch.loss_mask, recipe.sleep.window_size)
+    loss = loss_sum(recipe, model, 0, batch, labelled) / batch.loss_mask.sum()
     loss.backward()
     return {"loss": loss.detach().cpu(), **_gradients(model)}
 
