@@ -92,7 +92,7 @@ def test_whole_models_eager_and_compiled(monkeypatch: pytest.MonkeyPatch):
     names = ["float32", "float32, compiled", "bfloat16", "bfloat16, compiled"]
     assert [one.name.partition("chunked, ")[2] for one in ways] == names
     assert not any(one.wrong for one in ways)
-    assert ways[2].error > 10 * ways[0].error
+    assert (ways[2].error or 0) > 10 * (ways[0].error or 0)  # something was rounded
     assert "fla" in missing.name
     assert missing.error is None
 
