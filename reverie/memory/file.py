@@ -8,7 +8,6 @@ Nothing is unpickled, and no name in a file is used as a path or as code: unknow
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -22,7 +21,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from reverie.errors import UserError, plain
-from reverie.memory.fingerprint import tensor_bytes
+from reverie.memory.fingerprint import content_hash
 from reverie.model import CACHE_ENTRIES, CacheEntry, State
 from reverie.sleep import SleepConfig
 
@@ -264,11 +263,7 @@ def _check_size(header: Header, size: int, where: str) -> None:
 
 def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
     """Hex SHA-256 of the description and of all tensors with their names."""
-    digest = hashlib.sha256(text.encode())
-    for name, x in sorted(tensors.items()):
-        digest.update(f"{name} {x.dtype} {tuple(x.shape)} ".encode())
-        digest.update(tensor_bytes(x))
-    return digest.hexdigest()
+    return content_hash(text, ((f"{name} ", x) for name, x in sorted(tensors.items())))
 
 
 def _named(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

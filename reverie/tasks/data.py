@@ -31,6 +31,7 @@ from reverie.workers import made_ahead
 UNSCORED = -100  # the label that PyTorch's cross entropy ignores
 
 SUFFIXES = (".jsonl", ".parquet")
+_PROBLEM_FIELDS = ("world", "level", "mode", "operations", "problem", "question", "prompt", "solution", "answer")
 _ROW_GROUP = 1024  # rows of a Parquet file that are converted at a time
 
 
@@ -89,15 +90,7 @@ class ProblemRows(Rows):
             "index": index,
             "split": self.split,
             "seed": self.seed,
-            "world": problem.world,
-            "level": problem.level,
-            "mode": problem.mode,
-            "operations": problem.operations,
-            "problem": problem.problem,
-            "question": problem.question,
-            "prompt": problem.prompt,
-            "solution": problem.solution,
-            "answer": problem.answer,
+            **{name: getattr(problem, name) for name in _PROBLEM_FIELDS},
             "length": reserved + sum(map(measure, (*problem.context, *problem.cue))),
         }
 

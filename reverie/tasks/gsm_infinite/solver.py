@@ -2,15 +2,18 @@
 
 It shares nothing with the generator, so that agreement of the two is evidence.
 
-Values are polynomials in x, the unknown of a reverse problem: (c0, c1, ...) is c0 + c1·x + ..., without trailing zeros
-(but zero is (0,)).
+Values are polynomials in x, the unknown of a reverse problem: arrays of Python's integers c0, c1, … for c0 + c1·x + …,
+without trailing zeros (but zero is one 0).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import zip_longest
+from functools import reduce
+
+import numpy as np
+from numpy.polynomial.polynomial import polyadd, polymul, polyval
 
 from reverie.tasks.gsm_infinite.parser import (
     WEIGHTED_NOUNS,
@@ -24,7 +27,7 @@ from reverie.tasks.gsm_infinite.parser import (
     parse,
 )
 
-Polynomial = tuple[int, ...]
+Polynomial = np.ndarray
 
 # Weighted totals of weighted totals square a value at every step; Python converts at most 4,300 digits to text.
 _MOST_BITS = 14_000
@@ -107,7 +110,7 @@ def _check(given: dict[str, int], values: _Values, x: int) -> None:
             value = values.of(name)
         except UnsolvableError:
             continue
-        if _at(value, x) != number:
+        if polyval(x, value) != number:
             raise UnsolvableError(f"{in_words(name)} is said to be {number}, which contradicts the rest of the problem")
 
 
@@ -250,7 +253,7 @@ class _Values:
         if not is_total(name):
             value = _evaluate(self._definitions.fact(name), terms)
         elif noun_and_place(name)[0] in WEIGHTED_NOUNS:
-            value = _sum(_product(count, average) for count, average in zip(terms[::2], terms[1::2], strict=True))
+            value = _sum(polymul(count, average) for count, average in zip(terms[::2], terms[1::2], strict=True))
         else:
             value = _sum(terms)
         if len(value) > _HIGHEST_DEGREE + 1 or any(c.bit_length() > _MOST_BITS for c in value):
@@ -260,39 +263,18 @@ class _Values:
 
 def _evaluate(fact: Fact, operands: list[Polynomial]) -> Polynomial:
     if fact.form == "unknown":
-        return (0, 1)
+        return _polynomial(0, 1)
     if fact.form == "difference":
-        operands = [operands[0], _product((-1,), operands[1])]
-    constant = () if fact.constant is None else (fact.constant,)
-    if fact.is_factor:
-        return _product(constant, _sum(operands))
-    return _sum([*operands, constant])
+        operands = [operands[0], -operands[1]]
+    if fact.constant is None:
+        return _sum(operands)
+    constant = _polynomial(fact.constant)
+    return polymul(constant, _sum(operands)) if fact.is_factor else _sum([*operands, constant])
 
 
 def _sum(terms: Iterable[Polynomial]) -> Polynomial:
-    total: Polynomial = (0,)
-    for term in terms:
-        total = tuple(a + b for a, b in zip_longest(total, term, fillvalue=0))
-    return _trimmed(total)
+    return reduce(polyadd, terms, _polynomial(0))
 
 
-def _product(left: Polynomial, right: Polynomial) -> Polynomial:
-    product = [0] * (len(left) + len(right) - 1)
-    for i, a in enumerate(left):
-        for j, b in enumerate(right):
-            product[i + j] += a * b
-    return _trimmed(product)
-
-
-def _trimmed(coefficients: Sequence[int]) -> Polynomial:
-    length = len(coefficients)
-    while length > 1 and not coefficients[length - 1]:
-        length -= 1
-    return tuple(coefficients[:length])
-
-
-def _at(value: Polynomial, x: int) -> int:
-    result = 0
-    for coefficient in reversed(value):
-        result = result * x + coefficient
-    return result
+def _polynomial(*coefficients: int) -> Polynomial:
+    return np.array(coefficients, dtype=object)

@@ -86,7 +86,8 @@ class GsmInfinite(ProblemConfig):
         """
         deepest = self.max_operations if max_depth is None or split == "test" else min(max_depth, self.max_operations)
         operations = self._operations(split, seed, step, examples, deepest)
-        rows = [self._row(split, seed, step, i, n, deepest) for i, n in zip(examples, operations, strict=True)]
+        make = _example if split == "train" else _held_out_example
+        rows = [make(self, split, seed, step, i, n, deepest) for i, n in zip(examples, operations, strict=True)]
         columns = zip(*rows, strict=True) if rows else [()] * len(_Row._fields)
         shape = (len(rows), self.sequence_length)
         return as_batch(*(np.array(column, dtype=np.int64).reshape(shape) for column in columns))
@@ -163,19 +164,6 @@ class GsmInfinite(ProblemConfig):
         choice = len(depths) if self.num_questions > 1 else max(deepest - depths[0] + 1, 1)
         return [depths[int(u * choice)] for u in uniform(draw(split, seed, step, examples, 1))[:, 0]]
 
-    def _row(self, split: Split, seed: int, step: int, index: int, operations: int, deepest: int) -> _Row:
-        """One example. Those of tests are cached, since a training run evaluates the same ones many times."""
-        if split == "train":
-            return _example(self, split, seed, step, index, operations, deepest)
-        key = (seed, step, index)
-        if key not in self._held_out:
-            self._held_out[key] = _example(self, split, seed, step, index, operations, deepest)
-        return self._held_out[key]
-
-    @cached_property
-    def _held_out(self) -> dict[tuple[int, int, int], _Row]:
-        return {}
-
     @cached_property
     def _sample(self) -> list[list[tuple[int, int]]]:
         """(operations, answer) of all questions, by problem of a sample."""
@@ -207,6 +195,10 @@ def _example(task: GsmInfinite, split: Split, seed: int, step: int, index: int, 
         return _one_question(task, problem, context)
     rng = Random(f"{split}/{seed}/{step}/{index}/questions")
     return _many_questions(task, problem, context, _asked(rng, problem.core, task.num_questions, deepest))
+
+
+# A training run evaluates the same examples many times.
+_held_out_example = cache(_example)
 
 
 def _blank(task: GsmInfinite) -> _Row:

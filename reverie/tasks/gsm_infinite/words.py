@@ -14,27 +14,11 @@ from reverie.tasks.gsm_infinite.worlds import WORLDS, World
 PAD, END = "[pad]", "[end]"
 
 _GRAMMAR = (
-    "Problem:",
-    "Question:",
-    "Answer:",
+    *("Problem:", "Question:", "Answer:"),
     *(f"{the} {what}number of" for what in ("", "average ", "total ") for the in ("The", "the")),
-    "per",
-    "in",
-    "equals",
-    "plus",
-    "times",
-    "the sum of",
-    "the difference between",
-    "and",
-    "exists, and its number is greater than 0",
-    "is greater than 0",
-    "How many",
-    "does",
-    "have?",
-    "What is",
-    "?",
-    ",",
-    ".",
+    *("per", "in", "equals", "plus", "times", "the sum of", "the difference between", "and"),
+    *("exists, and its number is greater than 0", "is greater than 0"),
+    *("How many", "does", "have?", "What is", "?", ",", "."),
 )
 _NO_SPACE_BEFORE = {"?", ",", "."}
 
