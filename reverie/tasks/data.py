@@ -218,7 +218,11 @@ def _resume(file: BinaryIO, rows: Rows, count: int, part: Path, settings: Path) 
         write_atomic(settings, json.dumps(wanted).encode())
         return 0
     way_out = "delete it to start afresh, or choose another file"
-    if _read_json(settings) != wanted:
+    try:
+        begun = json.loads(settings.read_bytes())
+    except (FileNotFoundError, ValueError):
+        begun = None
+    if begun != wanted:
         raise UserError(f"{part} was begun with other settings: give those to go on with it, {way_out}")
     done, end, last = _whole_lines(file)
     if done and last != _lines(rows, range(done - 1, done)):
@@ -238,13 +242,6 @@ def _whole_lines(file: BinaryIO) -> tuple[int, int, bytes]:
             break
         number, end, last = number + 1, end + len(line), line
     return number, end, last
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
 
 
 def _to_parquet(part: Path, path: Path) -> None:
@@ -267,20 +264,17 @@ def _lines(rows: Rows, indices: range) -> bytes:
     return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows.make(indices))
 
 
-@contextlib.contextmanager
-def _chunks(rows: Rows, indices: range, workers: int) -> Iterator[Iterator[bytes]]:
+def _chunks(rows: Rows, indices: range, workers: int) -> contextlib.AbstractContextManager[Iterator[bytes]]:
     """The lines of `rows.chunk` rows at a time."""
     pieces = [indices[start : start + rows.chunk] for start in range(0, len(indices), rows.chunk)]
-    workers = min(workers, len(pieces))
-    if workers < 2:
-        yield (_lines(rows, piece) for piece in pieces)
-        return
+    make, workers = partial(_lines, rows), min(workers, len(pieces))
     lost = (
         "a worker process ended before its rows were made, for want of memory perhaps: written again, the file goes on "
         "where it stopped, and needs less memory with fewer processes"
     )
-    with made_ahead(partial(_lines, rows), pieces, workers, if_killed=lost) as made:
-        yield made
+    if workers < 2:
+        return contextlib.nullcontext(map(make, pieces))
+    return made_ahead(make, pieces, workers, if_killed=lost)
 
 
 @cache

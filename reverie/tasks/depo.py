@@ -7,16 +7,16 @@ from math import sqrt
 from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from reverie.tasks.base import Batch, Section, Split, as_batch, draw, uniform
+from reverie.tasks.base import Batch, Section, Split, TaskSettings, as_batch, draw, uniform
 
 Hops = Annotated[int, Field(ge=1)]
 
 _PAD = 0
 
 
-class Depo(BaseModel):
+class Depo(TaskSettings):
     """Task: the edges of a directed cycle in random order, then `num_queries` times "which node is k hops after x?".
 
     A node's name is a word of 1 to `max_name_tokens` mini-vocabulary tokens, the last one marked as an ending (id +
@@ -31,8 +31,6 @@ class Depo(BaseModel):
     from 1..max_hops. Tests have n = max_nodes, and k runs through `test_hops` from a random start, so that every k is
     asked about equally often. x is uniform over the nodes, and queries of an example may repeat.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["depo"] = "depo"
     max_nodes: int = Field(default=75, ge=2)
@@ -73,19 +71,11 @@ class Depo(BaseModel):
     def query_length(self) -> int:
         """Most tokens of one query: k, x, and the answer and separator if the input has them."""
         answer = self.max_name_tokens if self.reveal_answers else 0
-        return 1 + self.max_name_tokens + answer + self._has_separator
+        return 1 + self.max_name_tokens + answer + (self.max_name_tokens > 1)
 
     @property
     def vocab_size(self) -> int:
         return self._ids.hops + self.max_hops
-
-    @property
-    def sequence_length(self) -> int:
-        return self.cycle_length + self.num_queries * self.query_length
-
-    @property
-    def answer_is_last(self) -> bool:
-        return False
 
     def batch(self, split: Split, seed: int, step: int, examples: range, max_depth: int | None = None) -> Batch:
         """Make examples as a `Batch` [B, cycle_length + num_queries * query_length]; question i is query i.
@@ -135,7 +125,7 @@ class Depo(BaseModel):
     def token_names(self) -> list[str]:
         plain = [f"{i}-" for i in range(self.mini_vocab)] if self.max_name_tokens > 1 else []
         endings = [f"{i}" for i in range(self.mini_vocab)]
-        separator = ["|"] if self._has_separator else []
+        separator = ["|"] if self.max_name_tokens > 1 else []
         return [".", *plain, *endings, *separator, *(f"k={k}" for k in range(1, self.max_hops + 1))]
 
     def sections(self) -> list[Section]:
@@ -145,16 +135,12 @@ class Depo(BaseModel):
     def _num_words(self) -> int:
         return sum(self.mini_vocab**length for length in range(1, self.max_name_tokens + 1))
 
-    @property
-    def _has_separator(self) -> bool:
-        return self.max_name_tokens > 1
-
     @cached_property
     def _ids(self) -> _Ids:
         """Token ids of each kind; with names of one token there are none for unmarked tokens."""
         endings = 1 + (self.mini_vocab if self.max_name_tokens > 1 else 0)
         separator = endings + self.mini_vocab
-        return _Ids(plain=1, endings=endings, separator=separator, hops=separator + self._has_separator)
+        return _Ids(plain=1, endings=endings, separator=separator, hops=separator + (self.max_name_tokens > 1))
 
     @cached_property
     def _spelling(self) -> np.ndarray:
@@ -210,7 +196,7 @@ class Depo(BaseModel):
         Arguments are [B, num_queries]: k, and the words of x and of the answer.
         """
         spelled = [(self._ids.hops + hops - 1)[..., None], self._spelling[x], self._spelling[answer]]
-        if self._has_separator:
+        if self.max_name_tokens > 1:
             spelled.append(np.full((*hops.shape, 1), self._ids.separator))
         slots = np.concatenate(spelled, axis=2)  # [B, num_queries, slots of a query]
         column = np.arange(slots.shape[2]) - 1 - self.max_name_tokens

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from reverie.pretrained import smollm2
 from reverie.pretrained.smollm2 import SmolLM2Tokenizer, load_smollm2
-from reverie.tasks.base import Batch, Section, Split, as_batch, draw, uniform
+from reverie.tasks.base import Batch, Section, Split, TaskSettings, as_batch, draw, uniform
 from reverie.tasks.gsm_infinite.core import Core
 from reverie.tasks.gsm_infinite.generator import Problem, ProblemConfig, draw_problem
 from reverie.tasks.gsm_infinite.text import question_text
@@ -24,7 +24,7 @@ from reverie.tasks.gsm_infinite.words import END, PAD, WordTokenizer, word_token
 _CHANCE_SAMPLE = 400  # problems per number of operations
 
 
-class GsmInfinite(ProblemConfig):
+class GsmInfinite(ProblemConfig, TaskSettings):
     """Task: prompts, padded on the left to the longest, then the answer: digits and an end token.
 
     Each answer token is predicted at the token before it. `length` is required and counts tokens.
@@ -66,10 +66,6 @@ class GsmInfinite(ProblemConfig):
     @property
     def vocab_size(self) -> int:
         return smollm2.VOCAB_SIZE if self.tokenizer == "smollm2" else word_tokenizer(self.worlds).vocab_size
-
-    @property
-    def sequence_length(self) -> int:
-        return sum(section.length for section in self.sections())
 
     @property
     def answer_is_last(self) -> bool:
@@ -134,12 +130,12 @@ class GsmInfinite(ProblemConfig):
     @property
     def pad_id(self) -> int:
         """Token id of padding."""
-        return _special(self, PAD, "<|im_start|>")
+        return self.text.special_ids["<|im_start|>" if self.tokenizer == "smollm2" else PAD]
 
     @property
     def end_id(self) -> int:
         """Token id that ends an answer."""
-        return _special(self, END, "<|endoftext|>")
+        return self.text.special_ids["<|endoftext|>" if self.tokenizer == "smollm2" else END]
 
     @property
     def _answer_length(self) -> int:
@@ -268,12 +264,6 @@ def _needs(core: Core, quantity: int, known: dict[int, set[int]]) -> set[int]:
     if quantity not in known:
         known[quantity] = {quantity}.union(*(_needs(core, q, known) for q in core.operands(quantity)))
     return known[quantity]
-
-
-def _special(task: GsmInfinite, word: str, smol: str) -> int:
-    """Id of a special token, by its names in the two tokenizers."""
-    text = task.text
-    return text.special_ids[smol] if isinstance(text, SmolLM2Tokenizer) else text.special_ids[word]
 
 
 @cache
