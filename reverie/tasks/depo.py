@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property, lru_cache
 from math import sqrt
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -75,7 +75,7 @@ class Depo(TaskSettings):
 
     @property
     def vocab_size(self) -> int:
-        return self._ids.hops + self.max_hops
+        return self._first_ids[-1] + self.max_hops
 
     def batch(self, split: Split, seed: int, step: int, examples: range, max_depth: int | None = None) -> Batch:
         """Make examples as a `Batch` [B, cycle_length + num_queries * query_length]; question i is query i.
@@ -135,20 +135,20 @@ class Depo(TaskSettings):
     def _num_words(self) -> int:
         return sum(self.mini_vocab**length for length in range(1, self.max_name_tokens + 1))
 
-    @cached_property
-    def _ids(self) -> _Ids:
-        """Token ids of each kind; with names of one token there are none for unmarked tokens."""
+    @property
+    def _first_ids(self) -> tuple[int, int, int]:
+        """Token ids of the first ending, the separator, and k = 1; 0 is padding, 1 the first token of long names."""
         endings = 1 + (self.mini_vocab if self.max_name_tokens > 1 else 0)
         separator = endings + self.mini_vocab
-        return _Ids(plain=1, endings=endings, separator=separator, hops=separator + (self.max_name_tokens > 1))
+        return endings, separator, separator + (self.max_name_tokens > 1)
 
     @cached_property
     def _spelling(self) -> np.ndarray:
         """Token ids of every word, [words, max_name_tokens], -1 where a word has no token."""
-        last = self._ids.endings + np.arange(self.mini_vocab)
+        last = self._first_ids[0] + np.arange(self.mini_vocab)
         if self.max_name_tokens == 1:
             return last[:, None]
-        first = self._ids.plain + np.arange(self.mini_vocab)
+        first = 1 + np.arange(self.mini_vocab)
         short = np.stack([last, np.full_like(last, -1)], axis=1)
         long = np.stack([first.repeat(self.mini_vocab), np.tile(last, self.mini_vocab)], axis=1)
         return np.concatenate([short, long])
@@ -195,9 +195,10 @@ class Depo(TaskSettings):
 
         Arguments are [B, num_queries]: k, and the words of x and of the answer.
         """
-        spelled = [(self._ids.hops + hops - 1)[..., None], self._spelling[x], self._spelling[answer]]
+        _, separator, first_hops = self._first_ids
+        spelled = [(first_hops + hops - 1)[..., None], self._spelling[x], self._spelling[answer]]
         if self.max_name_tokens > 1:
-            spelled.append(np.full((*hops.shape, 1), self._ids.separator))
+            spelled.append(np.full((*hops.shape, 1), separator))
         slots = np.concatenate(spelled, axis=2)  # [B, num_queries, slots of a query]
         column = np.arange(slots.shape[2]) - 1 - self.max_name_tokens
         is_answer = (slots >= 0) & (column >= 0) & (column < self.max_name_tokens)
@@ -213,15 +214,6 @@ class Depo(TaskSettings):
         depth = _place(hops[:, of_slot], before - 1, is_answer, length, 0)
         question = _place(np.broadcast_to(of_slot, flat.shape), before - 1, is_answer, length, -1)
         return tokens, targets, depth, question
-
-
-class _Ids(NamedTuple):
-    """First token id of each kind of token; 0 is padding."""
-
-    plain: int
-    endings: int
-    separator: int
-    hops: int
 
 
 def _shuffled(u: np.ndarray, nodes: np.ndarray) -> np.ndarray:

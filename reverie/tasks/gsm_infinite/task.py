@@ -91,7 +91,9 @@ class GsmInfinite(ProblemConfig, TaskSettings):
     def problem(self, split: Split, seed: int, step: int, index: int, operations: int) -> Problem:
         """Draw the problem of one example."""
         reserved = self._questions_length if self.num_questions > 1 else 0
-        return draw_problem(self, split, seed, step, index, operations, measure=_measure(self.text), reserved=reserved)
+        return draw_problem(
+            self, split, seed, step, index, operations, measure=token_counter(self.text), reserved=reserved
+        )
 
     def depths(self) -> range:
         return range(self.min_operations, self.max_operations + 1)
@@ -273,7 +275,7 @@ def _encode(text: SmolLM2Tokenizer | WordTokenizer):
 
 
 @cache
-def _measure(text: SmolLM2Tokenizer | WordTokenizer):
+def token_counter(text: SmolLM2Tokenizer | WordTokenizer):
     """A function that counts the tokens of a piece."""
     encode = _encode(text)
     return lambda piece: len(encode(piece))
