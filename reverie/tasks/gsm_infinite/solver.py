@@ -8,9 +8,10 @@ without trailing zeros (but zero is one 0).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import reduce
+from graphlib import CycleError, TopologicalSorter
 
 import numpy as np
 from numpy.polynomial.polynomial import polyadd, polymul, polyval
@@ -80,7 +81,7 @@ def work_out(problem: Problem) -> Solution:
         raise UnsolvableError(f"{in_words(problem.asked)} would be {answer}, but the problem says it is greater than 0")
     _check(given, values, answer)
     reached = _reachable(goal, definitions)
-    return Solution(answer, reached, sum(definitions.operations(name) for name in reached))
+    return Solution(answer, frozenset(reached), sum(definitions.operations(name) for name in reached))
 
 
 def _solve_equation(given: dict[str, int], values: _Values, asked: str) -> tuple[str, int]:
@@ -114,14 +115,16 @@ def _check(given: dict[str, int], values: _Values, x: int) -> None:
             raise UnsolvableError(f"{in_words(name)} is said to be {number}, which contradicts the rest of the problem")
 
 
-def _reachable(goal: str, definitions: _Definitions) -> frozenset[str]:
-    """The goal and all quantities that it depends on."""
-    reached, waiting = {goal}, [goal]
+def _reachable(goal: str, definitions: _Definitions, known: Collection[str] = ()) -> dict[str, tuple[str, ...]]:
+    """The goal and all quantities that it depends on, with their terms; without those that are known."""
+    reached: dict[str, tuple[str, ...]] = {}
+    waiting = [goal]
     while waiting:
-        new = set(definitions.terms(waiting.pop())) - reached
-        reached |= new
-        waiting += new
-    return frozenset(reached)
+        name = waiting.pop()
+        if name not in reached and name not in known:
+            reached[name] = definitions.terms(name)
+            waiting += reached[name]
+    return reached
 
 
 class _Definitions:
@@ -217,36 +220,18 @@ class _Values:
     def __init__(self, definitions: _Definitions) -> None:
         self._definitions = definitions
         self._known: dict[str, Polynomial] = {}
-        self._failed: dict[str, str] = {}
 
     def of(self, name: str) -> Polynomial:
         """Value of a quantity. Raises `UnsolvableError`."""
-        if name not in self._known:
-            self._compute(name)
-        return self._known[name]
-
-    def _compute(self, name: str) -> None:
-        path: dict[str, Iterator[str]] = {}  # a stack with a fast `in`: quantities and their unvisited terms
+        needed = _reachable(name, self._definitions, self._known)
         try:
-            self._enter(name, path)
-            while path:
-                current = next(reversed(path))
-                missing = next((term for term in path[current] if term not in self._known), None)
-                if missing is not None:
-                    self._enter(missing, path)
-                else:
-                    self._known[current] = self._combine(current)
-                    path.popitem()
-        except UnsolvableError as error:
-            self._failed |= dict.fromkeys(path, str(error))
-            raise
-
-    def _enter(self, name: str, path: dict[str, Iterator[str]]) -> None:
-        if name in self._failed:
-            raise UnsolvableError(self._failed[name])
-        if name in path:
-            raise UnsolvableError(f"{in_words(name)} is needed, but depends on itself")
-        path[name] = iter(self._definitions.terms(name))
+            order = [*TopologicalSorter(needed).static_order()]
+        except CycleError as error:
+            raise UnsolvableError(f"{in_words(error.args[1][0])} is needed, but depends on itself") from None
+        for quantity in order:
+            if quantity not in self._known:
+                self._known[quantity] = self._combine(quantity)
+        return self._known[name]
 
     def _combine(self, name: str) -> Polynomial:
         terms = [self._known[term] for term in self._definitions.terms(name)]
