@@ -5,12 +5,4 @@ from reverie.memory.history import History
 from reverie.memory.memory import Memory, sleep_over
 from reverie.memory.store import MemoryStore, StoreEntry
 
-__all__ = [
-    "History",
-    "Memory",
-    "MemoryInfo",
-    "MemoryStore",
-    "StoreEntry",
-    "read_info",
-    "sleep_over",
-]
+__all__ = ["History", "Memory", "MemoryInfo", "MemoryStore", "StoreEntry", "read_info", "sleep_over"]

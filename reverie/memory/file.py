@@ -8,22 +8,21 @@ Nothing is unpickled, and no name in a file is used as a path or as code: unknow
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from reverie.errors import UserError, plain
-from reverie.memory.fingerprint import tensor_bytes
-from reverie.model import CACHE_ENTRIES, CacheEntry, State
+from reverie.memory.fingerprint import content_hash
+from reverie.model import CACHE_ENTRIES, State
 from reverie.sleep import SleepConfig
 
 FORMAT = "reverie memory 1"
@@ -48,10 +47,12 @@ def _bounded(config: SleepConfig) -> SleepConfig:
     return config
 
 
-class MemoryInfo(BaseModel):
-    """Description of a memory in its file's header, readable without its tensors."""
+class _Strict(BaseModel, frozen=True, extra="forbid"):
+    pass
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+
+class MemoryInfo(_Strict):
+    """Description of a memory in its file's header, readable without its tensors."""
 
     tokens: list[Count] = Field(min_length=1, description="number consolidated, by row of the batch")
     passes: list[Count] = Field(description="number spent, by row")
@@ -68,20 +69,16 @@ class MemoryInfo(BaseModel):
         return self
 
 
-class Part(BaseModel):
+class Part(_Strict):
     """Description of one block: its cache's type and fields, with names in the place of tensors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     fast_weights: bool
     cache: str | None
     fields: dict[str, Any]
 
 
-class _Content(BaseModel):
+class _Content(_Strict):
     """The JSON in the metadata."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     info: MemoryInfo
     parts: list[Part]
@@ -264,11 +261,7 @@ def _check_size(header: Header, size: int, where: str) -> None:
 
 def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
     """Hex SHA-256 of the description and of all tensors with their names."""
-    digest = hashlib.sha256(text.encode())
-    for name, x in sorted(tensors.items()):
-        digest.update(f"{name} {x.dtype} {tuple(x.shape)} ".encode())
-        digest.update(tensor_bytes(x))
-    return digest.hexdigest()
+    return content_hash(text, ((f"{name} ", x) for name, x in sorted(tensors.items())))
 
 
 def _named(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
@@ -285,14 +278,10 @@ def _named(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
 
 def _state(parts: list[Part], tensors: dict[str, Tensor]) -> State:
     """Build the state and remove its tensors from `tensors`. Raises KeyError or TypeError if they do not fit."""
-    fast_weights = (tensors.pop(f"fast_weights.{i}") if part.fast_weights else None for i, part in enumerate(parts))
-    return State(tuple(fast_weights), tuple(_entry(part, tensors) for part in parts))
-
-
-def _entry(part: Part, tensors: dict[str, Tensor]) -> CacheEntry | None:
-    if part.cache is None:
-        return None
-    return CACHE_ENTRIES[part.cache](**{key: _value(value, tensors) for key, value in part.fields.items()})
+    fast_weights = [tensors.pop(f"fast_weights.{i}") if part.fast_weights else None for i, part in enumerate(parts)]
+    fields = [{key: _value(value, tensors) for key, value in part.fields.items()} for part in parts]
+    cache = (part.cache and CACHE_ENTRIES[part.cache](**of) for part, of in zip(parts, fields, strict=True))
+    return State(tuple(fast_weights), tuple(cache))
 
 
 def _value(value: Any, tensors: dict[str, Tensor]) -> Any:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+from collections.abc import Iterable
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 from reverie.errors import UserError
 
 # Keys of a config that transformers adds or drops from one save to the next, or that only decoding reads.
-_VOLATILE = {"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version", "use_cache"}
+_VOLATILE = re.compile(r"_.*|.*_token_id|architectures|dtype|torch_dtype|transformers_version|use_cache")
 
 _known: WeakKeyDictionary[nn.Module, tuple[object, str]] = WeakKeyDictionary()
 
@@ -31,7 +33,7 @@ def fingerprint(model: object, *, anew: bool = False) -> str:
     tensors, config = list(module.state_dict().values()), json.dumps(_config(module), sort_keys=True, default=str)
     now = config, [(x.data_ptr(), 0 if x.is_inference() else x._version, x.shape, x.dtype) for x in tensors]
     if anew or _known.get(module, (None, ""))[0] != now:
-        _known[module] = now, _hash(config, tensors)
+        _known[module] = now, content_hash(config, [("", x) for x in tensors])
     return _known[module][1]
 
 
@@ -50,22 +52,13 @@ def module_of(model: object) -> nn.Module:
     raise UserError(f"a {type(model).__name__} is no model: give one of reverie's or of transformers'")
 
 
-def tensor_bytes(x: Tensor) -> memoryview:
-    """Bytes of a contiguous tensor's values, on the CPU."""
-    return x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-def _hash(config: str, tensors: list[Tensor]) -> str:
-    digest = hashlib.sha256(config.encode())
-    for x in tensors:
-        digest.update(f"{x.dtype} {tuple(x.shape)} ".encode())
-        digest.update(tensor_bytes(x))
+def content_hash(text: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
+    """Hex SHA-256 of a text and tensors, each with what it is called."""
+    digest = hashlib.sha256(text.encode())
+    for called, x in tensors:
+        digest.update(f"{called}{x.dtype} {tuple(x.shape)} ".encode())
+        digest.update(x.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _volatile(key: str) -> bool:
-    """True for keys of a config that may change although the model does not."""
-    return key in _VOLATILE or key[:1] == "_" or key.endswith("_token_id")
 
 
 def _config(module: nn.Module) -> dict[str, Any]:
@@ -73,6 +66,6 @@ def _config(module: nn.Module) -> dict[str, Any]:
     config = next((part.config for part in module.modules() if hasattr(part, "config")), None)
     for name in ("model_dump", "to_dict"):
         if hasattr(config, name):
-            content = getattr(config, name)()
-            return {key: value for key, value in content.items() if not _volatile(key)}
+            content = getattr(config, name)().items()
+            return {key: x for key, x in content if not _VOLATILE.fullmatch(key)}
     return {}

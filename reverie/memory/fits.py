@@ -28,10 +28,10 @@ def check_settings(made: SleepConfig, wanted: SleepConfig, where: str, num_block
     for name in ("window_size", "looped_blocks", "eviction"):
         ours, theirs = (getattr(config, name) for config in (wanted, made))
         if name == "looped_blocks":
-            ours, theirs = ours or all_blocks, theirs or all_blocks
+            ours, theirs = list(ours or all_blocks), list(theirs or all_blocks)
         if ours != theirs:
             raise UserError(
-                f"{where} was made with {name} {_shown(theirs)}, and the model sleeps with {_shown(ours)}: "
+                f"{where} was made with {name} {theirs}, and the model sleeps with {ours}: "
                 "it cannot go on with that memory"
             )
 
@@ -90,7 +90,3 @@ def _alike(found: Any, own: Any) -> bool:
     if isinstance(own, list):
         return len(found) == len(own) and all(map(_alike, found, own))
     return found >= 0 if type(own) is int else found == own
-
-
-def _shown(value: object) -> str:
-    return str(list(value) if isinstance(value, tuple) else value)

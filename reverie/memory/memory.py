@@ -239,7 +239,10 @@ def sleep_over(
             observe=history and history.observe,
         )
     except IndexError:
-        raise UserError(f"the texts hold token ids that the model does not know: {_range(texts)}") from None
+        least, most = (int(of(map(of, texts))) for of in (min, max))
+        raise UserError(
+            f"the texts hold token ids that the model does not know: they go from {least} to {most}"
+        ) from None
     return Memory(after, before.tokens + lengths, config, before.fingerprint, before.notes, history)
 
 
@@ -305,11 +308,6 @@ def _check_texts(lengths: Tensor, before: Memory, history: History | None) -> No
         )
     if len(lengths.unique()) > 1 and history is not None:
         raise UserError("a history is of one text, or of several of one length: sleep over these one by one")
-
-
-def _range(texts: list[Tensor]) -> str:
-    """The smallest and largest token id, in words."""
-    return f"they go from {min(int(text.min()) for text in texts)} to {max(int(text.max()) for text in texts)}"
 
 
 def _at_rest(state: State, passes: Tensor) -> Context:

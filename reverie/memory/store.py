@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import Any
 
 from reverie.errors import UserError
 from reverie.memory.file import FIRST_BYTES, MemoryInfo, header_size, read_info
@@ -185,15 +185,14 @@ class MemoryStore:
 
     def _last_use(self, names: Collection[str]) -> dict[str, datetime]:
         """Time of last use by name."""
-        marked = self._marked(names)
-        times = {name: marker.used for name, marker in marked.items()}
+        times = {name: used for name, (used, _) in self._marked(names).items()}
         return {name: times.get(name) or self._folder.written(_file(name)) or _EPOCH for name in names}
 
-    def _marked(self, names: Collection[str]) -> dict[str, _Marker]:
-        """Markers by name, of those that have a sound one."""
+    def _marked(self, names: Collection[str]) -> dict[str, tuple[datetime, int]]:
+        """Time of last use, and bytes of the file that was put, by name, of those with a sound marker."""
         markers = zip(names, self._folder.read_beginnings([_marker(name) for name in names], 64), strict=True)
-        sound = {name: _Marker.read(marker) for name, marker in markers if isinstance(marker, bytes)}
-        return {name: marker for name, marker in sound.items() if marker is not None}
+        sound = {name: _read_marker(marker) for name, marker in markers if isinstance(marker, bytes)}
+        return {name: found for name, found in sound.items() if found is not None}
 
     def _mark(self, name: str, nbytes: int) -> None:
         """Mark a memory of so many bytes as used now."""
@@ -228,7 +227,7 @@ class MemoryStore:
 
     def _ours(self, sizes: Mapping[str, int]) -> Collection[str]:
         """Names of files that may be deleted: memories, and files that were put; not weights of a model, for one."""
-        marked = {name for name, marker in self._marked(sizes).items() if marker.nbytes == sizes[name]}
+        marked = {name for name, (_, nbytes) in self._marked(sizes).items() if nbytes == sizes[name]}
         infos = self._infos({name: size for name, size in sizes.items() if name not in marked})
         return {*marked, *(name for name, info in infos.items() if isinstance(info, MemoryInfo))}
 
@@ -248,18 +247,11 @@ def _marker(name: str) -> str:
     return f".used/{name}"
 
 
-class _Marker(NamedTuple):
-    """Time of a memory's last use, and bytes of its file; a file of another size was not put by us."""
-
-    used: datetime
-    nbytes: int
-
-    @classmethod
-    def read(cls, content: bytes) -> _Marker | None:
-        """Parse a marker; None for anything but an ISO time with zone and a number."""
-        try:
-            time, nbytes = content.decode().split()
-            used = datetime.fromisoformat(time)
-            return cls(used, int(nbytes)) if used.tzinfo else None
-        except ValueError:
-            return None
+def _read_marker(content: bytes) -> tuple[datetime, int] | None:
+    """Parse a marker; None for anything but an ISO time with zone and a number."""
+    try:
+        time, nbytes = content.decode().split()
+        used = datetime.fromisoformat(time)
+        return (used, int(nbytes)) if used.tzinfo else None
+    except ValueError:
+        return None

@@ -36,13 +36,7 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(config.num_heads * self.head_size, config.width, bias=False)
 
     def forward(
-        self,
-        x: Float[Tensor, "B T D"],
-        fast_weights: None,
-        cache: KVCache | None,
-        *,
-        span: int,
-        output: bool = True,
+        self, x: Float[Tensor, "B T D"], fast_weights: None, cache: KVCache | None, *, span: int, output: bool = True
     ) -> tuple[Float[Tensor, "B T D"] | None, None, KVCache]:
         """Let each token attend to itself and the span − 1 tokens before it, in `cache` or in x.
 

@@ -75,14 +75,7 @@ class HybridLM(LanguageModel):
         return tokens if tokens.is_floating_point() else self.embedding(tokens)
 
     def blocks(
-        self,
-        h: Float[Tensor, "B T D"],
-        state: State,
-        start: int,
-        stop: int,
-        *,
-        span: int,
-        output: bool = True,
+        self, h: Float[Tensor, "B T D"], state: State, start: int, stop: int, *, span: int, output: bool = True
     ) -> tuple[Float[Tensor, "B T D"], State]:
         """Run blocks start … stop − 1; without `output` the last of them computes its state alone."""
         fast_weights, cache = list(state.fast_weights), list(state.cache)

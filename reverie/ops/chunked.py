@@ -87,15 +87,6 @@ def recurrence(
     chunk_size: int | None = None,
 ) -> tuple[Float[Tensor, "B T H V"] | None, Float[Tensor, "B H K V"]]:
     """Run a rule as `reference.recurrence` does; `chunk_size` (64 if None) changes the speed, not the result."""
-    o, S = _Chunked.apply(  # pyright: ignore[reportGeneralTypeIssues]
-        q,
-        k,
-        v,
-        None if g is None else g[..., None],
-        beta[..., None],
-        initial_state,
-        scale,
-        erase,
-        min(chunk_size or CHUNK_SIZE, k.shape[1]),
-    )
-    return o, S
+    g = None if g is None else g[..., None]
+    C = min(chunk_size or CHUNK_SIZE, k.shape[1])
+    return _Chunked.apply(q, k, v, g, beta[..., None], initial_state, scale, erase, C)  # pyright: ignore[reportReturnType]

@@ -24,13 +24,13 @@ from reverie.ops.constant import constant_when_compiled
 
 logger = logging.getLogger("reverie")
 
-BACKENDS = ("auto", "chunked", "reference", "fla", "triton")
 _RECURRENCES = {
     "chunked": chunked.recurrence,
     "reference": reference.recurrence,
     "fla": fla.recurrence,
     "triton": triton.recurrence,
 }
+BACKENDS = ("auto", *_RECURRENCES)
 
 
 @constant_when_compiled  # looks for packages and logs, which torch.compile cannot trace

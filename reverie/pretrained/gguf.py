@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -31,48 +31,31 @@ def gguf_tensors(path: Path) -> dict[str, np.ndarray]:
     """Tensors of a GGUF file by name, in float32. Raises ValueError for formats other than F32, F16, Q4_1, Q8_0."""
     with _open(path) as reader:
         metadata, count = reader.head()
-        places = [reader.place() for _ in range(count)]
+        entries = [reader.entry() for _ in range(count)]
         alignment = metadata.get("general.alignment", 32)
         start = -(-reader.at // alignment) * alignment
-        return {place.name: _unpacked(place, reader.data, start) for place in places}
+        return {name: _unpacked(name, *entry, start + offset, reader.data) for name, *entry, offset in entries}
 
 
-class _Format(NamedTuple):
-    """A tensor format: how many numbers a block holds, and the block's layout."""
-
-    numbers: int
-    block: np.dtype
-
-
-_FORMATS = {  # by ggml's number
-    0: _Format(1, np.dtype([("x", "<f4")])),
-    1: _Format(1, np.dtype([("x", "<f2")])),
-    3: _Format(32, np.dtype([("scale", "<f2"), ("least", "<f2"), ("halves", "u1", 16)])),  # Q4_1
-    8: _Format(32, np.dtype([("scale", "<f2"), ("x", "i1", 32)])),  # Q8_0
+_FORMATS = {  # by ggml's number: how many numbers a block holds, and the block's layout
+    0: (1, np.dtype([("x", "<f4")])),
+    1: (1, np.dtype([("x", "<f2")])),
+    3: (32, np.dtype([("scale", "<f2"), ("least", "<f2"), ("halves", "u1", 16)])),  # Q4_1
+    8: (32, np.dtype([("scale", "<f2"), ("x", "i1", 32)])),  # Q8_0
 }
 
 
-class _Place(NamedTuple):
-    """A tensor's entry in the file; `offset` in bytes from the first tensor."""
-
-    name: str
-    shape: tuple[int, ...]
-    format: int
-    offset: int
-
-
-def _unpacked(place: _Place, data: mmap.mmap, start: int) -> np.ndarray:
-    """A tensor in float32; the first one begins at byte `start` of the file."""
-    if place.format not in _FORMATS:
-        raise ValueError(f"tensor {place.name} has format {place.format}, which is not F32, F16, Q4_1 or Q8_0")
-    numbers, block = _FORMATS[place.format]
-    count, rest = divmod(math.prod(place.shape), numbers)
+def _unpacked(name: str, shape: tuple[int, ...], format: int, start: int, data: mmap.mmap) -> np.ndarray:
+    """A tensor in float32, which begins at byte `start` of the file."""
+    if format not in _FORMATS:
+        raise ValueError(f"tensor {name} has format {format}, which is not F32, F16, Q4_1 or Q8_0")
+    numbers, block = _FORMATS[format]
+    count, rest = divmod(math.prod(shape), numbers)
     if rest:
-        raise ValueError(f"tensor {place.name} of shape {list(place.shape)} is not made of whole blocks of {numbers}")
-    if start + place.offset + count * block.itemsize > len(data):
+        raise ValueError(f"tensor {name} of shape {list(shape)} is not made of whole blocks of {numbers}")
+    if start + count * block.itemsize > len(data):
         raise ValueError("the file ends too early")
-    blocks = np.frombuffer(data, block, count, start + place.offset)
-    return _float32(blocks).reshape(place.shape)
+    return _float32(np.frombuffer(data, block, count, start)).reshape(shape)
 
 
 def _float32(blocks: np.ndarray) -> np.ndarray:
@@ -111,24 +94,24 @@ class _Reader:
             raise ValueError(f"it begins with {magic!r}, version {version}, which is not GGUF version 3")
         return {self.string(): self.value() for _ in range(entries)}, tensors
 
-    def place(self) -> _Place:
+    def entry(self) -> tuple[str, tuple[int, ...], int, int]:
+        """Read a tensor's name, shape, format, and offset in bytes from the first tensor."""
         name, (axes,) = self.string(), self.numbers("I")
         shape = self.numbers(f"{axes}Q")[::-1]  # GGUF lists the fastest axis first
-        return _Place(name, tuple(shape), *self.numbers("IQ"))
+        return name, shape, *self.numbers("IQ")
 
     def value(self) -> Any:
         (kind,) = self.numbers("I")
-        if kind == _STRING:
-            return self.string()
-        if kind == _ARRAY:
-            return self.array()
-        return self.numbers(_letter(kind))[0]
+        if kind != _ARRAY:
+            return self.values(kind, 1)[0]
+        return self.values(*self.numbers("IQ"))
 
-    def array(self) -> list[Any]:
-        kind, length = self.numbers("IQ")
+    def values(self, kind: int, length: int) -> list[Any]:
         if kind == _STRING:
             return [self.string() for _ in range(length)]
-        return list(self.numbers(f"{length}{_letter(kind)}"))
+        if kind not in _NUMBERS:
+            raise ValueError(f"it has a value of type {kind}, which is no number, string, or array of these")
+        return list(self.numbers(f"{length}{_NUMBERS[kind]}"))
 
     def string(self) -> str:
         (length,) = self.numbers("Q")
@@ -139,9 +122,3 @@ class _Reader:
         values = struct.unpack_from(f"<{layout}", self.data, self.at)
         self.at += struct.calcsize(f"<{layout}")
         return values
-
-
-def _letter(kind: int) -> str:
-    if kind not in _NUMBERS:
-        raise ValueError(f"it has a value of type {kind}, which is no number, string, or array of these")
-    return _NUMBERS[kind]

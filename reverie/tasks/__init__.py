@@ -12,11 +12,8 @@ from reverie.tasks.rule110 import Rule110
 
 AnyTask = Annotated[Rule110 | Depo | GsmInfinite | Recall, Field(discriminator="name")]
 
-TASKS: dict[str, type[Rule110] | type[Depo] | type[GsmInfinite] | type[Recall]] = {
-    "rule110": Rule110,
-    "depo": Depo,
-    "gsm_infinite": GsmInfinite,
-    "recall": Recall,
+TASKS: dict[str, type[Rule110 | Depo | GsmInfinite | Recall]] = {
+    task.model_fields["name"].default: task for task in (Rule110, Depo, GsmInfinite, Recall)
 }
 
 __all__ = [

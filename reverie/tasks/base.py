@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
+from operator import add
 from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 Split = Literal["train", "test"]
@@ -78,6 +80,23 @@ class Task(Protocol):
         ...
 
 
+class TaskSettings(BaseModel):
+    """Base of the tasks here, which are their own settings: what follows from `sections`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def sections(self) -> list[Section]:
+        raise NotImplementedError
+
+    @property
+    def sequence_length(self) -> int:
+        return sum(section.length for section in self.sections())
+
+    @property
+    def answer_is_last(self) -> bool:
+        return False
+
+
 @runtime_checkable
 class DeviceTask(Protocol):
     """A task that can make its training data on any device, so that a fast GPU need not wait for the CPU."""
@@ -144,12 +163,7 @@ class DepthScore:
     loss_sum: float = 0.0
 
     def __add__(self, other: DepthScore) -> DepthScore:
-        return DepthScore(
-            self.questions + other.questions,
-            self.questions_correct + other.questions_correct,
-            self.tokens + other.tokens,
-            self.loss_sum + other.loss_sum,
-        )
+        return DepthScore(*map(add, astuple(self), astuple(other)))
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, lru_cache, partial
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, ClassVar, Literal
@@ -26,11 +26,13 @@ from reverie.files import locked, move_into_place, write_atomic, writing
 from reverie.pretrained.smollm2 import load_smollm2
 from reverie.tasks import AnyTask, Split
 from reverie.tasks.gsm_infinite import ProblemConfig, draw_problem
+from reverie.tasks.gsm_infinite.task import token_counter
 from reverie.workers import made_ahead
 
 UNSCORED = -100  # the label that PyTorch's cross entropy ignores
 
 SUFFIXES = (".jsonl", ".parquet")
+_PROBLEM_FIELDS = ("world", "level", "mode", "operations", "problem", "question", "prompt", "solution", "answer")
 _ROW_GROUP = 1024  # rows of a Parquet file that are converted at a time
 
 
@@ -78,7 +80,7 @@ class ProblemRows(Rows):
 
     def _row(self, index: int, operations: int) -> dict[str, Any]:
         # A prompt does without the space before its first piece. That is a character less, but no token.
-        measure, reserved = (_count_tokens(), 0) if self.unit == "tokens" else (len, -1)
+        measure, reserved = (token_counter(load_smollm2()), 0) if self.unit == "tokens" else (len, -1)
         try:
             problem = draw_problem(
                 self.problems, self.split, self.seed, 0, index, operations, measure=measure, reserved=reserved
@@ -89,15 +91,7 @@ class ProblemRows(Rows):
             "index": index,
             "split": self.split,
             "seed": self.seed,
-            "world": problem.world,
-            "level": problem.level,
-            "mode": problem.mode,
-            "operations": problem.operations,
-            "problem": problem.problem,
-            "question": problem.question,
-            "prompt": problem.prompt,
-            "solution": problem.solution,
-            "answer": problem.answer,
+            **{name: getattr(problem, name) for name in _PROBLEM_FIELDS},
             "length": reserved + sum(map(measure, (*problem.context, *problem.cue))),
         }
 
@@ -225,7 +219,11 @@ def _resume(file: BinaryIO, rows: Rows, count: int, part: Path, settings: Path) 
         write_atomic(settings, json.dumps(wanted).encode())
         return 0
     way_out = "delete it to start afresh, or choose another file"
-    if _read_json(settings) != wanted:
+    try:
+        begun = json.loads(settings.read_bytes())
+    except (FileNotFoundError, ValueError):
+        begun = None
+    if begun != wanted:
         raise UserError(f"{part} was begun with other settings: give those to go on with it, {way_out}")
     done, end, last = _whole_lines(file)
     if done and last != _lines(rows, range(done - 1, done)):
@@ -245,13 +243,6 @@ def _whole_lines(file: BinaryIO) -> tuple[int, int, bytes]:
             break
         number, end, last = number + 1, end + len(line), line
     return number, end, last
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_bytes())
-    except (FileNotFoundError, ValueError):
-        return None
 
 
 def _to_parquet(part: Path, path: Path) -> None:
@@ -274,23 +265,14 @@ def _lines(rows: Rows, indices: range) -> bytes:
     return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows.make(indices))
 
 
-@contextlib.contextmanager
-def _chunks(rows: Rows, indices: range, workers: int) -> Iterator[Iterator[bytes]]:
+def _chunks(rows: Rows, indices: range, workers: int) -> contextlib.AbstractContextManager[Iterator[bytes]]:
     """The lines of `rows.chunk` rows at a time."""
     pieces = [indices[start : start + rows.chunk] for start in range(0, len(indices), rows.chunk)]
-    workers = min(workers, len(pieces))
-    if workers < 2:
-        yield (_lines(rows, piece) for piece in pieces)
-        return
+    make, workers = partial(_lines, rows), min(workers, len(pieces))
     lost = (
         "a worker process ended before its rows were made, for want of memory perhaps: written again, the file goes on "
         "where it stopped, and needs less memory with fewer processes"
     )
-    with made_ahead(partial(_lines, rows), pieces, workers, if_killed=lost) as made:
-        yield made
-
-
-@cache
-def _count_tokens() -> Callable[[str], int]:
-    """Pieces come from a finite stock, so each is counted once."""
-    return lru_cache(maxsize=2**16)(load_smollm2().count)
+    if workers < 2:
+        return contextlib.nullcontext(map(make, pieces))
+    return made_ahead(make, pieces, workers, if_killed=lost)

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from functools import cached_property, lru_cache
 from math import sqrt
-from typing import Annotated, Literal, NamedTuple
+from typing import Annotated, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from reverie.tasks.base import Batch, Section, Split, as_batch, draw, uniform
+from reverie.tasks.base import Batch, Section, Split, TaskSettings, as_batch, draw, uniform
 
 Hops = Annotated[int, Field(ge=1)]
 
 _PAD = 0
 
 
-class Depo(BaseModel):
+class Depo(TaskSettings):
     """Task: the edges of a directed cycle in random order, then `num_queries` times "which node is k hops after x?".
 
     A node's name is a word of 1 to `max_name_tokens` mini-vocabulary tokens, the last one marked as an ending (id +
@@ -31,8 +31,6 @@ class Depo(BaseModel):
     from 1..max_hops. Tests have n = max_nodes, and k runs through `test_hops` from a random start, so that every k is
     asked about equally often. x is uniform over the nodes, and queries of an example may repeat.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["depo"] = "depo"
     max_nodes: int = Field(default=75, ge=2)
@@ -73,19 +71,11 @@ class Depo(BaseModel):
     def query_length(self) -> int:
         """Most tokens of one query: k, x, and the answer and separator if the input has them."""
         answer = self.max_name_tokens if self.reveal_answers else 0
-        return 1 + self.max_name_tokens + answer + self._has_separator
+        return 1 + self.max_name_tokens + answer + (self.max_name_tokens > 1)
 
     @property
     def vocab_size(self) -> int:
-        return self._ids.hops + self.max_hops
-
-    @property
-    def sequence_length(self) -> int:
-        return self.cycle_length + self.num_queries * self.query_length
-
-    @property
-    def answer_is_last(self) -> bool:
-        return False
+        return self._first_ids[-1] + self.max_hops
 
     def batch(self, split: Split, seed: int, step: int, examples: range, max_depth: int | None = None) -> Batch:
         """Make examples as a `Batch` [B, cycle_length + num_queries * query_length]; question i is query i.
@@ -135,7 +125,7 @@ class Depo(BaseModel):
     def token_names(self) -> list[str]:
         plain = [f"{i}-" for i in range(self.mini_vocab)] if self.max_name_tokens > 1 else []
         endings = [f"{i}" for i in range(self.mini_vocab)]
-        separator = ["|"] if self._has_separator else []
+        separator = ["|"] if self.max_name_tokens > 1 else []
         return [".", *plain, *endings, *separator, *(f"k={k}" for k in range(1, self.max_hops + 1))]
 
     def sections(self) -> list[Section]:
@@ -146,23 +136,19 @@ class Depo(BaseModel):
         return sum(self.mini_vocab**length for length in range(1, self.max_name_tokens + 1))
 
     @property
-    def _has_separator(self) -> bool:
-        return self.max_name_tokens > 1
-
-    @cached_property
-    def _ids(self) -> _Ids:
-        """Token ids of each kind; with names of one token there are none for unmarked tokens."""
+    def _first_ids(self) -> tuple[int, int, int]:
+        """Token ids of the first ending, the separator, and k = 1; 0 is padding, 1 the first token of long names."""
         endings = 1 + (self.mini_vocab if self.max_name_tokens > 1 else 0)
         separator = endings + self.mini_vocab
-        return _Ids(plain=1, endings=endings, separator=separator, hops=separator + self._has_separator)
+        return endings, separator, separator + (self.max_name_tokens > 1)
 
     @cached_property
     def _spelling(self) -> np.ndarray:
         """Token ids of every word, [words, max_name_tokens], -1 where a word has no token."""
-        last = self._ids.endings + np.arange(self.mini_vocab)
+        last = self._first_ids[0] + np.arange(self.mini_vocab)
         if self.max_name_tokens == 1:
             return last[:, None]
-        first = self._ids.plain + np.arange(self.mini_vocab)
+        first = 1 + np.arange(self.mini_vocab)
         short = np.stack([last, np.full_like(last, -1)], axis=1)
         long = np.stack([first.repeat(self.mini_vocab), np.tile(last, self.mini_vocab)], axis=1)
         return np.concatenate([short, long])
@@ -209,9 +195,10 @@ class Depo(BaseModel):
 
         Arguments are [B, num_queries]: k, and the words of x and of the answer.
         """
-        spelled = [(self._ids.hops + hops - 1)[..., None], self._spelling[x], self._spelling[answer]]
-        if self._has_separator:
-            spelled.append(np.full((*hops.shape, 1), self._ids.separator))
+        _, separator, first_hops = self._first_ids
+        spelled = [(first_hops + hops - 1)[..., None], self._spelling[x], self._spelling[answer]]
+        if self.max_name_tokens > 1:
+            spelled.append(np.full((*hops.shape, 1), separator))
         slots = np.concatenate(spelled, axis=2)  # [B, num_queries, slots of a query]
         column = np.arange(slots.shape[2]) - 1 - self.max_name_tokens
         is_answer = (slots >= 0) & (column >= 0) & (column < self.max_name_tokens)
@@ -227,15 +214,6 @@ class Depo(BaseModel):
         depth = _place(hops[:, of_slot], before - 1, is_answer, length, 0)
         question = _place(np.broadcast_to(of_slot, flat.shape), before - 1, is_answer, length, -1)
         return tokens, targets, depth, question
-
-
-class _Ids(NamedTuple):
-    """First token id of each kind of token; 0 is padding."""
-
-    plain: int
-    endings: int
-    separator: int
-    hops: int
 
 
 def _shuffled(u: np.ndarray, nodes: np.ndarray) -> np.ndarray:

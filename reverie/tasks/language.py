@@ -17,15 +17,8 @@ from reverie.tasks import Depo, GsmInfinite, Recall, Rule110, Task
 class Language(Protocol):
     """Protocol of a language: how texts, questions and answers become tokens, and tokens text."""
 
-    @property
-    def end_ids(self) -> frozenset[int]:
-        """Tokens that end an answer and are part of it."""
-        ...
-
-    @property
-    def max_answer_tokens(self) -> int:
-        """Number of tokens after which an answer ends in any case."""
-        ...
+    max_answer_tokens: int  # after which an answer ends in any case
+    end_ids: frozenset[int] = frozenset()  # tokens that end an answer and are part of it
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text to read. Raises UserError for words that the model does not know."""
@@ -33,7 +26,7 @@ class Language(Protocol):
 
     def question(self, text: str, *, begun: bool = False) -> list[int]:
         """Token ids of a question; `begun` if it comes after earlier turns of a conversation."""
-        ...
+        return self.encode(text)
 
     def is_question(self, text: str) -> bool:
         """True if the model answers this text, False if it only reads it."""
@@ -41,7 +34,7 @@ class Language(Protocol):
 
     def padded(self, ids: Sequence[int], window_size: int) -> list[int]:
         """A text padded on the left to whole windows, if the model was trained so; else as it is."""
-        ...
+        return list(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of an answer's tokens."""
@@ -59,15 +52,11 @@ def language_of(task: Task) -> Language:
     if isinstance(task, Recall):
         return Sentences()
     if isinstance(task, Depo):
-        return TokenNames(task, longest=task.max_name_tokens, ends=_whole_names(task), pad_id=0)
+        whole_names = frozenset(i for i, name in enumerate(task.token_names()) if name.isdigit())  # "7", and not "3-"
+        return TokenNames(task, longest=task.max_name_tokens, ends=whole_names, pad_id=0)
     if isinstance(task, Rule110):
         return TokenNames(task, longest=task.num_states)
     raise UserError(f"models of {type(task).__name__} cannot read text: the task has no language")
-
-
-def _whole_names(task: Depo) -> frozenset[int]:
-    """Tokens that end a node's name: "7", and not "3-"."""
-    return frozenset(i for i, name in enumerate(task.token_names()) if name.isdigit())
 
 
 def with_padding(ids: Sequence[int], window_size: int, pad_id: int) -> list[int]:
@@ -75,7 +64,7 @@ def with_padding(ids: Sequence[int], window_size: int, pad_id: int) -> list[int]
     return [pad_id] * (-len(ids) % window_size) + list(ids)
 
 
-class TokenNames:
+class TokenNames(Language):
     """Language of tasks whose tokens have names: a text is token names with spaces between (Depo, Rule 110)."""
 
     def __init__(
@@ -90,13 +79,9 @@ class TokenNames:
         unknown = next((word for word in words if word not in self._ids), None)
         if unknown is not None:
             known = ", ".join(self._names[:3]) + f", … {self._names[-1]}"
-            raise UserError(
-                f"{_short(unknown)} is no token of this model's task: they are {known}, with spaces between"
-            )
+            short = unknown if len(unknown) <= 40 else unknown[:39] + "…"
+            raise UserError(f"{short!r} is no token of this model's task: they are {known}, with spaces between")
         return [self._ids[word] for word in words]
-
-    def question(self, text: str, *, begun: bool = False) -> list[int]:
-        return self.encode(text)
 
     def is_question(self, text: str) -> bool:
         """True for texts that end in "?" (Rule 110) or begin with a number of hops (Depo)."""
@@ -109,7 +94,7 @@ class TokenNames:
         return " ".join(self._names[i] for i in ids)
 
 
-class WordProblems:
+class WordProblems(Language):
     """Language of GSM-Infinite: facts, then questions whose answers are numbers.
 
     If training has several questions per text, a question is the sentence alone; else it stands between "Question:" and
@@ -159,11 +144,10 @@ class WordProblems:
         return self._text.decode(ids).strip()
 
 
-class Sentences:
+class Sentences(Language):
     """Language of Recall: plain English in SmolLM2's tokens; "The apple is" asks for one word."""
 
     max_answer_tokens = 1
-    end_ids: frozenset[int] = frozenset()
 
     def __init__(self) -> None:
         self._text = load_smollm2()
@@ -171,14 +155,8 @@ class Sentences:
     def encode(self, text: str) -> list[int]:
         return self._text.encode(_one_line(text))
 
-    def question(self, text: str, *, begun: bool = False) -> list[int]:
-        return self.encode(text)
-
     def is_question(self, text: str) -> bool:
         return not text.rstrip().endswith(".")
-
-    def padded(self, ids: Sequence[int], window_size: int) -> list[int]:
-        return list(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._text.decode(ids).strip()
@@ -188,8 +166,3 @@ def _one_line(text: str) -> str:
     """Text with one space before every word, the first too, as these tasks write it."""
     words = re.sub(r"\s+", " ", text.strip())
     return f" {words}" if words else ""
-
-
-def _short(text: str) -> str:
-    """The beginning of a text, quoted."""
-    return repr(text if len(text) <= 40 else text[:39] + "…")

@@ -6,11 +6,11 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from reverie.pretrained import smollm2
 from reverie.pretrained.smollm2 import load_smollm2
-from reverie.tasks.base import Batch, Section, Split, as_batch, draw
+from reverie.tasks.base import Batch, Section, Split, TaskSettings, as_batch, draw
 
 # Each word with the space before it is one token of SmolLM2.
 _NOUNS = """
@@ -30,7 +30,7 @@ SENTENCE_LENGTH = 5
 _NOUN, _IS, _VALUE = 1, 2, 3
 
 
-class Recall(BaseModel):
+class Recall(TaskSettings):
     """Task: `num_facts` sentences like " The apple is red.", then `num_questions` that repeat some of them.
 
     Every sentence is 5 tokens, so that facts align with windows of a multiple of 5. The output predicts the next token
@@ -43,8 +43,6 @@ class Recall(BaseModel):
     Training and tests draw from different random streams. No text is held out, but repetitions are unlikely: with 8
     facts and the default values there are more than 10^26 texts.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["recall"] = "recall"
     num_facts: int = Field(ge=1, le=len(NOUNS))
@@ -69,14 +67,6 @@ class Recall(BaseModel):
     @property
     def vocab_size(self) -> int:
         return smollm2.VOCAB_SIZE
-
-    @property
-    def sequence_length(self) -> int:
-        return (self.num_facts + self.num_questions) * SENTENCE_LENGTH
-
-    @property
-    def answer_is_last(self) -> bool:
-        return False
 
     def batch(self, split: Split, seed: int, step: int, examples: range, max_depth: int | None = None) -> Batch:
         """Make examples as a `Batch` [B, (num_facts + num_questions) * 5]; question i is the i-th of its section.

@@ -10,10 +10,10 @@ from typing import Annotated, Literal
 import numpy as np
 import torch
 from jaxtyping import Int
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from torch import Tensor
 
-from reverie.tasks.base import Batch, Section, Split, draw
+from reverie.tasks.base import Batch, Section, Split, TaskSettings, draw
 from reverie.tasks.philox import draw_on, unsigned_remainder
 
 Steps = Annotated[int, Field(ge=0)]
@@ -23,7 +23,7 @@ _FIRST_STEPS_TOKEN = 3
 _SCRAMBLERS = (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB)
 
 
-class Rule110(BaseModel):
+class Rule110(TaskSettings):
     """Task: `num_states` independent random rings of `width` bits, then one label each: its first bit after t steps.
 
     The sequence is the states' windows one after the other, then the labels: `num_states` positions whose input is
@@ -32,8 +32,6 @@ class Rule110(BaseModel):
     With a range of rollout steps, t is drawn uniformly for each state and shown as the first token of its window. If
     `ladder` is set as well, all states have the deepest t that the curriculum has reached, and t is not shown.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: Literal["rule110"] = "rule110"
     num_states: int = Field(default=4, ge=1)
@@ -70,14 +68,6 @@ class Rule110(BaseModel):
     def vocab_size(self) -> int:
         low, high = self._steps_range
         return _FIRST_STEPS_TOKEN + (high - low + 1 if self._shows_steps else 0)
-
-    @property
-    def sequence_length(self) -> int:
-        return self.num_states * (self.context_window + 1)
-
-    @property
-    def answer_is_last(self) -> bool:
-        return False
 
     def batch(self, split: Split, seed: int, step: int, examples: range, max_depth: int | None = None) -> Batch:
         """Make examples as a `Batch` [B, num_states * (context_window + 1)]; question i asks for state i.

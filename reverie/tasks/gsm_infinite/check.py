@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from reverie.errors import UserError
 from reverie.tasks.gsm_infinite.parser import NotAProblemError, parse
@@ -62,7 +62,8 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     if not path.name.endswith(_SUFFIXES):
         raise UserError(f"a file of problems must end in {' or '.join(_SUFFIXES)}, got {path}")
     try:
-        with _open(path) as file:
+        opened = gzip.open if path.suffix == ".gz" else open
+        with opened(path, "rt", encoding="utf-8") as file:
             for number, line in enumerate(file, start=1):
                 yield number, _row(line, f"{path}, line {number},")
     except FileNotFoundError:
@@ -71,10 +72,6 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
     except UnicodeDecodeError:
         raise UserError(f"{path} is no text in UTF-8; it must hold one JSON object a line") from None
-
-
-def _open(path: Path) -> IO[str]:
-    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
 
 
 def _row(line: str, where: str) -> dict[str, Any]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from reverie.tasks.gsm_infinite.worlds import World
 
@@ -73,18 +74,20 @@ class Core:
         """Number of operands of a quantity, its constant being one."""
         return len(self.parts[quantity]) or self.facts[quantity].operations
 
-    def value(self, quantity: int) -> int:
-        """Value of a quantity, computed from its operands, whose values must be known."""
-        at = self.values
-        parts = self.parts[quantity]
-        if not parts:
-            return evaluate(self.facts[quantity], [at[q] for q in self.facts[quantity].operands])
+    def value(self, quantity: int, values: Mapping[int, Any] | None = None) -> Any:
+        """Value of a quantity from those of its operands: `values`, which are `self.values` if absent.
+
+        They may be anything that adds and multiplies.
+        """
+        operands = [(self.values if values is None else values)[q] for q in self.operands(quantity)]
+        if not self.parts[quantity]:
+            return evaluate(self.facts[quantity], operands)
         if self.quantities[quantity].kind == "total":
-            return sum(at[q] for q in parts)
-        return sum(at[n] * at[a] for n, a in zip(parts[::2], parts[1::2], strict=True))
+            return sum(operands)
+        return sum(n * a for n, a in zip(operands[::2], operands[1::2], strict=True))
 
 
-def evaluate(fact: Fact, operands: list[int]) -> int:
+def evaluate(fact: Fact, operands: list[Any]) -> Any:
     """The value of a fact's right-hand side."""
     if not operands:
         assert fact.constant is not None

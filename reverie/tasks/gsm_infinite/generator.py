@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import product
 from random import Random
 from typing import Literal
@@ -22,6 +21,7 @@ from reverie.tasks.gsm_infinite.text import Pieces, core_sentences, question_tex
 from reverie.tasks.gsm_infinite.worlds import WORLDS, WorldName
 
 QuestionPosition = Literal["first", "last"]
+Frame = tuple[str, ...]
 
 _TRIES = 50_000  # few draws fit if values must be small and operations many
 _MISFITS = 1000  # most cores that are too long, or cannot be padded into a narrow range, before giving up
@@ -122,7 +122,10 @@ def draw_problem(
             to it.
     """
     rng = Random(((seed * 2 + (split == "test")) << 128) | (step << 64) | index)
-    config = _of_one_kind(rng, config)
+    kinds = list(product(config.levels, config.modes))
+    if len(kinds) > 1:  # drawn before the first try, else those that fit easily would prevail
+        level, mode = rng.choice(kinds)
+        config = config.model_copy(update={"levels": (level,), "modes": (mode,)})
     shortest, misfits = None, 0
     for _ in range(_TRIES):
         core = _draw_core(rng, config, operations)
@@ -131,18 +134,18 @@ def draw_problem(
         sentences = core_sentences(core)
         if _is_held_out(sentences) != (split == "test"):
             continue
-        frame = _frame(core, config)
+        before, after = _frame(core, config)
         if config.length is None:
-            return _finish(rng, core, operations, sentences, frame)
+            return _finish(rng, core, operations, sentences, before, after)
         low, high = config.length
-        filled = reserved + _length((frame.before, *sentences, frame.after), measure)
+        filled = reserved + _length((before, *sentences, after), measure)
         shortest = filled if shortest is None else min(shortest, filled)
         if filled <= high:
             padding = padding_sentences(rng, core, rng.randint(low, high) - filled, high - filled, measure)
             lengths = [_length([pieces], measure) for pieces in padding]
             missing = low - filled - sum(lengths)
             if missing <= 0:
-                return _finish(rng, core, operations, sentences + padding, frame)
+                return _finish(rng, core, operations, sentences + padding, before, after)
             if lengths and missing > 2 * max(lengths):
                 break  # the vocabulary of padding is exhausted
         misfits += 1
@@ -151,27 +154,16 @@ def draw_problem(
     raise UserError(_no_fit(config, operations, shortest))
 
 
-def _of_one_kind(rng: Random, config: ProblemConfig) -> ProblemConfig:
-    """The config with one level and one mode, drawn before the first try, else those that fit easily would prevail."""
-    kinds = list(product(config.levels, config.modes))
-    if len(kinds) == 1:
-        return config
-    level, mode = rng.choice(kinds)
-    return config.model_copy(update={"levels": (level,), "modes": (mode,)})
-
-
 def _length(sentences: Iterable[Iterable[str]], measure: Measure) -> int:
     """Total length of sentences."""
     return sum(measure(piece) for pieces in sentences for piece in pieces)
 
 
 def _draw_core(rng: Random, config: ProblemConfig, operations: int) -> Core | None:
-    mode: Mode = rng.choice(config.modes)
-    if operations == 1:
-        mode = "forward"  # with one operation there is nothing to reverse
-    return draw_core(
-        rng, WORLDS[rng.choice(config.worlds)], rng.choice(config.levels), mode, operations, config.max_value
-    )
+    drawn = rng.choice(config.modes)
+    mode = drawn if operations > 1 else "forward"  # with one operation there is nothing to reverse
+    world, level = WORLDS[rng.choice(config.worlds)], rng.choice(config.levels)
+    return draw_core(rng, world, level, mode, operations, config.max_value)
 
 
 def _is_held_out(sentences: list[Pieces]) -> bool:
@@ -180,29 +172,17 @@ def _is_held_out(sentences: list[Pieces]) -> bool:
     return zlib.crc32(text.encode()) % _HELD_OUT == 0
 
 
-@dataclass(frozen=True)
-class _Frame:
+def _frame(core: Core, config: ProblemConfig) -> tuple[Frame, Frame]:
     """Pieces of the prompt before and after the facts."""
-
-    before: tuple[str, ...]
-    after: tuple[str, ...]
-
-
-def _frame(core: Core, config: ProblemConfig) -> _Frame:
-    question = (" Question:", " " + question_text(core.quantities[core.asked], core.world))
-    first = config.question_position == "first"
-    before = (*_instruction(core.world.name, config.instruction), *(question if first else ()), " Problem:")
-    return _Frame(before, (*(() if first else question), " Answer:"))
+    world, question = core.world, (" Question:", " " + question_text(core.quantities[core.asked], core.world))
+    nouns = {"plain": world.plain_noun, "weighted": world.weighted_noun, "attribute": world.attribute}
+    before = (" " + INSTRUCTION.format(**nouns),) if config.instruction else ()
+    if config.question_position == "first":
+        return (*before, *question, " Problem:"), (" Answer:",)
+    return (*before, " Problem:"), (*question, " Answer:")
 
 
-@lru_cache
-def _instruction(world: str, wanted: bool) -> tuple[str, ...]:
-    nouns = WORLDS[world]
-    text = INSTRUCTION.format(plain=nouns.plain_noun, weighted=nouns.weighted_noun, attribute=nouns.attribute)
-    return (" " + text,) if wanted else ()
-
-
-def _finish(rng: Random, core: Core, operations: int, sentences: list[Pieces], frame: _Frame) -> Problem:
+def _finish(rng: Random, core: Core, operations: int, sentences: list[Pieces], before: Frame, after: Frame) -> Problem:
     rng.shuffle(sentences)
     facts = [piece for pieces in sentences for piece in pieces]
     return Problem(
@@ -214,8 +194,8 @@ def _finish(rng: Random, core: Core, operations: int, sentences: list[Pieces], f
         question=question_text(core.quantities[core.asked], core.world),
         solution=solution(core, rng),
         answer=core.values[core.asked],
-        context=(*frame.before, *facts),
-        cue=frame.after,
+        context=(*before, *facts),
+        cue=after,
         core=core,
     )
 

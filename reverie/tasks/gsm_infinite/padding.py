@@ -46,7 +46,8 @@ def _facts(rng: Random, core: Core) -> Iterator[Pieces]:
             subjects = [Quantity("count", place, kind)] + [Quantity("average", place, kind)] * hard
             values = []
             for subject in subjects:
-                drawn = [(phrases[q], core.values[q]) for q in _draw(rng, operands)]
+                several = len(operands) > 1 and rng.random() < 0.5
+                drawn = [(phrases[q], core.values[q]) for q in rng.sample(operands, 2 if several else 1)]
                 if len(drawn) == 1 and earlier and rng.random() < _TOTAL_AS_OPERAND:
                     drawn.append(earlier.pop())
                 fact, names, value = _combine(rng, drawn)
@@ -62,11 +63,6 @@ def _operands(core: Core) -> list[int]:
     decoy = [] if core.decoy is None else [core.decoy]  # so that it stands out no more than the needed given one
     named.update({q: None for q in (*core.needed, *decoy) if core.parts[q]})
     return [*core.instances, *named]
-
-
-def _draw(rng: Random, operands: list[int]) -> list[int]:
-    """Draw one or two operands."""
-    return rng.sample(operands, 2 if len(operands) > 1 and rng.random() < 0.5 else 1)
 
 
 def _combine(rng: Random, drawn: list[tuple[str, int]]) -> tuple[Fact, list[str], int]:

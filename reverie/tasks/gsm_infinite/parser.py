@@ -66,16 +66,12 @@ class Fact:
     @property
     def kind(self) -> Kind:
         """Form of the right-hand side, with c a number and Y a quantity; "sum3+" may have a c too."""
-        if self.form == "unknown":
-            return "UNKNOWN"
-        if self.form == "number":
-            return "INT"
+        if not self.operands:
+            return "UNKNOWN" if self.form == "unknown" else "INT"
         if len(self.operands) > 2:
             return "sum3+"
-        if self.form == "copy" and self.constant is not None:
-            return "c*Y" if self.is_factor else "c+Y"
         if self.form == "copy":
-            return "Y"
+            return "Y" if self.constant is None else "c*Y" if self.is_factor else "c+Y"
         if self.form == "sum":
             return "sum2" if self.constant is None else "c sum2"
         return "diff2" if self.constant is None else "c diff2"

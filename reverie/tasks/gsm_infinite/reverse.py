@@ -2,17 +2,34 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from random import Random
-from typing import NamedTuple
 
-from reverie.tasks.gsm_infinite.core import Core, evaluate
+from reverie.tasks.gsm_infinite.core import Core
 
 
-class Linear(NamedTuple):
+@dataclass(frozen=True)
+class Linear:
     """A value slope · x + constant; slope is 0 if a quantity does not depend on the unknown x."""
 
     slope: int
     constant: int
+
+    def __add__(self, other: Linear | int) -> Linear:
+        other = other if isinstance(other, Linear) else Linear(0, other)
+        return Linear(self.slope + other.slope, self.constant + other.constant)
+
+    def __mul__(self, other: Linear | int) -> Linear:
+        other = other if isinstance(other, Linear) else Linear(0, other)
+        if self.slope and other.slope:
+            return NotImplemented  # which Python makes a TypeError
+        slope = self.slope * other.constant + other.slope * self.constant
+        return Linear(slope, self.constant * other.constant)
+
+    def __sub__(self, other: Linear) -> Linear:
+        return self + -1 * other
+
+    __radd__, __rmul__ = __add__, __mul__
 
 
 def choose_unknown(core: Core) -> bool:
@@ -27,29 +44,11 @@ def slopes(core: Core) -> dict[int, Linear | None]:
     """Every needed quantity as slope · x + constant; None if it is not linear in the unknown x."""
     found: dict[int, Linear | None] = {}
     for q in core.needed:
-        found[q] = Linear(1, 0) if q == core.unknown else _combine(core, q, [found[p] for p in core.operands(q)])
+        try:
+            found[q] = Linear(1, 0) if q == core.unknown else Linear(0, 0) + core.value(q, found)
+        except TypeError:  # a product of two that depend on x, or an operand that is not linear
+            found[q] = None
     return found
-
-
-def _combine(core: Core, quantity: int, operands: list[Linear | None]) -> Linear | None:
-    """A quantity's value from those of its operands; None if not linear."""
-    terms = [term for term in operands if term is not None]
-    if len(terms) < len(operands):
-        return None
-    if core.quantities[quantity].kind == "weighted total":
-        pairs = list(zip(terms[::2], terms[1::2], strict=True))
-        if any(n.slope and a.slope for n, a in pairs):
-            return None
-        return Linear(
-            sum(n.slope * a.constant + a.slope * n.constant for n, a in pairs),
-            sum(n.constant * a.constant for n, a in pairs),
-        )
-    if core.parts[quantity]:
-        return Linear(sum(t.slope for t in terms), sum(t.constant for t in terms))
-    fact = core.facts[quantity]
-    slope = evaluate(fact._replace(constant=None), [t.slope for t in terms]) if terms else 0
-    slope *= fact.constant if fact.times and fact.constant is not None else 1
-    return Linear(slope, evaluate(fact, [t.constant for t in terms]))
 
 
 def choose_decoy(rng: Random, core: Core, max_value: int) -> int | None:

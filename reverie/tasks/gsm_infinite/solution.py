@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from operator import add, mul, sub
 from random import Random
 from string import ascii_letters
 from typing import NamedTuple
@@ -10,6 +11,8 @@ from typing import NamedTuple
 from reverie.tasks.gsm_infinite.core import Core
 from reverie.tasks.gsm_infinite.reverse import Linear, slopes
 from reverie.tasks.gsm_infinite.text import name
+
+_OPERATORS = {"+": add, "-": sub, "*": mul}
 
 
 class Term(NamedTuple):
@@ -28,8 +31,10 @@ class Steps(NamedTuple):
 
 def solution(core: Core, rng: Random) -> str:
     """The worked solution as text, ending in "Answer: n."; in reverse mode it solves an equation in x at the end."""
-    letters = _letters(rng, without="" if core.unknown is None else "Xx")
-    values = _values(core)
+    names = [letter for letter in ascii_letters if core.unknown is None or letter not in "Xx"]
+    rng.shuffle(names)  # more of them than a problem can have steps
+    letters = iter(names)
+    values = slopes(core)
     terms: dict[int, Term] = {}
     entries = [] if core.unknown is None else ["One quantity is unknown, so we set up an equation and solve it."]
     for q in core.needed:
@@ -46,20 +51,6 @@ def solution(core: Core, rng: Random) -> str:
     return " ".join([*entries, f"Answer: {core.values[core.asked]}."])
 
 
-def _letters(rng: Random, without: str) -> Iterator[str]:
-    """Distinct letters in random order; there are more of them than a problem can have steps."""
-    letters = [letter for letter in ascii_letters if letter not in without]
-    rng.shuffle(letters)
-    return iter(letters)
-
-
-def _values(core: Core) -> dict[int, Linear]:
-    """Values of needed quantities."""
-    if core.unknown is None:
-        return {q: Linear(0, core.values[q]) for q in core.needed}
-    return {q: value for q, value in slopes(core).items() if value is not None}
-
-
 def _steps(core: Core, quantity: int, terms: dict[int, Term]) -> Steps:
     """Steps by which a quantity is computed from the terms of its operands."""
     parts = core.parts[quantity]
@@ -67,7 +58,7 @@ def _steps(core: Core, quantity: int, terms: dict[int, Term]) -> Steps:
         pairs = [(terms[n], terms[a]) for n, a in zip(parts[::2], parts[1::2], strict=True)]
         if len(pairs) == 1:
             return Steps(pairs[0][0], [("*", pairs[0][1])])
-        products = [Term(f"{n.symbol} * {a.symbol}", _apply("*", n.value, a.value)) for n, a in pairs]
+        products = [Term(f"{n.symbol} * {a.symbol}", n.value * a.value) for n, a in pairs]
         return Steps(products[0], [("+", product) for product in products[1:]])
     operands = [terms[q] for q in core.operands(quantity)]
     if parts:
@@ -89,7 +80,7 @@ def _work(steps: Steps, target: Term, letters: Iterator[str]) -> str:
         return f"so {target.symbol} = {left.symbol}" + (f" = {shown}" if shown != left.symbol else "")
     for i, (operator, right) in enumerate(steps.others):
         last = i == len(steps.others) - 1
-        result = Term(target.symbol if last else next(letters), _apply(operator, left.value, right.value))
+        result = Term(target.symbol if last else next(letters), _OPERATORS[operator](left.value, right.value))
         names = f"{left.symbol} {operator} {right.symbol}"
         numbers = f"{_operand(left.value, operator)} {operator} {_operand(right.value, operator)}"
         lines.append(f"{'so ' if last else ''}{result.symbol} = {names} = {numbers} = {_show(result.value)}")
@@ -97,16 +88,9 @@ def _work(steps: Steps, target: Term, letters: Iterator[str]) -> str:
     return "; ".join(lines)
 
 
-def _apply(operator: str, left: Linear, right: Linear) -> Linear:
-    if operator == "*":
-        return Linear(left.slope * right.constant + right.slope * left.constant, left.constant * right.constant)
-    sign = -1 if operator == "-" else 1
-    return Linear(left.slope + sign * right.slope, left.constant + sign * right.constant)
-
-
 def _show(value: Linear) -> str:
     """A value as text, such as "2*x + 3"."""
-    slope, constant = value
+    slope, constant = value.slope, value.constant
     if slope == 0:
         return str(constant)
     term = {1: "x", -1: "-x"}.get(slope, f"{slope}*x")
@@ -121,7 +105,7 @@ def _operand(value: Linear, operator: str) -> str:
 
 def _equation(left: Term, given: int) -> str:
     """The solution of slope · x + constant = given, as text."""
-    slope, constant = left.value
+    slope, constant = left.value.slope, left.value.constant
     lines = [f"We know that {left.symbol} = {given}, so {_show(left.value)} = {given}"]
     if constant:
         lines.append(f"so {_show(Linear(slope, 0))} = {given - constant}")

@@ -2,15 +2,19 @@
 
 It shares nothing with the generator, so that agreement of the two is evidence.
 
-Values are polynomials in x, the unknown of a reverse problem: (c0, c1, ...) is c0 + c1·x + ..., without trailing zeros
-(but zero is (0,)).
+Values are polynomials in x, the unknown of a reverse problem: arrays of Python's integers c0, c1, … for c0 + c1·x + …,
+without trailing zeros (but zero is one 0).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from itertools import zip_longest
+from functools import reduce
+from graphlib import CycleError, TopologicalSorter
+
+import numpy as np
+from numpy.polynomial.polynomial import polyadd, polymul, polyval
 
 from reverie.tasks.gsm_infinite.parser import (
     WEIGHTED_NOUNS,
@@ -24,7 +28,7 @@ from reverie.tasks.gsm_infinite.parser import (
     parse,
 )
 
-Polynomial = tuple[int, ...]
+Polynomial = np.ndarray
 
 # Weighted totals of weighted totals square a value at every step; Python converts at most 4,300 digits to text.
 _MOST_BITS = 14_000
@@ -77,7 +81,7 @@ def work_out(problem: Problem) -> Solution:
         raise UnsolvableError(f"{in_words(problem.asked)} would be {answer}, but the problem says it is greater than 0")
     _check(given, values, answer)
     reached = _reachable(goal, definitions)
-    return Solution(answer, reached, sum(definitions.operations(name) for name in reached))
+    return Solution(answer, frozenset(reached), sum(definitions.operations(name) for name in reached))
 
 
 def _solve_equation(given: dict[str, int], values: _Values, asked: str) -> tuple[str, int]:
@@ -107,18 +111,20 @@ def _check(given: dict[str, int], values: _Values, x: int) -> None:
             value = values.of(name)
         except UnsolvableError:
             continue
-        if _at(value, x) != number:
+        if polyval(x, value) != number:
             raise UnsolvableError(f"{in_words(name)} is said to be {number}, which contradicts the rest of the problem")
 
 
-def _reachable(goal: str, definitions: _Definitions) -> frozenset[str]:
-    """The goal and all quantities that it depends on."""
-    reached, waiting = {goal}, [goal]
+def _reachable(goal: str, definitions: _Definitions, known: Collection[str] = ()) -> dict[str, tuple[str, ...]]:
+    """The goal and all quantities that it depends on, with their terms; without those that are known."""
+    reached: dict[str, tuple[str, ...]] = {}
+    waiting = [goal]
     while waiting:
-        new = set(definitions.terms(waiting.pop())) - reached
-        reached |= new
-        waiting += new
-    return frozenset(reached)
+        name = waiting.pop()
+        if name not in reached and name not in known:
+            reached[name] = definitions.terms(name)
+            waiting += reached[name]
+    return reached
 
 
 class _Definitions:
@@ -214,43 +220,25 @@ class _Values:
     def __init__(self, definitions: _Definitions) -> None:
         self._definitions = definitions
         self._known: dict[str, Polynomial] = {}
-        self._failed: dict[str, str] = {}
 
     def of(self, name: str) -> Polynomial:
         """Value of a quantity. Raises `UnsolvableError`."""
-        if name not in self._known:
-            self._compute(name)
-        return self._known[name]
-
-    def _compute(self, name: str) -> None:
-        path: dict[str, Iterator[str]] = {}  # a stack with a fast `in`: quantities and their unvisited terms
+        needed = _reachable(name, self._definitions, self._known)
         try:
-            self._enter(name, path)
-            while path:
-                current = next(reversed(path))
-                missing = next((term for term in path[current] if term not in self._known), None)
-                if missing is not None:
-                    self._enter(missing, path)
-                else:
-                    self._known[current] = self._combine(current)
-                    path.popitem()
-        except UnsolvableError as error:
-            self._failed |= dict.fromkeys(path, str(error))
-            raise
-
-    def _enter(self, name: str, path: dict[str, Iterator[str]]) -> None:
-        if name in self._failed:
-            raise UnsolvableError(self._failed[name])
-        if name in path:
-            raise UnsolvableError(f"{in_words(name)} is needed, but depends on itself")
-        path[name] = iter(self._definitions.terms(name))
+            order = [*TopologicalSorter(needed).static_order()]
+        except CycleError as error:
+            raise UnsolvableError(f"{in_words(error.args[1][0])} is needed, but depends on itself") from None
+        for quantity in order:
+            if quantity not in self._known:
+                self._known[quantity] = self._combine(quantity)
+        return self._known[name]
 
     def _combine(self, name: str) -> Polynomial:
         terms = [self._known[term] for term in self._definitions.terms(name)]
         if not is_total(name):
             value = _evaluate(self._definitions.fact(name), terms)
         elif noun_and_place(name)[0] in WEIGHTED_NOUNS:
-            value = _sum(_product(count, average) for count, average in zip(terms[::2], terms[1::2], strict=True))
+            value = _sum(polymul(count, average) for count, average in zip(terms[::2], terms[1::2], strict=True))
         else:
             value = _sum(terms)
         if len(value) > _HIGHEST_DEGREE + 1 or any(c.bit_length() > _MOST_BITS for c in value):
@@ -260,39 +248,18 @@ class _Values:
 
 def _evaluate(fact: Fact, operands: list[Polynomial]) -> Polynomial:
     if fact.form == "unknown":
-        return (0, 1)
+        return _polynomial(0, 1)
     if fact.form == "difference":
-        operands = [operands[0], _product((-1,), operands[1])]
-    constant = () if fact.constant is None else (fact.constant,)
-    if fact.is_factor:
-        return _product(constant, _sum(operands))
-    return _sum([*operands, constant])
+        operands = [operands[0], -operands[1]]
+    if fact.constant is None:
+        return _sum(operands)
+    constant = _polynomial(fact.constant)
+    return polymul(constant, _sum(operands)) if fact.is_factor else _sum([*operands, constant])
 
 
 def _sum(terms: Iterable[Polynomial]) -> Polynomial:
-    total: Polynomial = (0,)
-    for term in terms:
-        total = tuple(a + b for a, b in zip_longest(total, term, fillvalue=0))
-    return _trimmed(total)
+    return reduce(polyadd, terms, _polynomial(0))
 
 
-def _product(left: Polynomial, right: Polynomial) -> Polynomial:
-    product = [0] * (len(left) + len(right) - 1)
-    for i, a in enumerate(left):
-        for j, b in enumerate(right):
-            product[i + j] += a * b
-    return _trimmed(product)
-
-
-def _trimmed(coefficients: Sequence[int]) -> Polynomial:
-    length = len(coefficients)
-    while length > 1 and not coefficients[length - 1]:
-        length -= 1
-    return tuple(coefficients[:length])
-
-
-def _at(value: Polynomial, x: int) -> int:
-    result = 0
-    for coefficient in reversed(value):
-        result = result * x + coefficient
-    return result
+def _polynomial(*coefficients: int) -> Polynomial:
+    return np.array(coefficients, dtype=object)

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from reverie.pretrained import smollm2
 from reverie.pretrained.smollm2 import SmolLM2Tokenizer, load_smollm2
-from reverie.tasks.base import Batch, Section, Split, as_batch, draw, uniform
+from reverie.tasks.base import Batch, Section, Split, TaskSettings, as_batch, draw, uniform
 from reverie.tasks.gsm_infinite.core import Core
 from reverie.tasks.gsm_infinite.generator import Problem, ProblemConfig, draw_problem
 from reverie.tasks.gsm_infinite.text import question_text
@@ -24,7 +24,7 @@ from reverie.tasks.gsm_infinite.words import END, PAD, WordTokenizer, word_token
 _CHANCE_SAMPLE = 400  # problems per number of operations
 
 
-class GsmInfinite(ProblemConfig):
+class GsmInfinite(ProblemConfig, TaskSettings):
     """Task: prompts, padded on the left to the longest, then the answer: digits and an end token.
 
     Each answer token is predicted at the token before it. `length` is required and counts tokens.
@@ -68,10 +68,6 @@ class GsmInfinite(ProblemConfig):
         return smollm2.VOCAB_SIZE if self.tokenizer == "smollm2" else word_tokenizer(self.worlds).vocab_size
 
     @property
-    def sequence_length(self) -> int:
-        return sum(section.length for section in self.sections())
-
-    @property
     def answer_is_last(self) -> bool:
         return self.num_questions == 1
 
@@ -86,7 +82,8 @@ class GsmInfinite(ProblemConfig):
         """
         deepest = self.max_operations if max_depth is None or split == "test" else min(max_depth, self.max_operations)
         operations = self._operations(split, seed, step, examples, deepest)
-        rows = [self._row(split, seed, step, i, n, deepest) for i, n in zip(examples, operations, strict=True)]
+        make = _example if split == "train" else _held_out_example
+        rows = [make(self, split, seed, step, i, n, deepest) for i, n in zip(examples, operations, strict=True)]
         columns = zip(*rows, strict=True) if rows else [()] * len(_Row._fields)
         shape = (len(rows), self.sequence_length)
         return as_batch(*(np.array(column, dtype=np.int64).reshape(shape) for column in columns))
@@ -94,7 +91,9 @@ class GsmInfinite(ProblemConfig):
     def problem(self, split: Split, seed: int, step: int, index: int, operations: int) -> Problem:
         """Draw the problem of one example."""
         reserved = self._questions_length if self.num_questions > 1 else 0
-        return draw_problem(self, split, seed, step, index, operations, measure=_measure(self.text), reserved=reserved)
+        return draw_problem(
+            self, split, seed, step, index, operations, measure=token_counter(self.text), reserved=reserved
+        )
 
     def depths(self) -> range:
         return range(self.min_operations, self.max_operations + 1)
@@ -133,12 +132,12 @@ class GsmInfinite(ProblemConfig):
     @property
     def pad_id(self) -> int:
         """Token id of padding."""
-        return _special(self, PAD, "<|im_start|>")
+        return self.text.special_ids["<|im_start|>" if self.tokenizer == "smollm2" else PAD]
 
     @property
     def end_id(self) -> int:
         """Token id that ends an answer."""
-        return _special(self, END, "<|endoftext|>")
+        return self.text.special_ids["<|endoftext|>" if self.tokenizer == "smollm2" else END]
 
     @property
     def _answer_length(self) -> int:
@@ -162,19 +161,6 @@ class GsmInfinite(ProblemConfig):
             return [depths[i % len(depths)] for i in examples]
         choice = len(depths) if self.num_questions > 1 else max(deepest - depths[0] + 1, 1)
         return [depths[int(u * choice)] for u in uniform(draw(split, seed, step, examples, 1))[:, 0]]
-
-    def _row(self, split: Split, seed: int, step: int, index: int, operations: int, deepest: int) -> _Row:
-        """One example. Those of tests are cached, since a training run evaluates the same ones many times."""
-        if split == "train":
-            return _example(self, split, seed, step, index, operations, deepest)
-        key = (seed, step, index)
-        if key not in self._held_out:
-            self._held_out[key] = _example(self, split, seed, step, index, operations, deepest)
-        return self._held_out[key]
-
-    @cached_property
-    def _held_out(self) -> dict[tuple[int, int, int], _Row]:
-        return {}
 
     @cached_property
     def _sample(self) -> list[list[tuple[int, int]]]:
@@ -207,6 +193,10 @@ def _example(task: GsmInfinite, split: Split, seed: int, step: int, index: int, 
         return _one_question(task, problem, context)
     rng = Random(f"{split}/{seed}/{step}/{index}/questions")
     return _many_questions(task, problem, context, _asked(rng, problem.core, task.num_questions, deepest))
+
+
+# A training run evaluates the same examples many times.
+_held_out_example = cache(_example)
 
 
 def _blank(task: GsmInfinite) -> _Row:
@@ -278,12 +268,6 @@ def _needs(core: Core, quantity: int, known: dict[int, set[int]]) -> set[int]:
     return known[quantity]
 
 
-def _special(task: GsmInfinite, word: str, smol: str) -> int:
-    """Id of a special token, by its names in the two tokenizers."""
-    text = task.text
-    return text.special_ids[smol] if isinstance(text, SmolLM2Tokenizer) else text.special_ids[word]
-
-
 @cache
 def _encode(text: SmolLM2Tokenizer | WordTokenizer):
     """A cached `encode` for pieces of text, of which there are few."""
@@ -291,7 +275,7 @@ def _encode(text: SmolLM2Tokenizer | WordTokenizer):
 
 
 @cache
-def _measure(text: SmolLM2Tokenizer | WordTokenizer):
+def token_counter(text: SmolLM2Tokenizer | WordTokenizer):
     """A function that counts the tokens of a piece."""
     encode = _encode(text)
     return lambda piece: len(encode(piece))

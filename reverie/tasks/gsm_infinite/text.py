@@ -53,11 +53,6 @@ def fact_sentence(subject: str, fact: Fact, operands: list[str]) -> Pieces:
     return pieces
 
 
-def number_sentence(subject: str, value: int) -> Pieces:
-    """The sentence "The … equals n."."""
-    return [_capital(subject), " equals", f" {value}", "."]
-
-
 def unknown_sentence(quantity: Quantity, world: World) -> Pieces:
     """The sentence that says of the unknown that it is greater than 0."""
     known = " exists, and its number is greater than 0" if quantity.kind == "count" else " is greater than 0"
@@ -76,7 +71,7 @@ def core_sentences(core: Core) -> list[Pieces]:
             sentences.append(fact_sentence(phrases[q], fact, [phrases[p] for p in fact.operands]))
     if core.unknown is not None:
         given = [core.needed[-1]] if core.decoy is None else [core.needed[-1], core.decoy]
-        sentences += [number_sentence(phrases[q], core.values[q]) for q in given]
+        sentences += [fact_sentence(phrases[q], Fact(core.values[q], False, False, ()), []) for q in given]
     return sentences
 
 

@@ -7,34 +7,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from functools import cached_property, lru_cache
+from functools import lru_cache
 
 from reverie.tasks.gsm_infinite.worlds import WORLDS, World
 
 PAD, END = "[pad]", "[end]"
 
 _GRAMMAR = (
-    "Problem:",
-    "Question:",
-    "Answer:",
+    *("Problem:", "Question:", "Answer:"),
     *(f"{the} {what}number of" for what in ("", "average ", "total ") for the in ("The", "the")),
-    "per",
-    "in",
-    "equals",
-    "plus",
-    "times",
-    "the sum of",
-    "the difference between",
-    "and",
-    "exists, and its number is greater than 0",
-    "is greater than 0",
-    "How many",
-    "does",
-    "have?",
-    "What is",
-    "?",
-    ",",
-    ".",
+    *("per", "in", "equals", "plus", "times", "the sum of", "the difference between", "and"),
+    *("exists, and its number is greater than 0", "is greater than 0"),
+    *("How many", "does", "have?", "What is", "?", ",", "."),
 )
 _NO_SPACE_BEFORE = {"?", ",", "."}
 
@@ -47,7 +31,12 @@ class WordTokenizer:
         for world in worlds:
             terms += _names(WORLDS[world])
         self._terms = list(dict.fromkeys(terms))
+        self._ids = {term: i for i, term in enumerate(self._terms)}
         self.special_ids = {PAD: 0, END: 1}
+        # The longest term that does not end inside a word, with the spaces after it.
+        longest_first = sorted(self._terms[2:], key=len, reverse=True)
+        terms = (re.escape(term) + (r"\b" if term[-1].isalpha() else "") for term in longest_first)
+        self._pattern = re.compile(rf"({'|'.join(terms)})\s*")
 
     @property
     def vocab_size(self) -> int:
@@ -78,17 +67,6 @@ class WordTokenizer:
             text += term if joined else " " + term
             digit_before = term.isdigit()
         return text
-
-    @cached_property
-    def _ids(self) -> dict[str, int]:
-        return {term: i for i, term in enumerate(self._terms)}
-
-    @cached_property
-    def _pattern(self) -> re.Pattern[str]:
-        """Pattern of the longest term that does not end inside a word, with the spaces after it."""
-        longest_first = sorted(self._terms[2:], key=len, reverse=True)
-        terms = "|".join(re.escape(term) + (r"\b" if term[-1].isalpha() else "") for term in longest_first)
-        return re.compile(rf"({terms})\s*")
 
 
 def _names(world: World) -> list[str]:

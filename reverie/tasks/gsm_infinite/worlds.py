@@ -28,6 +28,10 @@ class World:
     padding_types: tuple[str, ...]
 
 
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(", "))
+
+
 def _pairs(first: str, second: str, form: str = "{} {}") -> tuple[str, ...]:
     """Names of all pairs of a word of `first` and one of `second`."""
     return tuple(form.format(a, b) for a, b in product(first.split(), second.split()))
@@ -36,12 +40,12 @@ def _pairs(first: str, second: str, form: str = "{} {}") -> tuple[str, ...]:
 WILDLIFE = World(
     name="wildlife",
     place_groups=(
-        ("Heron Marsh", "Silver Fen", "Larch Hollow", "Gull Island", "Thornfield Moor"),
-        ("Ostrey Reserve", "Linden Sanctuary", "Bramwell Park", "Karsten Wetlands", "Dunmore Warren"),
+        _names("Heron Marsh, Silver Fen, Larch Hollow, Gull Island, Thornfield Moor"),
+        _names("Ostrey Reserve, Linden Sanctuary, Bramwell Park, Karsten Wetlands, Dunmore Warren"),
     ),
     type_groups=(
-        ("grown otter", "grown badger", "grown lynx", "grown hare", "grown stoat"),
-        ("grown heron", "grown puffin", "grown kestrel", "grown curlew", "grown wagtail"),
+        _names("grown otter, grown badger, grown lynx, grown hare, grown stoat"),
+        _names("grown heron, grown puffin, grown kestrel, grown curlew, grown wagtail"),
     ),
     attribute="young ones",
     plain_noun="grown animals",
@@ -60,16 +64,12 @@ WILDLIFE = World(
 EDUCATION = World(
     name="education",
     place_groups=(
-        ("Ashcombe", "Port Selwyn", "Dellbrook City", "Marrowgate", "Upper Tarn"),
-        ("Saltmere Bay", "Eastquay City", "Lowen Harbour", "Coralport", "Whitecliff City"),
+        _names("Ashcombe, Port Selwyn, Dellbrook City, Marrowgate, Upper Tarn"),
+        _names("Saltmere Bay, Eastquay City, Lowen Harbour, Coralport, Whitecliff City"),
     ),
     type_groups=(
-        (
-            "nursing college",
-            "music college",
-            "evening trade college",
-            "veterinary training college",
-            "private drama college",
+        _names(
+            "nursing college, music college, evening trade college, veterinary training college, private drama college"
         ),
     ),
     attribute="tutors",
@@ -89,28 +89,19 @@ EDUCATION = World(
 FILM = World(
     name="film",
     place_groups=(
-        (
-            "Harbour Lights Film Week",
-            "Stonebridge Film Week",
-            "Red Kite Film Week",
-            "Winterhall Film Week",
-            "Old Mill Film Week",
+        _names(
+            "Harbour Lights Film Week, Stonebridge Film Week, Red Kite Film Week, Winterhall Film Week, "
+            "Old Mill Film Week"
         ),
-        (
-            "Semaine du Vieux Moulin",
-            "Semaine de Clairbois",
-            "Semaine des Trois Ponts",
-            "Semaine de Belmont-sur-Mer",
-            "Semaine du Phare",
+        _names(
+            "Semaine du Vieux Moulin, Semaine de Clairbois, Semaine des Trois Ponts, Semaine de Belmont-sur-Mer, "
+            "Semaine du Phare"
         ),
     ),
     type_groups=(
-        (
-            "silent slapstick comedy",
-            "slow courtroom drama",
-            "deep-space adventure",
-            "snowy mountain western",
-            "colourful family musical",
+        _names(
+            "silent slapstick comedy, slow courtroom drama, deep-space adventure, snowy mountain western, "
+            "colourful family musical"
         ),
     ),
     attribute="prizes",

@@ -11,7 +11,6 @@ from reverie.tasks.gsm_infinite.text import (
     core_sentences,
     fact_sentence,
     name,
-    number_sentence,
     phrase,
     question_text,
     unknown_sentence,
@@ -69,7 +68,10 @@ def test_names_and_questions(quantity: Quantity, in_text: str, question: str) ->
     assert phrase(quantity, WILDLIFE) == f" {in_text}"
     assert name(quantity, WILDLIFE) == in_text.removeprefix("the ").removeprefix("number of ")
     assert question_text(quantity, WILDLIFE) == question
-    assert "".join(number_sentence(phrase(quantity, WILDLIFE), 12)) == f" T{in_text[1:]} equals 12."
+    assert (
+        "".join(fact_sentence(phrase(quantity, WILDLIFE), Fact(12, False, False, ()), []))
+        == f" T{in_text[1:]} equals 12."
+    )
 
 
 def test_unknowns() -> None:
