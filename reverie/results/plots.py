@@ -133,7 +133,7 @@ def _over_depth(axes: Axes, card: ComparisonCard) -> None:
 
 
 def _scale_depths(axes: Axes, depths: Sequence[float]) -> None:
-    """Logarithmic for powers of two, such as 1, 2, 4, 8, 16; ticks at depths that were asked, the deepest included."""
+    """Scale the axis, by logarithm for powers of two, with ticks at depths that were asked and at the deepest."""
     if len(depths) > 2 and all(depth >= 1 and math.log2(depth).is_integer() for depth in depths):
         axes.set_xscale("log", base=2)
     ticks = depths[:: -math.ceil(len(depths) / 8)]
@@ -149,7 +149,7 @@ def _telling_depth(card: ComparisonCard) -> str:
 
 
 def _over_models(axes: Axes, card: ComparisonCard) -> None:
-    """A column for each model and number of passes: its mean, and each seed."""
+    """Draw a column for each model and number of passes: its mean, and each seed."""
     axes.set_title(_title(card, f"after training, {depth_name(card.recipe)} = {card.depths[0]}", "shaded: seeds"))
     axes.set_xticks(range(len(card.results)), [result.label.replace(" (", "\n(") for result in card.results])
     axes.set_xlim(-0.5, len(card.results) - 0.5)
@@ -187,5 +187,5 @@ def _over_tokens(axes: Axes, card: ComparisonCard, depth: str | None = None) -> 
 
 
 def _look(result: Result) -> tuple[str, str]:
-    """Colour and marker: the transformer grey."""
+    """Colour and marker; the transformer is grey."""
     return (GREY, "o") if result.model == "transformer" else look_of(result.num_sleep_passes)

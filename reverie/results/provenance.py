@@ -1,4 +1,4 @@
-"""Where a result comes from: the machine, and the commit of the code."""
+"""Provenance of a result: the machine, and the commit of the code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ COMMIT = "REVERIE_COMMIT"  # environment variable
 
 
 class Hardware(BaseModel):
-    """What a run ran on; nothing that names a person, a host or a folder."""
+    """The machine that a run ran on, without the name of a person, a host or a folder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -25,7 +25,7 @@ _Item = TypeVar("_Item")
 
 
 def verdict(accuracy: float, chance: float) -> Verdict:
-    """ "solved" from 95 % on; "chance" if no more than 3 points above chance; "failing" between the two."""
+    """The verdict "solved" from 95 % on, "chance" up to 3 points above chance, and "failing" between the two."""
     if accuracy >= SOLVED:
         return "solved"
     return "chance" if accuracy <= chance + NEAR_CHANCE else "failing"
@@ -169,7 +169,7 @@ def _adaptive_table(card: PassesCard) -> Table:
 
 
 def wilson_interval(share: float, number: int, z: float = 1.96) -> tuple[float, float]:
-    """Where a share measured on `number` independent questions may truly be (Wilson 1927), 95 % by default."""
+    """The confidence interval (Wilson 1927) of a share of `number` independent questions, 95 % by default."""
     if number < 1:
         raise ValueError(f"an interval needs one question or more, got {number}")
     centre = (share + z * z / (2 * number)) / (1 + z * z / number)

@@ -24,7 +24,7 @@ _TOKEN_IDS = TypeAdapter(list[Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 
 @dataclass(frozen=True)
 class Answer:
-    """What was said to a question, and how sure the model was of each token."""
+    """The answer to a question, with the probability of each token."""
 
     question: str
     text: str

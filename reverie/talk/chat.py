@@ -39,14 +39,14 @@ class Nap:
     memory: Memory
 
     def sentence(self) -> str:
-        """ "slept over 512 tokens, 4 passes, 0.8 s; 12,288 tokens in memory, 1.2 MB" """
+        """A sentence such as "slept over 512 tokens, 4 passes, 0.8 s; 12,288 tokens in memory, 1.2 MB"."""
         tokens = "1 token" if self.tokens == 1 else f"{self.tokens:,} tokens"
         passes = "1 pass" if self.passes == 1 else f"{self.passes} passes"
         return f"slept over {tokens}, {passes}, {self.seconds:.1f} s; {holds(self.memory)}"
 
 
 def holds(memory: Memory) -> str:
-    """ "12,288 tokens in memory, 1.2 MB" """
+    """The size of a memory in words, such as "12,288 tokens in memory, 1.2 MB"."""
     return f"{int(memory.tokens[0]):,} tokens in memory, {decimal(memory.nbytes)}"
 
 

@@ -125,8 +125,11 @@ class Session:
     def _save(self, path: Path | None, *, stays: bool) -> None:
         if path is None:
             raise UserError(f"say where to: {'/save' if stays else '/branch'} FILE")
-        if path != self.path and path.exists() and not _is_memory(path):
-            raise UserError(f"{path} is there already and is no memory: choose another name")
+        if path != self.path and path.exists():
+            try:
+                read_info(path)
+            except UserError:
+                raise UserError(f"{path} is there already and is no memory: choose another name") from None
         self.chat.save(path)
         self.path = path if stays else self.path
         self.tell(f"saved in {path}: {holds(self.chat.memory)}, {len(self.chat.awake)} awake")
@@ -149,11 +152,3 @@ class Session:
         if self._midline:
             self._write("\n")
         self.tell(f"({nap.sentence()})")
-
-
-def _is_memory(path: Path) -> bool:
-    try:
-        read_info(path)
-    except UserError:
-        return False
-    return True

@@ -57,12 +57,12 @@ class Watch(Part):
 
     @property
     def fast_weight_blocks(self) -> list[int]:
-        """Those whose fast weights changed."""
+        """Indices of the blocks whose fast weights changed."""
         return sorted({block for window in self.windows for row in window.change.values() for block in row})
 
     @property
     def num_passes(self) -> int:
-        """The most of any window."""
+        """The most passes that a window took."""
         return max((n for window in self.windows for n in window.change), default=0)
 
     @property
@@ -78,7 +78,7 @@ class Watch(Part):
 
 
 def watch_memory(path: Path) -> Watch:
-    """What the memory in a file tells of its making; raises UserError if it is no memory, or has no history."""
+    """The history of the memory in a file; raises UserError if it is no memory, or has no history."""
     content = read_memory(file_reader(path), str(path))
     try:
         history = History.from_tensors(content.history or History().tensors())
@@ -108,7 +108,7 @@ def watch_run(
     tolerance: float | None = None,
     device: torch.device | str = "cpu",
 ) -> Watch:
-    """What the model of a run does with a held-out text of its task, and what it answers after every window.
+    """Numbers on the model of a run that reads a held-out text of its task and is asked after every window.
 
     Args:
         example: the text whose windows are watched.
