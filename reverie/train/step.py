@@ -91,6 +91,7 @@ def train_step(
     processes = parallel.processes
     labels = count_labels(batch.loss_mask, sleep.window_size) if labels is None else labels
     asked = labels > 0
+    asked[~asked.any(dim=1), -1] = True  # that the blocks which only predict run in every part, whoever has which rows
     all_labels, rows, *rows_asked = processes.sum([int(labels.sum()), len(asked), *asked.sum(dim=0).tolist()])
     if not all_labels:
         raise UserError("no position of the batch is labelled: there is nothing to learn from")
@@ -104,8 +105,6 @@ def train_step(
     parts = micro_batches(batch, config.micro_batch, config.batch_size // processes.world_size)
     alike = all(number in (0, rows) for number in rows_asked)  # else each process runs its rows' own blocks
     for part, labelled in zip(parts, asked.tensor_split(len(parts)), strict=True):
-        if not labelled.any():
-            labelled[:, -1] = True  # blocks that only predict must run in all processes, for the gradients' sake
         own_value += parallel.backward(partial(own_loss, part, labelled), alike=alike)
         if observer is not None:
             observer.next_part()
