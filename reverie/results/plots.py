@@ -99,7 +99,7 @@ def _draw(card: Card, panels: Sequence[Callable[[Axes, ComparisonCard], None]]) 
     if isinstance(card, RunCard):
         card = compare_runs(card.name, "exact" if len(card.depths) == 1 else "question", [card])
     y_label = METRIC_NAMES[card.metric] if len(card.depths) == 1 else "accuracy per question"
-    return draw_panels(f"{card.name}  ({_seed_note(card)})", y_label, [partial(panel, card=card) for panel in panels])
+    return draw_panels(f"{card.name}  ({_seed_note(card)})", y_label, card, panels)
 
 
 def _seed_note(card: ComparisonCard) -> str:

@@ -12,6 +12,8 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from reverie.results.card import AnyCard
+
 INK = "#333333"
 GREY = "#8c8c8c"
 CHANCE: dict[str, Any] = {"linestyle": "--", "color": INK, "linewidth": 1, "label": "chance", "zorder": 1.9}
@@ -49,13 +51,13 @@ def look_of(num_sleep_passes: int) -> tuple[str, str]:
 
 
 @matplotlib.rc_context(STYLE)
-def draw_panels(title: str, y_label: str, panels: Sequence[Callable[[Axes], None]]) -> Figure:
-    """Accuracies in panels side by side, with the title above and one legend below."""
+def draw_panels(title: str, y_label: str, card: AnyCard, panels: Sequence[Callable[[Axes, AnyCard], None]]) -> Figure:
+    """Accuracies of a card in panels side by side, with the title above and one legend below."""
     width = 8.4 if len(panels) > 1 else 4.8
     drawing = Figure(figsize=(width, 3.6), layout="constrained")
     row = drawing.subplots(1, len(panels), squeeze=False, sharey=True)[0]
     for axes, panel in zip(row, panels, strict=True):
-        panel(axes)
+        panel(axes, card)
         scale_shares(axes)
     row[0].set_ylabel(y_label)
     lines, names = row[0].get_legend_handles_labels()

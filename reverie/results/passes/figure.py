@@ -29,8 +29,8 @@ def draw_passes(card: PassesCard) -> Figure:
     seeds = max(len(regime.seeds) for regime in card.regimes)
     note = f"mean of {seeds} seeds" if seeds > 1 else f"seed {card.regimes[0].seeds[0]}"
     panels = [_over_numbers, _over_passes] if card.tolerances else [_over_numbers]
-    y_label = METRIC_NAMES[card.metric]
-    return draw_panels(f"{card.name}  ({note})", y_label, [partial(_panel, card=card, draw=draw) for draw in panels])
+    panels = [partial(_panel, draw=draw) for draw in panels]
+    return draw_panels(f"{card.name}  ({note})", METRIC_NAMES[card.metric], card, panels)
 
 
 def _panel(axes: Axes, card: PassesCard, draw: Callable[[Axes, PassesCard], None]) -> None:
