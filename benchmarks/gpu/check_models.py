@@ -17,7 +17,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from found import Found, apart, failed
-from reverie.train.batches import make_batch
 from torch import Tensor, nn
 
 from reverie.errors import UserError
@@ -27,6 +26,7 @@ from reverie.recipe.build import build_model
 from reverie.sleep import SleepConfig
 from reverie.sleep.labels import labelled_windows
 from reverie.train.compiled import BACKEND, RECOMPILE_LIMIT
+from reverie.train.data import make_batch
 from reverie.train.run import train
 from reverie.train.step import loss_sum
 
@@ -84,10 +84,10 @@ def outcome(recipe: Recipe, device: torch.device) -> Outcome:
         torch._dynamo.config.recompile_limit = RECOMPILE_LIMIT
         # On CPU the same graphs, without minutes of a C++ compiler.
         model.compile_blocks(BACKEND if device.type == "cuda" else "aot_eager")
-    batch = make_batch(recipe, 0)
+    batch = make_batch(recipe.task, recipe.train, 0)
     batch = type(batch)(*(x.to(device) for x in batch))
     labelled = labelled_windows(batch.loss_mask, recipe.sleep.window_size)
-    loss = loss_sum(recipe, model, 0, batch, labelled) / batch.loss_mask.sum()
+    loss = loss_sum(model, batch, recipe.sleep, labelled, dtype=recipe.train.dtype) / batch.loss_mask.sum()
     loss.backward()
     return {"loss": loss.detach().cpu(), **_gradients(model)}
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from reverie.errors import UserError
-from reverie.results.card import RunCard, load_card
+from reverie.results.card import RunCard, depth_name, load_card
 from reverie.results.plots import save_figure
 from reverie.results.style import GREY, STYLE, look_of
 
@@ -29,7 +29,7 @@ def figure(title: str, cards: Mapping[str, RunCard]) -> Figure:
         axes = drawing.subplots()
         for i, card in enumerate(ordered):
             colour = matplotlib.colormaps["viridis"](i / len(ordered)) if several else look_of(card.num_sleep_passes)[0]
-            label = f"{card.depth_name} = {card.depths[0]}" if several else card.label
+            label = f"{depth_name(card.recipe)} = {card.depths[0]}" if several else card.label
             tokens = [point.tokens / 1e6 for point in card.curve]
             axes.plot(tokens, [point.score["exact_accuracy"] for point in card.curve], color=colour, label=label)
         guesses = [card.chance.exact for card in ordered]

@@ -34,10 +34,10 @@ from reverie.files import write_atomic
 from reverie.interrupts import Stopped
 from reverie.recipe import Recipe, changed, load_recipe
 from reverie.results.card import RunCard, load_card
+from reverie.results.checkpoint import Progress, find_checkpoint
 from reverie.results.plots import save_figure
 from reverie.results.provenance import commit_id, hardware
 from reverie.results.run import CARD_NAME
-from reverie.train.checkpoint import Progress, find_checkpoint
 from reverie.train.run import train
 
 COMMON = ("train.dtype=bfloat16", "train.eval_examples=2048")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import check_kernels
 import curves
 import pytest
 import speedrun
@@ -20,6 +22,7 @@ from tiny_recipe import write_tiny
 from reverie.bench.count import count_flops
 from reverie.errors import UserError
 from reverie.interrupts import TIME_IS_UP, Stopped
+from reverie.recipe import load_recipe
 from reverie.results.card import RunCard, load_card
 
 CPU = torch.device("cpu")
@@ -206,3 +209,19 @@ def test_the_plans_are_what_the_paper_compares():
     assert all(round(r.train.steps * r.train.batch_size * r.task.sequence_length / 1e6) == 40 for r in recipes)
     assert [here._recipe(b, run).sleep.num_sleep_passes for run in b.runs] == [1, 2, 3, 4]
     assert here._recipe(b, "n4").train.steps == 1000
+
+
+def test_what_the_documents_tell_to_run_is_there(capsys: pytest.CaptureFixture[str]):
+    """Scripts and their options; recipes of `reverie train`."""
+    root = Path(__file__).parents[2]
+    text = (root / "docs/GPU.md").read_text() + (root / "docs/LOG.md").read_text().split("\n## 20")[0]
+    scripts = {"check_kernels": check_kernels.main, "speedrun": speedrun.main, "curves": curves.main}
+    commands = re.findall(r"benchmarks/gpu/(\w+)\.py(.*)", text)
+    assert {name for name, _ in commands} >= {"check_kernels", "speedrun"}
+    for name, rest in commands:
+        with pytest.raises(SystemExit):
+            scripts[name](["--help"])
+        assert set(re.findall(r"--[a-z-]+", rest)) <= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
+    trained = re.findall(r"reverie train (\S+)", text)
+    assert trained
+    assert all(load_recipe(recipe).train.steps > 0 for recipe in trained)
