@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from functools import cache, cached_property, lru_cache
 from itertools import product
 from math import prod
@@ -82,7 +83,7 @@ class GsmInfinite(ProblemConfig, TaskSettings):
         """
         deepest = self.max_operations if max_depth is None or split == "test" else min(max_depth, self.max_operations)
         operations = self._operations(split, seed, step, examples, deepest)
-        make = _example if split == "train" else _held_out_example
+        make: Callable[..., _Row] = _example if split == "train" else _held_out_example
         rows = [make(self, split, seed, step, i, n, deepest) for i, n in zip(examples, operations, strict=True)]
         columns = zip(*rows, strict=True) if rows else [()] * len(_Row._fields)
         shape = (len(rows), self.sequence_length)
