@@ -83,7 +83,7 @@ class GsmInfinite(ProblemConfig, TaskSettings):
         """
         deepest = self.max_operations if max_depth is None or split == "test" else min(max_depth, self.max_operations)
         operations = self._operations(split, seed, step, examples, deepest)
-        make: Callable[..., _Row] = _example if split == "train" else _held_out_example
+        make = _example if split == "train" else _held_out_example
         rows = [make(self, split, seed, step, i, n, deepest) for i, n in zip(examples, operations, strict=True)]
         columns = zip(*rows, strict=True) if rows else [()] * len(_Row._fields)
         shape = (len(rows), self.sequence_length)
@@ -197,7 +197,7 @@ def _example(task: GsmInfinite, split: Split, seed: int, step: int, index: int, 
 
 
 # A training run evaluates the same examples many times.
-_held_out_example = cache(_example)
+_held_out_example: Callable[..., _Row] = cache(_example)
 
 
 def _blank(task: GsmInfinite) -> _Row:
