@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
@@ -47,8 +47,8 @@ def _bounded(config: SleepConfig) -> SleepConfig:
     return config
 
 
-class _Strict(BaseModel, frozen=True, extra="forbid"):
-    pass
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
 
 class MemoryInfo(_Strict):
@@ -280,7 +280,7 @@ def _state(parts: list[Part], tensors: dict[str, Tensor]) -> State:
     """Build the state and remove its tensors from `tensors`. Raises KeyError or TypeError if they do not fit."""
     fast_weights = [tensors.pop(f"fast_weights.{i}") if part.fast_weights else None for i, part in enumerate(parts)]
     fields = [{key: _value(value, tensors) for key, value in part.fields.items()} for part in parts]
-    cache = (part.cache and CACHE_ENTRIES[part.cache](**of) for part, of in zip(parts, fields, strict=True))
+    cache = (CACHE_ENTRIES[part.cache](**of) if part.cache else None for part, of in zip(parts, fields, strict=True))
     return State(tuple(fast_weights), tuple(cache))
 
 

@@ -93,11 +93,10 @@ def gated_delta_rule(
         raise UserError(f"chunk_size must be at least 1, got {chunk_size}")
     if backend == "auto":
         backend = _choose(k.device.type, triton.in_one_kernel(k, v))
-    scale = k.shape[-1] ** -0.5 if scale is None else scale
-    run = functools.partial(_RECURRENCES[backend], initial_state=initial_state, scale=scale, chunk_size=chunk_size)
+    recurrence = functools.partial(_RECURRENCES[backend], initial_state=initial_state, chunk_size=chunk_size)
     # Under autocast the products inside would fall to bfloat16, and the memory with them.
     with torch.autocast(k.device.type, enabled=False):
-        return run(q, k, v, g, beta, erase=erase)
+        return recurrence(q, k, v, g, beta, scale=k.shape[-1] ** -0.5 if scale is None else scale, erase=erase)
 
 
 def delta_rule(

@@ -34,7 +34,9 @@ def gguf_tensors(path: Path) -> dict[str, np.ndarray]:
         entries = [reader.entry() for _ in range(count)]
         alignment = metadata.get("general.alignment", 32)
         start = -(-reader.at // alignment) * alignment
-        return {name: _unpacked(name, *entry, start + offset, reader.data) for name, *entry, offset in entries}
+        return {
+            name: _unpacked(name, shape, format, start + offset, reader.data) for name, shape, format, offset in entries
+        }
 
 
 _FORMATS = {  # by ggml's number: how many numbers a block holds, and the block's layout

@@ -34,7 +34,7 @@ def solution(core: Core, rng: Random) -> str:
     names = [letter for letter in ascii_letters if core.unknown is None or letter not in "Xx"]
     rng.shuffle(names)  # more of them than a problem can have steps
     letters = iter(names)
-    values = slopes(core)
+    values = {q: value for q, value in slopes(core).items() if value is not None}
     terms: dict[int, Term] = {}
     entries = [] if core.unknown is None else ["One quantity is unknown, so we set up an equation and solve it."]
     for q in core.needed:

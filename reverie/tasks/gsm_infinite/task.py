@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from functools import cache, cached_property, lru_cache
 from itertools import product
 from math import prod
@@ -196,7 +197,7 @@ def _example(task: GsmInfinite, split: Split, seed: int, step: int, index: int, 
 
 
 # A training run evaluates the same examples many times.
-_held_out_example = cache(_example)
+_held_out_example: Callable[..., _Row] = cache(_example)
 
 
 def _blank(task: GsmInfinite) -> _Row:
