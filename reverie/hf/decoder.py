@@ -22,7 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from reverie.errors import UserError
 from reverie.hf.decoders import decoder_of
 from reverie.hf.reading import cache_for, read_batch, refuse_recording
-from reverie.hf.state import StateCache
+from reverie.hf.state import LayerCache, StateCache
 from reverie.model import ConvTail, State, Tokens
 from reverie.sleep import SleepConfig
 from reverie.sleep.gradients import Backward
@@ -299,9 +299,9 @@ def _attend(layer: nn.Module, h: Tensor, k: Tensor | None, v: Tensor | None, kwa
     """
     cache = _OneLayer(k, v)
     output = layer.stock.forward(layer, h, **kwargs, past_key_values=cache)  # pyright: ignore[reportAttributeAccessIssue]
-    assert cache.k is not None
-    assert cache.v is not None
-    return Attended(output, cache.k, cache.v)
+    assert cache.entry.k is not None
+    assert cache.entry.v is not None
+    return Attended(output, cache.entry.k, cache.entry.v)
 
 
 def _compiled(backend: str, layers: nn.ModuleList) -> Attend:
@@ -318,13 +318,8 @@ class _OneLayer:
     """As much of transformers' `Cache` as attention asks for."""
 
     def __init__(self, k: Tensor | None, v: Tensor | None) -> None:
-        self.k, self.v = k, v
+        self.entry = LayerCache(k, v)
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        if self.k is not None and self.v is not None:
-            key_states = torch.cat([self.k, key_states], dim=2)
-            value_states = torch.cat([self.v, value_states], dim=2)
-        self.k, self.v = key_states, value_states
-        return key_states, value_states
+    def update(self, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor | None, Tensor | None]:
+        self.entry = self.entry.with_more(k, v)
+        return self.entry.k, self.entry.v

@@ -29,6 +29,12 @@ class LayerCache(NamedTuple):
         """Tokens cached."""
         return 0 if self.k is None else self.k.shape[2]
 
+    def with_more(self, k: Tensor, v: Tensor) -> LayerCache:
+        """The same with keys and values [B, H, T, d] of further tokens."""
+        if self.k is not None and self.v is not None:
+            k, v = torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2)
+        return LayerCache(k, v, self.first, self.conv)
+
     def newest(self, keep: int) -> LayerCache:
         """Keys stay rotated as they are: positions go on, only their differences count."""
         conv = tuple(x if x is None else x.clone() for x in self.conv)
@@ -93,12 +99,10 @@ class StateCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        entry = self.entries[layer_idx]
-        if entry.k is not None and entry.v is not None:
-            key_states = torch.cat([entry.k, key_states], dim=2)
-            value_states = torch.cat([entry.v, value_states], dim=2)
-        self.entries[layer_idx] = entry._replace(k=key_states, v=value_states)
-        return key_states, value_states
+        entry = self.entries[layer_idx] = self.entries[layer_idx].with_more(key_states, value_states)
+        assert entry.k is not None
+        assert entry.v is not None
+        return entry.k, entry.v
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return self.first + self.past
