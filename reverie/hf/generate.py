@@ -21,7 +21,8 @@ from reverie.hf.cache import SleepCache
 from reverie.hf.load import load
 from reverie.sleep import SleepConfig
 
-Report = Callable[[int, int, int], None]  # windows read, windows to read, tokens read
+ReadReport = Callable[[int, int, int], None]
+"""Called with the windows read, the windows to read, and the tokens read."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def generate(
     temperature: float = 0.0,
     seed: int = 0,
     write: Callable[[str], None] = lambda text: None,
-    report: Report = lambda windows, total, tokens: None,
+    report: ReadReport = lambda windows, total, tokens: None,
 ) -> Generated:
     """Continue a prompt by the most likely token, or at a temperature above 0 by sampling.
 
@@ -114,7 +115,7 @@ def generate(
     )
 
 
-def _read(model: PreTrainedModel, tokens: Int[Tensor, "1 T"], meter: _Meter, report: Report) -> None:
+def _read(model: PreTrainedModel, tokens: Int[Tensor, "1 T"], meter: _Meter, report: ReadReport) -> None:
     """Read tokens in pieces of a window, so that no more than that is ever in memory."""
     pieces = tokens.split(meter.window_size, dim=1) if tokens.shape[1] else ()
     read = 0

@@ -28,7 +28,7 @@ from reverie.errors import UserError
 from reverie.hf.add import add_sleep, insert_fast_weights, install
 from reverie.hf.bases import check_name, check_weights, load_base, loading
 from reverie.hf.decoder import InsertConfig, inserted_parameters
-from reverie.hf.save import FORMAT_VERSION, Saved, SleepingModelConfig, fingerprint
+from reverie.hf.save import FORMAT_VERSION, Saved, SleepingModelConfig, weights_digest
 
 
 def load(folder: str | Path, base: str | Path | None = None, **kwargs: Any) -> PreTrainedModel:
@@ -99,7 +99,7 @@ def _load_adapter(name: str, saved: Saved, own: PreTrainedConfig, base: str, kwa
         raise UserError(f"{error}; {name} is an adapter of it (base= says where else it is)") from error
     # Values that went through float16 and others that did not have been rounded in different ways.
     comparable = (model.dtype == torch.float16) == (dtype == torch.float16)
-    if comparable and fingerprint(model.state_dict(), torch.bfloat16) != saved.base_fingerprint:
+    if comparable and weights_digest(model.state_dict(), torch.bfloat16) != saved.base_fingerprint:
         raise UserError(f"{base} is not the model that {name} is an adapter of: its weights are others")
     _insert(model, saved.inserted)
     with loading("the adapter", name):

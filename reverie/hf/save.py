@@ -97,7 +97,7 @@ def save_sleeping(
     state = model.state_dict() if state_dict is None else state_dict
     origin: Origin | None = model.origin
     if origin is not None and (
-        fingerprint(state) != origin.fingerprint or Path(origin.name).resolve() == folder.resolve()
+        weights_digest(state) != origin.digest or Path(origin.name).resolve() == folder.resolve()
     ):
         origin = None
     with replacing(folder) as finished:
@@ -130,7 +130,7 @@ def _save_config(model: Any, state: Mapping[str, Tensor], folder: Path, base: st
     saved = Saved(
         weights="whole" if base is None else "adapter",
         base_model=base,
-        base_fingerprint=None if base is None else fingerprint(state, torch.bfloat16),
+        base_fingerprint=None if base is None else weights_digest(state, torch.bfloat16),
         sleep=None if decoder.sleep_config == AWAKE else decoder.sleep_config,
         inserted=decoder.inserted_configs,
         base_config=own
@@ -147,14 +147,14 @@ def _save_config(model: Any, state: Mapping[str, Tensor], folder: Path, base: st
 
 # Whether the pretrained part is what was loaded
 
-SAMPLE = 4096  # elements of a tensor that a fingerprint looks at
+SAMPLE = 4096  # elements of a tensor that `weights_digest` looks at
 
 
 class Origin(NamedTuple):
     """Where the pretrained part of a model was loaded from."""
 
     name: str  # what was given to from_pretrained: a folder, or a name on the hub
-    fingerprint: str  # of the loaded tensors, exact
+    digest: str  # of the loaded tensors, exact
 
 
 def origin_of(model: PreTrainedModel) -> Origin | None:
@@ -165,7 +165,7 @@ def origin_of(model: PreTrainedModel) -> Origin | None:
     name = model.config._name_or_path
     if not name or not all(_as_loaded(parameter) for parameter in model.parameters()):
         return None
-    return Origin(name, fingerprint(model.state_dict()))
+    return Origin(name, weights_digest(model.state_dict()))
 
 
 def _as_loaded(parameter: Tensor) -> bool:
@@ -173,7 +173,7 @@ def _as_loaded(parameter: Tensor) -> bool:
     return not parameter.is_meta and parameter._version == 0 and getattr(parameter, "_is_hf_initialized", False)
 
 
-def fingerprint(state_dict: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:
+def weights_digest(state_dict: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> str:
     """SHA-256 over names, shapes and evenly spaced elements of all that was not inserted, and the sums of all elements.
 
     Args:

@@ -34,7 +34,7 @@ from reverie.memory.history import History
 from reverie.model import SleepingModel, State, select_rows
 from reverie.sleep import Context, SleepConfig, consolidate
 
-Report = Callable[[int, int, int, Context], None]
+WindowReport = Callable[[int, int, int, Context], None]
 """Called with the windows done, the total of windows, the tokens done, and the context by then."""
 
 
@@ -196,7 +196,7 @@ def sleep_over(
     *,
     memory: Memory | None = None,
     history: History | None = None,
-    report: Report | None = None,
+    report: WindowReport | None = None,
 ) -> Memory:
     """Read texts window by window, sleep over each window, the last and shorter one too, and return the memory.
 
@@ -249,7 +249,9 @@ def sleep_over(
 class _Notes:
     """Hook for `consolidate` that closes the window in the history and reports; call it with 0 before the first."""
 
-    def __init__(self, window_size: int, lengths: list[int], history: History | None, report: Report | None) -> None:
+    def __init__(
+        self, window_size: int, lengths: list[int], history: History | None, report: WindowReport | None
+    ) -> None:
         self._L, self._lengths, self._history, self._report = window_size, lengths, history, report
         self._passes, self._begun = torch.zeros(()), 0.0
 

@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from reverie.errors import UserError
 from reverie.recipe.errors import any_of, sentence, shown
 from reverie.recipe.random_passes import RandomPasses
-from reverie.recipe.schema import MODELS, BySuccess, Recipe, StageConfig, model_kind, with_present_names
+from reverie.recipe.schema import MODELS, BySuccess, Recipe, StageConfig, kind_of_section, with_present_names
 from reverie.tasks import TASKS
 
 _PACKAGE = Path(__file__).parent.parent
@@ -158,7 +158,7 @@ def _keys(data: Mapping[str, Any]) -> dict[str, list[str]]:
     chosen = TASKS.get(str(task.get("name"))) if isinstance(task, Mapping) else None
     configs: dict[str, Any] = {section: Recipe.model_fields[section].annotation for section in _SECTIONS} | {
         "task": chosen,
-        "model": MODELS[model_kind(data.get("model"))],
+        "model": MODELS[kind_of_section(data.get("model"))],
         "train.stages": StageConfig,
         "sleep.num_sleep_passes": RandomPasses,
         "train.curriculum": BySuccess,

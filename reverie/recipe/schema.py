@@ -164,7 +164,7 @@ class TrainConfig(BaseModel):
         return self
 
 
-def model_kind(model: Any) -> str:
+def kind_of_section(model: Any) -> str:
     pretrained = "pretrained" in model if isinstance(model, Mapping) else isinstance(model, PretrainedModelConfig)
     return "pretrained" if pretrained else "hybrid"
 
@@ -175,7 +175,7 @@ MODELS: dict[str, type[HybridConfig] | type[PretrainedModelConfig]] = {
 }
 AnyModel = Annotated[
     Annotated[HybridConfig, Tag("hybrid")] | Annotated[PretrainedModelConfig, Tag("pretrained")],
-    Discriminator(model_kind),
+    Discriminator(kind_of_section),
 ]
 
 

@@ -36,7 +36,7 @@ from reverie.train.schedule import Schedule
 from reverie.train.step import EagerSteps, Step, not_finite
 from reverie.train.time_limit import TimeLimit
 
-Report = Callable[[Progress, float], None]
+StepReport = Callable[[Progress, float], None]
 """Called with the progress so far and the newest loss: at every step, with `train.cuda_graph` every twenty."""
 
 
@@ -46,7 +46,7 @@ def train(
     *,
     resume: bool = False,
     device: torch.device | str = "cpu",
-    report: Report = lambda progress, loss: None,
+    report: StepReport = lambda progress, loss: None,
     processes: Processes = ALONE,
     max_seconds: float | None = None,
 ) -> RunCard:
@@ -90,7 +90,7 @@ class _Run:
         recipe: Recipe,
         out: Path,
         device: torch.device | str,
-        report: Report,
+        report: StepReport,
         processes: Processes,
         limit: TimeLimit,
     ) -> None:
