@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from truncated import LAYERS, LOOPS, Checkpoint, equal, gradients, loss_and_gradients
 
+import reverie.sleep.algorithm
 from reverie.model import HybridLM
 from reverie.sleep import SleepConfig, rollout, rollout_hidden
 from reverie.sleep.gradients import EXACT, Backward
@@ -37,7 +38,7 @@ def assert_the_same_however_much_is_kept(take: Callable[[Backward], list[Tensor]
 def test_activation_checkpointing_changes_no_bit(
     tiny_model: MakeModel, eviction: str, loop: tuple[int, int] | None, N: int, backward: Backward
 ) -> None:
-    model, config, mask = tiny_model(*LAYERS), asleep(N, eviction, loop), labels(2, length=10)
+    model, config, mask = tiny_model(*LAYERS), asleep(N, eviction, loop), labels(2, length=2 * L + 2)
     assert_the_same_however_much_is_kept(lambda kept: gradients(model, mask, config, kept), backward)
 
 
@@ -127,19 +128,19 @@ def test_memory_grows_with_windows_and_passes_only_as_far_as_wanted(
 class Kept(saved_tensors_hooks):
     """Notes in which windows of a rollout anything is kept for the backward pass."""
 
-    def __init__(self, model: HybridLM, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
         super().__init__(self._pack, lambda tensor: tensor)
         self.windows, self._now = set[int](), -1
-        embed = model.embed
+        step = reverie.sleep.algorithm.step
 
-        def next_window(tokens: Tensor) -> Tensor:
+        def next_window(*arguments: Any, **options: Any) -> Any:
             self._now += 1
-            return embed(tokens)
+            return step(*arguments, **options)
 
-        patch.setattr(model, "embed", next_window)
+        patch.setattr("reverie.sleep.rollouts.step", next_window)
 
     def _pack(self, tensor: Tensor) -> Tensor:
-        self.windows.add(max(self._now, 0))  # the tokens of a window may be kept before they are embedded
+        self.windows.add(self._now)
         return tensor
 
 
@@ -168,7 +169,7 @@ def test_windows_out_of_reach_keep_nothing(
     model, backward = tiny_model(*LAYERS), Backward(activation_checkpoint=checkpoint, bptt_windows=m)
     for enabled in (True, False):
         with torch.set_grad_enabled(enabled), monkeypatch.context() as patch:
-            kept = Kept(model, patch)
+            kept = Kept(patch)
             with kept:
                 labelled = labelled_windows(labels(*windows), L)
                 h, _ = rollout_hidden(model, text(), asleep(2, "sliding"), labelled, to_end=to_end, backward=backward)
