@@ -11,8 +11,8 @@ from command_line import Reverie, assert_one_line, in_empty_folder, the_json
 from fake_benchmark import PEAK, benchmark_card, never
 
 from reverie.bench import ops, run
-from reverie.bench.card import BenchmarkCard, Report
-from reverie.results.card import read_card
+from reverie.bench.card import BenchmarkCard
+from reverie.results.card import Report, read_card
 
 NAMES = ["ops", "train", "sleep", "memory", "wake"]
 

@@ -12,10 +12,11 @@ import pytest
 from fake_benchmark import PEAK, benchmark_card, never
 
 from reverie.bench import run
-from reverie.bench.card import Findings, Report
+from reverie.bench.card import Findings
 from reverie.bench.machine import Peak
 from reverie.bench.run import BENCHMARKS, run_benchmark
 from reverie.errors import UserError
+from reverie.results.card import Report
 
 
 @pytest.fixture(autouse=True)
