@@ -16,6 +16,8 @@ from reverie.bench.memory import CHECKPOINTS, Checkpoint, Step, count_tensor_byt
 from reverie.errors import UserError
 from reverie.model import HybridConfig, HybridLM
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def step(tiny_config: Callable[..., HybridConfig]) -> Step:

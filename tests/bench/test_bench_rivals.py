@@ -19,6 +19,8 @@ from reverie.errors import UserError
 from reverie.model import HybridConfig, new_model
 from reverie.ops import gated_delta_rule
 
+pytestmark = pytest.mark.slow
+
 CONFIG = HybridConfig(
     vocab_size=16,
     width=32,

@@ -16,6 +16,8 @@ from reverie.bench.sleep import HEADLINE, TARGET, Shape, check_shape, make_runs,
 from reverie.errors import UserError
 from reverie.ops import dispatch
 
+pytestmark = pytest.mark.slow
+
 TINY = Shape("depo/nano", 2)
 rollout = sleep.rollout
 

@@ -21,6 +21,8 @@ from reverie.recipe import Recipe
 from reverie.tasks import Batch
 from reverie.train.schedule import Schedule
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:

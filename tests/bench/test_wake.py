@@ -20,6 +20,8 @@ from reverie.errors import UserError
 from reverie.model import HybridConfig, HybridLM
 from reverie.sleep import Context, SleepConfig, consolidate
 
+pytestmark = pytest.mark.slow
+
 L = 4
 STOPS = (8, 40, 80)
 TRANSFORMER = "transformer"

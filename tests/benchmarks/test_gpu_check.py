@@ -16,6 +16,8 @@ from torch import Tensor
 from reverie.errors import UserError
 from reverie.ops import chunked, dispatch
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 SIZES = (check_rules.Sizes("tiny", 1, 8, 8, (6, 66)),)
 

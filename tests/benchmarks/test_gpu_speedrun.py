@@ -25,6 +25,8 @@ from reverie.interrupts import TIME_IS_UP, Stopped
 from reverie.recipe import load_recipe
 from reverie.results.card import RunCard, load_card
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 TINY = throughput.Study(
     throughput.ouro().model_copy(

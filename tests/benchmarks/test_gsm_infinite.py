@@ -19,6 +19,8 @@ from reverie.pretrained.smollm2 import load_smollm2
 from reverie.tasks.gsm_infinite.parser import Problem
 from reverie.tasks.gsm_infinite.solver import Solution, work_out
 
+pytestmark = pytest.mark.slow
+
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 benchmark: Any = importlib.import_module("gsm_infinite")
 SPEEDS = {"unpadded": 3000.0, "padded": 450.0}

@@ -21,6 +21,8 @@ from reverie.results.checkpoint import FILE_NAME
 from reverie.results.run import CARD_NAME
 from reverie.train.run import train
 
+pytestmark = pytest.mark.slow
+
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 benchmark: Any = importlib.import_module("kills")
 

@@ -20,6 +20,8 @@ from reverie.bench import account
 from reverie.model import HybridConfig, HybridLM, State
 from reverie.sleep import rollout
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 benchmark: Any = importlib.import_module("scaling")

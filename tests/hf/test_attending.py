@@ -18,7 +18,7 @@ from reverie.hf.causal_lm import PretrainedLM
 from reverie.hf.decoder import sleeping_decoder
 from reverie.sleep import SleepConfig, rollout
 
-pytestmark = pytest.mark.hf
+pytestmark = [pytest.mark.slow, pytest.mark.hf]
 
 # In a process of its own: the annotations that are checked here cannot be compiled.
 SCRIPT = """

@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicCache
 from reverie.errors import UserError
 from reverie.hf.cache import SleepCache
 
-pytestmark = pytest.mark.hf
+pytestmark = [pytest.mark.slow, pytest.mark.hf]
 
 KINDS = ["llama", "qwen3_next", "bamba", OWN]
 each_kind = pytest.mark.parametrize("kind", KINDS)

@@ -21,7 +21,7 @@ from reverie.errors import UserError
 from reverie.hf import SleepConfig, add_sleep, insert_fast_weights, load
 from reverie.hf.decoder import inserted_parameters
 
-pytestmark = pytest.mark.hf
+pytestmark = [pytest.mark.slow, pytest.mark.hf]
 
 KINDS = ["llama", "qwen3_next", "olmo_hybrid"]
 EAGER = {"experts_implementation": "eager"}  # the other one takes no float64

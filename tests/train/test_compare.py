@@ -24,6 +24,8 @@ from reverie.train.compare import FIGURE_NAME, Run, compare, plan_runs
 from reverie.train.run import train
 from reverie.train.worker import Event
 
+pytestmark = pytest.mark.slow
+
 Popen = subprocess.Popen
 
 

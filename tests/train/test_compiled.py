@@ -15,6 +15,8 @@ from reverie.errors import UserError
 from reverie.model import new_model
 from reverie.train.compiled import compile_blocks
 
+pytestmark = pytest.mark.slow
+
 # In a process of its own: the annotations that are checked here cannot be compiled. All of what compiling does but the
 # last part, PyTorch's making of machine code, which would take a minute; `reverie bench train` checks its loss curve.
 SCRIPT = """

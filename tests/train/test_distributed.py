@@ -40,6 +40,8 @@ from reverie.train.run import train
 from reverie.train.schedule import Schedule
 from reverie.train.step import take_step
 
+pytestmark = pytest.mark.slow
+
 BOTH: tuple[Parallel, ...] = ("ddp", "fsdp")
 
 

@@ -26,6 +26,8 @@ from reverie.train import checkpoint
 from reverie.train.lock import LOCK_NAME
 from reverie.train.run import train
 
+pytestmark = pytest.mark.slow
+
 # Forked processes import nothing: this one has already trained, for everything is compared to an undisturbed run.
 fork = multiprocessing.get_context("fork")
 RECIPE = tiny_recipe(train={"checkpoint_every": 1})  # of six steps, with points of the curve at 3 and 6

@@ -25,7 +25,7 @@ from reverie.train import launch as module
 from reverie.train.launch import launch, report_error
 from reverie.train.run import train
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="looks for processes in /proc")]
 
 SETTINGS = {"steps": 24, "batch_size": 192, "checkpoint_every": 4, "eval_every": 12}
 _LIMIT_S = 90

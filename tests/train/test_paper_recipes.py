@@ -19,6 +19,8 @@ from reverie.train.optim import build_optimizers
 from reverie.train.schedule import Schedule
 from reverie.train.step import take_step
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize(
     ("name", "tokens", "steps", "passes"),

@@ -28,6 +28,8 @@ from reverie.results.run import evaluate_run
 from reverie.train.distributed import ALONE, Parallel, Processes
 from reverie.train.run import train
 
+pytestmark = pytest.mark.slow
+
 BOTH: tuple[Parallel, ...] = ("ddp", "fsdp")
 STAGES = [
     {"share": 1, "parameters": "all", "eviction": "hard"},

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.slow
+
 # The same instructions on every x86 processor: results differ in the last bits between instruction sets.
 SAME_EVERYWHERE = {
     "ATEN_CPU_CAPABILITY": "default",
