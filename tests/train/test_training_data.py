@@ -213,7 +213,7 @@ def test_an_error_in_a_worker_is_that_error_and_tells_its_place(
     forked_batch(make)
     with pytest.raises(ZeroDivisionError, match="no such example") as caught:
         train(with_workers(checkpoint_every=1), tmp_path)
-    assert "test_data.py" in str(caught.value.__cause__)
+    assert "test_training_data.py" in str(caught.value.__cause__)
     assert load_checkpoint(tmp_path / FILE_NAME).progress.step == 3
     assert not multiprocessing.active_children()
 
