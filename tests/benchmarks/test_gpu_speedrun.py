@@ -222,6 +222,6 @@ def test_what_the_documents_tell_to_run_is_there(capsys: pytest.CaptureFixture[s
         with pytest.raises(SystemExit):
             scripts[name](["--help"])
         assert set(re.findall(r"--[a-z-]+", rest)) <= set(re.findall(r"--[a-z-]+", capsys.readouterr().out))
-    trained = re.findall(r"reverie train (\S+)", text)
+    trained = re.findall(r"reverie train ([a-z0-9_]+/[^\s`]+)", text)
     assert trained
     assert all(load_recipe(recipe).train.steps > 0 for recipe in trained)
