@@ -173,7 +173,7 @@ def _examine(cell: Cell, problem: Problem) -> dict[str, Any]:
 
 
 def distributions(facts: list[dict[str, Any]]) -> dict[str, Any]:
-    """What BENCHMARK holds, measured on our problems."""
+    """The quantities of BENCHMARK, measured on our problems."""
     plain = [f for f in facts if not f["cell"]["padded"] and len(f["cell"]["worlds"]) == 1 and "answer" in f]
     padded = [f for f in facts if f["cell"]["padded"] and "answer" in f]
     groups = {name: [f for f in plain if f"{f['cell']['mode']} {f['cell']['level']}" == name] for name in _GROUPS}
@@ -219,7 +219,7 @@ def _percent(counts: Counter[str], digits: int = 0) -> dict[str, float]:
 
 
 def _constants(facts: list[dict[str, Any]]) -> dict[str, float]:
-    """How often the one best answer is right, overall and by operations."""
+    """The share of problems that the one best answer gets right, overall and by operations."""
     groups = {"all": facts} | {str(n): [f for f in facts if f["cell"]["operations"] == n] for n in OPERATIONS}
     return {
         name: round(100 * Counter(f["answer"] for f in group).most_common(1)[0][1] / len(group))

@@ -99,7 +99,7 @@ def _trained(recipe: Recipe, out: Path) -> Path:
 
 @torch.no_grad()
 def _scores(run: Path, examples: int) -> dict[str, dict[str, Any]]:
-    """By way of scoring."""
+    """Scores of a trained run, by the name of the way in which the texts were read."""
     checkpoint = load_checkpoint(run / FILE_NAME)
     recipe = checkpoint.recipe
     model = build_model(recipe.model, recipe.train.seed)

@@ -68,7 +68,7 @@ def work_of(name: str, mode: Mode) -> Work:
 
 
 def text(name: str) -> dict[str, float]:
-    """What one text takes."""
+    """Memory, computation and traffic of one text, by name."""
     works = {mode: work_of(name, mode) for mode in MODES}
     work, costs = works["none"], {mode: operations(work) for mode, work in works.items()}
     return {

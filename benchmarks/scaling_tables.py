@@ -10,7 +10,7 @@ from reverie.bench.tables import markdown_table
 
 
 def tables(card: dict[str, Any]) -> dict[str, str]:
-    """By name, in Markdown."""
+    """The tables of the document in Markdown, by name."""
     return {"checks": _checks(card["checks"]), "texts": _texts(card["paper"]["texts"])}
 
 

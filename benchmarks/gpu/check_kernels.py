@@ -1,4 +1,4 @@
-"""Whether this machine computes what it should: kernels and models against the reference.
+"""Check kernels, compiled models and models of transformers on this machine against the reference.
 
     python benchmarks/gpu/check_kernels.py
     python benchmarks/gpu/check_kernels.py --device cpu --only rules

@@ -75,7 +75,7 @@ def _with(recipe: Recipe, backend: str, dtype: str, compiled: bool) -> Recipe:
 
 
 def outcome(recipe: Recipe, device: torch.device) -> Outcome:
-    """Of one step, before clipping, at parameters that all matter."""
+    """The result of one step, before clipping, at parameters that all matter."""
     model = build_model(recipe.model, recipe.train.seed)
     stir(model)
     model.to(device)

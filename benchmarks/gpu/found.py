@@ -1,4 +1,4 @@
-"""What a check has found: how far values or gradients are from those that they should be."""
+"""Findings of the checks: how far values or gradients are from what they should be."""
 
 from __future__ import annotations
 
@@ -38,6 +38,6 @@ def apart(got: Tensor | None, wanted: Tensor) -> float:
 
 
 def failed(name: str, error: Exception) -> Found:
-    """What crashed is wrong; the other checks go on."""
+    """Record a check that crashed as wrong; the other checks go on."""
     lines = str(error).strip().splitlines() or [""]
     return Found(name, float("inf"), 0.0, f"{type(error).__name__}: {lines[-1]}"[:300])

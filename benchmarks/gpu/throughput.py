@@ -207,7 +207,7 @@ def model_operations(trainer: Trainer, way: Way) -> int:
 
 
 def disagreement(rows: dict[str, dict[str, Any]]) -> str | None:
-    """What is wrong if "parallel" and "sliding", which are one function, differ."""
+    """A sentence if "parallel" and "sliding", which are one function, differ; else None."""
     one, other = (rows.get(way.name, {}) for way in WAYS[:2])
     for key, tolerance in TOLERANCES.items():
         if key in one and key in other and not abs(one[key] - other[key]) <= tolerance * abs(one[key]):

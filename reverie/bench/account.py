@@ -107,7 +107,7 @@ def hidden_matrices(model: HybridConfig) -> Shapes:
 
 
 def block_shapes(shapes: Shapes, index: int) -> Shapes:
-    """Those of one block's parameters, by their names in the block."""
+    """Shapes of one block's parameters, by their names in the block."""
     block = f"layers.{index}."
     return {name.removeprefix(block): shape for name, shape in shapes.items() if name.startswith(block)}
 
@@ -136,7 +136,7 @@ def _kernel_hidden(model: HybridConfig) -> int:
 
 
 class Operations(NamedTuple):
-    """Of one training step."""
+    """Floating-point operations of one training step."""
 
     forward: int
     backward: int

@@ -1,4 +1,4 @@
-"""What a benchmark found, as JSON: the ratio that counts, its target, and the tables that it comes from."""
+"""The card of a benchmark: the ratio that counts, its target, and the tables that it comes from."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Details(Part):
 
 
 class Findings(Part):
-    """What a benchmark measures: the worst ratio over its sizes, and where it must lie."""
+    """Results of a benchmark: the worst ratio over its sizes, and where it must lie."""
 
     name: str
     ratio: Annotated[float, AfterValidator(_five_digits)]  # as a file holds it: the verdict must not turn on reading
@@ -86,12 +86,12 @@ class BenchmarkCard(Findings):
         return self
 
     def result(self) -> dict[str, Any]:
-        """What `--json` prints: name, ratio, target, met, and everything else as details."""
+        """The object that `--json` prints: name, ratio, target, met, and everything else as details."""
         content = self.model_dump(mode="json")
         name, ratio, target, met = (content.pop(key) for key in ("name", "ratio", "target", "met"))
         return outcome(name, ratio, target, met, content.pop("details") | content)
 
 
 def outcome(name: str, ratio: float, target: float, met: bool, details: dict[str, Any]) -> dict[str, Any]:
-    """What every benchmark prints under `--json`, in this order."""
+    """The object that every benchmark prints under `--json`, in this order."""
     return {"name": name, "ratio": ratio, "target": target, "met": met, "details": details}

@@ -1,4 +1,4 @@
-"""What a call really does: its matrix products, and the bytes that it holds at a time."""
+"""Counts of what a call does: its matrix products, and the bytes that it holds at a time."""
 
 from __future__ import annotations
 

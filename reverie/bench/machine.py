@@ -21,7 +21,7 @@ LIBRARIES = ("torch", "triton", "transformers", "fla-core", "numpy")
 
 
 class Peak(BaseModel):
-    """Of this process, with the threads that torch uses, or of one GPU."""
+    """Peak rates of this process, with the threads that torch uses, or of one GPU."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,7 +30,7 @@ class Peak(BaseModel):
     copy_gb_per_s: float  # bytes read and bytes written
 
     def share(self, gflops: float, dtype: torch.dtype = torch.float32) -> float:
-        """Of the matmul peak, in percent."""
+        """The share of the matmul peak, in percent."""
         return 100 * gflops / (self.bfloat16_gflops if dtype == torch.bfloat16 else self.float32_gflops)
 
 

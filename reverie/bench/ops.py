@@ -49,7 +49,7 @@ class Case(NamedTuple):
 
 
 def make_case(T: int) -> Case:
-    """As a trained layer sees them: keys and queries of norm 1, decays mostly between 0.75 and 0.99."""
+    """Inputs as a trained layer sees them: keys and queries of norm 1, decays mostly between 0.75 and 0.99."""
     random = torch.Generator().manual_seed(T)
     normal = partial(torch.randn, generator=random)
     q, k = (F.normalize(normal(B, T, H, K), dim=-1) for _ in range(2))
@@ -118,7 +118,7 @@ def measure(peak: Peak, report: Report, lengths: Sequence[int] = tuple(TARGETS),
 
 
 def _at(T: int, rivals: dict[str, Rule]) -> dict[str, Rule]:
-    """Those of them that are measured at this length."""
+    """The rivals that are measured at this length."""
     return {name: rule for name, rule in rivals.items() if name != "fla recurrent" or T <= LONGEST_RECURRENT}
 
 

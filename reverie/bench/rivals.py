@@ -1,4 +1,4 @@
-"""What is measured against: the gated delta rule and hybrid models of transformers, and fla's plain torch functions."""
+"""The rivals: the gated delta rule and hybrid models of transformers, and fla's plain torch functions."""
 
 from __future__ import annotations
 

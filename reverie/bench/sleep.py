@@ -54,7 +54,7 @@ class Runs(NamedTuple):
     batch: Batch
 
     def asleep(self, passes: int) -> None:
-        """What training does: windows without labels are slept over, labels alone are predicted."""
+        """One step as training takes it: windows without labels are slept over, labels alone are predicted."""
         logits, _ = rollout(self.model, self.batch.tokens, self.batch.loss_mask, _all_blocks(self.recipe, passes))
         self._backward(logits, self.batch.targets[self.batch.loss_mask])
 

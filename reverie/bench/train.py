@@ -104,7 +104,7 @@ class _Measured(NamedTuple):
 
 
 def _measure_shape(shape: Shape, seconds: float) -> dict[str, _Measured]:
-    """By name, ours first."""
+    """Measurements of one shape by name, ours first."""
     batches = [batch_of(shape, recipe_of(shape, "float32"), step) for step in range(4)]
     chosen: dict[str, Side] = {}
     flops: dict[str, int] = {}
@@ -181,7 +181,7 @@ def _compare(shape: Shape, rows: Sequence[Row], peak: Peak, ours: _Measured) -> 
 
 
 def _loss_curves(shape: Shape, dtypes: dict[str, Dtype]) -> list[Row]:
-    """By step: every model's loss on the same data, each in its own number format."""
+    """Every model's loss by step on the same data, each in its own number format."""
     chosen: dict[str, Side] = {}
     for name, dtype in dtypes.items():
         if name.endswith(COMPILED) and not name.startswith(OURS):

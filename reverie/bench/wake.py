@@ -249,7 +249,7 @@ def _parameter_bytes(model: HybridLM) -> int:
 
 
 def _ratios(times: Mapping[str, Timing], side: Side, base: Side) -> list[float]:
-    """Of the two times in each round, which were taken within seconds of each other."""
+    """Ratios of the two times in each round, which were taken within seconds of each other."""
     return [a / b for a, b in zip(times[side.name].rounds, times[base.name].rounds, strict=True)]
 
 
@@ -294,7 +294,7 @@ def _memory_row(side: Side) -> Row:
 
 
 def _consolidation(model: HybridLM, config: SleepConfig, stop: Stop, peak: Peak) -> Row:
-    """What it cost to come to the last stop."""
+    """The cost of consolidating all tokens up to the last stop."""
     L = config.window_size
     flops = count_flops(lambda: sleep_on(model, config, start(model), L)) / L * stop.tokens
     gflops = flops / stop.seconds / 1e9

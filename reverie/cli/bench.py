@@ -34,7 +34,7 @@ def train_command(out: Out = None, as_json: AsJson = False) -> None:
 
 @app.command("sleep")
 def sleep_command(out: Out = None, as_json: AsJson = False) -> None:
-    """What N passes cost a training step, in units of one ordinary pass over the same text."""
+    """Measure N passes of a training step, in units of one ordinary pass over the same text."""
     _bench("sleep", out, as_json)
 
 

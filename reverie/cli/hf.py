@@ -114,7 +114,7 @@ def _stream(text: str) -> None:
 
 
 def _hold(text: str) -> None:
-    """For --json, which prints all at the end."""
+    """Keep text back for --json, which prints all at the end."""
 
 
 def quiet_transformers() -> None:

@@ -1,4 +1,4 @@
-"""What options mean, and what is wrong with them in the words of the command line."""
+"""Options of commands, and errors about them in the words of the command line."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there 
 
 
 def device_named(name: str) -> torch.device:
-    """What --device says. Raises UserError for anything else, or for a CUDA device that is not there."""
+    """The device that --device names. Raises UserError for any other, or for a CUDA device that is not there."""
     import torch
 
     if name == "auto":
@@ -63,7 +63,7 @@ def checked(config: type[Config], values: Mapping[str, Any], options: Mapping[st
 
 
 def number_list(text: str, option: str, example: str = "1,2,4") -> list[int]:
-    """Such as 4 or 1,2,4 or 1..8. Raises UserError for anything else."""
+    """The numbers of an option such as 4 or 1,2,4 or 1..8. Raises UserError for anything else."""
     try:
         bounds = [[int(number) for number in part.split("..", 1)] for part in text.split(",")]
     except ValueError:
@@ -87,7 +87,7 @@ def passes_list(text: str) -> list[int]:
 
 
 def tolerance_list(text: str) -> list[float]:
-    """What --tolerance says."""
+    """The numbers that --tolerance gives."""
     try:
         found = [float(part) for part in text.split(",")]
     except ValueError:
@@ -98,7 +98,7 @@ def tolerance_list(text: str) -> list[float]:
 
 
 def number_range(text: str, option: str) -> tuple[int, int]:
-    """Such as 4-8, or one number. Raises UserError for anything else."""
+    """The first and last number of a range such as 4-8, or one number. Raises UserError for anything else."""
     low, dash, high = text.partition("-")
     try:
         first, last = int(low), int(high if dash else low)
@@ -110,5 +110,5 @@ def number_range(text: str, option: str) -> tuple[int, int]:
 
 
 def name_list(values: list[str] | None) -> tuple[str, ...] | None:
-    """Of an option that may be repeated and may hold several names."""
+    """The names that an option gives, which may be repeated and may hold several."""
     return tuple(name.strip() for value in values for name in value.split(",")) if values else None

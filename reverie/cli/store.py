@@ -72,6 +72,6 @@ def _table(store: str, entries: Sequence[StoreEntry]) -> Table:
 
 
 def _range(numbers: Sequence[int]) -> str:
-    """Of all rows of a memory."""
+    """The smallest and largest value over all rows of a memory."""
     low, high = min(numbers, default=0), max(numbers, default=0)
     return f"{low:,}" if low == high else f"{low:,}–{high:,}"

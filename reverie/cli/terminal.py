@@ -1,4 +1,4 @@
-"""What commands have in common: consoles, and how a signal ends them."""
+"""Consoles that commands share, and how a signal ends a command."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class SleepingCausalLM(nn.Module):
         return self.__dict__["_sleeping"][0]
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """With how it sleeps and what was inserted, for `reverie.hf.load`; arguments as in transformers."""
+        """Save the model, how it sleeps and what was inserted, for `reverie.hf.load`; arguments as in transformers."""
         save_whole = super().save_pretrained  # pyright: ignore[reportAttributeAccessIssue]
         save_sleeping(self, Path(save_directory), save_whole, *args, **kwargs)
 

@@ -27,7 +27,7 @@ SAMPLE = "While we are awake, words fill the window; asleep, we go over them aga
 
 @dataclass(frozen=True)
 class Conversion:
-    """What `convert` made of which model."""
+    """Facts about a conversion: the source, the model that it became, and its files."""
 
     source: str
     model: str  # its class

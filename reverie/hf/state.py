@@ -154,7 +154,7 @@ class StateCache(Cache):
     def update_recurrent_state(
         self, recurrent_states: Tensor, layer_idx: int, state_idx: int = 0, **kwargs: Any
     ) -> Tensor:
-        """In float32 at least: under autocast some models hand over bfloat16."""
+        """Store fast weights in float32 at least: under autocast some models hand over bfloat16."""
         kept = recurrent_states.to(torch.promote_types(recurrent_states.dtype, torch.float32))
         self.fast_weights[layer_idx] = kept
         return kept

@@ -33,7 +33,7 @@ def installed() -> bool:
 
 @constant_when_compiled
 def interpreted() -> bool:
-    """Whether Triton's own interpreter is asked for, which runs the kernels on CPU: for tests."""
+    """True if Triton's own interpreter is asked for, which runs the kernels on CPU: for tests."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -81,7 +81,7 @@ def recurrence(
 
 
 def in_one_kernel(k: Tensor, v: Tensor) -> bool:
-    """Whether one kernel takes tensors of this size and type, on a device where it runs."""
+    """True if one kernel takes tensors of this size and type, on a device where it runs."""
     return k.shape[1] <= MAX_TOKENS and _refusal(k, v) is None
 
 
@@ -209,7 +209,7 @@ _forward.register_autograd(_through, setup_context=_save)
 
 
 def _rows(v: Tensor) -> Tensor:
-    """With heads side by side: v itself, also where it is a slice of a wider projection."""
+    """v with its heads side by side: v itself, also where it is a slice of a wider projection."""
     return v if v.stride()[2:] == (v.shape[-1], 1) else v.contiguous()
 
 

@@ -15,7 +15,7 @@ _SIGMA = 0.5  # of the logarithm
 
 
 class RandomPasses(BaseModel):
-    """How N is distributed. All examples of a step have the same one.
+    """A distribution of N. All examples of a step have the same one.
 
     "uniform"             1, 2, …, 2 · mean − 1
     "poisson"             1 + Poisson(mean − 1)

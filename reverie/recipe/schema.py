@@ -76,7 +76,7 @@ def with_present_names(train: Any) -> Any:
 
 
 class TrainConfig(BaseModel):
-    """How long to train on what, and how often to look."""
+    """Steps, batches, evaluations and checkpoints of a training, and how its gradients are computed."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -33,7 +33,7 @@ _FOLDER = re.compile(r"checkpoint-(\d{9})")
 
 @dataclass
 class Progress:
-    """How far a run is."""
+    """The state of a run apart from tensors: steps, tokens, curve."""
 
     step: int = 0  # optimiser steps done
     tokens: int = 0

@@ -1,4 +1,4 @@
-"""How much of a task a model gets right: held-out examples through the same rollout that trained it."""
+"""Accuracy of a model on held-out examples, through the same rollout that trained it."""
 
 from __future__ import annotations
 

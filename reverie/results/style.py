@@ -1,4 +1,4 @@
-"""What figures have in common: fonts, greys, the colour of a number of sleep passes, and panels of accuracy."""
+"""Looks that figures share: fonts, greys, the colour of a number of sleep passes, and panels of accuracy."""
 
 from __future__ import annotations
 

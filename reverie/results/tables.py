@@ -197,7 +197,7 @@ def _add_columns(table: Table, left: Iterable[str] = (), right: Iterable[str] = 
 
 
 def _evenly(items: Sequence[_Item], most: int) -> list[_Item]:
-    """At most `most` of the items, the first and the last among them."""
+    """`most` of the items at even distances, or all if there are fewer; the first and the last are among them."""
     if len(items) <= most:
         return list(items)
     return [items[round(i * (len(items) - 1) / (most - 1))] for i in range(most)]

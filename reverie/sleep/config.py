@@ -12,7 +12,7 @@ from reverie.model import Eviction, SleepingModel
 
 
 class SleepConfig(BaseModel):
-    """When and how long a model sleeps."""
+    """Settings of sleep: when, over which blocks, and for how many passes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -20,6 +20,6 @@ def count_labels(loss_mask: Bool[Tensor, "*steps B T"], window_size: int) -> Int
 def in_labelled(
     x: Shaped[Tensor, "B T"], window_size: int, labelled: Bool[Tensor, "B W"]
 ) -> Shaped[Tensor, "B T_labelled"]:
-    """What stands in windows with a label of any row, one after the other."""
+    """The part of x in windows with a label of any row, one window after the other."""
     windows = zip(x.split(window_size, dim=1), labelled.any(dim=0).tolist(), strict=True)
     return torch.cat([part for part, yes in windows if yes], dim=1)

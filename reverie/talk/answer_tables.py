@@ -43,7 +43,7 @@ def _marked(answer: Answer, right: str) -> Text:
 
 
 def examined_sentence(sleeper: Sleeper, done: Examined) -> str:
-    """What was read, and how, in a few words."""
+    """A sentence about what was read, and how."""
     memory, L = done.memory, done.memory.config.window_size
     windows = -(-int(memory.tokens[0]) // L)
     return (

@@ -122,7 +122,7 @@ class TaskRows(Rows):
 
 @dataclass(frozen=True)
 class Summary:
-    """What was written; seconds and speed are those of this call, which may have gone on with earlier rows."""
+    """Counts of a written file; seconds and speed are those of this call, which may have gone on with earlier rows."""
 
     rows: int
     path: str
@@ -166,7 +166,7 @@ def write_data(
 
 
 def _check(count: int, out: Path, workers: int) -> None:
-    """All that can be wrong before the first row."""
+    """Raise UserError for all that can be wrong before the first row."""
     for what, value in (("rows", count), ("processes that make them", workers)):
         if value < 1:
             raise UserError(f"the number of {what} must be at least 1, got {value}")
@@ -209,7 +209,7 @@ def _part_file(part: Path, out: Path) -> Iterator[BinaryIO]:
 
 
 def _resume(file: BinaryIO, rows: Rows, count: int, part: Path, settings: Path) -> int:
-    """How many rows are there; what a break left of another one is cut off.
+    """The number of rows that are there already; what a break left of another one is cut off.
 
     Raises:
         UserError: these are not the first of the rows now asked for.

@@ -19,7 +19,7 @@ BACKEND = "inductor"
 
 
 def compile_blocks(model: LanguageModel, device: torch.device | str = "cpu") -> None:
-    """In place; names and values of the parameters stay, and what is computed does, to rounding.
+    """Compile the blocks in place; parameters keep names and values, and results stay the same to rounding.
 
     Raises UserError where there is no C++ compiler, which code for CPU needs, and for a pretrained model with other
     blocks than attention.
@@ -35,5 +35,5 @@ def compile_blocks(model: LanguageModel, device: torch.device | str = "cpu") -> 
 
 
 def uncompiled() -> AbstractContextManager[None]:
-    """As if nothing were compiled: evaluation has shapes of its own, each for a moment."""
+    """Run without compiled code for a while: evaluation has shapes of its own, each for a moment."""
     return torch.compiler.set_stance("force_eager")

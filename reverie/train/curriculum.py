@@ -24,7 +24,7 @@ def scheduled_depth(config: TrainConfig, depths: Sequence[int], step: int) -> in
 
 
 class Curriculum:
-    """How deep the questions of a run are.
+    """The deepest question that a run asks, step by step.
 
     Args:
         depths: of the task's questions, ascending.

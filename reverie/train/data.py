@@ -110,7 +110,7 @@ def made_there(
     device: torch.device,
     deepest: Callable[[int], int],
 ) -> Iterator[Ready]:
-    """By the task, on the device, a stretch of steps at a time; the CPU waits for it once for all of these.
+    """Batches made by the task on the device, a stretch of steps at a time; the CPU waits for it once for all of these.
 
     A stretch begins at a multiple of its length, so that nothing in it is made before the one in front is learnt from.
     """
@@ -133,7 +133,7 @@ def _context() -> BaseContext:
 
 
 def _moved(batch: Batch, device: torch.device) -> Batch:
-    """By way of pinned memory the CPU need not wait until the GPU has come to it."""
+    """A batch on its way to the device, through pinned memory: the CPU need not wait until the GPU has come to it."""
     if device.type != "cuda":
         return Batch(*(x.to(device) for x in batch))
     return Batch(*(x.pin_memory().to(device, non_blocking=True) for x in batch))

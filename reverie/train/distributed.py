@@ -50,7 +50,7 @@ class Processes:
         return self.rank == 0
 
     def share(self, count: int) -> range:
-        """Its part of range(count): in order of ranks, as even as can be."""
+        """This process's part of range(count): in order of ranks, as even as can be."""
         return range(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
 
     def sum(self, values: Sequence[float]) -> list[float]:

@@ -39,7 +39,7 @@ Record = Callable[[Callable[[], Tensor]], Replay]
 
 
 class _Kind(NamedTuple):
-    """What one graph can do."""
+    """The settings that a graph was recorded for."""
 
     sleep: SleepConfig
     fast_weights_only: bool
@@ -124,7 +124,7 @@ class GraphedSteps:
             self._taken[kind] += 1
 
     def found(self) -> list[Step]:
-        """What the steps since the last call found.
+        """The results of the steps since the last call.
 
         Raises:
             FloatingPointError: the loss or the gradient was not finite; parameters are spoilt since then.

@@ -100,7 +100,7 @@ def orthogonalise(
 
 
 def _scaled_steps(updates: Tensor, group: dict[str, Any]) -> Tensor:
-    """What is added to parameters [n, R, C] when these are their averaged gradients; tall ones take larger steps."""
+    """The update of parameters [n, R, C] for these averaged gradients; tall ones take larger steps."""
     rows, columns = updates.shape[-2:]
     direction = orthogonalise(updates, group["ns_coefficients"], group["ns_steps"], group["eps"])
     return direction.mul_(-group["lr"] * max(1.0, rows / columns) ** 0.5)
@@ -126,7 +126,7 @@ class Muon(torch.optim.Muon):
                 _move(same, list(steps), group)
 
     def _averaged(self, parameters: list[Tensor], group: dict[str, Any]) -> list[Tensor]:
-        """What is to be orthogonalised, as far as this process has it: the gradients with momentum."""
+        """The gradients with momentum, to be orthogonalised, as far as this process has them."""
         for p in parameters:
             if "momentum_buffer" not in self.state[p]:
                 self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)  # pyright: ignore[reportArgumentType]
@@ -138,7 +138,7 @@ class Muon(torch.optim.Muon):
 
 
 def _own_part(tensor: Any) -> Tensor:
-    """What this process has of a tensor that is shared out among several; of another one, all."""
+    """This process's part of a tensor that is shared out among several; of another one, all."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
@@ -182,7 +182,7 @@ class ShardedMuon(Muon):
 
 
 def _rows_of_each(rows: int, world_size: int) -> list[int]:
-    """How many rows of a matrix each process has: blocks of the same size, as far as they go."""
+    """The number of rows of a matrix that each process has: blocks of the same size, as far as they go."""
     block = -(-rows // world_size)
     return [max(min(block, rows - rank * block), 0) for rank in range(world_size)]
 

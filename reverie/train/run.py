@@ -111,7 +111,7 @@ class _Run:
         self.started = 0.0  # when a run without breaks would have begun
 
     def begin(self, resume: bool) -> None:
-        """At step 0, or with `resume` where the checkpoint, if there is one, has it."""
+        """Begin at step 0, or with `resume` go on from the checkpoint, if there is one."""
         if self.processes.is_first:
             remove_unfinished_folders(self.out)
         place = find_checkpoint(self.out)
@@ -139,7 +139,7 @@ class _Run:
         self.progress = checkpoint.progress
 
     def take_steps(self) -> None:
-        """All that are left, with evaluations and checkpoints between them."""
+        """Take all steps that are left, with evaluations and checkpoints between them."""
         config, progress, first = self.recipe.train, self.progress, self.progress.step
         with (
             stop_requests() as stop,
@@ -296,7 +296,7 @@ def _take_weights(run: Path, recipe: Recipe, model: LanguageModel) -> None:
 
 @contextlib.contextmanager
 def _float32_products(dtype: str, device: torch.device | str) -> Iterator[None]:
-    """Where most products are in bfloat16, a GPU may make those of float32 in TF32, which has more digits than that."""
+    """Let a GPU compute float32 products in TF32 where most products are in bfloat16, which is less precise still."""
     before = torch.get_float32_matmul_precision()
     if dtype == "bfloat16" and torch.device(device).type == "cuda":
         torch.set_float32_matmul_precision("high")

@@ -1,4 +1,4 @@
-"""What changes from step to step: which parameters train, how the model sleeps, and the learning rates.
+"""The schedule of a training: which parameters train at a step, how the model sleeps, and the learning rates.
 
 All of it depends on the step alone, so a run that is resumed goes on as it would have.
 """
@@ -47,7 +47,7 @@ class Schedule:
         return Stage(starts[i], starts[i + 1] - starts[i], stages[i].parameters == "fast_weights", sleep)
 
     def sleep_at(self, step: int) -> SleepConfig:
-        """How training sleeps at a step: as its stage says, with a number of passes that may be drawn."""
+        """The `SleepConfig` of a step: as its stage says, with a number of passes that may be drawn."""
         sleep, passes = self.stage(step).sleep, self.train.num_sleep_passes
         return sleep if passes is None else sleep.with_(num_sleep_passes=passes.draw(self.train.seed, step))
 

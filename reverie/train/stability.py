@@ -1,4 +1,4 @@
-"""What N passes do to one training step: fast weights and gradients, pass by pass.
+"""Measurements of N passes in one training step: fast weights and gradients, pass by pass.
 
 Many passes are a deep network: these numbers show whether memory and gradients grow, vanish or settle along it.
 """
@@ -18,7 +18,7 @@ from reverie.train.distributed import ALONE, Processes
 
 
 class PassObserver:
-    """To be given to `rollout_hidden` as `observe`; knows all once the backward pass has run.
+    """An observer for `rollout_hidden`, which knows all once the backward pass has run.
 
     Several processes see a share of the batch each; what they know together is that of the whole.
     """
@@ -49,7 +49,7 @@ class PassObserver:
             h.register_hook(partial(_add_square, self._hidden_squares, n))
 
     def next_part(self) -> None:
-        """What comes is another part of the batch; the one before has gone backward."""
+        """Begin with another part of the batch; the one before has gone backward."""
         self._part += 1
 
     def statistics(self) -> PassStatistics | None:
@@ -78,7 +78,7 @@ class PassObserver:
 
 
 def _mean_over_rows(found: list[tuple[int, float, float]]) -> tuple[float, float]:
-    """Of norms and changes, each of which is the mean over so many rows."""
+    """The mean of norms and changes, each of which is the mean over so many rows."""
     most = max(rows for rows, _, _ in found)
     total = fsum(rows / most for rows, _, _ in found)
     norms, changes = (fsum(x[0] / most * x[i] for x in found) / total for i in (1, 2))

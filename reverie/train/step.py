@@ -27,7 +27,7 @@ from reverie.train.stability import PassObserver
 
 
 class Step(NamedTuple):
-    """What one optimiser step found."""
+    """The results of one optimiser step."""
 
     loss: float  # nats per labelled token, of the whole batch
     gradient_norm: float  # before clipping
@@ -139,7 +139,7 @@ class EagerSteps:
         self._found.append(take_step(*self._run, step, ready.batch, self._parallel, labels=ready.labels, watch=watch))
 
     def found(self) -> list[Step]:
-        """What the steps since the last call found."""
+        """The results of the steps since the last call."""
         found, self._found = self._found, []
         return found
 

@@ -1,4 +1,4 @@
-"""What torchrun, or `reverie train --nproc`, tells its processes by environment variables."""
+"""Environment variables by which torchrun, or `reverie train --nproc`, tells its processes who they are."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ EVENT_INTERVAL_S = 0.3
 
 @dataclass(frozen=True)
 class Event:
-    """How far a run is."""
+    """The progress of a run, as its process reports it."""
 
     step: int
     steps: int

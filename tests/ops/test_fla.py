@@ -151,6 +151,7 @@ def test_the_kernels_are_called_by_their_signatures(rule: Rule, with_q: bool, mo
     torch.testing.assert_close(plain(o), wanted_o)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(
     not torch.cuda.is_available() or find_spec("fla") is None, reason="needs CUDA and flash-linear-attention"
 )

@@ -291,6 +291,7 @@ def test_two_chained_calls(small: Inputs) -> None:
     assert_same(on_device(chained, small), outcome(gated_delta_rule, small, backend="reference"), 2e-4)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not HAS_TRITON or INTERPRETED or not torch.cuda.is_available(), reason="needs CUDA and triton")
 @each_rule
 @pytest.mark.parametrize("state", [False, True])
@@ -310,6 +311,7 @@ def test_on_tensor_cores(
             assert (y.float() - x.float()).norm() < tolerance * x.float().norm(), name
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not HAS_TRITON or INTERPRETED or not torch.cuda.is_available(), reason="needs CUDA and triton")
 def test_captured_in_a_cuda_graph(small: Inputs) -> None:
     leaves = Inputs(*(x.cuda().requires_grad_() for x in small))

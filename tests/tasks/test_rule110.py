@@ -206,6 +206,7 @@ class TestBatchesOnADevice:
     def test_it_is_a_device_task(self) -> None:
         assert isinstance(Rule110(rollout_steps=4), DeviceTask)
 
+    @pytest.mark.gpu
     @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
     def test_on_cuda(self) -> None:
         task, cuda = Rule110(rollout_steps=(1, 9), width=47, held_out_fraction=0.3), torch.device("cuda")

@@ -252,6 +252,7 @@ def test_where_nothing_can_be_recorded_a_sentence_says_so(device: str, processes
         check_graphable(new_model(tiny_recipe().hybrid, 0), device, processes)
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize(
     ("name", "dtype", "compiled"),

@@ -164,6 +164,7 @@ def test_a_gpu_makes_them_itself_if_the_task_can(monkeypatch: pytest.MonkeyPatch
     ]
 
 
+@pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize("by_the_task", [True, False])
 def test_on_cuda(by_the_task: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -126,7 +126,7 @@ class ReverieHybridForCausalLM(PreTrainedModel, GenerationMixin):
 
     @property
     def sleeping(self) -> HybridLM:
-        """For `reverie.sleep` and `reverie.memory.memory`, which read and remember without `generate`."""
+        """The model as `reverie.sleep` and `reverie.memory` take it, which read and remember without `generate`."""
         return self.lm
 
     @can_return_tuple
@@ -190,7 +190,7 @@ class ReverieHybridForCausalLM(PreTrainedModel, GenerationMixin):
         return self.backward_config != EXACT
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """As in transformers; the folder holds the model that was there until the new one is on the disk."""
+        """Save as transformers does; the folder holds the model that was there until the new one is on the disk."""
         with replacing(Path(save_directory)) as finished:
             super().save_pretrained(finished, *args, **kwargs)
 

@@ -51,7 +51,7 @@ def load_smollm2_model(dtype: torch.dtype = torch.float32, **kwargs: Any) -> Pre
 
 
 def load_smollm2_tokenizer() -> PreTrainedTokenizerBase:
-    """With the chat template of the Instruct model; no token is put before a text."""
+    """SmolLM2's tokenizer, with the chat template of the Instruct model; it puts no token before a text."""
     return PreTrainedTokenizerFast(
         tokenizer_object=exact_tokenizer().bpe,
         bos_token="<|im_start|>",

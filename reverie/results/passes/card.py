@@ -15,7 +15,7 @@ from reverie.results.provenance import Hardware
 
 
 class Training(Part):
-    """How a run got its weights; commit and hardware are None where it has not ended."""
+    """Length and origin of a run's training; commit and hardware are None where it has not ended."""
 
     steps: int
     tokens: int

@@ -193,7 +193,7 @@ def _point(
 
 
 def _training(run: _Found, progress: Progress) -> Training:
-    """How far training is, and commit and hardware from the run's own card where it has one of this training."""
+    """Length of a run's training; commit and hardware come from its own card, if that is of this training."""
     training = Training(steps=progress.step, tokens=progress.tokens, wall_time_s=progress.wall_time_s)
     with contextlib.suppress(UserError):
         card = load_card(run.place / CARD_NAME)
