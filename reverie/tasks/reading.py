@@ -1,0 +1,223 @@
+"""Tasks of reading: pages of text, and questions that a model answers when it can no longer see the page.
+
+A page is cut into windows of equal length, wherever the edges fall; the model sleeps over each. Every question begins a
+window of its own. `notes`, `hops`, `qa` and `text` are such tasks; `pages` makes their examples, for any tokenizer.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable
+from typing import Literal, NamedTuple, Protocol
+
+import numpy as np
+from pydantic import Field
+
+from reverie.pretrained import smollm2
+from reverie.pretrained.smollm2 import SMOLLM2_TURN, load_smollm2
+from reverie.tasks.base import STREAMS, Batch, Section, Split, TaskSettings, as_batch, check_draw
+
+Form = Literal["cloze", "qa", "chat"]
+NOTHING_KNOWN = "not in my notes"
+"""The right answer to a question about what no page has said."""
+
+
+class Question(NamedTuple):
+    """A question about a page, as text."""
+
+    text: str  # "Marta Olsen works as a" in a cloze, a whole question in the other forms
+    answer: str  # "baker", without the space before it
+    form: Form
+    kind: str = ""  # by which results are told apart, beside depth
+    about: str = ""  # what is asked for, such as "job of Marta Olsen"; of pages that say it, the newest counts
+    source: tuple[int, int] | None = None  # characters [start, stop) of the page where the answer stands
+    depth: int | None = None  # None: the number of windows from the answer's place to the end of the text
+
+
+class Page(NamedTuple):
+    """A text with questions about it."""
+
+    text: str
+    questions: tuple[Question, ...]
+    facts: frozenset[str] = frozenset()  # what it says, in the words of `Question.about`
+
+
+class TokenQuestion(NamedTuple):
+    """A question as tokens."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]  # the last of them ends it
+    kind: str
+    about: str
+    source: tuple[int, int] | None  # tokens [start, stop) of the page where all but the last of the answer stand
+    depth: int | None
+
+
+class TokenPage(NamedTuple):
+    """A page as tokens."""
+
+    tokens: tuple[int, ...]
+    questions: tuple[TokenQuestion, ...]
+    facts: frozenset[str] = frozenset()
+
+
+class Speaker(Protocol):
+    """Protocol of a tokenizer for pages: SmolLM2's below, that of any model in `hf/`."""
+
+    end_id: int  # ends an answer
+
+    def encode(self, text: str) -> tuple[list[int], list[int]]:
+        """Token ids, and for each the character of the text where it ends."""
+        ...
+
+    def turn(self, text: str) -> str:
+        """A question as a user's turn in a chat, up to where the answer begins; as it is without a chat template."""
+        ...
+
+
+class SmolLM2Speaker:
+    """SmolLM2's tokenizer, without transformers."""
+
+    def __init__(self) -> None:
+        self._text = load_smollm2()
+        self.end_id = self._text.special_ids["<|im_end|>"]
+
+    def encode(self, text: str) -> tuple[list[int], list[int]]:
+        encoded = self._text.bpe.encode(text, add_special_tokens=False)
+        return encoded.ids, [stop for _, stop in encoded.offsets]
+
+    def turn(self, text: str) -> str:
+        return SMOLLM2_TURN.format(text)
+
+
+_WORDING: dict[Form, str] = {"cloze": "{}", "qa": "Q: {} A:"}
+
+
+def prompt_of(question: Question, speaker: Speaker) -> tuple[str, str]:
+    """The prompt of a question and its answer, as texts that follow each other.
+
+    A line break goes before a prompt that is no chat, since the first token of a window is what attention rests on, and
+    loses its own meaning.
+    """
+    if question.form == "chat":
+        return speaker.turn(question.text), f" {question.answer}"
+    return f"\n{_WORDING[question.form].format(question.text)}", f" {question.answer}"
+
+
+def as_tokens(page: Page, speaker: Speaker, length: int) -> TokenPage:
+    """The first `length` tokens of a page, and the questions whose answers stand in them, or nowhere.
+
+    Raises:
+        ValueError: the page is shorter.
+    """
+    ids, ends = speaker.encode(page.text)
+    if len(ids) < length:
+        raise ValueError(f"the page has {len(ids)} tokens, but {length} are wanted")
+    questions = []
+    for question in page.questions:
+        prompt, answer = (speaker.encode(text)[0] for text in prompt_of(question, speaker))
+        source = None if question.source is None else _tokens_of(question.source, ids, ends, answer)
+        if source is None or source[1] <= length:
+            labels = question.kind, question.about, source, question.depth
+            questions.append(TokenQuestion(tuple(prompt), (*answer, speaker.end_id), *labels))
+    return TokenPage(tuple(ids[:length]), tuple(questions), page.facts)
+
+
+def _tokens_of(place: tuple[int, int], ids: list[int], ends: list[int], answer: list[int]) -> tuple[int, int]:
+    """Tokens [start, stop) in which characters [start, stop) stand; with the space before, if that is one by itself."""
+    start, stop = bisect_right(ends, place[0]), bisect_left(ends, place[1]) + 1
+    return start - (ids[start - 1 : stop] == answer), stop
+
+
+class ReadingTask(TaskSettings):
+    """Base of the tasks of reading; subclasses define `page`, `depths` and `name`.
+
+    As a `Batch`, an example is a page of `num_windows` windows, then `num_questions` questions with their answers, each
+    in a window of its own with padding after it. An answer's tokens are predicted one by one, the one that ends it too.
+    """
+
+    window_tokens: int = Field(default=128, ge=16, description="tokens of a window; as sleep.window_size")
+    num_windows: int = Field(default=1, ge=1, description="of a page")
+    num_questions: int = Field(default=4, ge=1, description="about a page, at most, in a batch")
+
+    def page(self, split: Split, rng: np.random.Generator, count: Callable[[str], int], deepest: int | None) -> Page:
+        """A page of at least `text_tokens` tokens, as `count` counts them, with questions in random order.
+
+        Args:
+            deepest: asks for nothing deeper, where the task has depths of its own.
+        """
+        raise NotImplementedError
+
+    def pages(
+        self,
+        split: Split,
+        seed: int,
+        step: int,
+        examples: range,
+        speaker: Speaker | None = None,
+        max_depth: int | None = None,
+    ) -> list[TokenPage]:
+        """The pages of these examples: functions of (split, seed, step, example) and of the tokenizer."""
+        check_draw(seed, step, examples)
+        speaker = speaker or SmolLM2Speaker()
+        deepest = None if split == "test" else max_depth
+
+        def count(text: str) -> int:
+            return len(speaker.encode(text)[0])
+
+        def one(example: int) -> TokenPage:
+            rng = np.random.Generator(
+                np.random.Philox(key=[seed, step * len(STREAMS) + STREAMS[split]], counter=[0, 0, example, 0])
+            )
+            return as_tokens(self.page(split, rng, count, deepest), speaker, self.text_tokens)
+
+        return [one(example) for example in examples]
+
+    @property
+    def text_tokens(self) -> int:
+        """Tokens of a page."""
+        return self.num_windows * self.window_tokens
+
+    @property
+    def vocab_size(self) -> int:
+        return smollm2.VOCAB_SIZE
+
+    def sections(self) -> list[Section]:
+        return [Section("page", self.text_tokens), Section("questions", self.num_questions * self.window_tokens)]
+
+    def token_names(self) -> list[str]:
+        return load_smollm2().token_names()
+
+    def chance(self) -> dict[int, float]:
+        """0 at each depth: nobody guesses a name out of thousands."""
+        return dict.fromkeys(self.depths(), 0.0)
+
+    def chance_exact(self) -> float:
+        return 0.0
+
+    def depths(self) -> range:
+        """Windows back, the newest is 1."""
+        return range(1, self.num_windows + 1)
+
+    def depth_of(self, question: TokenQuestion) -> int:
+        """Its depth: its own, or how many windows back its answer stands in a page; 1 where it stands nowhere."""
+        if question.depth is not None:
+            return question.depth
+        return 1 if question.source is None else self.num_windows - (question.source[1] - 1) // self.window_tokens
+
+    def batch(self, split: Split, seed: int, step: int, examples: range, max_depth: int | None = None) -> Batch:
+        pages = self.pages(split, seed, step, examples, max_depth=max_depth)
+        fields = [np.zeros((len(pages), self.sequence_length), dtype=np.int64) for _ in range(4)]
+        tokens, targets, depth, index = fields
+        index -= 1
+        for row, page in enumerate(pages):
+            tokens[row, : self.text_tokens] = page.tokens
+            fitting = [q for q in page.questions if len(q.prompt) + len(q.answer) <= self.window_tokens + 1]
+            for i, question in enumerate(fitting[: self.num_questions]):
+                begin = self.text_tokens + i * self.window_tokens
+                shown = (*question.prompt, *question.answer[:-1])
+                tokens[row, begin : begin + len(shown)] = shown
+                scored = slice(begin + len(question.prompt) - 1, begin + len(shown))
+                targets[row, scored], index[row, scored] = question.answer, i
+                depth[row, scored] = self.depth_of(question)
+        return as_batch(tokens, targets, depth, index)
