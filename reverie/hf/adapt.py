@@ -39,6 +39,7 @@ def pretrained_lm(config: PretrainedModelConfig, seed: int) -> PretrainedLM:
     install(lm)
     if config.after:
         sizes: Any = {"fast_heads": config.fast_heads, "key_size": config.key_size, "value_size": config.value_size}
+        sizes["value_embedding"] = config.value_embedding
         insert_fast_weights(lm, config.after, config.kind, **sizes, seed=seed)
     model = PretrainedLM(lm.float())
     for layer in model.layers:

@@ -144,6 +144,7 @@ class InsertedMixer(nn.Module):
             key_size=config.key_size,
             value_size=config.value_size,
             conv_size=config.conv_size,
+            value_embedding=config.value_embedding,
             backend="auto",
             norm_eps=norm_eps,
         )
@@ -154,11 +155,17 @@ class InsertedMixer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
         nn.init.zeros_(self.mixer.out_proj.weight)
+        if self.mixer.value_embed is not None:
+            nn.init.orthogonal_(self.mixer.value_embed.weight)  # so that every token's value is its own
+            nn.init.zeros_(self.mixer.value_embed.bias)
 
-    def forward(self, h: Tensor, fast_weights: Tensor | None, tail: ConvTail | None) -> tuple[Tensor, Tensor, ConvTail]:
+    def forward(
+        self, h: Tensor, fast_weights: Tensor | None, tail: ConvTail | None, embedded: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, ConvTail]:
         """h [B, T, D], with what the layer adds; its fast weights and the convolution's tail, before and after."""
         x = rms_norm(h, self.norm_eps) * self.norm_weight
-        y, new_fast_weights, new_tail = self.mixer(x, fast_weights, tail, span=0)  # which is attention's concern
+        embedded = embedded if self.mixer.value_embed is None or embedded is None else embedded.to(h.device)
+        y, new_fast_weights, new_tail = self.mixer(x, fast_weights, tail, span=0, embedded=embedded)
         return h + y.to(h.dtype), new_fast_weights, new_tail
 
 
@@ -170,6 +177,7 @@ def insert_fast_weights(
     fast_heads: int | None = None,
     key_size: int | None = None,
     value_size: int | None = None,
+    value_embedding: bool = False,
     seed: int = 0,
     layers: Sequence[int] | None = None,
     heads: int | None = None,
@@ -181,6 +189,8 @@ def insert_fast_weights(
         fast_heads, key_size, value_size: of a new layer. If all are absent, it starts with queries, keys and values of
             the next block's attention. Of sizes that are given, the rest follows in Jet-Nemotron's proportions, and the
             layer starts at random.
+        value_embedding: values come from the token's embedding too, not from the hidden state alone, which late in a
+            deep model no longer knows its own token.
         layers, heads: earlier names of `after` and `fast_heads`.
 
     Raises:
@@ -202,6 +212,7 @@ def insert_fast_weights(
     if inherited:
         (fast_heads, key_size), value_size = inherited[after[0]].q.shape[:2], inherited[after[0]].v.shape[1]
     config = _sizes(width, tuple(sorted(after)), kind, fast_heads, key_size, value_size)
+    config = config._replace(value_embedding=value_embedding)
     before = count_parameters(model)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)

@@ -97,14 +97,16 @@ class PretrainedLM(LanguageModel):
     def embed(self, tokens: Tokens) -> Tensor:
         return sleeping_decoder(self.lm).sleeping.embed(tokens)
 
-    def blocks(
-        self, h: Tensor, state: State, start: int, stop: int, *, span: int, output: bool = True
-    ) -> tuple[Tensor, State]:
-        return sleeping_decoder(self.lm).sleeping.blocks(h, state, start, stop, span=span, output=output)
+    @property
+    def reads_embedded(self) -> bool:
+        return sleeping_decoder(self.lm).sleeping.reads_embedded
+
+    def blocks(self, h: Tensor, state: State, start: int, stop: int, **call: Any) -> tuple[Tensor, State]:
+        return sleeping_decoder(self.lm).sleeping.blocks(h, state, start, stop, **call)
 
     def embed_blocks(
         self, tokens: Tokens, state: State, loop_end: int, stop: int, *, span: int
-    ) -> tuple[Tensor, Tensor, State]:
+    ) -> tuple[Tensor, Tensor, Tensor, State]:
         return sleeping_decoder(self.lm).sleeping.embed_blocks(tokens, state, loop_end, stop, span=span)
 
     def head(self, h: Tensor) -> Tensor:

@@ -40,6 +40,7 @@ class InsertConfig(NamedTuple):
     key_size: int
     value_size: int
     conv_size: int = 4
+    value_embedding: bool = False
 
 
 def inserted_mixer(layer: nn.Module) -> nn.Module | None:
@@ -72,6 +73,8 @@ class SleepingBlock(nn.Module):
             raise TypeError(f"block {self.index} of a sleeping model runs through reverie alone")
         if self.index == call.start and call.h is not None:
             hidden_states = call.h.to(hidden_states.device)  # blocks may be on several devices
+        elif self.index == 0:
+            call.embedded = hidden_states
         if self.attends:
             kwargs["attention_mask"] = call.narrowed(kwargs.get("attention_mask"), hidden_states)
         if self.attend is None:
@@ -91,7 +94,7 @@ def _write(inserted: nn.Module, h: Tensor, call: StateCache, index: int) -> Tens
     """h [B, T, D] after the layer inserted after block `index`, whose fast weights and convolution are in the call."""
     entry = call.entries[index]
     tail = ConvTail(entry.conv[0]) if entry.conv and entry.conv[0] is not None else None
-    h, call.fast_weights[index], tail = inserted(h, call.fast_weights[index], tail)
+    h, call.fast_weights[index], tail = inserted(h, call.fast_weights[index], tail, call.embedded)
     call.entries[index] = entry._replace(conv=(tail.x,))
     return h
 
@@ -143,6 +146,10 @@ class DecoderBlocks:
         blocks = cast(Sequence[SleepingBlock], self.layers)
         return [i for i, block in enumerate(blocks) if block.recurrent or inserted_mixer(block) is not None]
 
+    @property
+    def reads_embedded(self) -> bool:
+        return any(config.value_embedding for config in self.decoder.inserted_configs)
+
     def compile(self, backend: str) -> None:
         """Blocks run through `torch.compile` from now on. Raises UserError where they hold more than attention does."""
         blocks = cast(Sequence[SleepingBlock], self.layers)
@@ -162,19 +169,28 @@ class DecoderBlocks:
         return cast(Tensor, call.h)
 
     def blocks(
-        self, h: Tensor, state: State, start: int, stop: int, *, span: int, output: bool = True
+        self,
+        h: Tensor,
+        state: State,
+        start: int,
+        stop: int,
+        *,
+        span: int,
+        output: bool = True,
+        embedded: Tensor | None = None,
     ) -> tuple[Tensor, State]:
-        call = StateCache(state, start, stop, h, span)
+        call = StateCache(state, start, stop, h, span, embedded=embedded)
         self._run(h, call)
         return cast(Tensor, call.h), call.state()
 
     def embed_blocks(
         self, tokens: Tokens, state: State, loop_end: int, stop: int, *, span: int
-    ) -> tuple[Tensor, Tensor, State]:
-        """`embed` and blocks [0, stop) in one forward: h before block `loop_end`, h at the end, and the state."""
+    ) -> tuple[Tensor, Tensor, Tensor, State]:
+        """`embed` and blocks [0, stop) in one forward: the embedded tokens, h before block `loop_end`, h at the end,
+        and the state."""
         call = StateCache(state, 0, stop, None, span, loop_end)
         self._run(tokens, call)
-        return cast(Tensor, call.loop_h), cast(Tensor, call.h), call.state()
+        return cast(Tensor, call.embedded), cast(Tensor, call.loop_h), cast(Tensor, call.h), call.state()
 
     def head(self, h: Tensor) -> Tensor:
         """All that the decoder does after its last block, to h [..., D]."""

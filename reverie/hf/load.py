@@ -139,7 +139,7 @@ def _with_inserted(model_class: Any, inserted: Sequence[InsertConfig]) -> Any:
 def _insert(model: PreTrainedModel, inserted: Sequence[InsertConfig]) -> None:
     for one in inserted:
         sizes: Any = {"fast_heads": one.fast_heads, "key_size": one.key_size, "value_size": one.value_size}
-        insert_fast_weights(model, one.after, one.kind, **sizes)
+        insert_fast_weights(model, one.after, one.kind, **sizes, value_embedding=one.value_embedding)
 
 
 class SleepingModelForCausalLM:

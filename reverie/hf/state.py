@@ -55,17 +55,27 @@ class StateCache(Cache):
     """
 
     def __init__(
-        self, state: State, start: int, stop: int, h: Tensor | None, span: int, loop_end: int | None = None
+        self,
+        state: State,
+        start: int,
+        stop: int,
+        h: Tensor | None,
+        span: int,
+        loop_end: int | None = None,
+        embedded: Tensor | None = None,
     ) -> None:
         """
         Args:
             h: [B, T, D], read by block `start`; None: that block reads what the decoder embeds.
             span: tokens that attention may look back on, itself included.
             loop_end: a block before which h is kept too, as `loop_h`.
+            embedded: [B, T, D], what the decoder embeds, for inserted layers that read it; found by the first block
+                where it runs.
         """
         super().__init__(layers=[])
         self.start, self.stop, self.h, self.span = start, stop, h, span
         self.loop_end, self.loop_h = loop_end, h
+        self.embedded = embedded
         self.fast_weights = list(state.fast_weights)
         self.entries = [_entry(entry) for entry in state.cache]
         cached = next((entry for entry in self.entries[start:stop] if entry.k is not None), LayerCache())

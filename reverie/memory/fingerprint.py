@@ -14,6 +14,9 @@ from torch import Tensor, nn
 
 from reverie.errors import UserError
 
+# Settings that configs did not have when the first memories were written, off as those models have them.
+_ADDED = {"value_embedding": False}
+
 # Keys of a config that transformers adds or drops from one save to the next, or that only decoding reads.
 _VOLATILE = re.compile(r"_.*|.*_token_id|architectures|dtype|torch_dtype|transformers_version|use_cache")
 
@@ -67,5 +70,5 @@ def _config(module: nn.Module) -> dict[str, Any]:
     for name in ("model_dump", "to_dict"):
         if hasattr(config, name):
             content = getattr(config, name)().items()
-            return {key: x for key, x in content if not _VOLATILE.fullmatch(key)}
+            return {k: x for k, x in content if not _VOLATILE.fullmatch(k) and not (k in _ADDED and x == _ADDED[k])}
     return {}

@@ -36,6 +36,9 @@ class HybridConfig(BaseModel, frozen=True):
     key_size: int = Field(ge=1, description="K, rows of a head's fast weights")
     value_size: int = Field(ge=1, description="V, columns of a head's fast weights")
     conv_size: int = Field(default=4, ge=1, description="taps of the short causal convolution")
+    value_embedding: bool = Field(
+        default=False, description="values of the fast-weight layers from the token's embedding too"
+    )
     update_rule: UpdateRule = "gated_delta"
     backend: Backend = "chunked"
 

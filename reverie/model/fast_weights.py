@@ -41,6 +41,7 @@ class FastWeightMixer(nn.Module):
         self.A_log = nn.Parameter(torch.zeros(H))
         self.dt_bias = nn.Parameter(step + torch.log(-torch.expm1(-step)))  # softplus⁻¹
         self.norm_eps = config.norm_eps
+        self.value_embed = nn.Linear(config.width, H * V) if config.value_embedding else None
         self.out_proj = nn.Linear(H * V, config.width, bias=False)
 
     def mix_qkv(
@@ -57,13 +58,21 @@ class FastWeightMixer(nn.Module):
         *,
         span: int,  # read by attention alone
         output: bool = True,
+        embedded: Float[Tensor, "B T D"] | None = None,
     ) -> tuple[Float[Tensor, "B T D"] | None, Float[Tensor, "B H K V"], ConvTail]:
         """Write x into the fast weights, then read them, token by token.
+
+        Args:
+            embedded: the tokens as the model embeds them, from which values know their token (`value_embedding`): late
+                in a deep model a hidden state no longer does.
 
         Returns y [B, T, D] (None without `output`), the new fast weights in float32, and the convolution's tail.
         """
         q, k, v, tail = self.mix_qkv(x, cache)
         q, k = (normalise(y.unflatten(-1, (self.heads, -1)), 1.0) for y in (q, k))
+        if self.value_embed is not None:
+            assert embedded is not None, "values are wanted from the embedded tokens too"
+            v = v + F.silu(self.value_embed(rms_norm(embedded.to(x.dtype), self.norm_eps)))
         v = v.unflatten(-1, (self.heads, -1))
         a, b = self.ab_proj(x).to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
         g = -self.A_log.exp() * F.softplus(a + self.dt_bias)

@@ -30,10 +30,18 @@ class Block(nn.Module):
         self.mlp = None if kind == "jet-only" else SwiGLU(config)
 
     def forward(
-        self, h: Float[Tensor, "B T D"], fast_weights: Tensor | None, cache: Cache, *, span: int, output: bool = True
+        self,
+        h: Float[Tensor, "B T D"],
+        fast_weights: Tensor | None,
+        cache: Cache,
+        *,
+        span: int,
+        output: bool = True,
+        embedded: Float[Tensor, "B T D"] | None = None,
     ) -> tuple[Float[Tensor, "B T D"], Tensor | None, Cache]:
         """Return h after the block (h itself without `output`), and its fast weights and cache after these tokens."""
-        y, fast_weights, cache = self.mixer(rms_norm(h, self.norm_eps), fast_weights, cache, span=span, output=output)
+        x, more = rms_norm(h, self.norm_eps), {} if embedded is None else {"embedded": embedded}
+        y, fast_weights, cache = self.mixer(x, fast_weights, cache, span=span, output=output, **more)
         if output:
             h = h + y
             h = h if self.mlp is None else h + self.mlp(rms_norm(h, self.norm_eps))
@@ -61,12 +69,18 @@ class HybridLM(LanguageModel):
                     nn.init.zeros_(module.weight)
                 else:
                     nn.init.normal_(module.weight, std=module.in_features**-0.5)
+                if name.endswith("value_embed"):
+                    nn.init.zeros_(module.bias)
         nn.init.normal_(self.embedding.weight)
         nn.init.zeros_(self.lm_head.weight)
 
     @property
     def fast_weight_blocks(self) -> Sequence[int]:
         return [i for i, kind in enumerate(self.config.layers) if kind != "attn"]
+
+    @property
+    def reads_embedded(self) -> bool:
+        return self.config.value_embedding and self.config.has_fast_weights
 
     def fast_weight_parameters(self) -> list[nn.Parameter]:
         return [p for i in self.fast_weight_blocks for p in self.get_submodule(f"layers.{i}.mixer").parameters()]
@@ -75,13 +89,26 @@ class HybridLM(LanguageModel):
         return tokens if tokens.is_floating_point() else self.embedding(tokens)
 
     def blocks(
-        self, h: Float[Tensor, "B T D"], state: State, start: int, stop: int, *, span: int, output: bool = True
+        self,
+        h: Float[Tensor, "B T D"],
+        state: State,
+        start: int,
+        stop: int,
+        *,
+        span: int,
+        output: bool = True,
+        embedded: Float[Tensor, "B T D"] | None = None,
     ) -> tuple[Float[Tensor, "B T D"], State]:
         """Run blocks start … stop − 1; without `output` the last of them computes its state alone."""
         fast_weights, cache = list(state.fast_weights), list(state.cache)
         for i in range(start, stop):
             h, fast_weights[i], cache[i] = self.layers[i](
-                h, fast_weights[i], cache[i], span=span, output=output or i < stop - 1
+                h,
+                fast_weights[i],
+                cache[i],
+                span=span,
+                output=output or i < stop - 1,
+                embedded=None if self.config.layers[i] == "attn" else embedded,
             )
         return h, State(tuple(fast_weights), tuple(cache))
 
@@ -90,7 +117,9 @@ class HybridLM(LanguageModel):
 
     def forward(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T vocab"]:
         """Logits of one forward pass over the whole text, without windows or sleep."""
-        h, _ = self.blocks(self.embed(tokens), State.empty(self.num_blocks), 0, self.num_blocks, span=tokens.shape[1])
+        embedded, empty = self.embed(tokens), State.empty(self.num_blocks)
+        more = {"embedded": embedded} if self.reads_embedded else {}
+        h, _ = self.blocks(embedded, empty, 0, self.num_blocks, span=tokens.shape[1], **more)
         return self.head(h)
 
 

@@ -15,8 +15,12 @@ from reverie.model.state import State, Tokens
 class SleepingModel(Protocol):
     """Protocol of a model that can sleep; `LanguageModel` documents the calls.
 
-    Optional is `embed_blocks(tokens, state, loop_end, stop, *, span)`: `embed` and blocks [0, stop) in one call, which
-    returns h before block `loop_end`, h after block stop − 1, and the state. Without it both are called in turn.
+    Optional are
+        reads_embedded  a bool: if it is true, `blocks` is also given `embedded`, what `embed` made of the same tokens,
+                        in every pass
+        embed_blocks    called with (tokens, state, loop_end, stop, *, span): `embed` and blocks [0, stop) in one call,
+                        which returns the embedded tokens, h before block `loop_end`, h after block stop − 1, and the
+                        state. Without it both are called in turn.
     """
 
     @property
@@ -57,14 +61,28 @@ class LanguageModel(nn.Module):
         """Input embeddings of token ids; embeddings are returned as they are."""
         raise NotImplementedError
 
+    @property
+    def reads_embedded(self) -> bool:
+        """True if `blocks` wants the embedded tokens too."""
+        return False
+
     def blocks(
-        self, h: Float[Tensor, "B T D"], state: State, start: int, stop: int, *, span: int, output: bool = True
+        self,
+        h: Float[Tensor, "B T D"],
+        state: State,
+        start: int,
+        stop: int,
+        *,
+        span: int,
+        output: bool = True,
+        embedded: Float[Tensor, "B T D"] | None = None,
     ) -> tuple[Float[Tensor, "B T D"], State]:
         """Run blocks start … stop − 1 on h, the tokens after those in `state`; return h and the new state.
 
         Args:
             span: tokens that each token attends to at most, itself included.
             output: if False only the state is wanted, and the h returned must not be read.
+            embedded: the same tokens as `embed` made them; given if `reads_embedded`.
         """
         raise NotImplementedError
 

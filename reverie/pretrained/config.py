@@ -25,6 +25,7 @@ class PretrainedModelConfig(BaseModel):
     )
     key_size: int | None = Field(default=None, ge=1, description="K")
     value_size: int | None = Field(default=None, ge=1, description="V")
+    value_embedding: bool = Field(default=False, description="values from the token's embedding too")
     backend: Backend = Field(default="auto", description="of the new layers, as in HybridConfig")
 
     @model_validator(mode="before")

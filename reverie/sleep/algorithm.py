@@ -13,6 +13,7 @@ The model is known only through `SleepingModel`. Shapes: B batch, T tokens, D wi
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -50,9 +51,12 @@ def wake(
     N, _, b, kept = plan(model, config)
     stop = model.num_blocks if output else b if N > 1 else kept
     run = backward.first_runner(model, config.window_size, 1 if output else backward.first_pass(N), observe)
-    looped, h, state = run(tokens, context.state, b if N > 1 else stop, stop, output=output or N > 1)
-    window = (*context.window, looped) if N > 1 else context.window
-    return h, context._replace(state=state, window=window, length=context.length + tokens.shape[1])
+    embedded, looped, h, state = run(tokens, context.state, b if N > 1 else stop, stop, output=output or N > 1)
+    context = context._replace(state=state, length=context.length + tokens.shape[1])
+    if N > 1:  # what the other passes read
+        kept = () if embedded is None else (embedded,)
+        context = context._replace(window=(*context.window, looped), embedded=(*context.embedded, *kept))
+    return h, context
 
 
 def sleep(
@@ -73,7 +77,8 @@ def sleep(
     N, a, b, kept = plan(model, config)
     if N == 1 or not context.length:
         return forget(context._replace(passes=context.passes + int(context.length > 0)), config)
-    run = backward.runner(model.blocks, config.window_size, backward.first_pass(N), observe)
+    embedded = torch.cat(context.embedded, dim=1) if context.embedded else None
+    run = partial(backward.runner(model.blocks, config.window_size, backward.first_pass(N), observe), embedded=embedded)
 
     def one_pass(n: int, h: Tensor, state: State, before: State) -> tuple[Tensor, State]:
         read = n < N or b < kept  # who reads this pass's h: the next pass, or the blocks after the loop

@@ -24,6 +24,7 @@ class Context(NamedTuple):
     window: tuple[Tensor, ...] = ()  # h [B, T, D] after the looped blocks, pass 1, for this window's tokens
     length: int = 0  # tokens in this window
     passes: int | Int[Tensor, " B"] = 0  # spent on all windows slept over; by row where rows differ
+    embedded: tuple[Tensor, ...] = ()  # this window's tokens [B, T, D] as embedded, for a model whose blocks read them
 
     @classmethod
     def empty(cls, model: SleepingModel) -> Context:

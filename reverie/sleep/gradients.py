@@ -96,13 +96,23 @@ class Backward(BaseModel):
     ) -> Run:
         """`blocks` in pass n of a window, with gradients from pass `first` on."""
 
-        def run(n: int, h: Tensor, state: State, start: int, stop: int, *, output: bool = True) -> tuple[Tensor, State]:
+        def run(
+            n: int,
+            h: Tensor,
+            state: State,
+            start: int,
+            stop: int,
+            *,
+            output: bool = True,
+            embedded: Tensor | None = None,
+        ) -> tuple[Tensor, State]:
             if start >= stop:
                 return h, state
+            more = {} if embedded is None else {"embedded": embedded}
             with torch.set_grad_enabled(torch.is_grad_enabled() and n >= first):
                 # No more of the state than these blocks read: all that goes in may be kept for the backward pass.
                 part = State.empty(len(state.cache)).splice(state, start, stop)
-                new_h, new_part = self.keep("pass", blocks)(h, part, start, stop, span=span, output=output)
+                new_h, new_part = self.keep("pass", blocks)(h, part, start, stop, span=span, output=output, **more)
             new_state = state.splice(new_part, start, stop)
             if observe is not None:
                 observe(n, new_h if output else new_h.detach(), state, new_state)  # without output nobody reads it
@@ -112,24 +122,28 @@ class Backward(BaseModel):
 
     def first_runner(
         self, model: SleepingModel, span: int, first: int, observe: Observe | None
-    ) -> Callable[..., tuple[Tensor, Tensor, State]]:
+    ) -> Callable[..., tuple[Tensor | None, Tensor, Tensor, State]]:
         """Pass 1 over tokens: blocks [0, stop) after the embedding, with gradients if `first` is 1.
 
-        It returns h before block `loop_end`, h at the end, and the state: in one call of a model with `embed_blocks`.
+        It returns the embedded tokens if the model reads them, h before block `loop_end`, h at the end, and the state:
+        in one call of a model with `embed_blocks`.
         """
+        reads_embedded = getattr(model, "reads_embedded", False)
         run = self.runner(model.blocks, span, first, observe)
         at_once: Any = getattr(model, "embed_blocks", None)
 
         def in_parts(tokens: Tensor, state: State, loop_end: int, stop: int, *, output: bool) -> Any:
-            looped, state = run(1, model.embed(tokens), state, 0, loop_end, output=output)
-            return looped, *run(1, looped, state, loop_end, stop)
+            h = model.embed(tokens)
+            embedded = h if reads_embedded else None
+            looped, state = run(1, h, state, 0, loop_end, output=output, embedded=embedded)
+            return embedded, looped, *run(1, looped, state, loop_end, stop, embedded=embedded)
 
         def whole(tokens: Tensor, state: State, loop_end: int, stop: int, *, output: bool) -> Any:
             with torch.set_grad_enabled(torch.is_grad_enabled() and first == 1):
-                looped, h, new_state = self.keep("pass", at_once)(tokens, state, loop_end, stop, span=span)
+                embedded, looped, h, new_state = self.keep("pass", at_once)(tokens, state, loop_end, stop, span=span)
             if observe is not None:
                 observe(1, h if output else h.detach(), state, new_state)
-            return looped, h, new_state
+            return embedded if reads_embedded else None, looped, h, new_state
 
         return in_parts if at_once is None else whole
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -47,10 +48,12 @@ class Sleeper:
     def embed(self, tokens: Tensor) -> Tensor:
         return self.sleeping.embed(tokens)
 
-    def blocks(
-        self, h: Tensor, state: State, start: int, stop: int, *, span: int, output: bool = True
-    ) -> tuple[Tensor, State]:
-        return self.sleeping.blocks(h, state, start, stop, span=span, output=output)
+    @property
+    def reads_embedded(self) -> bool:
+        return getattr(self.sleeping, "reads_embedded", False)
+
+    def blocks(self, h: Tensor, state: State, start: int, stop: int, **call: Any) -> tuple[Tensor, State]:
+        return self.sleeping.blocks(h, state, start, stop, **call)
 
     def head(self, h: Tensor) -> Tensor:
         return self.sleeping.head(h)

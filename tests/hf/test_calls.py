@@ -129,13 +129,13 @@ def test_parts_are_the_whole(kind: str) -> None:
         h = lm.embed(tokens)
         inner, state = lm.blocks(h, empty, 0, 2, span=L)
         end, state = lm.blocks(inner, state, 2, n, span=L)
-        looped, at_once, whole = lm.embed_blocks(tokens, empty, 2, n, span=L)
+        _, looped, at_once, whole = lm.embed_blocks(tokens, empty, 2, n, span=L)
         assert torch.equal(looped, inner)
         assert torch.equal(at_once, end)
         assert all(x is y or torch.equal(x, y) for x, y in zip(whole.fast_weights, state.fast_weights, strict=True))
         assert torch.equal(lm.head(end), model(tokens).logits)
         x = model.get_input_embeddings()(tokens)
-        end = lm.embed_blocks(x, empty, 2, n, span=L)[1]
+        end = lm.embed_blocks(x, empty, 2, n, span=L)[2]
         assert torch.equal(lm.head(end), model(inputs_embeds=x).logits)
 
 

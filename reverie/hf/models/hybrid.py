@@ -50,6 +50,7 @@ class ReverieHybridConfig(PreTrainedConfig):
     key_size: int = 16
     value_size: int = 16
     conv_size: int = 4
+    value_embedding: bool = False
     update_rule: str = "gated_delta"
     backend: str = "chunked"
     norm_eps: float = 1e-6
