@@ -9,6 +9,7 @@ convolution before q, k and v alone.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,17 @@ from reverie.model.fused import normalise, rms_norm
 from reverie.model.state import ConvTail
 
 RULES = {"hebbian": ops.hebbian_rule, "delta": ops.delta_rule, "gated_delta": ops.gated_delta_rule}
+
+
+class Projected(NamedTuple):
+    """What a mixer writes into its fast weights, and reads them with."""
+
+    q: Float[Tensor, "B T H K"]
+    k: Float[Tensor, "B T H K"]
+    v: Float[Tensor, "B T H V"]
+    g: Float[Tensor, "B T H"]  # log decay
+    beta: Float[Tensor, "B T H"]
+    tail: ConvTail  # of the convolution
 
 
 class FastWeightMixer(nn.Module):
@@ -50,6 +62,26 @@ class FastWeightMixer(nn.Module):
         """Project x to q, k and v, convolve; also return the tail for the next call."""
         raise NotImplementedError
 
+    def addresses(self, x: Float[Tensor, "B T D"]) -> tuple[Float[Tensor, "B T H K"], Float[Tensor, "B T H K"]]:
+        """q and β k of tokens that begin a window: where they read, and where they write and how strongly."""
+        q, k, _, _ = self.mix_qkv(x, None)
+        q, k = (normalise(y.unflatten(-1, (self.heads, -1)), 1.0) for y in (q, k))
+        return q, k * self.ab_proj(x)[..., self.heads :].sigmoid()[..., None]
+
+    def project(
+        self, x: Float[Tensor, "B T D"], tail: ConvTail | None, embedded: Float[Tensor, "B T D"] | None = None
+    ) -> Projected:
+        """What the update rule takes of x."""
+        q, k, v, tail = self.mix_qkv(x, tail)
+        q, k = (normalise(y.unflatten(-1, (self.heads, -1)), 1.0) for y in (q, k))
+        if self.value_embed is not None:
+            assert embedded is not None, "values are wanted from the embedded tokens too"
+            v = v + F.silu(self.value_embed(rms_norm(embedded.to(x.dtype), self.norm_eps)))
+        v = v.unflatten(-1, (self.heads, -1))
+        a, b = self.ab_proj(x).to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
+        g = -self.A_log.exp() * F.softplus(a + self.dt_bias)
+        return Projected(q, k, v, g, b.sigmoid(), tail)
+
     def forward(
         self,
         x: Float[Tensor, "B T D"],
@@ -68,16 +100,9 @@ class FastWeightMixer(nn.Module):
 
         Returns y [B, T, D] (None without `output`), the new fast weights in float32, and the convolution's tail.
         """
-        q, k, v, tail = self.mix_qkv(x, cache)
-        q, k = (normalise(y.unflatten(-1, (self.heads, -1)), 1.0) for y in (q, k))
-        if self.value_embed is not None:
-            assert embedded is not None, "values are wanted from the embedded tokens too"
-            v = v + F.silu(self.value_embed(rms_norm(embedded.to(x.dtype), self.norm_eps)))
-        v = v.unflatten(-1, (self.heads, -1))
-        a, b = self.ab_proj(x).to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
-        g = -self.A_log.exp() * F.softplus(a + self.dt_bias)
+        q, k, v, g, beta, tail = self.project(x, cache, embedded)
         o, new_fast_weights = self.rule(
-            q if output else None, k, v, g, b.sigmoid(), initial_state=fast_weights, backend=self.backend
+            q if output else None, k, v, g, beta, initial_state=fast_weights, backend=self.backend
         )
         if o is None:
             return None, new_fast_weights, tail

@@ -1,10 +1,12 @@
 """Typed recipes: a TOML file, the bases it builds on, and overrides, checked into one frozen `Recipe`."""
 
+from reverie.recipe.adapt import AdaptConfig
 from reverie.recipe.load import changed, list_recipes, load_recipe
 from reverie.recipe.random_passes import RandomPasses
 from reverie.recipe.schema import BySuccess, OptimConfig, Recipe, StageConfig, TrainConfig
 
 __all__ = [
+    "AdaptConfig",
     "BySuccess",
     "OptimConfig",
     "RandomPasses",

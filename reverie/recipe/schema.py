@@ -21,19 +21,25 @@ from pydantic import (
 from reverie.errors import UserError
 from reverie.model import Eviction, HybridConfig
 from reverie.pretrained.config import PretrainedModelConfig
+from reverie.recipe.adapt import AdaptConfig
 from reverie.recipe.random_passes import RandomPasses
 from reverie.sleep import SleepConfig
 from reverie.sleep.gradients import Backward
 from reverie.tasks import AnyTask
+from reverie.tasks.reading import ReadingTask
 
 
 class OptimConfig(BaseModel):
-    """Muon for matrices, AdamW for the rest, and the course of both learning rates."""
+    """Muon for matrices, AdamW for the rest, and the course of all learning rates."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    muon_lr: float = Field(gt=0)
+    muon_lr: float | None = Field(default=None, gt=0, description="AdamW moves matrices too if absent")
     adamw_lr: float = Field(gt=0)
+    pretrained_lr: float | None = Field(
+        default=None, gt=0, description="AdamW's of all but the fast-weight layers; adamw_lr if absent"
+    )
+    adamw_beta2: float = Field(default=0.999, gt=0, lt=1, description="memory of AdamW's squared gradients")
     weight_decay: float = Field(default=0.0, ge=0)
     warmup_steps: int = Field(default=0, ge=0, description="steps of a linear rise from zero, in every stage anew")
     decay: Literal["constant", "linear", "cosine"] = "cosine"
@@ -190,6 +196,7 @@ class Recipe(BaseModel):
     sleep: SleepConfig
     optim: OptimConfig
     train: TrainConfig
+    adapt: AdaptConfig | None = None
 
     @property
     def hybrid(self) -> HybridConfig:
@@ -237,6 +244,26 @@ class Recipe(BaseModel):
             raise ValueError(
                 f"sleep.looped_blocks {list(looped)} must end at or before {len(self.model.layers)}, the number of "
                 "model.layers"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _can_adapt(self) -> Recipe:
+        if isinstance(self.task, ReadingTask) and self.task.window_tokens != self.sleep.window_size:
+            raise ValueError(
+                f"task.window_tokens is {self.task.window_tokens}, but sleep.window_size is {self.sleep.window_size}; "
+                "they must be equal"
+            )
+        if self.adapt is None:
+            return self
+        if not isinstance(self.model, PretrainedModelConfig) or not isinstance(self.task, ReadingTask):
+            raise ValueError("the section adapt is for a pretrained model and a task of pages and questions")
+        if self.sleep.eviction != "hard":
+            raise ValueError('sleep.eviction must be "hard" in a recipe with the section adapt')
+        if self.train.stages or self.train.micro_batch or self.train.cuda_graph or self.train.num_sleep_passes:
+            raise ValueError(
+                "train.stages, micro_batch, cuda_graph and num_sleep_passes must be left out of a recipe with the "
+                "section adapt"
             )
         return self
 

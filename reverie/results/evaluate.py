@@ -8,10 +8,12 @@ import torch
 import torch.nn.functional as F
 
 from reverie.model import SleepingModel
+from reverie.results.reading import FedPage, examine_pages
 from reverie.sleep import SleepConfig, rollout
 from reverie.sleep.generate import greedy
 from reverie.sleep.labels import labelled_windows
 from reverie.tasks import Batch, Score, Task, score
+from reverie.tasks.reading import ReadingTask
 
 # Of evaluation; it changes no result. Long examples of large models come in smaller batches.
 BATCH_TOKENS = 2**16
@@ -50,6 +52,9 @@ def evaluate(
             one window and ends in the next: writing, the model would sleep between the two.
         share: (i, n) scores the i-th of every n batches alone; n such scores add up to that of all.
     """
+    if isinstance(task, ReadingTask):
+        fed = [FedPage.of(page) for page in task.pages("test", 0, 0, range(num_examples)[share[0] :: share[1]])]
+        return Evaluation(examine_pages(model, task, sleep, fed, later=generate))
     total = Evaluation()
     size = min(max(BATCH_TOKENS // task.sequence_length, 1), LARGEST_BATCH)
     for first in range(size * share[0], num_examples, size * share[1]):

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
 
-from reverie.pretrained import smollm2
-from reverie.pretrained.smollm2 import SMOLLM2_TURN, load_smollm2
+from reverie.pretrained.smollm2 import load_smollm2
+from reverie.pretrained.speaker import Speaker, speaker_of
 from reverie.tasks.base import STREAMS, Batch, Section, Split, TaskSettings, as_batch, check_draw
 
 Form = Literal["cloze", "qa", "chat"]
@@ -59,35 +59,6 @@ class TokenPage(NamedTuple):
     tokens: tuple[int, ...]
     questions: tuple[TokenQuestion, ...]
     facts: frozenset[str] = frozenset()
-
-
-class Speaker(Protocol):
-    """Protocol of a tokenizer for pages: SmolLM2's below, that of any model in `hf/`."""
-
-    end_id: int  # ends an answer
-
-    def encode(self, text: str) -> tuple[list[int], list[int]]:
-        """Token ids, and for each the character of the text where it ends."""
-        ...
-
-    def turn(self, text: str) -> str:
-        """A question as a user's turn in a chat, up to where the answer begins; as it is without a chat template."""
-        ...
-
-
-class SmolLM2Speaker:
-    """SmolLM2's tokenizer, without transformers."""
-
-    def __init__(self) -> None:
-        self._text = load_smollm2()
-        self.end_id = self._text.special_ids["<|im_end|>"]
-
-    def encode(self, text: str) -> tuple[list[int], list[int]]:
-        encoded = self._text.bpe.encode(text, add_special_tokens=False)
-        return encoded.ids, [stop for _, stop in encoded.offsets]
-
-    def turn(self, text: str) -> str:
-        return SMOLLM2_TURN.format(text)
 
 
 _WORDING: dict[Form, str] = {"cloze": "{}", "qa": "Q: {} A:"}
@@ -136,6 +107,7 @@ class ReadingTask(TaskSettings):
     in a window of its own with padding after it. An answer's tokens are predicted one by one, the one that ends it too.
     """
 
+    tokenizer: str = Field(default="smollm2", description='of "smollm2", a folder, or a model on the hub')
     window_tokens: int = Field(default=128, ge=16, description="tokens of a window; as sleep.window_size")
     num_windows: int = Field(default=1, ge=1, description="of a page")
     num_questions: int = Field(default=4, ge=1, description="about a page, at most, in a batch")
@@ -154,12 +126,11 @@ class ReadingTask(TaskSettings):
         seed: int,
         step: int,
         examples: range,
-        speaker: Speaker | None = None,
         max_depth: int | None = None,
     ) -> list[TokenPage]:
         """The pages of these examples: functions of (split, seed, step, example) and of the tokenizer."""
         check_draw(seed, step, examples)
-        speaker = speaker or SmolLM2Speaker()
+        speaker = speaker_of(self.tokenizer)
         deepest = None if split == "test" else max_depth
 
         def count(text: str) -> int:
@@ -180,13 +151,13 @@ class ReadingTask(TaskSettings):
 
     @property
     def vocab_size(self) -> int:
-        return smollm2.VOCAB_SIZE
+        return speaker_of(self.tokenizer).vocab_size
 
     def sections(self) -> list[Section]:
         return [Section("page", self.text_tokens), Section("questions", self.num_questions * self.window_tokens)]
 
     def token_names(self) -> list[str]:
-        return load_smollm2().token_names()
+        return load_smollm2().token_names() if self.tokenizer == "smollm2" else [str(i) for i in range(self.vocab_size)]
 
     def chance(self) -> dict[int, float]:
         """0 at each depth: nobody guesses a name out of thousands."""

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from reverie.model import LanguageModel
 from reverie.recipe import OptimConfig
 
 
@@ -33,12 +34,14 @@ def parameter_groups(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Ten
     return matrices, rest
 
 
-def build_optimizers(model: nn.Module, config: OptimConfig, *, capturable: bool = False) -> list[Optimizer]:
-    """[Muon, AdamW] over the two parameter groups, both at their peak learning rate.
+def build_optimizers(model: LanguageModel, config: OptimConfig, *, capturable: bool = False) -> list[Optimizer]:
+    """[Muon, AdamW] over the two parameter groups, both at their peak learning rate; without Muon's, AdamW over all.
 
     With `capturable` learning rates and counts of steps are where the parameters are, so that a CUDA graph reads them.
     """
     matrices, rest = parameter_groups(model)
+    if config.muon_lr is None:
+        matrices, rest = {}, {**matrices, **rest}
     sharded = any(hasattr(matrix, "to_local") for matrix in matrices.values())
     muon = ShardedMuon if sharded else Muon
     device = next(model.parameters()).device
@@ -46,15 +49,23 @@ def build_optimizers(model: nn.Module, config: OptimConfig, *, capturable: bool 
     def lr(peak: float) -> Any:  # of Muon, PyTorch declares that it takes no tensor, and it does
         return torch.tensor(peak, device=device) if capturable else peak
 
+    new = {id(p) for p in model.fast_weight_parameters()} if config.pretrained_lr else {id(p) for p in rest.values()}
+    groups = [
+        {"params": [(name, p) for name, p in rest.items() if (id(p) in new) is of_new], "lr": lr(peak), "peak": peak}
+        for of_new, peak in ((True, config.adamw_lr), (False, config.pretrained_lr or config.adamw_lr))
+    ]
     adamw = torch.optim.AdamW(
-        rest.items(), lr=lr(config.adamw_lr), weight_decay=config.weight_decay, capturable=capturable
+        [group for group in groups if group["params"]],
+        betas=(0.9, config.adamw_beta2),
+        weight_decay=config.weight_decay,
+        capturable=capturable,
     )
     # It would warn that its first steps are not captured, as if that were a mistake.
     adamw._warned_capturable_if_run_uncaptured = True  # pyright: ignore[reportAttributeAccessIssue]
-    return [
-        muon(matrices.items(), lr=lr(config.muon_lr), weight_decay=config.weight_decay),
-        adamw,
-    ]
+    if config.muon_lr is None:
+        return [adamw]
+    whole = {"params": list(matrices.items()), "lr": lr(config.muon_lr), "peak": config.muon_lr}
+    return [muon([whole], weight_decay=config.weight_decay), adamw]
 
 
 def lr_factor(config: OptimConfig, step: int, total_steps: int) -> float:
@@ -73,12 +84,11 @@ def lr_factor(config: OptimConfig, step: int, total_steps: int) -> float:
 
 def set_lr(optimizers: list[Optimizer], config: OptimConfig, step: int, total_steps: int) -> None:
     factor = lr_factor(config, step, total_steps)
-    for optimizer, peak in zip(optimizers, (config.muon_lr, config.adamw_lr), strict=True):
-        for group in optimizer.param_groups:
-            if isinstance(group["lr"], Tensor):
-                group["lr"].fill_(peak * factor)
-            else:
-                group["lr"] = peak * factor
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(group["peak"] * factor)
+        else:
+            group["lr"] = group["peak"] * factor
 
 
 def orthogonalise(

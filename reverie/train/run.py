@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.utils.tensorboard import SummaryWriter
@@ -27,7 +28,7 @@ from reverie.train.board import board, write_point
 from reverie.train.checkpoint import refuse_existing, remove_unfinished_folders, restore, save_run
 from reverie.train.compiled import compile_blocks, uncompiled
 from reverie.train.curriculum import Curriculum
-from reverie.train.data import KILLED, Ready, ready_batches
+from reverie.train.data import KILLED, ready_batches
 from reverie.train.distributed import ALONE, ParallelModel, Processes, check_batch
 from reverie.train.graphed import GraphedSteps, check_graphable
 from reverie.train.lock import run_lock
@@ -35,6 +36,11 @@ from reverie.train.optim import build_optimizers
 from reverie.train.schedule import Schedule
 from reverie.train.step import EagerSteps, Step, not_finite
 from reverie.train.time_limit import TimeLimit
+
+if TYPE_CHECKING:
+    from reverie.train.adapt import Adaptation
+
+ADAPTER = "adapter"  # in the folder of a run, what `reverie.hf.load` takes
 
 StepReport = Callable[[Progress, float], None]
 """Called with the progress so far and the newest loss: at every step, with `train.cuda_graph` every twenty."""
@@ -98,6 +104,7 @@ class _Run:
         self.report, self.processes, self.limit = report, processes, limit
         self.model = build_model(recipe.model, recipe.train.seed)
         self.parallel = ParallelModel(self.model, device, processes)
+        self.adaptation = None if recipe.adapt is None else _adaptation(recipe, self.model, processes)
         graphed = recipe.train.cuda_graph
         if graphed:
             check_graphable(self.model, device, processes)
@@ -105,8 +112,11 @@ class _Run:
             compile_blocks(self.model, device)
         self.optimizers = build_optimizers(self.model, recipe.optim, capturable=graphed)
         self.schedule = Schedule.of(recipe)
-        kind = GraphedSteps if graphed else EagerSteps
-        self.steps = kind(self.schedule, self.model, self.optimizers, self.parallel)
+        if self.adaptation is not None:
+            self.steps = self.adaptation.steps(self.schedule, self.optimizers, self.parallel)
+        else:
+            kind = GraphedSteps if graphed else EagerSteps
+            self.steps = kind(self.schedule, self.model, self.optimizers, self.parallel)
         self.progress = Progress()
         self.started = 0.0  # when a run without breaks would have begun
 
@@ -126,6 +136,8 @@ class _Run:
                 "the folder of the run must be one that all of them see"
             )
         if self.progress.step == 0:
+            if self.adaptation is not None and self.recipe.train.init_from is None:
+                self.adaptation.start()
             self._save()
         self.curriculum = Curriculum(self.recipe.train, self.recipe.task.depths(), self.progress)
 
@@ -144,15 +156,7 @@ class _Run:
         with (
             stop_requests() as stop,
             board(self.out, first + 1) if self.processes.is_first else contextlib.nullcontext() as writer,
-            ready_batches(
-                self.recipe.task,
-                config,
-                self.recipe.sleep.window_size,
-                first,
-                self.processes.share(config.batch_size),
-                self.device,
-                self.curriculum.deepest,
-            ) as made,
+            self._ready(first) as made,
         ):
             self.started = time.perf_counter() - progress.wall_time_s
             while progress.step < config.steps:
@@ -183,17 +187,34 @@ class _Run:
         if late:
             raise Stopped(late, self.progress.step, self.recipe.train.steps)
         score = self._evaluate(self.recipe.sleep, generate=True)
+        if self.adaptation is not None:
+            score = self.adaptation.with_plain_text(score)
         together = {"processes": self.processes.world_size, "parallel": self.processes.parallel}
         card = make_card(self.recipe, self.model, self.progress, score, commit, **together)
         if self.processes.is_first:
             save_card(card, self.out / CARD_NAME)
         return card
 
+    def _ready(self, first: int) -> contextlib.AbstractContextManager[Iterator[Any]]:
+        """What every step from `first` on is taken with."""
+        if self.adaptation is not None:
+            return self.adaptation.plans(first, self.curriculum.deepest)
+        config = self.recipe.train
+        return ready_batches(
+            self.recipe.task,
+            config,
+            self.recipe.sleep.window_size,
+            first,
+            self.processes.share(config.batch_size),
+            self.device,
+            self.curriculum.deepest,
+        )
+
     def _is_due(self, step: int, every: int) -> bool:
         """True after every so many steps, and after the last one."""
         return step == self.recipe.train.steps or step % every == 0
 
-    def _next_batch(self, made: Iterator[Ready], stop: StopRequest) -> Ready:
+    def _next_batch(self, made: Iterator[Any], stop: StopRequest) -> Any:
         """Raises Stopped, with all saved, if any process was asked to stop, and UserError if one has no batch."""
         with self.limit.timing("batch"):
             try:
@@ -213,13 +234,17 @@ class _Run:
             raise UserError(whose + KILLED)
         return ready
 
-    def _step(self, ready: Ready, *, watch: bool, settle: bool) -> Step | None:
+    def _step(self, ready: Any, *, watch: bool, settle: bool) -> Step | None:
         """Take a step; what it found, or None if that need not be known yet."""
         try:
             self.steps.take(self.progress.step - 1, ready, watch=watch)
         except FloatingPointError as error:
             raise self._diverged(str(error)) from error
-        self.progress.tokens += self.recipe.train.batch_size * self.recipe.task.sequence_length
+        self.progress.tokens += (
+            self.recipe.train.batch_size * self.recipe.task.sequence_length
+            if self.adaptation is None
+            else self.adaptation.tokens(ready)
+        )
         return self._settle() if self.steps.full or settle or self.curriculum.decides() else None
 
     def _settle(self) -> Step | None:
@@ -257,6 +282,8 @@ class _Run:
 
     def _evaluate(self, sleep: SleepConfig, *, generate: bool = False) -> Score:
         """The score on held-out examples, whose batches the processes share out."""
+        if self.adaptation is not None and not generate:
+            return sum(self.processes.gather(self.adaptation.evaluate()), Score())
 
         def own_score(model: LanguageModel) -> Score:
             share, examples = (self.processes.rank, self.processes.world_size), self.recipe.train.eval_examples
@@ -272,12 +299,26 @@ class _Run:
             raise self._diverged(f"the parameter {where} is not finite")
         with self.limit.timing("checkpoint"):
             save_run(self.out, self.recipe, self.model, self.optimizers, self.progress, self.processes)
+            if self.adaptation is not None and self.processes.is_first:
+                self.adaptation.save(self.out / ADAPTER)
 
     def _diverged(self, where: str) -> UserError:
         return UserError(
             f"training diverged at step {self.progress.step} ({where}): {find_checkpoint(self.out)} keeps the last "
-            f"good state, try a lower optim.muon_lr than {self.recipe.optim.muon_lr:g} and another folder"
+            f"good state, try {self._lower_lr()} and another folder"
         )
+
+    def _lower_lr(self) -> str:
+        optim = self.recipe.optim
+        if optim.muon_lr is None:
+            return f"a lower optim.adamw_lr than {optim.adamw_lr:g}"
+        return f"a lower optim.muon_lr than {optim.muon_lr:g}"
+
+
+def _adaptation(recipe: Recipe, model: LanguageModel, processes: Processes) -> Adaptation:
+    from reverie.train.adapt import Adaptation  # transformers is an extra
+
+    return Adaptation(recipe, cast(Any, model), processes)
 
 
 def _take_weights(run: Path, recipe: Recipe, model: LanguageModel) -> None:

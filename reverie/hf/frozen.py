@@ -1,0 +1,226 @@
+"""The frozen beginning of a model: blocks that neither train nor remember run once over a window, and are cached.
+
+Under hard eviction what such blocks make of a window depends on its tokens alone, whatever the memory holds. So
+training an adapter late in a deep model need not run the first blocks more than once over each window and question.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from reverie.errors import UserError
+from reverie.files import write_atomic
+from reverie.hf.causal_lm import PretrainedLM
+from reverie.hf.save import weights_digest
+from reverie.model import SleepingModel, State
+from reverie.sleep import SleepConfig
+from reverie.tasks.base import Split
+from reverie.tasks.reading import ReadingTask, TokenPage
+
+BATCH_TOKENS = 1024  # that run through the frozen blocks at a time
+SHARD = 16  # pages of a file
+
+
+def frozen_blocks(model: PretrainedLM, sleep: SleepConfig) -> int:
+    """The number of blocks at the beginning that have no trainable parameter and no fast weights, and are not looped.
+
+    Raises:
+        UserError: under sliding eviction a block's state depends on earlier windows.
+    """
+    if sleep.eviction != "hard":
+        raise UserError('a frozen beginning is cached window by window, which takes eviction "hard"')
+    trained = [i for i, block in enumerate(model.layers) if any(p.requires_grad for p in block.parameters())]
+    looped = [sleep.looped_blocks[0] if sleep.looped_blocks else 0] if sleep.num_sleep_passes > 1 else []
+    return min([*trained, *model.fast_weight_blocks, *looped, model.num_blocks])
+
+
+class AfterFrozen:
+    """The blocks of a model from `first` on, as a `SleepingModel` that reads what the blocks before made of a text.
+
+    What it reads is `states` of the text's tokens, [B, T, D]; where the model reads embedded tokens, followed by those,
+    [B, T, 2D].
+    """
+
+    def __init__(self, model: SleepingModel, first: int) -> None:
+        self.model, self.first = model, first
+        self.reads_embedded: bool = getattr(model, "reads_embedded", False)
+
+    @property
+    def num_blocks(self) -> int:
+        return self.model.num_blocks - self.first
+
+    @property
+    def fast_weight_blocks(self) -> Sequence[int]:
+        return [i - self.first for i in self.model.fast_weight_blocks]
+
+    def config(self, sleep: SleepConfig) -> SleepConfig:
+        """How these blocks sleep where the whole model sleeps by `sleep`."""
+        if sleep.looped_blocks is None or self.first == 0:
+            return sleep
+        a, b = sleep.looped_blocks
+        return sleep.model_copy(update={"looped_blocks": (max(a - self.first, 0), b - self.first)})
+
+    def input(self, states: Float[Tensor, "B T D"], tokens: Int[Tensor, "B T"]) -> Tensor:
+        """What this reads of tokens whose states these are."""
+        embedded = self.model.embed(tokens) if self.reads_embedded else None
+        states = states.to(self.model.embed(tokens[:, :1]).dtype if embedded is None else embedded.dtype)
+        return states if embedded is None else torch.cat([states, embedded], dim=-1)
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        return tokens.chunk(2, dim=-1)[0] if self.reads_embedded else tokens
+
+    def embed_blocks(
+        self, tokens: Tensor, state: State, loop_end: int, stop: int, *, span: int
+    ) -> tuple[Tensor | None, Tensor, Tensor, State]:
+        h = self.embed(tokens)
+        embedded = tokens.chunk(2, dim=-1)[1] if self.reads_embedded else None
+        more = {} if embedded is None else {"embedded": embedded}
+        looped, state = self.blocks(h, state, 0, loop_end, span=span, **more)
+        if stop == loop_end:
+            return embedded, looped, looped, state
+        return embedded, looped, *self.blocks(looped, state, loop_end, stop, span=span, **more)
+
+    def blocks(self, h: Tensor, state: State, start: int, stop: int, **call: Any) -> tuple[Tensor, State]:
+        nothing = (None,) * self.first
+        whole = State(nothing + state.fast_weights, nothing + state.cache)
+        h, whole = self.model.blocks(h, whole, start + self.first, stop + self.first, **call)
+        return h, State(whole.fast_weights[self.first :], whole.cache[self.first :])
+
+    def head(self, h: Tensor) -> Tensor:
+        return self.model.head(h)
+
+
+class Beginning:
+    """The first `stop` blocks of a model that stay as they are."""
+
+    def __init__(self, model: PretrainedLM, stop: int) -> None:
+        self.model, self.stop = model, stop
+        embedding: Any = model.lm.get_input_embeddings()
+        parts = {"embedding": embedding.weight, **dict(model.layers[:stop].named_parameters())}
+        self.digest = f"{stop} {weights_digest(parts, torch.bfloat16)}"
+
+    @torch.no_grad()
+    def states(self, texts: Sequence[Sequence[int]]) -> list[Float[Tensor, "T D"]]:
+        """h in bfloat16 after these blocks, of each text as a window by itself."""
+        order, found = sorted(range(len(texts)), key=lambda i: len(texts[i])), dict[int, Tensor]()
+        while order:
+            longest = len(texts[order[-1]])
+            batch = [order.pop() for _ in range(min(max(BATCH_TOKENS // longest, 1), len(order)))]
+            tokens = torch.zeros(len(batch), longest, dtype=torch.long)  # padding after a text changes nothing before
+            for row, i in enumerate(batch):
+                tokens[row, : len(texts[i])] = torch.tensor(texts[i])
+            h = self.model.embed(tokens.to(self.model.lm.device))
+            if self.stop:
+                h, _ = self.model.blocks(h, State.empty(self.model.num_blocks), 0, self.stop, span=longest)
+            for row, i in enumerate(batch):
+                found[i] = h[row, : len(texts[i])].to("cpu", torch.bfloat16)
+        return [found[i] for i in range(len(texts))]
+
+
+class PageStates(NamedTuple):
+    """A page with what the frozen beginning made of it."""
+
+    page: TokenPage
+    states: Float[Tensor, "T D"]  # of its windows, in bfloat16
+    asked: tuple[Float[Tensor, "T D"], ...]  # of each question: prompt and answer without the last token
+
+
+class PagePool:
+    """The first pages of a task's split, with their states; made when asked for, and kept in a folder.
+
+    Shards of `SHARD` pages are named after the frozen weights and all that was read, so that none is ever wrong, and
+    may be deleted at any time. When the folder holds more than `limit` bytes, the shards not used for longest go.
+    """
+
+    def __init__(
+        self,
+        beginning: Beginning,
+        task: ReadingTask,
+        split: Split,
+        seed: int,
+        folder: Path | None,
+        limit: int = 20 * 2**30,
+    ) -> None:
+        self.beginning, self.task = beginning, task
+        self.split: Split = split
+        self.seed, self.folder, self.limit = seed, folder, limit
+        self._shards: dict[int, list[PageStates]] = {}
+
+    def __getitem__(self, index: int) -> PageStates:
+        shard, place = divmod(index, SHARD)
+        if shard not in self._shards:
+            self._shards[shard] = self._shard(shard)
+        return self._shards[shard][place]
+
+    def make(self, shard: int) -> None:
+        """See to it that a shard is on the disk."""
+        pages = self._pages(shard)
+        if self._read(pages) is None:
+            self._make(pages)
+
+    def _pages(self, shard: int) -> list[TokenPage]:
+        return self.task.pages(self.split, self.seed, 0, range(shard * SHARD, (shard + 1) * SHARD))
+
+    def _shard(self, shard: int) -> list[PageStates]:
+        pages = self._pages(shard)
+        states = self._read(pages)
+        if states is None:
+            states = self._make(pages)
+        sizes = [len(text) for page in pages for text in self._texts(page)]
+        parts, found, W = list(states.split(sizes)), list[PageStates](), self.task.num_windows
+        for page in pages:
+            own, parts = parts[: W + len(page.questions)], parts[W + len(page.questions) :]
+            found.append(PageStates(page, torch.cat(own[:W]), tuple(own[W:])))
+        return found
+
+    def _texts(self, page: TokenPage) -> list[tuple[int, ...]]:
+        """What is read by itself: windows, and questions with their answers."""
+        L = self.task.window_tokens
+        windows = [page.tokens[i : i + L] for i in range(0, len(page.tokens), L)]
+        return [*windows, *(q.prompt + q.answer[:-1] for q in page.questions)]
+
+    def _place(self, pages: Sequence[TokenPage]) -> Path | None:
+        if self.folder is None:
+            return None
+        texts = ";".join(",".join(map(str, text)) for page in pages for text in self._texts(page))
+        name = hashlib.sha256(f"{self.beginning.digest}\n{texts}".encode()).hexdigest()
+        return self.folder / f"{name[:32]}.safetensors"
+
+    def _read(self, pages: Sequence[TokenPage]) -> Tensor | None:
+        """The states of a shard from the disk; None if they are not there, or damaged."""
+        place = self._place(pages)
+        if place is None or not place.is_file():
+            return None
+        try:
+            states = load_file(place)["states"]
+            place.touch()
+        except (OSError, SafetensorError, KeyError):
+            return None
+        return states if len(states) == sum(len(text) for page in pages for text in self._texts(page)) else None
+
+    def _make(self, pages: Sequence[TokenPage]) -> Tensor:
+        states = torch.cat(self.beginning.states([text for page in pages for text in self._texts(page)]))
+        place = self._place(pages)
+        if place is not None:
+            write_atomic(place, lambda temporary: save_file({"states": states}, temporary))
+            _keep_newest(place.parent.glob("*.safetensors"), self.limit)
+        return states
+
+
+def _keep_newest(files: Iterable[Path], limit: int) -> None:
+    """Delete the files that were not used for longest, as long as all together have more than `limit` bytes."""
+    known = sorted(((path.stat().st_mtime, path.stat().st_size, path) for path in files), reverse=True)
+    total = 0
+    for _, size, path in known:
+        total += size
+        if total > limit:
+            path.unlink(missing_ok=True)

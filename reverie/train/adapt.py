@@ -1,0 +1,264 @@
+"""Training an adapter: which part of a pretrained model learns, from which pages, step by step.
+
+`run.py` takes the steps as it takes those of any recipe; this is what stands in the place of batches of a task.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from reverie.hf.add import add_sleep
+from reverie.hf.bases import load_tokenizer
+from reverie.hf.causal_lm import PretrainedLM
+from reverie.hf.decoder import sleeping_decoder
+from reverie.hf.frozen import SHARD, AfterFrozen, Beginning, PagePool, frozen_blocks
+from reverie.hf.start import look_up
+from reverie.recipe import Recipe
+from reverie.recipe.adapt import AdaptConfig
+from reverie.results.reading import FedPage, ReadingScore, examine_pages
+from reverie.sleep import Context, wake
+from reverie.tasks import Score
+from reverie.tasks.plain_text import plain_windows
+from reverie.tasks.reading import ReadingTask
+from reverie.train.adapt_loss import PlainText, adapt_loss
+from reverie.train.data import KILLED
+from reverie.train.distributed import ParallelModel, Processes, whole
+from reverie.train.schedule import Schedule
+from reverie.train.step import Step, descend, not_finite
+from reverie.train.texts import Plan, pages_in_use, plan_texts, put_together
+from reverie.workers import made_ahead
+
+CACHE = "REVERIE_CACHE"
+"""Environment variable: the folder in which frozen beginnings are cached."""
+
+_PLAIN_WINDOWS = 160  # of plain text that training goes through again and again
+_HELD_OUT = 24  # others, that tell what it did to plain text
+
+
+def cache_folder() -> Path:
+    """Where frozen beginnings are cached; what is in it may be deleted at any time."""
+    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "reverie") / "frozen"
+
+
+def choose_trainable(model: PretrainedLM, config: AdaptConfig) -> None:
+    """Let inserted layers train, and those blocks of the model's own that the recipe names."""
+    model.requires_grad_(False)
+    for a, b in config.blocks:
+        model.layers[a:b].requires_grad_(True)
+    for parameter in model.fast_weight_parameters():
+        parameter.requires_grad_(True)
+    decoder = sleeping_decoder(model.lm)
+    if config.final_norm and decoder.final_norm is not None:
+        decoder.get_submodule(decoder.final_norm).requires_grad_(True)
+
+
+class Adaptation:
+    """What a run of an adapter has beside the model, which is still untouched when this is made."""
+
+    def __init__(self, recipe: Recipe, model: PretrainedLM, processes: Processes) -> None:
+        assert recipe.adapt is not None
+        assert isinstance(recipe.task, ReadingTask)
+        self.recipe, self.config, self.task, self.model = recipe, recipe.adapt, recipe.task, model
+        self.processes = processes
+        choose_trainable(model, self.config)
+        self.first = frozen_blocks(model, recipe.sleep)
+        beginning = Beginning(model, self.first)
+        folder = cache_folder()
+        self.pool = PagePool(beginning, self.task, "train", recipe.train.seed, folder)
+        self._test = PagePool(beginning, self.task, "test", 0, folder)
+        windows = plain_windows(self.config.plain_text, self.task.tokenizer, self.task.window_tokens)
+        self._plain = _plain_text(model, beginning, windows[:-_HELD_OUT][:_PLAIN_WINDOWS])
+        self._held_out = _plain_text(model, beginning, windows[-_HELD_OUT:])
+
+    def start(self) -> None:
+        """Give the inserted layers their start, before the first step."""
+        config = self.config.start
+        if config is None:
+            return
+        known = [self.pool[i] for i in range(min(config.pages, self.config.pool))]
+        L = self.task.window_tokens
+        states = torch.cat([page.states.unflatten(0, (-1, L)) for page in known])
+        tokens = torch.tensor([page.page.tokens for page in known]).view(-1, L)
+        settings = config.model_dump(exclude={"pages"})
+        look_up(self.model, states, tokens, self.first, **settings, seed=self.recipe.train.seed)
+
+    def plan(self, step: int) -> Plan:
+        train = self.recipe.train
+        return plan_texts(self.config, train.steps, train.batch_size, train.seed, step)
+
+    def steps(self, schedule: Schedule, optimizers: list[Optimizer], parallel: ParallelModel) -> AdaptSteps:
+        return AdaptSteps(self, schedule, optimizers, parallel)
+
+    def tokens(self, plan: Plan) -> int:
+        """Tokens of the texts of a step."""
+        return sum(map(len, plan.pages)) * self.task.text_tokens
+
+    @contextmanager
+    def plans(self, first_step: int, deepest: Callable[[int], int]) -> Iterator[Iterator[Plan]]:
+        """The texts of all steps from `first_step` on; with `train.data_workers`, a process caches pages ahead.
+
+        Args:
+            deepest: question of a step.
+        """
+        self._deepest = deepest
+        steps = self.recipe.train.steps
+        if not self.recipe.train.data_workers or not self.processes.is_first:
+            yield (self.plan(step) for step in range(first_step, steps))
+            return
+
+        def needed(step: int) -> int:
+            return math.ceil(pages_in_use(self.config, steps, step) / SHARD)
+
+        shards, make = range(needed(steps - 1)), _ShardMaker(self.recipe, self.first)
+        with made_ahead(make, shards, self.recipe.train.data_workers, if_killed=KILLED) as made:
+
+            def ready() -> Iterator[Plan]:
+                done = 0
+                for step in range(first_step, steps):
+                    while done < needed(step):
+                        next(made)
+                        done += 1
+                    yield self.plan(step)
+
+            yield ready()
+
+    def save(self, folder: Path) -> None:
+        """Leave the model as an adapter, with its tokenizer, ready for `reverie read` and `reverie.hf.load`."""
+        model: Any = self.model.lm
+        add_sleep(model, self.recipe.sleep)
+        model.save_pretrained(folder)
+        load_tokenizer(self.task.tokenizer).save_pretrained(folder)
+
+    def with_plain_text(self, score: Score) -> Score:
+        """The score, with what has become of plain text."""
+        return replace(score, plain_text=self.plain_loss()) if isinstance(score, ReadingScore) else score
+
+    def evaluate(self) -> ReadingScore:
+        """The score on held-out pages, from their cached beginning; the processes share them out."""
+        after = AfterFrozen(self.model, self.first)
+        fed = []
+        for i in range(self.processes.rank, self.recipe.train.eval_examples, self.processes.world_size):
+            page, states, asked = self._test[i]
+            texts = [page.tokens, *(q.prompt + q.answer[:-1] for q in page.questions)]
+            inputs = [
+                after.input(x[None], torch.tensor(ids)[None])[0] for x, ids in zip((states, *asked), texts, strict=True)
+            ]
+            fed.append(FedPage(page, inputs[0], tuple(inputs[1:])))
+        return examine_pages(after, self.task, after.config(self.recipe.sleep), fed)
+
+    @torch.no_grad()
+    def plain_loss(self) -> dict[str, float]:
+        """Mean loss on held-out plain text, in nats a token, of the untouched model and of this one."""
+        text, targets = self._held_out, self._held_out.tokens[:, 1:].flatten()
+        after, head = AfterFrozen(self.model, self.first), cast(Any, self.model.lm.get_output_embeddings())
+        x = after.input(text.states, text.tokens)
+        h, _ = wake(after, x, Context.empty(after), after.config(self.recipe.sleep))
+        logits = {"untouched": head(text.final.to(h.dtype)), "adapted": self.model.head(h)}
+        return {
+            name: nn.functional.cross_entropy(x[:, :-1].flatten(0, 1).float(), targets).item()
+            for name, x in logits.items()
+        }
+
+    def loss_of(self, step: int, plan: Plan, rows: range) -> Callable[[Any], Tensor]:
+        """The loss of some of a step's texts, as a function of the model."""
+        deepest = self._deepest(step)
+        batch = put_together(plan, self.pool, rows, self.config.questions, deepest, self.task.window_tokens)  # pyright: ignore[reportArgumentType]
+        own = sum(len(one.question.answer) for one in batch.asked)
+        generator = torch.Generator().manual_seed(_seed(self.recipe.train.seed, step, self.processes.rank))
+        losses, plain = self.config.loss, None
+        if losses.plain_text:
+            pick = torch.randint(len(self._plain.tokens), (self.config.plain_windows,), generator=generator)
+            plain = PlainText(*(x[pick] for x in self._plain))
+        alone = step < losses.address_alone * self.recipe.train.steps
+        count = self.processes.sum([own])[0] / self.processes.world_size
+
+        def loss(model: Any) -> Tensor:
+            total, self.told = adapt_loss(
+                model,
+                self.first,
+                batch,
+                plain,
+                self.recipe.sleep,
+                losses,
+                alone=alone,
+                count=count,
+                generator=generator,
+            )
+            return total + sum(p.sum() * 0 for p in model.parameters() if p.requires_grad) if alone else total
+
+        return loss
+
+
+def _plain_text(model: PretrainedLM, beginning: Beginning, windows: Sequence[Sequence[int]]) -> PlainText:
+    """Windows of plain text with their states, and what the model makes of them as it is now."""
+    with torch.no_grad():
+        states = torch.stack(beginning.states(windows))
+        final = sleeping_decoder(model.lm).sleeping.head(
+            torch.stack(Beginning(model, model.num_blocks).states(windows)).to(next(model.parameters()).dtype)
+        )
+    return PlainText(torch.tensor([list(window) for window in windows]), states, final.to(torch.bfloat16))
+
+
+@dataclass
+class _ShardMaker:
+    """Makes shards of a pool in a process of its own, with a model of its own."""
+
+    recipe: Recipe
+    first: int
+    _pool: PagePool | None = None
+
+    def __call__(self, shard: int) -> None:
+        if self._pool is None:
+            from reverie.recipe.build import build_model
+
+            model: Any = build_model(self.recipe.model, self.recipe.train.seed)
+            task: Any = self.recipe.task
+            self._pool = PagePool(Beginning(model, self.first), task, "train", self.recipe.train.seed, cache_folder())
+        self._pool.make(shard)
+
+
+class AdaptSteps:
+    """Takes steps one by one, as `EagerSteps` does."""
+
+    full = True
+
+    def __init__(self, adaptation: Adaptation, schedule: Schedule, optimizers: list[Optimizer], parallel: Any) -> None:
+        self._adaptation, self._schedule, self._optimizers = adaptation, schedule, optimizers
+        self._parallel = parallel
+        self._found: list[Step] = []
+
+    def take(self, step: int, ready: Plan, *, watch: bool) -> None:
+        """Raises FloatingPointError if the loss or a gradient is not finite; then nothing has moved."""
+        adaptation, processes = self._adaptation, self._adaptation.processes
+        self._schedule.set_lr(self._optimizers, step)
+        rows = processes.share(len(ready.pages))
+        loss = adaptation.loss_of(step, ready, rows)
+        value = processes.sum([self._parallel.backward(loss)])[0] / processes.world_size
+        parameters = list(adaptation.model.parameters())
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if not math.isfinite(value) or not whole(norm).isfinite():
+            where = not_finite((name, p.grad) for name, p in adaptation.model.named_parameters() if p.grad is not None)
+            raise FloatingPointError(
+                f"the loss is {value}" + (f", and the gradient of {where} is no number" if where else "")
+            )
+        descend(adaptation.model, self._optimizers, norm, self._schedule.optim.grad_clip)
+        self._found.append(Step(value, float(whole(norm))))
+
+    def found(self) -> list[Step]:
+        found, self._found = self._found, []
+        return found
+
+
+def _seed(*numbers: int) -> int:
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
