@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -90,6 +91,18 @@ class SmolLM2Speaker:
         return SMOLLM2_TURN.format(text)
 
 
+@lru_cache(maxsize=1)
+def smollm2_speaker() -> SmolLM2Speaker:
+    """The one that tasks use if no other is given."""
+    return SmolLM2Speaker()
+
+
+def generator_of(split: Split, seed: int, step: int, example: int, stream: int = 0) -> np.random.Generator:
+    """A generator that depends on these numbers alone; those of different streams are independent."""
+    key = [seed, step * len(STREAMS) + STREAMS[split]]
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, example, stream]))
+
+
 _WORDING: dict[Form, str] = {"cloze": "{}", "qa": "Q: {} A:"}
 
 
@@ -159,17 +172,15 @@ class ReadingTask(TaskSettings):
     ) -> list[TokenPage]:
         """The pages of these examples: functions of (split, seed, step, example) and of the tokenizer."""
         check_draw(seed, step, examples)
-        speaker = speaker or SmolLM2Speaker()
+        speaker = speaker or smollm2_speaker()
         deepest = None if split == "test" else max_depth
 
         def count(text: str) -> int:
             return len(speaker.encode(text)[0])
 
         def one(example: int) -> TokenPage:
-            rng = np.random.Generator(
-                np.random.Philox(key=[seed, step * len(STREAMS) + STREAMS[split]], counter=[0, 0, example, 0])
-            )
-            return as_tokens(self.page(split, rng, count, deepest), speaker, self.text_tokens)
+            page = self.page(split, generator_of(split, seed, step, example), count, deepest)
+            return as_tokens(page, speaker, self.text_tokens)
 
         return [one(example) for example in examples]
 
