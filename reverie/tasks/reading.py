@@ -61,6 +61,12 @@ class TokenPage(NamedTuple):
     facts: frozenset[str] = frozenset()
 
 
+def generator_of(split: Split, seed: int, step: int, example: int, stream: int = 0) -> np.random.Generator:
+    """A generator that depends on these numbers alone; those of different streams are independent."""
+    key = [seed, step * len(STREAMS) + STREAMS[split]]
+    return np.random.Generator(np.random.Philox(key=key, counter=[0, 0, example, stream]))
+
+
 _WORDING: dict[Form, str] = {"cloze": "{}", "qa": "Q: {} A:"}
 
 
@@ -137,10 +143,8 @@ class ReadingTask(TaskSettings):
             return len(speaker.encode(text)[0])
 
         def one(example: int) -> TokenPage:
-            rng = np.random.Generator(
-                np.random.Philox(key=[seed, step * len(STREAMS) + STREAMS[split]], counter=[0, 0, example, 0])
-            )
-            return as_tokens(self.page(split, rng, count, deepest), speaker, self.text_tokens)
+            page = self.page(split, generator_of(split, seed, step, example), count, deepest)
+            return as_tokens(page, speaker, self.text_tokens)
 
         return [one(example) for example in examples]
 
