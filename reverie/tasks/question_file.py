@@ -21,6 +21,7 @@ from reverie.tasks.fillers import fill
 from reverie.tasks.reading import Form, Page, Question, ReadingTask
 
 _RIGHT = 'a record is like {"text": "Ann bakes.", "question": "What does Ann do?", "answer": "bakes"}'
+_ENDS = "\n", ". ", "! ", "? "  # of sentences
 
 
 class Asked(NamedTuple):
@@ -57,7 +58,7 @@ class QuestionFile(ReadingTask):
 
     A page is texts in random order, joined until it is full; of the last, what fits. Texts are asked about if they are
     there as a whole. Once the file has no more texts, sentences about nobody fill the page. A text that is longer than
-    a page begins at a random place of it, and is asked what it still answers word for word.
+    a page begins at a random sentence, and is asked what it still answers word for word.
 
     A text belongs to the tests or to training by its hash, whatever else is in the file.
     """
@@ -132,7 +133,7 @@ def _head(text: str, length: int, count: Callable[[str], int]) -> str:
 
 
 def _from_inside(text: AskedText, length: int, count: Callable[[str], int], rng: np.random.Generator) -> Piece:
-    """A text longer than a page, from a random word on that has an answer within `length` tokens after it.
+    """A text longer than a page, from a random sentence on that has an answer within `length` tokens after it.
 
     Raises:
         UserError: no answer stands in it, so that nobody knows which part answers what.
@@ -145,15 +146,17 @@ def _from_inside(text: AskedText, length: int, count: Callable[[str], int], rng:
         )
     first, stop = places[rng.integers(len(places))]
     drawn = int(rng.integers(max(0, first - 4 * length), first + 1))
-    while drawn < first and count(f" {text.text[_word(text.text, drawn) : stop]}") > length:
+    while count(f" {text.text[(start := _sentence(text.text, drawn)) : stop]}") > length:
+        if drawn == first:  # a long sentence
+            start = first
+            break
         drawn += (first - drawn + 1) // 2
-    start = first if drawn == first else _word(text.text, drawn)
     return Piece(f" {text.text[start:]}\n", text, whole=False)
 
 
-def _word(text: str, place: int) -> int:
-    """Where the word begins in which a character stands."""
-    return 1 + max(text.rfind(" ", 0, place), text.rfind("\n", 0, place))
+def _sentence(text: str, place: int) -> int:
+    """Where the sentence or line begins in which a character stands."""
+    return max((at + len(end) for end in _ENDS if (at := text.rfind(end, 0, place)) >= 0), default=0)
 
 
 def _place(answer: str, text: str) -> tuple[int, int] | None:
