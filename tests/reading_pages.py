@@ -32,12 +32,20 @@ class Letters:
     """A tokenizer that needs a token for each letter."""
 
     end_id = 0
+    vocab_size = 1 << 16
 
     def encode(self, text: str) -> tuple[list[int], list[int]]:
         return [ord(letter) for letter in text], list(range(1, len(text) + 1))
 
     def turn(self, text: str) -> str:
         return f"[{text}]"
+
+
+@pytest.fixture
+def letters(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a tokenizer that is `Letters`."""
+    monkeypatch.setattr("reverie.tasks.reading.speaker_of", lambda name: Letters() if name == "letters" else None)
+    return "letters"
 
 
 def asked(task: ReadingTask, batch: Batch, row: int) -> list[tuple[str, str, int]]:

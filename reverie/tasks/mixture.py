@@ -11,13 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from reverie.tasks.base import Split, check_draw
 from reverie.tasks.hops import Hops
 from reverie.tasks.question_file import QuestionFile
-from reverie.tasks.reading import ReadingTask, Speaker, TokenPage, TokenQuestion, generator_of, smollm2_speaker
+from reverie.tasks.reading import ReadingTask, TokenPage, TokenQuestion, generator_of
 from reverie.tasks.text_files import TextFiles
 
 ReadingTasks = Annotated[Hops | QuestionFile | TextFiles, Field(discriminator="name")]
 """The tasks that a mixture may have."""
 
-_SHARED = "window_tokens", "num_windows", "num_questions"
+_SHARED = "tokenizer", "window_tokens", "num_windows", "num_questions"
 _PART = 1  # stream of the draw that says which part an example belongs to; those of the parts are others
 
 
@@ -33,7 +33,8 @@ class Part(BaseModel):
 class Mixture(ReadingTask):
     """Task: each example is one of another task, drawn by weight.
 
-    A part that says nothing of windows and of the number of questions has those of the mixture; it may not have others.
+    A part that says nothing of tokenizer, windows and number of questions has those of the mixture; it may not have
+    others.
     The kinds of its questions begin with its name, such as "hops/hops". An example is what its task alone would make
     for the same (split, seed, step, example), so a part's weight changes how often it is seen, and not its texts.
     """
@@ -64,15 +65,13 @@ class Mixture(ReadingTask):
         seed: int,
         step: int,
         examples: range,
-        speaker: Speaker | None = None,
         max_depth: int | None = None,
     ) -> list[TokenPage]:
         check_draw(seed, step, examples)
-        speaker = speaker or smollm2_speaker()
 
         def one(example: int) -> TokenPage:
             task = self._drawn(split, seed, step, example)
-            (page,) = task.pages(split, seed, step, range(example, example + 1), speaker, max_depth)
+            (page,) = task.pages(split, seed, step, range(example, example + 1), max_depth)
             return page._replace(questions=tuple(_named(question, task.name) for question in page.questions))
 
         return [one(example) for example in examples]
@@ -82,14 +81,6 @@ class Mixture(ReadingTask):
         edges = list(accumulate(part.weight for part in self.parts))
         at = generator_of(split, seed, step, example, _PART).random() * edges[-1]
         return self.parts[min(int(np.searchsorted(edges, at, side="right")), len(edges) - 1)].task
-
-    @property
-    def vocab_size(self) -> int:
-        return max(part.task.vocab_size for part in self.parts)
-
-    def token_names(self) -> list[str]:
-        """Those of the part that knows most tokens."""
-        return max((part.task for part in self.parts), key=lambda task: task.vocab_size).token_names()
 
     def depths(self) -> range:
         """Those of all parts."""

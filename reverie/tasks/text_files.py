@@ -13,9 +13,9 @@ import numpy as np
 from pydantic import Field
 
 from reverie.errors import UserError
-from reverie.pretrained import smollm2
+from reverie.pretrained.speaker import speaker_of
 from reverie.tasks.base import Split, check_draw
-from reverie.tasks.reading import ReadingTask, Speaker, TokenPage, TokenQuestion, generator_of, smollm2_speaker
+from reverie.tasks.reading import ReadingTask, TokenPage, TokenQuestion, generator_of
 
 PROSE, SHARDS = (".txt", ".md"), (".bin", ".npy")
 ShardType = Literal["uint16", "uint32"]
@@ -38,18 +38,7 @@ class TextFiles(ReadingTask):
     path: str = Field(min_length=1, description="a file or a folder of prose or token shards")
     held_out: float = Field(default=0.1, ge=0, lt=1, description="share of each file, its end, for tests")
     shard_type: ShardType = Field(default="uint16", description="of the numbers in .bin files")
-    num_token_ids: int = Field(default=smollm2.VOCAB_SIZE, ge=1, description="all token ids of shards are below it")
     num_questions: int = Field(default=1, ge=1, description="windows after the text, of which one is used")
-
-    @property
-    def vocab_size(self) -> int:
-        return self.num_token_ids
-
-    def token_names(self) -> list[str]:
-        """SmolLM2's, or numbers if the shards are of another tokenizer."""
-        if self.num_token_ids == smollm2.VOCAB_SIZE:
-            return super().token_names()
-        return [str(token) for token in range(self.num_token_ids)]
 
     def depths(self) -> range:
         return range(1, 2)
@@ -60,7 +49,6 @@ class TextFiles(ReadingTask):
         seed: int,
         step: int,
         examples: range,
-        speaker: Speaker | None = None,
         max_depth: int | None = None,
     ) -> list[TokenPage]:
         """The texts of these examples, each from a random token of its split on.
@@ -70,8 +58,8 @@ class TextFiles(ReadingTask):
                 enough text.
         """
         check_draw(seed, step, examples)
-        text = _of_split(Path(self.path), self.shard_type, speaker or smollm2_speaker(), split, self.held_out)
-        wanted = self.text_tokens + self.window_tokens
+        text = _of_split(Path(self.path), self.shard_type, self.tokenizer, split, self.held_out)
+        wanted, below = self.text_tokens + self.window_tokens, self.vocab_size
         if len(text) < wanted:
             raise UserError(
                 f"{self.path} has {len(text)} tokens in the {split} split at held_out {self.held_out}, but an example "
@@ -80,7 +68,7 @@ class TextFiles(ReadingTask):
 
         def one(example: int) -> TokenPage:
             start = int(generator_of(split, seed, step, example).integers(len(text) - wanted + 1))
-            tokens = tuple(text.read(start, wanted, self.num_token_ids))
+            tokens = tuple(text.read(start, wanted, below))
             page, (first, *rest) = tokens[: self.text_tokens], tokens[self.text_tokens :]
             question = TokenQuestion((first,), tuple(rest), kind="text", about="", source=None, depth=1)
             return TokenPage(page, (question,))
@@ -117,17 +105,17 @@ class TokenFiles:
                 if not 0 <= token < below:
                     raise UserError(
                         f"token {first + skipped + i} of {path} is {token}, but ids must be in 0..{below - 1}: "
-                        f"give shards of the model's tokenizer, or their shard_type or num_token_ids"
+                        f"give shards of this tokenizer, or their shard_type"
                     )
             yield from found
             start, length, at = start + len(found), length - len(found), at + 1
 
 
 @lru_cache(maxsize=16)
-def _of_split(path: Path, shard_type: ShardType, speaker: Speaker, split: Split, held_out: float) -> TokenFiles:
+def _of_split(path: Path, shard_type: ShardType, tokenizer: str, split: Split, held_out: float) -> TokenFiles:
     """What a split has of each file: the last `held_out` for tests, the others for training."""
     parts = []
-    for file, tokens in _every(path, shard_type, speaker):
+    for file, tokens in _every(path, shard_type, tokenizer):
         edge = len(tokens) - int(len(tokens) * held_out)
         first = edge if split == "test" else 0
         parts.append(TokenFile(file, first, tokens[first:] if split == "test" else tokens[:edge]))
@@ -135,9 +123,9 @@ def _of_split(path: Path, shard_type: ShardType, speaker: Speaker, split: Split,
 
 
 @lru_cache(maxsize=8)
-def _every(path: Path, shard_type: ShardType, speaker: Speaker) -> list[tuple[Path, np.ndarray]]:
+def _every(path: Path, shard_type: ShardType, tokenizer: str) -> list[tuple[Path, np.ndarray]]:
     """All files at a path, and the tokens of each."""
-    return [(file, _tokens(file, shard_type, speaker)) for file in _files(path)]
+    return [(file, _tokens(file, shard_type, tokenizer)) for file in _files(path)]
 
 
 def _files(path: Path) -> list[Path]:
@@ -158,11 +146,11 @@ def _files(path: Path) -> list[Path]:
     return found
 
 
-def _tokens(file: Path, shard_type: ShardType, speaker: Speaker) -> np.ndarray:
+def _tokens(file: Path, shard_type: ShardType, tokenizer: str) -> np.ndarray:
     try:
         if file.suffix == ".bin":
             return _raw_shard(file, np.dtype(shard_type))
-        return _array_shard(file) if file.suffix == ".npy" else _prose(file, speaker)
+        return _array_shard(file) if file.suffix == ".npy" else _prose(file, tokenizer)
     except OSError as error:
         raise UserError(f"cannot read {file}: {error.strerror or error}") from error
 
@@ -185,12 +173,12 @@ def _array_shard(file: Path) -> np.ndarray:
     return array
 
 
-def _prose(file: Path, speaker: Speaker) -> np.ndarray:
+def _prose(file: Path, tokenizer: str) -> np.ndarray:
     try:
         text = file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 at byte {error.start}: save it as UTF-8") from None
-    pieces = [np.array(speaker.encode(piece)[0], dtype=np.int32) for piece in _pieces(text)]
+    pieces = [np.array(speaker_of(tokenizer).encode(piece)[0], dtype=np.int32) for piece in _pieces(text)]
     return np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int32)
 
 

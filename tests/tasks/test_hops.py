@@ -10,12 +10,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from reading_pages import Letters, asked, decode, needs_smollm2
+from reading_pages import asked, decode, letters, needs_smollm2  # noqa: F401
 
 from reverie.errors import UserError
+from reverie.pretrained.speaker import SmolLM2Speaker
 from reverie.tasks.fillers import FILLERS
 from reverie.tasks.hops import NAMES, ROLE_TOKENS, ROLES, STATEMENT_TOKENS, VERBS, Hops
-from reverie.tasks.reading import SmolLM2Speaker, TokenPage, TokenQuestion
+from reverie.tasks.reading import TokenPage, TokenQuestion
 
 pytestmark = needs_smollm2
 
@@ -213,10 +214,10 @@ def test_bad_settings_get_a_sentence(values: dict[str, int], message: str) -> No
         Hops(**values)  # type: ignore[arg-type]
 
 
-def test_other_tokenizers() -> None:
+def test_other_tokenizers(letters: str) -> None:  # noqa: F811
     with pytest.raises(UserError, match=r"the links of hops need \d+ tokens .* but a page has 41"):
-        Hops().pages("train", 0, 0, range(1), Letters())
-    page = Hops(window_tokens=200).pages("train", 0, 0, range(1), Letters())[0]
+        Hops(tokenizer=letters).pages("train", 0, 0, range(1))
+    page = Hops(tokenizer=letters, window_tokens=200).pages("train", 0, 0, range(1))[0]
     text = "".join(map(chr, page.tokens))
     assert len(re.findall(r" \w+ points to \w+\.", text)) == 8
     assert all(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from reading_pages import Letters, asked, decode, needs_smollm2
+from reading_pages import asked, decode, letters, needs_smollm2  # noqa: F401
 
 from reverie.errors import UserError
 from reverie.tasks.fillers import FILLERS
@@ -204,9 +204,10 @@ def test_missing_or_other_files(tmp_path: Path) -> None:
         QuestionFile(file=str(tmp_path / "x.csv")).depths()
 
 
-def test_tokens_of_letters(tmp_path: Path) -> None:
-    task = QuestionFile(file=written(tmp_path / "x.jsonl", TOWN), window_tokens=200, held_out=0, forms=("chat",))
-    for page in task.pages("train", 0, 0, range(5), Letters()):
+def test_tokens_of_letters(tmp_path: Path, letters: str) -> None:  # noqa: F811
+    file = written(tmp_path / "x.jsonl", TOWN)
+    task = QuestionFile(file=file, tokenizer=letters, window_tokens=200, held_out=0, forms=("chat",))
+    for page in task.pages("train", 0, 0, range(5)):
         text = "".join(map(chr, page.tokens))
         assert page.questions
         for q in page.questions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from reading_pages import asked, decode, needs_smollm2
 from reverie.errors import UserError
 from reverie.pretrained.smollm2 import VOCAB_SIZE, load_smollm2
 from reverie.tasks.reading import TokenPage
-from reverie.tasks.text_files import TextFiles
+from reverie.tasks.text_files import TextFiles, _tokens
 
 pytestmark = needs_smollm2
 
@@ -96,10 +97,8 @@ def test_shards_stay_on_the_disk(tmp_path: Path, kind: str) -> None:
         assert read == list(range(read[0], read[0] + 64))
         assert read[-1] < 900
     assert all(whole(page)[0] >= 900 for page in task.pages("test", 0, 0, range(20)))
-    from reverie.tasks.text_files import _tokens
-
     (file,) = tmp_path.iterdir()
-    assert isinstance(_tokens(file, task.shard_type, None), np.memmap)  # type: ignore[arg-type]
+    assert isinstance(_tokens(file, task.shard_type, "smollm2"), np.memmap)
 
 
 def test_examples_do_not_depend_on_order_or_division(tmp_path: Path) -> None:
@@ -111,16 +110,15 @@ def test_examples_do_not_depend_on_order_or_division(tmp_path: Path) -> None:
     assert task.pages("train", 2, 2, range(6)) != pages
 
 
-def test_ids_of_another_tokenizer(tmp_path: Path) -> None:
-    np.save(tmp_path / "x.npy", np.arange(1000))
-    task = TextFiles(path=str(tmp_path), window_tokens=16, num_token_ids=1000)
-    assert task.vocab_size == len(task.token_names()) == 1000
-    small = TextFiles(path=str(tmp_path), window_tokens=16, num_token_ids=10)
-    with pytest.raises(UserError, match=r"token (\d+) of .*x\.npy is \1, but ids must be in 0\.\.9"):
-        small.batch("train", 0, 0, range(1))
-    with pytest.raises(UserError, match=r"token (\d+) of .*x\.npy is \1, but ids must be in 0\.\.9"):
-        small.batch("test", 0, 0, range(1))  # numbers count from the beginning of the file
-    assert TextFiles(path="x").vocab_size == VOCAB_SIZE
+def test_unknown_tokens_get_a_sentence(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.arange(1000) + VOCAB_SIZE)
+    task = TextFiles(path=str(tmp_path), window_tokens=16)
+    for split, first in (("train", range(900)), ("test", range(900, 1000))):  # counted from the beginning of the file
+        with pytest.raises(UserError, match=r"token \d+ of .*x\.npy is \d+, but ids must be in 0\.\.49151") as error:
+            task.batch(split, 0, 0, range(1))  # type: ignore[arg-type]
+        place, token = map(int, re.findall(r"\d+", str(error.value).replace(str(tmp_path), ""))[:2])
+        assert place in first
+        assert token == VOCAB_SIZE + place
 
 
 @pytest.mark.parametrize(
