@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from reverie.tasks.base import Split
 from reverie.tasks.notes.wordings import Relation, Wording, relations_of, sections
-from reverie.tasks.notes.words import NUMBERS, Draw, Subject, subject, word
+from reverie.tasks.notes.words import NUMBERS, Draw, Subject, subject, value
 
 HELD_OUT_KINDS = 0.3  # share of test pages whose relations are all held out
 NEW_STATEMENT = 0.2  # share of statements in tests that are in the held-out wording
@@ -54,6 +54,7 @@ class Writer:
         self.split: Split = split
         self.draw = draw
         self.relations = relations_of(held_out=split == "test" and draw.chance(HELD_OUT_KINDS))
+        self._any_relations = [relation for some in self.relations.values() for relation in some]
         self.told: dict[str, Told] = {}
         self.tokens = 0
         self._count = count
@@ -120,10 +121,6 @@ class Writer:
                 facts.append((self.draw.one(self.relations[about.kind]), about))
         return self.draw.shuffled(list(dict.fromkeys(facts)))
 
-    @property
-    def _any_relations(self) -> list[Relation]:
-        return [relation for some in self.relations.values() for relation in some]
-
     def _state(self, relation: Relation, about: Subject) -> None:
         """Write a fact."""
         if self.draw.chance(_FILLER):
@@ -131,18 +128,18 @@ class Writer:
             self._last = None
         new = self.split == "test" and self.draw.chance(NEW_STATEMENT)
         wording = relation.ending[-1] if new else self.draw.one((*relation.ending[:-1], *relation.other))
-        value = self._new_value(relation)
-        before, after = wording.filled(about.name, value)
+        new_value = self._new_value(relation, about)
+        before, after = wording.filled(about.name, new_value)
         opening = ""
         if self._pronoun_fits(about, wording):
-            before = _with_pronoun(wording, about, value)
+            before = _with_pronoun(wording, about, new_value)
             if self._last and self._last[1] and self.draw.chance(_JOINED):
                 self._parts[-1] = self._parts[-1].removesuffix(".") + ","
                 opening = "and"
         elif self.draw.chance(_BEGINNING):
             opening = self.draw.one(_phrases()["beginnings"])
             before = before if wording.begins_with_subject else before[0].lower() + before[1:]
-        self._tell(Told(relation, about, value, (0, 0), new), opening, before, after)
+        self._tell(Told(relation, about, new_value, (0, 0), new), opening, before, after)
         self._last = about, opening == "" and not after and ":" not in before and "," not in before
 
     def _change(self, relation: Relation, about: Subject) -> None:
@@ -151,11 +148,11 @@ class Writer:
             opening, wording = "", self.draw.one(relation.changed)
         else:
             opening, wording = self.draw.one(_phrases()["corrections"]), self.draw.one(relation.ending[:-1])
-        value = self._new_value(relation)
-        before, after = wording.filled(about.name, value)
+        new_value = self._new_value(relation, about)
+        before, after = wording.filled(about.name, new_value)
         if opening and not wording.begins_with_subject:
             before = before[0].lower() + before[1:]
-        self._tell(Told(relation, about, value, (0, 0), False), opening, before, after)
+        self._tell(Told(relation, about, new_value, (0, 0), False), opening, before, after)
         self._last = None
 
     def _pronoun_fits(self, about: Subject, wording: Wording) -> bool:
@@ -163,14 +160,14 @@ class Writer:
         same = self._last is not None and self._last[0] == about and about.pronoun != ""
         return same and wording.begins_with_subject and self.draw.chance(_PRONOUN)
 
-    def _new_value(self, relation: Relation) -> str:
+    def _new_value(self, relation: Relation, about: Subject) -> str:
         """A value that is not on the page; any, if none is found."""
-        value = ""
+        found = ""
         for _ in range(_TRIES):
-            if (value := word(relation.value, self.split, self.draw)) not in self._taken:
+            if (found := value(relation.value, about, self.split, self.draw)) not in self._taken:
                 break
-        self._taken.add(value)
-        return value
+        self._taken.add(found)
+        return found
 
     def _tell(self, told: Told, opening: str, before: str, after: str) -> None:
         """Write a sentence of these parts and remember the fact."""

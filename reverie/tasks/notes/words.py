@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import calendar
 import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
@@ -17,7 +16,9 @@ from reverie.tasks.notes.wordings import sections
 
 _T = TypeVar("_T")
 
-_MONTHS = tuple(calendar.month_name)[1:]
+_MONTHS = tuple(
+    "January February March April May June July August September October November December".split()  # noqa: SIM905
+)
 _LETTERS = "ABCDEFGHJKLMNPRSTUVWXYZ"
 _FIELD = re.compile(r"\{([^}]*)\}")
 _NAMED = 0.75  # share of people who have a name; the others are "my sister" and the like
@@ -72,19 +73,26 @@ def word(kind: str, split: Split, draw: Draw) -> str:
     return drawn if kind == plain else _title(drawn)
 
 
-_PRONOUNS = {"woman": ("she", "her"), "her": ("she", "her"), "man": ("he", "his"), "him": ("he", "his")}
+_PRONOUNS = {"woman's name": ("she", "her"), "her": ("she", "her"), "man's name": ("he", "his"), "him": ("he", "his")}
 
 
 def subject(kind: str, split: Split, draw: Draw) -> Subject:
     """A subject of this kind, of words of this split."""
     if kind == "person" and draw.chance(_NAMED):
-        first = draw.one(("woman", "man"))
-        return Subject(kind, f"{word(first, split, draw)} {word('surname', split, draw)}", *_PRONOUNS[first])
+        who = draw.one(("woman's name", "man's name"))
+        return Subject(kind, word(who, split, draw), *_PRONOUNS[who])
     if kind in ("person", "contact"):
         who = draw.one(("her", "him", "companion") if kind == "person" else ("her", "him", "professional"))
         return Subject(kind, word(who, split, draw), *_PRONOUNS.get(who, ()))
     the = "the " if kind == "place" else ""  # a place is a value as well, as in "in the cellar"
     return Subject(kind, the + word(kind, split, draw))
+
+
+def value(kind: str, about: Subject, split: Split, draw: Draw) -> str:
+    """A value of this kind for a subject, of words of this split."""
+    if kind == "own name":
+        kind = {"she": "woman's name", "he": "man's name"}.get(about.pronoun, "person")
+    return word(kind, split, draw)
 
 
 @lru_cache(maxsize=1)
@@ -126,11 +134,14 @@ def _letters(count: int, draw: Draw) -> str:
     return "".join(draw.one(_LETTERS) for _ in range(count))
 
 
-def _time(split: Split, draw: Draw) -> str:
-    minute = 5 * draw.below(12)
-    if draw.chance(0.5):
-        return f"{6 + draw.below(17)}:{minute:02d}"
-    return f"{1 + draw.below(12)}:{minute:02d} {draw.one(('am', 'pm'))}"
+def _hours(first: int, last: int, half: str) -> Callable[[Split, Draw], str]:
+    """Times of this half of the day, am or pm, which half of them name."""
+
+    def time(split: Split, draw: Draw) -> str:
+        hour, minute = first + draw.below(last + 1 - first), 5 * draw.below(12)
+        return draw.one((f"{hour}:{minute:02d}", f"{(hour - 1) % 12 + 1}:{minute:02d} {half}"))
+
+    return time
 
 
 def _date(split: Split, draw: Draw) -> str:
@@ -161,14 +172,21 @@ def _user_name(split: Split, draw: Draw) -> str:
     return draw.one((".", "_", "")).join(word("password word", split, draw) for _ in range(2))
 
 
+_MORNING, _EVENING = _hours(5, 11, "am"), _hours(12, 22, "pm")
+
 NUMBERS: dict[str, Callable[[Split, Draw], str]] = {
     "age": _between(18, 97),
     "height": _between(145, 204),
     "room": _between(100, 999),
     "bus": _between(10, 699),
-    "number": _between(11, 480),
+    "miles": _between(11, 480),
+    "pounds": _between(11, 480),
+    "minutes": _between(12, 180),
+    "platform": _between(2, 99),
     "year": _between(1650, 2024),
-    "time": _time,
+    "time": lambda split, draw: draw.one((_MORNING, _EVENING))(split, draw),
+    "morning time": _MORNING,
+    "evening time": _EVENING,
     "date": _date,
     "price": _price,
     "phone": _phone,
