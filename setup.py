@@ -11,6 +11,7 @@ setup(
     package_data={
         "reverie": ["py.typed"],
         "reverie.recipes": ["**/*.toml"],
+        "reverie.tasks.notes": ["*.txt"],
         "reverie.example": ["*.safetensors", "*.txt", "*.json"],
     },
 )
