@@ -10,11 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reverie.tasks.base import Split, check_draw
 from reverie.tasks.hops import Hops
+from reverie.tasks.notes import Notes
 from reverie.tasks.question_file import QuestionFile
 from reverie.tasks.reading import ReadingTask, TokenPage, TokenQuestion, generator_of
 from reverie.tasks.text_files import TextFiles
 
-ReadingTasks = Annotated[Hops | QuestionFile | TextFiles, Field(discriminator="name")]
+ReadingTasks = Annotated[Notes | Hops | QuestionFile | TextFiles, Field(discriminator="name")]
 """The tasks that a mixture may have."""
 
 _SHARED = "tokenizer", "window_tokens", "num_windows", "num_questions"
