@@ -100,17 +100,38 @@ class AfterFrozen:
 
 
 class Beginning:
-    """The first `stop` blocks of a model that stay as they are."""
+    """The first `stop` blocks of a model, which stay as they are, and a cache of what they made of texts.
 
-    def __init__(self, model: PretrainedLM, stop: int) -> None:
-        self.model, self.stop = model, stop
+    A file of the cache is named after the weights and all that was read, so that none is ever wrong, and may be deleted
+    at any time. When the folder holds more than `limit` bytes, the files not used for longest go.
+    """
+
+    def __init__(self, model: PretrainedLM, stop: int, folder: Path | None = None, limit: int = 20 * 2**30) -> None:
+        self.model, self.stop, self.folder, self.limit = model, stop, folder, limit
         embedding: Any = model.lm.get_input_embeddings()
         parts = {"embedding": embedding.weight, **dict(model.layers[:stop].named_parameters())}
         self.digest = f"{stop} {weights_digest(parts, torch.bfloat16)}"
 
-    @torch.no_grad()
     def states(self, texts: Sequence[Sequence[int]]) -> list[Float[Tensor, "T D"]]:
-        """h in bfloat16 after these blocks, of each text as a window by itself."""
+        """h in bfloat16 after these blocks, of each text as a window by itself; from the cache if it is there."""
+        place = self._place(texts)
+        states = None if place is None else _read(place, sum(map(len, texts)))
+        if states is None:
+            states = torch.cat(self._computed(texts))
+            if place is not None:
+                write_atomic(place, lambda temporary: save_file({"states": states}, temporary))
+                _keep_newest(place.parent.glob("*.safetensors"), self.limit)
+        return list(states.split([len(text) for text in texts]))
+
+    def _place(self, texts: Sequence[Sequence[int]]) -> Path | None:
+        if self.folder is None:
+            return None
+        tokens = ";".join(",".join(map(str, text)) for text in texts)
+        name = hashlib.sha256(f"{self.digest}\n{tokens}".encode()).hexdigest()
+        return self.folder / f"{name[:32]}.safetensors"
+
+    @torch.no_grad()
+    def _computed(self, texts: Sequence[Sequence[int]]) -> list[Float[Tensor, "T D"]]:
         order, found = sorted(range(len(texts)), key=lambda i: len(texts[i])), dict[int, Tensor]()
         while order:
             longest = len(texts[order[-1]])
@@ -126,6 +147,16 @@ class Beginning:
         return [found[i] for i in range(len(texts))]
 
 
+def _read(place: Path, length: int) -> Tensor | None:
+    """The states in a file of the cache; None if it is not there, or damaged."""
+    try:
+        states = load_file(place)["states"]
+        place.touch()
+    except (OSError, SafetensorError, KeyError):
+        return None
+    return states if len(states) == length else None
+
+
 class PageStates(NamedTuple):
     """A page with what the frozen beginning made of it."""
 
@@ -135,50 +166,26 @@ class PageStates(NamedTuple):
 
 
 class PagePool:
-    """The first pages of a task's split, with their states; made when asked for, and kept in a folder.
+    """The first pages of a task's split, with their states, which are computed when they are first asked for."""
 
-    Shards of `SHARD` pages are named after the frozen weights and all that was read, so that none is ever wrong, and
-    may be deleted at any time. When the folder holds more than `limit` bytes, the shards not used for longest go.
-    """
-
-    def __init__(
-        self,
-        beginning: Beginning,
-        task: ReadingTask,
-        split: Split,
-        seed: int,
-        folder: Path | None,
-        limit: int = 20 * 2**30,
-    ) -> None:
-        self.beginning, self.task = beginning, task
+    def __init__(self, beginning: Beginning, task: ReadingTask, split: Split, seed: int) -> None:
+        self.beginning, self.task, self.seed = beginning, task, seed
         self.split: Split = split
-        self.seed, self.folder, self.limit = seed, folder, limit
         self._shards: dict[int, list[PageStates]] = {}
 
     def __getitem__(self, index: int) -> PageStates:
         shard, place = divmod(index, SHARD)
         if shard not in self._shards:
-            self._shards[shard] = self._shard(shard)
+            self._shards[shard] = self.shard(shard)
         return self._shards[shard][place]
 
-    def make(self, shard: int) -> None:
-        """See to it that a shard is on the disk."""
-        pages = self._pages(shard)
-        if self._read(pages) is None:
-            self._make(pages)
-
-    def _pages(self, shard: int) -> list[TokenPage]:
-        return self.task.pages(self.split, self.seed, 0, range(shard * SHARD, (shard + 1) * SHARD))
-
-    def _shard(self, shard: int) -> list[PageStates]:
-        pages = self._pages(shard)
-        states = self._read(pages)
-        if states is None:
-            states = self._make(pages)
-        sizes = [len(text) for page in pages for text in self._texts(page)]
-        parts, found, W = list(states.split(sizes)), list[PageStates](), self.task.num_windows
+    def shard(self, index: int) -> list[PageStates]:
+        """`SHARD` pages, whose states are one file of the cache."""
+        pages = self.task.pages(self.split, self.seed, 0, range(index * SHARD, (index + 1) * SHARD))
+        states, W = self.beginning.states([text for page in pages for text in self._texts(page)]), self.task.num_windows
+        found = list[PageStates]()
         for page in pages:
-            own, parts = parts[: W + len(page.questions)], parts[W + len(page.questions) :]
+            own, states = states[: W + len(page.questions)], states[W + len(page.questions) :]
             found.append(PageStates(page, torch.cat(own[:W]), tuple(own[W:])))
         return found
 
@@ -187,33 +194,6 @@ class PagePool:
         L = self.task.window_tokens
         windows = [page.tokens[i : i + L] for i in range(0, len(page.tokens), L)]
         return [*windows, *(q.prompt + q.answer[:-1] for q in page.questions)]
-
-    def _place(self, pages: Sequence[TokenPage]) -> Path | None:
-        if self.folder is None:
-            return None
-        texts = ";".join(",".join(map(str, text)) for page in pages for text in self._texts(page))
-        name = hashlib.sha256(f"{self.beginning.digest}\n{texts}".encode()).hexdigest()
-        return self.folder / f"{name[:32]}.safetensors"
-
-    def _read(self, pages: Sequence[TokenPage]) -> Tensor | None:
-        """The states of a shard from the disk; None if they are not there, or damaged."""
-        place = self._place(pages)
-        if place is None or not place.is_file():
-            return None
-        try:
-            states = load_file(place)["states"]
-            place.touch()
-        except (OSError, SafetensorError, KeyError):
-            return None
-        return states if len(states) == sum(len(text) for page in pages for text in self._texts(page)) else None
-
-    def _make(self, pages: Sequence[TokenPage]) -> Tensor:
-        states = torch.cat(self.beginning.states([text for page in pages for text in self._texts(page)]))
-        place = self._place(pages)
-        if place is not None:
-            write_atomic(place, lambda temporary: save_file({"states": states}, temporary))
-            _keep_newest(place.parent.glob("*.safetensors"), self.limit)
-        return states
 
 
 def _keep_newest(files: Iterable[Path], limit: int) -> None:

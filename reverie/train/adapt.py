@@ -73,13 +73,25 @@ class Adaptation:
         self.processes = processes
         choose_trainable(model, self.config)
         self.first = frozen_blocks(model, recipe.sleep)
-        beginning = Beginning(model, self.first)
-        folder = cache_folder()
-        self.pool = PagePool(beginning, self.task, "train", recipe.train.seed, folder)
-        self._test = PagePool(beginning, self.task, "test", 0, folder)
+        beginning = Beginning(model, self.first, cache_folder())
+        self.pool = PagePool(beginning, self.task, "train", recipe.train.seed)
+        self._test = PagePool(beginning, self.task, "test", 0)
         windows = plain_windows(self.config.plain_text, self.task.tokenizer, self.task.window_tokens)
-        self._plain = _plain_text(model, beginning, windows[:-_HELD_OUT][:_PLAIN_WINDOWS])
-        self._held_out = _plain_text(model, beginning, windows[-_HELD_OUT:])
+        self._plain = self._untouched(beginning, windows[:-_HELD_OUT][:_PLAIN_WINDOWS])
+        self._held_out = self._untouched(beginning, windows[-_HELD_OUT:])
+
+    @torch.no_grad()
+    def _untouched(self, beginning: Beginning, windows: Sequence[Sequence[int]]) -> PlainText:
+        """Windows of plain text, and what the model makes of them as it is now."""
+        states, tokens = torch.stack(beginning.states(windows)), torch.tensor(windows)
+        after = AfterFrozen(self.model, self.first)
+        final = [
+            sleeping_decoder(self.model.lm).sleeping.head(
+                wake(after, after.input(*part), Context.empty(after), after.config(self.recipe.sleep))[0]
+            )
+            for part in zip(states.split(8), tokens.split(8), strict=True)
+        ]
+        return PlainText(tokens, states, torch.cat(final).to(torch.bfloat16))
 
     def start(self) -> None:
         """Give the inserted layers their start, before the first step."""
@@ -200,16 +212,6 @@ class Adaptation:
         return loss
 
 
-def _plain_text(model: PretrainedLM, beginning: Beginning, windows: Sequence[Sequence[int]]) -> PlainText:
-    """Windows of plain text with their states, and what the model makes of them as it is now."""
-    with torch.no_grad():
-        states = torch.stack(beginning.states(windows))
-        final = sleeping_decoder(model.lm).sleeping.head(
-            torch.stack(Beginning(model, model.num_blocks).states(windows)).to(next(model.parameters()).dtype)
-        )
-    return PlainText(torch.tensor([list(window) for window in windows]), states, final.to(torch.bfloat16))
-
-
 @dataclass
 class _ShardMaker:
     """Makes shards of a pool in a process of its own, with a model of its own."""
@@ -224,8 +226,9 @@ class _ShardMaker:
 
             model: Any = build_model(self.recipe.model, self.recipe.train.seed)
             task: Any = self.recipe.task
-            self._pool = PagePool(Beginning(model, self.first), task, "train", self.recipe.train.seed, cache_folder())
-        self._pool.make(shard)
+            beginning = Beginning(model, self.first, cache_folder())
+            self._pool = PagePool(beginning, task, "train", self.recipe.train.seed)
+        self._pool.shard(shard)
 
 
 class AdaptSteps:
