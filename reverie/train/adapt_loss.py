@@ -23,7 +23,7 @@ from reverie.recipe.adapt import LossConfig
 from reverie.sleep import Context, SleepConfig, consolidate, wake
 from reverie.train.texts import QuestionBatch, TextBatch, buckets, side_by_side
 
-_BUCKETS = 3  # of questions by length, so that little is padding
+_BUCKETS = 4  # of questions by length, so that little is padding
 _SHARPNESS = 20.0  # of the contrast between addresses
 _COMMON = 300  # first ids of a vocabulary, often the commonest, that answers always compete with
 
@@ -155,7 +155,9 @@ def _address(
     for i, key in keys.items():
         mixer: Any = inserted_mixer(model.layers[i])
         query, _ = mixer.mixer.addresses(inputs[i][-1])
-        scores = torch.einsum("ahk,athk->at", query[part.at[0], part.at[1]], key[texts]) / query.shape[2]
+        query = query[part.at[0], part.at[1]]
+        every = (query.flatten(1) @ key.flatten(2).flatten(0, 1).T).unflatten(1, key.shape[:2]) / query.shape[1]
+        scores = every[torch.arange(len(texts)), texts]
         loss = loss + F.cross_entropy(_SHARPNESS * scores, part.sources, ignore_index=-100, reduction="sum")
         found = found + (scores.argmax(-1) == part.sources).sum()
     return loss / len(keys), found / len(keys)
