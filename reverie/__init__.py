@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reverie.memory import Memory, MemoryStore, sleep_over
-    from reverie.model import HybridConfig, HybridLM, new_model
+    from reverie.model import HybridConfig, HybridLM, model_remembers, new_model
     from reverie.sleep import Context, SleepConfig, consolidate, read, rollout
     from reverie.talk import load_model
 
@@ -20,6 +20,7 @@ _ROOMS = {
     "SleepConfig": "sleep",
     "consolidate": "sleep",
     "load_model": "talk",
+    "model_remembers": "model",
     "new_model": "model",
     "read": "sleep",
     "rollout": "sleep",
@@ -35,6 +36,7 @@ __all__ = [
     "SleepConfig",
     "consolidate",
     "load_model",
+    "model_remembers",
     "new_model",
     "read",
     "rollout",

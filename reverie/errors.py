@@ -1,4 +1,8 @@
-"""Errors that are reported as one sentence, without a traceback."""
+"""Errors that are reported as one sentence, without a traceback; and the one warning about a model."""
+
+UNTRAINED = (
+    "this model's fast-weight layers were never trained, so nothing that they keep of a text reaches what it says"
+)
 
 
 class UserError(ValueError):
@@ -14,6 +18,10 @@ def plain(text: str) -> str:
     For what others may have written, such as the notes of a file: control characters could steer a terminal.
     """
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
+class UntrainedWarning(UserWarning):
+    """Of a model whose memory cannot matter (`model_remembers`); commands say it by themselves."""
 
 
 class ProcessDied(Exception):

@@ -13,12 +13,12 @@ import reverie
 
 PATHS = {
     "reverie": "HybridConfig HybridLM new_model SleepConfig Context read rollout consolidate Memory MemoryStore "
-    "sleep_over load_model",
+    "sleep_over load_model model_remembers",
     "reverie.sleep": "SleepConfig Context read rollout wake sleep consolidate",
     "reverie.ops": "gated_delta_rule",
     "reverie.model": "HybridConfig HybridLM new_model",
     "reverie.errors": "UserError",
-    "reverie.hf": "add_sleep SleepConfig insert_fast_weights load cache_of freeze_pretrained",
+    "reverie.hf": "add_sleep SleepConfig insert_fast_weights load cache_of freeze_pretrained model_remembers",
     "reverie.hf.bases": "load_base load_tokenizer",
     "reverie.memory": "History Memory MemoryStore sleep_over",
     "reverie.recipe": "load_recipe",

@@ -47,10 +47,11 @@ def recipe_of(task: str, seed: int = 0, **sleep: Any) -> Recipe:
     return changed(Recipe.model_validate({**data, "task": TASKS[task]}))
 
 
-def tiny_run(folder: Path, task: str = "words", seed: int = 0, **sleep: Any) -> Path:
-    """The folder of a run of which every weight matters."""
+def tiny_run(folder: Path, task: str = "words", seed: int = 0, *, untrained: bool = False, **sleep: Any) -> Path:
+    """The folder of a run of which every weight matters, or with `untrained` of one that has not begun."""
     recipe = recipe_of(task, seed, **sleep)
-    model = disturbed(build_model(recipe.model, seed), seed)
+    model = build_model(recipe.model, seed)
+    model = model if untrained else disturbed(model, seed)
     folder.mkdir(parents=True)
     save_checkpoint(folder / FILE_NAME, recipe, model, [], Progress(curve=[]))
     save_card(run_card("sleep", 2, seed, summary({2: 0.5}, 0.1)), folder / CARD_NAME)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 
 import typer
 
@@ -15,7 +16,7 @@ from reverie.cli.store import app as store_app
 from reverie.cli.tasks import app as tasks_app
 from reverie.cli.train import app as train_app
 from reverie.cli.watch import app as watch_app
-from reverie.errors import ProcessDied, UserError
+from reverie.errors import ProcessDied, UntrainedWarning, UserError
 
 app = typer.Typer(
     help="Language models that sleep: they consolidate a full context window into fast weights.",
@@ -42,6 +43,7 @@ def _options() -> None:
 
 def main() -> None:
     """Every UserError is one sentence on stderr and exit code 2; the death of a process of several exit code 1."""
+    warnings.simplefilter("ignore", UntrainedWarning)  # commands say it in a sentence
     try:
         app()
     except (UserError, ProcessDied) as error:

@@ -14,7 +14,7 @@ import typer
 
 from reverie.cli.options import AsJson, Device, device_named, number_list
 from reverie.cli.progress import ReadDisplay
-from reverie.cli.terminal import err_console, interruptible, out_console
+from reverie.cli.terminal import err_console, interruptible, out_console, tell_if_untrained
 from reverie.errors import UserError
 
 if TYPE_CHECKING:
@@ -54,6 +54,7 @@ def convert_command(
 
     with interruptible("nothing is left of it"), err_console.status("converting"), _in_options():
         done = convert(source, out, config, kind=kind, layers=6 if layers is None else layers, after=blocks)
+    tell_if_untrained(done.remembers, out)
     if as_json:
         typer.echo(json.dumps(asdict(done) | {"behind": done.after}))  # its earlier name
     else:
@@ -77,11 +78,14 @@ def generate_command(
     where = device_named(device)
     quiet_transformers()
     from reverie.hf.generate import generate, load_sleeper
+    from reverie.model import model_remembers
 
     text = read_prompt(prompt_file, prompt)
     with interruptible("the same command begins again"):
         with err_console.status("loading the model"):
             model, tokenizer = load_sleeper(folder, where, num_sleep_passes=passes, window_size=window)
+        remembers = model_remembers(model)
+        tell_if_untrained(remembers, folder)
         with ReadDisplay(err_console, "reading") as display, _own_lines(as_json):
             done = generate(
                 model,
@@ -94,7 +98,7 @@ def generate_command(
                 report=display.update,
             )
     if as_json:
-        typer.echo(json.dumps(asdict(done)))
+        typer.echo(json.dumps(asdict(done) | {"remembers": remembers}))
     typer.echo(done.sentence(), err=True)
 
 

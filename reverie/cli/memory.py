@@ -14,7 +14,7 @@ import typer
 from reverie.cli.hf import quiet_transformers
 from reverie.cli.options import AsJson, Device, device_named
 from reverie.cli.progress import ReadDisplay
-from reverie.cli.terminal import err_console, interruptible, out_console
+from reverie.cli.terminal import err_console, interruptible, out_console, tell_if_untrained
 from reverie.errors import UserError, plain
 
 if TYPE_CHECKING:
@@ -57,11 +57,12 @@ def read_command(
     sleeper = replace(sleeper, sleep_config=config if begun is None else begun.config)
     tokens = sleeper.text(content)
     source = "standard input" if text == "-" else plain(Path(text).name)
+    remembers = _remembers(sleeper, model)
     with ReadDisplay(err_console, "reading") as display:
         notes = {"model": plain(sleeper.name), "source": source}
         done = read_text(sleeper, tokens, memory, notes=notes, memory=begun, report=display.update)
     if as_json:
-        typer.echo(json.dumps({"memory": str(memory), "source": source, **done.summary()}))
+        typer.echo(json.dumps({"memory": str(memory), "source": source, **done.summary(), "remembers": remembers}))
     _tell(f"{done.sentence()}; memory in {memory}")
     if done.stopped is not None:
         _tell("the same command with --resume goes on")
@@ -78,13 +79,16 @@ def ask_command(
     example: Annotated[
         bool, typer.Option("--example", help="With the model, the text and the questions in the package.")
     ] = False,
+    beside_empty: Annotated[
+        bool, typer.Option("--against-empty", help="Answer from an empty memory too, and say what the memory adds.")
+    ] = False,
     tokens: MaxTokens = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Ask a model about what it has read, from its memory alone; the memory stays as it is."""
     if example:
-        if model or questions or memory:
+        if model or questions or memory or beside_empty:
             raise UserError("--example brings its own model, text and questions: give it alone")
         return _ask_example(device, as_json)
     if model is None or memory is None or not questions:
@@ -94,20 +98,26 @@ def ask_command(
             else "give a question, in quotes"
         )  # fmt: skip
         raise UserError(f"{missing}, or --example alone for a demonstration")
-    from reverie.talk.answer import ask
-    from reverie.talk.answer_tables import answers_table
+    from reverie.talk.answer import against_empty, ask
+    from reverie.talk.answer_tables import answers_table, compared_table
     from reverie.talk.sleeper import load_memory
 
     sleeper = _load(model, device)
     known = load_memory(memory, sleeper)
     if (complete := known.notes.get("complete", "yes")) != "yes":
         _tell(f"{memory} holds a part of its text alone: {plain(complete).removeprefix('no, ')}")
+    remembers = _remembers(sleeper, model)
     with interruptible("the memory is as it was"):
-        answers = ask(sleeper, known, questions, max_tokens=tokens)
+        if beside_empty:
+            compared = against_empty(sleeper, known, questions, max_tokens=tokens)
+            table, rows = compared_table(compared), [row.summary() for row in compared]
+        else:
+            answers = ask(sleeper, known, questions, max_tokens=tokens)
+            table, rows = answers_table(answers), [vars(answer) for answer in answers]
     if as_json:
-        typer.echo(json.dumps({"memory": str(memory), "answers": [vars(answer) for answer in answers]}))
+        typer.echo(json.dumps({"memory": str(memory), "remembers": remembers, "answers": rows}))
     else:
-        out_console.print(answers_table(answers))
+        out_console.print(table)
 
 
 @app.command("chat")
@@ -148,6 +158,7 @@ def chat_command(
         seed=seed,
     )
     session = Session(chat, memory, say=partial(typer.echo, nl=False), tell=_tell, prompt="> " if at_terminal else "")
+    _remembers(sleeper, model)
     with interruptible("what was not saved is forgotten"):
         session.run(lines(sys.stdin, idle if at_terminal and idle else None))
 
@@ -164,7 +175,7 @@ def _ask_example(device: str, as_json: bool) -> None:
         return
     out_console.print(examined_sentence(sleeper, done), soft_wrap=True, highlight=False)
     out_console.print(example_table(done))
-    out_console.print(do_it_yourself(done.answers[0].question), soft_wrap=True, highlight=False, markup=False)
+    out_console.print(do_it_yourself(done.compared[0].answer.question), soft_wrap=True, highlight=False, markup=False)
 
 
 def _load(model: str, device: str) -> Sleeper:
@@ -177,3 +188,12 @@ def _load(model: str, device: str) -> Sleeper:
     if not loaded.fast_weight_blocks:
         raise UserError(f"{model} holds a transformer, which has no fast weights to keep a text in")
     return loaded
+
+
+def _remembers(sleeper: Sleeper, model: str) -> bool:
+    """Whether its memory can matter, which is said where it cannot; after all mistakes, since they are one line."""
+    from reverie.model import model_remembers
+
+    remembers = model_remembers(sleeper)
+    tell_if_untrained(remembers, model)
+    return remembers

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import typer
 from rich.console import Console
 
+from reverie.errors import UNTRAINED
 from reverie.interrupts import exit_code, sigterm_interrupts
 from reverie.train.torchrun import is_first
 
 out_console = Console(quiet=not is_first())
 err_console = Console(quiet=not is_first(), stderr=True)  # progress, so that --json leaves stdout to the result
+
+
+def tell_if_untrained(remembers: bool, folder: str | Path | None = None) -> None:
+    """Say of a model that does not remember that it does not; and how to train it, where it is one of transformers."""
+    if not remembers:
+        to_train = folder is not None and (Path(folder) / "config.json").is_file()
+        typer.echo(UNTRAINED + (f"; train them: reverie adapt {folder} --data notes" if to_train else ""), err=True)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from reverie.cli.options import AsJson, Device, device_named
-from reverie.cli.terminal import out_console
+from reverie.cli.terminal import out_console, tell_if_untrained
 from reverie.errors import UserError
 
 app = typer.Typer(rich_markup_mode=None)
@@ -56,6 +56,7 @@ def watch_command(
         )
     else:
         watch, figure = watch_memory(source), source.with_suffix(".watch.png")
+    tell_if_untrained(watch.remembers)
     if as_json:
         typer.echo(watch.model_dump_json())
     else:

@@ -16,6 +16,7 @@ from reverie.hf.load import load
 from reverie.hf.models.hybrid import ReverieHybridConfig, ReverieHybridForCausalLM, load_hybrid, save_hybrid
 from reverie.hf.models.jet_nemotron import JetNemotronConfig, JetNemotronForCausalLM
 from reverie.hf.models.ouro import OuroConfig, OuroForCausalLM
+from reverie.model import model_remembers
 from reverie.sleep import SleepConfig
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "insert_fast_weights",
     "load",
     "load_hybrid",
+    "model_remembers",
     "save_hybrid",
     "unfreeze",
 ]

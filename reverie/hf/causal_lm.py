@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from reverie.hf.decoder import Finished, Request, inserted_mixer, inserted_parameters, sleeping_decoder
 from reverie.hf.reading import reads_newest_only, take_up
 from reverie.hf.save import Origin, save_sleeping
-from reverie.model import LanguageModel, State, Tokens
+from reverie.model import LanguageModel, State, Tokens, warn_if_untrained
 from reverie.sleep import SleepConfig
 from reverie.sleep.gradients import EXACT, Backward
 
@@ -35,6 +35,11 @@ class SleepingCausalLM(nn.Module):
             newest_only = reads_newest_only(kwargs.get("labels"), kwargs.get("logits_to_keep"))
             kwargs["past_key_values"] = Request(past, newest_only)
         return super().forward(**kwargs)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers; with a warning where nothing that sleep leaves reaches what is written."""
+        warn_if_untrained(self, stacklevel=2)
+        return super().generate(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
 
     @property
     def sleep_config(self) -> SleepConfig:

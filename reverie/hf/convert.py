@@ -19,7 +19,7 @@ from reverie.files import writing
 from reverie.hf.add import add_sleep, insert_fast_weights, install
 from reverie.hf.bases import load_base, load_tokenizer
 from reverie.hf.decoder import Kind, sleeping_decoder
-from reverie.model import count_parameters
+from reverie.model import count_parameters, model_remembers
 from reverie.sleep import SleepConfig
 
 SAMPLE = "While we are awake, words fill the window; asleep, we go over them again, and what was understood stays."
@@ -43,6 +43,7 @@ class Conversion:
     eviction: str
     looped_blocks: tuple[int, int] | None
     checked_tokens: int  # of a text on which the logits are those of before, bit for bit
+    remembers: bool  # False: the layers need training before anything in memory matters
 
 
 def convert(
@@ -89,6 +90,7 @@ def convert(
         kind=kind,
         after=after,
         checked_tokens=tokens.shape[1],
+        remembers=model_remembers(model),
         **config.model_dump(exclude={"tolerance"}),
     )
 

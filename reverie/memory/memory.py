@@ -31,8 +31,10 @@ from reverie.memory.file import Fetch, Header, MemoryInfo, file_reader, read_mem
 from reverie.memory.fingerprint import fingerprint, module_of
 from reverie.memory.fits import check_fits, check_settings
 from reverie.memory.history import History
-from reverie.model import SleepingModel, State, select_rows
+from reverie.model import SleepingModel, State, select_rows, warn_if_untrained
 from reverie.sleep import Context, SleepConfig, consolidate
+
+REMEMBERS = "remembers"  # among the notes, as "no", of a memory that no answer can depend on
 
 WindowReport = Callable[[int, int, int, Context], None]
 """Called with the windows done, the total of windows, the tokens done, and the context by then."""
@@ -42,8 +44,8 @@ WindowReport = Callable[[int, int, int, Context], None]
 class Memory:
     """State of a model that has slept over a text, or B texts, to their end: no window is open.
 
-    `tokens` counts the tokens consolidated, by row; `notes` are the caller's; `history` has what each window changed.
-    Reading on from `context` does not change it.
+    `tokens` counts the tokens consolidated, by row; `history` has what each window changed. `notes` are the
+    caller's, but for "remembers". Reading on from `context` does not change it.
     """
 
     context: Context
@@ -225,6 +227,7 @@ def sleep_over(
         history = before.history.copy()
     before.check(model, config)
     _check_texts(lengths, before, history)
+    untrained = warn_if_untrained(sleeping, stacklevel=3)  # 2 is a line of torch.no_grad
     note = _Notes(config.window_size, lengths.tolist(), history, report)
     context = before.context._replace(passes=before.passes)
     note(0, context)
@@ -243,7 +246,8 @@ def sleep_over(
         raise UserError(
             f"the texts hold token ids that the model does not know: they go from {least} to {most}"
         ) from None
-    return Memory(after, before.tokens + lengths, config, before.fingerprint, before.notes, history)
+    notes = {**before.notes, REMEMBERS: "no"} if untrained else before.notes
+    return Memory(after, before.tokens + lengths, config, before.fingerprint, notes, history)
 
 
 class _Notes:

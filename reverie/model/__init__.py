@@ -3,6 +3,7 @@
 from reverie.model.config import HybridConfig
 from reverie.model.hybrid import HybridLM, count_parameters, new_model
 from reverie.model.language_model import LanguageModel, SleepingModel
+from reverie.model.remembers import model_remembers, warn_if_untrained
 from reverie.model.state import (
     CACHE_ENTRIES,
     CacheEntry,
@@ -31,6 +32,8 @@ __all__ = [
     "count_parameters",
     "evict",
     "fast_weight_change",
+    "model_remembers",
     "new_model",
     "select_rows",
+    "warn_if_untrained",
 ]

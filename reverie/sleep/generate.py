@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -49,3 +50,17 @@ def write(
         if len(tokens) == num_tokens or (end_ids and bool(ended.all())):
             return torch.cat(tokens, dim=1), torch.cat(probabilities, dim=1)
         logits, context = read(model, newest, context, config)
+
+
+@torch.no_grad()
+def log_probability(
+    model: SleepingModel,
+    prompt: Int[Tensor, "B T"],
+    written: Int[Tensor, "B W"],
+    context: Context,
+    config: SleepConfig,
+) -> Float[Tensor, "B W"]:
+    """Log probability of each of these tokens after the prompt and those of them before it, in nats."""
+    logits, _ = read(model, torch.cat([prompt, written[:, :-1]], dim=1), context, config)
+    shares = F.log_softmax(logits[:, prompt.shape[1] - 1 :].float(), dim=-1)
+    return shares.gather(-1, written[..., None])[..., 0]

@@ -15,7 +15,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from reverie.errors import UserError
 from reverie.memory.memory import Memory, sleep_over
 from reverie.sleep import Context, read
-from reverie.sleep.generate import write
+from reverie.sleep.generate import log_probability, write
 from reverie.talk.sleeper import Sleeper
 
 AWAKE = "awake"  # among a memory's notes: tokens heard since the last sleep, as JSON
@@ -24,7 +24,7 @@ _TOKEN_IDS = TypeAdapter(list[Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer to a question, with the probability of each token."""
+    """The answer to a question, without a space before it, and the probability of each token."""
 
     question: str
     text: str
@@ -63,7 +63,9 @@ def ask(sleeper: Sleeper, memory: Memory, questions: Sequence[str], *, max_token
             said = ids[row].tolist()
             end = next((j + 1 for j, token in enumerate(said) if token in sleeper.language.end_ids), len(said))
             shares = probabilities[row, :end].tolist()
-            answers[i] = Answer(questions[i], sleeper.decode(said[:end]), tuple(said[:end]), tuple(shares))
+            answers[i] = Answer(
+                questions[i], sleeper.decode(said[:end]).removeprefix(" "), tuple(said[:end]), tuple(shares)
+            )
     return [answers[i] for i in range(len(questions))]
 
 
@@ -91,28 +93,65 @@ def awake_ids(memory: Memory) -> list[int]:
 
 
 @dataclass(frozen=True)
+class Compared:
+    """The answer to a question from a memory beside that from an empty one, and what the first owes to the memory."""
+
+    answer: Answer
+    empty: Answer
+    log_probability: float  # of the whole of `answer`, token after token, from the memory, in nats
+    empty_log_probability: float  # of the same tokens from an empty memory
+
+    @property
+    def gain(self) -> float:
+        """How much likelier the memory makes its answer: log of the ratio of both probabilities, in nats."""
+        return self.log_probability - self.empty_log_probability
+
+    def summary(self) -> dict[str, Any]:
+        """Both answers and the gain as a dict that is ready for JSON."""
+        of_empty = {name: x for name, x in vars(self.empty).items() if name != "question"}
+        logs = {"log_probability": self.log_probability, "empty_log_probability": self.empty_log_probability}
+        return {**vars(self.answer), "empty": of_empty, **logs, "gain": self.gain}
+
+
+def against_empty(
+    sleeper: Sleeper, memory: Memory, questions: Sequence[str], *, max_tokens: int | None = None
+) -> list[Compared]:
+    """Answer as `ask` does from a memory, and from an empty one that sleeps as this one does."""
+    empty = Memory.empty(sleeper, memory.config)
+    answers, blank = (ask(sleeper, known, questions, max_tokens=max_tokens) for known in (memory, empty))
+    logs = [[_log_probability(sleeper, known, answer) for known in (memory, empty)] for answer in answers]
+    return [Compared(*row) for row in zip(answers, blank, *zip(*logs, strict=True), strict=True)]
+
+
+def _log_probability(sleeper: Sleeper, memory: Memory, answer: Answer) -> float:
+    prompt, written = (
+        torch.tensor([ids], device=sleeper.device) for ids in (sleeper.question(answer.question), answer.ids)
+    )
+    context = starting_point(sleeper, memory)
+    return float(log_probability(sleeper.sleeping, prompt, written, context, memory.config).double().sum())
+
+
+@dataclass(frozen=True)
 class Examined:
     """A text with questions and right answers: what was answered from its memory, and from an empty one."""
 
     memory: Memory
     seconds: float  # of reading
     right: tuple[str, ...]
-    answers: tuple[Answer, ...]
-    blank: tuple[Answer, ...]
+    compared: tuple[Compared, ...]
 
     @property
     def accuracy(self) -> float:
         """The share of right answers from the memory."""
-        return fmean(answer.text == wanted for answer, wanted in zip(self.answers, self.right, strict=True))
+        return fmean(row.answer.text == wanted for row, wanted in zip(self.compared, self.right, strict=True))
 
     @property
     def blank_accuracy(self) -> float:
         """The share of right answers from an empty memory."""
-        return fmean(answer.text == wanted for answer, wanted in zip(self.blank, self.right, strict=True))
+        return fmean(row.empty.text == wanted for row, wanted in zip(self.compared, self.right, strict=True))
 
     def summary(self) -> dict[str, Any]:
         """Numbers and answers as a dict that is ready for JSON."""
-        answers = [{**vars(answer), "right": right} for answer, right in zip(self.answers, self.right, strict=True)]
         return {
             "tokens": int(self.memory.tokens[0]),
             "passes": int(self.memory.passes[0]),
@@ -120,7 +159,9 @@ class Examined:
             "seconds": self.seconds,
             "accuracy": self.accuracy,
             "accuracy_of_empty_memory": self.blank_accuracy,
-            "answers": answers,
+            "answers": [
+                {**row.summary(), "right": right} for row, right in zip(self.compared, self.right, strict=True)
+            ],
         }
 
 
@@ -129,6 +170,5 @@ def examine(sleeper: Sleeper, text: str, questions: Sequence[tuple[str, str]]) -
     begun = time.perf_counter()
     memory = sleep_over(sleeper, [sleeper.text(text)])
     seconds = time.perf_counter() - begun
-    asked, right = [question for question, _ in questions], tuple(answer for _, answer in questions)
-    answers, blank = (tuple(ask(sleeper, known, asked)) for known in (memory, Memory.empty(sleeper)))
-    return Examined(memory, seconds, right, answers, blank)
+    compared = against_empty(sleeper, memory, [question for question, _ in questions])
+    return Examined(memory, seconds, tuple(answer for _, answer in questions), tuple(compared))

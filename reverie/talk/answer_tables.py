@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from rich import box
@@ -9,7 +10,7 @@ from rich.filesize import decimal
 from rich.table import Column, Table
 from rich.text import Text
 
-from reverie.talk.answer import Answer, Examined
+from reverie.talk.answer import Answer, Compared, Examined
 from reverie.talk.shipped import EXAMPLE, TEXT
 from reverie.talk.sleeper import Sleeper
 
@@ -25,6 +26,22 @@ def answers_table(answers: Sequence[Answer]) -> Table:
     return table
 
 
+def compared_table(compared: Sequence[Compared]) -> Table:
+    """Answers from the memory beside those from an empty one, and how much likelier the memory makes its own."""
+    table = Table("question", Column("from memory", style="bold"), "empty memory", box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("likelier", justify="right")
+    for row in compared:
+        table.add_row(*(Text(said) for said in (row.answer.question, row.answer.text, row.empty.text, times(row.gain))))
+    return table
+
+
+def times(nats: float) -> str:
+    """A ratio of probabilities as a factor, such as "× 120", of which `nats` is the logarithm."""
+    if abs(nats) > math.log(1e6):
+        return f"× 10^{nats / math.log(10):.0f}"
+    return f"× {math.exp(nats):,.0f}" if nats > math.log(10) else f"× {math.exp(nats):.2g}"
+
+
 def example_table(done: Examined) -> Table:
     """Answers from the memory beside those from an empty one, and the share of each that is right."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True)
@@ -32,8 +49,8 @@ def example_table(done: Examined) -> Table:
     table.add_column("right answer", justify="right")
     for name, accuracy in (("from memory", done.accuracy), ("empty memory", done.blank_accuracy)):
         table.add_column(name, justify="right", footer=f"{100 * accuracy:.0f} %")
-    for answer, blank, right in zip(done.answers, done.blank, done.right, strict=True):
-        table.add_row(Text(answer.question), right, _marked(answer, right), _marked(blank, right))
+    for row, right in zip(done.compared, done.right, strict=True):
+        table.add_row(Text(row.answer.question), right, _marked(row.answer, right), _marked(row.empty, right))
     return table
 
 

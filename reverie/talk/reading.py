@@ -147,7 +147,7 @@ def read_text(
 
 def _save(memory: Memory, read: Tensor, total: int, notes: Mapping[str, str], out: Path) -> Memory:
     complete = {"complete": "yes" if len(read) == total else f"no, {len(read)} of {total} tokens"}
-    memory = replace(memory, notes={**notes, **complete, "tokens_sha256": _digest(read)})
+    memory = replace(memory, notes={**memory.notes, **notes, **complete, "tokens_sha256": _digest(read)})
     memory.save(out)
     return memory
 

@@ -16,9 +16,11 @@ from command_line import Reverie, assert_one_line, assert_usage, in_empty_folder
 from safetensors import safe_open
 from tiny_sleeper import FACTS, QUESTION, tiny_run
 
+from reverie.errors import UNTRAINED
 from reverie.memory.file import read_info
 from reverie.memory.memory import Memory
 from reverie.talk import answer_tables, reading, shipped
+from reverie.talk.answer_tables import times
 from reverie.talk.shipped import export_example
 from reverie.talk.sleeper import load_model
 
@@ -159,6 +161,46 @@ def test_chat_about_a_book(reverie: Reverie, memory: str, monkeypatch: pytest.Mo
     answer = the_json(reverie("ask", "model", "--memory", memory, QUESTION, "--json"))["answers"][0]["text"]
     assert done.out == f"{answer}\n"
     assert "56 tokens in memory, 512 bytes of book.txt, 14 passes so far; 7 of 8 tokens awake" in done.err
+
+
+def test_a_model_that_was_never_trained_says_so(reverie: Reverie, memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, on stderr and as JSON, in every command that shows a memory; and a trained model does not."""
+    tiny_run(Path("new"), untrained=True)
+    for model, remembers in (("new", False), ("model", True)):
+        out = f"of_{model}.safetensors"
+        reading = reverie("read", model, "book.txt", "--memory", out, "--json")
+        asking = [
+            reverie("ask", model, "--memory", out, QUESTION, "--json", *more) for more in ((), ("--against-empty",))
+        ]
+        watching = reverie("watch", out, "--json")
+        typed(monkeypatch, f"{QUESTION}\n/sleep\n/save chat_{out}\n")
+        chatting = reverie("chat", model)
+        watching_chat = reverie("watch", f"chat_{out}", "--json")
+        watching_run = reverie("watch", model, "--examples", 2, "--json")
+        for done in (reading, *asking, watching, watching_chat, watching_run):
+            assert the_json(done)["remembers"] is remembers
+        for done in (reading, *asking, watching, chatting, watching_chat, watching_run):
+            assert done.err.count(UNTRAINED) == (0 if remembers else 1)
+            assert "Warning" not in done.err
+            assert "reverie adapt" not in done.err  # which takes models of transformers
+    assert the_json(asking[1])["answers"][0]["gain"] != 0
+    assert_one_line(reverie("ask", "new", "--memory", memory, QUESTION), f"{memory} is a memory of another model")
+
+
+def test_ask_against_an_empty_memory(reverie: Reverie, memory: str) -> None:
+    ask = ("ask", "model", "--memory", memory, QUESTION, "How many")
+    rows = the_json(reverie(*ask, "--against-empty", "--json"))["answers"]
+    plain = the_json(reverie(*ask, "--json"))["answers"]
+    assert [{name: row[name] for name in plain[0]} for row in rows] == plain
+    for row in rows:
+        assert set(row) - set(plain[0]) == {"empty", "log_probability", "empty_log_probability", "gain"}
+        assert set(row["empty"]) == set(plain[0]) - {"question"}
+        assert row["gain"] == row["log_probability"] - row["empty_log_probability"]
+    done = reverie(*ask, "--against-empty")
+    assert (done.code, done.err) == (0, "")
+    for part in ("from memory", "empty memory", rows[0]["text"], rows[1]["empty"]["text"], times(rows[0]["gain"])):
+        assert part in done.out
+    assert_one_line(reverie("ask", "--example", "--against-empty"), "--example brings its own")
 
 
 def test_what_is_wrong_with_reading(reverie: Reverie, memory: str) -> None:

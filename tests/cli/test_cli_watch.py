@@ -9,6 +9,7 @@ import torch
 from command_line import Reverie, assert_one_line, assert_usage, in_empty_folder, the_json
 from tiny_recipe import tiny_recipe
 
+from reverie.errors import UNTRAINED, UntrainedWarning
 from reverie.memory.history import History
 from reverie.memory.memory import sleep_over
 from reverie.model import new_model
@@ -31,7 +32,8 @@ def run(tmp_path: Path) -> Path:
 @pytest.fixture
 def memory(tmp_path: Path) -> Path:
     model, path = new_model(tiny_recipe().hybrid, 0), tmp_path / "book.safetensors"
-    sleep_over(model, torch.ones(1, 10).long(), SleepConfig(window_size=4), history=History()).save(path)
+    with pytest.warns(UntrainedWarning):
+        sleep_over(model, torch.ones(1, 10).long(), SleepConfig(window_size=4), history=History()).save(path)
     return path
 
 
@@ -53,7 +55,10 @@ def test_a_run_as_json_with_other_passes(reverie: Reverie, run: Path, tmp_path: 
 
 
 def test_a_memory(reverie: Reverie, memory: Path) -> None:
-    watch = Watch.model_validate(the_json(reverie("watch", memory, "--json")))
+    done = reverie("watch", memory, "--json")
+    watch = Watch.model_validate(the_json(done))
+    assert not watch.remembers
+    assert done.err.startswith(f"{UNTRAINED}\n")
     assert [window.tokens for window in watch.windows] == [4, 4, 2]
     assert memory.with_suffix(".watch.png").read_bytes().startswith(PNG)
 

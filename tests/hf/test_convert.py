@@ -147,7 +147,7 @@ def test_a_broken_off_conversion_leaves_nothing(
 
 def test_table() -> None:
     done = Conversion(
-        "org/m", "LlamaForCausalLM", "out", 3 << 20, 30, 1000, 145, "jet", (4, 9), 512, 2, "hard", (8, 22), 24
+        "org/m", "LlamaForCausalLM", "out", 3 << 20, 30, 1000, 145, "jet", (4, 9), 512, 2, "hard", (8, 22), 24, False
     )
     console = Console(width=120, record=True, file=io.StringIO())
     for made in (done, done.__class__(**{**done.__dict__, "kind": None, "looped_blocks": None})):

@@ -74,7 +74,7 @@ def test_it_reads_and_answers_as_generate_does(folder: Path, sleeper: Sleeper) -
     model, tokenizer = load(folder), tiny_tokenizer()
     wanted = generate(model, tokenizer, book + question, max_tokens=20).text
     answer = ask(sleeper, memory, [question], max_tokens=20)[0]
-    assert answer.text == wanted
+    assert answer.text == wanted.removeprefix(" ")
     assert answer.text != ask(sleeper, Memory.empty(sleeper), [question], max_tokens=20)[0].text
     longest = ask(sleeper, memory, [question])[0].ids
     assert len(longest) == sleeper.language.max_answer_tokens or longest[-1] == tokenizer.eos_token_id

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,10 @@ from tiny_sleeper import FACTS, QUESTION, tiny_sleeper
 
 from reverie.errors import UserError
 from reverie.memory.memory import Memory, sleep_over
+from reverie.model import State
 from reverie.sleep import read
-from reverie.talk.answer import ask, examine
+from reverie.talk.answer import against_empty, ask, examine
+from reverie.talk.answer_tables import times
 from reverie.talk.sleeper import Sleeper
 from reverie.tasks.language import TokenNames
 
@@ -110,7 +113,52 @@ def test_examined(sleeper: Sleeper) -> None:
     assert done.accuracy == 0.5
     assert done.summary()["accuracy"] == 0.5
     assert [row["right"] for row in done.summary()["answers"]] == [answers[0].text, "no number"]
-    assert done.blank == tuple(ask(sleeper, Memory.empty(sleeper), QUESTIONS[:2]))
+    assert [row.answer for row in done.compared] == answers
+    assert [row.empty for row in done.compared] == ask(sleeper, Memory.empty(sleeper), QUESTIONS[:2])
+
+
+@pytest.mark.parametrize("awake", ["", "4 5 5 3"])
+def test_against_an_empty_memory(tmp_path: Path, awake: str) -> None:
+    """By one forward over question and answer: from the memory, after what a chat had heard, and from nothing."""
+    sleeper = tiny_sleeper(tmp_path, "depo", window_size=32)
+    sleeper.language.max_answer_tokens, sleeper.language.end_ids = 4, frozenset()
+    model, heard = sleeper.sleeping, sleeper.encode(awake)
+    memory = replace(sleep_over(sleeper, [sleeper.text("3 4 4 5 5 3")]), notes={"awake": json.dumps(heard)})
+    rows = against_empty(sleeper, memory, ["k=1 3", "k=2 4"])
+    assert [row.answer for row in rows] == ask(sleeper, memory, ["k=1 3", "k=2 4"])
+    assert [row.empty for row in rows] == ask(sleeper, Memory.empty(sleeper), ["k=1 3", "k=2 4"])
+    for row in rows:
+        found = []
+        for ids, state in ((heard, memory.context.state), ([], State.empty(model.num_blocks))):
+            tokens = torch.tensor([ids + sleeper.question(row.answer.question) + list(row.answer.ids)])
+            h, _ = model.blocks(model.embed(tokens), state, 0, model.num_blocks, span=32)
+            shares = model.head(h)[0, -5:-1].softmax(-1)
+            found.append(sum(float(share[i].log()) for share, i in zip(shares, row.answer.ids, strict=True)))
+        assert [row.log_probability, row.empty_log_probability] == pytest.approx(found, rel=1e-4)
+        assert row.gain == pytest.approx(found[0] - found[1], rel=1e-3)
+        assert abs(row.gain) > 1e-2  # else this would see nothing
+        assert math.exp(row.log_probability) == pytest.approx(math.prod(row.answer.probabilities), rel=1e-4)
+
+
+def test_how_much_likelier() -> None:
+    shown = {
+        120: "× 120",
+        1.5: "× 1.5",
+        1: "× 1",
+        0.034: "× 0.034",
+        54321: "× 54,321",
+        1e9: "× 10^9",
+        1e-40: "× 10^-40",
+    }
+    assert {factor: times(math.log(factor)) for factor in shown} == shown
+    assert times(1e4) == "× 10^4343"
+
+
+def test_a_space_before_an_answer_is_no_part_of_it(sleeper: Sleeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = ask(sleeper, memory_of(sleeper), [QUESTION])
+    decode = sleeper.language.decode
+    monkeypatch.setattr(sleeper.language, "decode", lambda ids: f" {decode(ids)}")
+    assert ask(sleeper, memory_of(sleeper), [QUESTION]) == plain
 
 
 def test_one_text_at_a_time(sleeper: Sleeper) -> None:

@@ -14,8 +14,8 @@ from torch import Tensor
 from reverie.errors import UserError
 from reverie.memory.file import file_reader, read_memory
 from reverie.memory.history import History, Window
-from reverie.memory.memory import sleep_over
-from reverie.model import LanguageModel
+from reverie.memory.memory import REMEMBERS, sleep_over
+from reverie.model import LanguageModel, model_remembers
 from reverie.results.card import Part, depth_name
 from reverie.results.run import load_run, trained_model
 from reverie.sleep import Context, SleepConfig, rollout
@@ -54,6 +54,7 @@ class Watch(Part):
     texts: int = 0  # that were asked about
     accuracy: list[float] = Field(default_factory=list)  # of all questions, after 0, 1, … windows
     answers: list[Answers] = Field(default_factory=list)
+    remembers: bool = True  # False: no answer can depend on this memory, since the model was never trained
 
     @property
     def fast_weight_blocks(self) -> list[int]:
@@ -89,8 +90,9 @@ def watch_memory(path: Path) -> Watch:
             f"{path} has no history to watch: reverie read notes one, and in Python "
             f"sleep_over(model, tokens, config, history=History())"
         )
-    name = content.info.notes.get("source", path.name)
-    return Watch(name=name, kind="memory", config=content.info.config, **_recorded(history))
+    notes, config = content.info.notes, content.info.config
+    name, remembers = notes.get("source", path.name), notes.get(REMEMBERS) != "no"
+    return Watch(name=name, kind="memory", config=config, remembers=remembers, **_recorded(history))
 
 
 def _recorded(history: History) -> dict[str, Any]:
@@ -144,6 +146,7 @@ def watch_run(
         texts=examples,
         accuracy=[score.question_accuracy for score in _scores(batch, right)],
         answers=_answers(batch, right, depth_name(recipe.model_dump()), recipe.task.chance()),
+        remembers=model_remembers(model),
     )
 
 
