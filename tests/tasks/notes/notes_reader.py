@@ -15,7 +15,7 @@ _NAMES = {
     "person": r"[Mm]y [A-Za-z -]+|[A-Z][A-Za-z]+ [A-Z][A-Za-z]+",
     "town": r"[A-Z][a-z]+",
     "firm": r"[A-Z][A-Za-z]+ (?:and )?[A-Z][a-z]+",
-    "dish": r"[A-Za-z' ]+",
+    "single dish": r"[A-Za-z' ]+",
     "chore": r"[A-Za-z]+ing [a-z ]+",
 }
 _ANY_NAME = r"(?:[Mm]y|[Tt]he) [A-Za-z' -]+"  # of contacts, vehicles, places, …
