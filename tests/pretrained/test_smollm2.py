@@ -18,7 +18,7 @@ from reference_problems import reference_problems
 
 from reverie.errors import UserError
 from reverie.pretrained import smollm2
-from reverie.pretrained.smollm2 import VOCAB_SIZE, SmolLM2Tokenizer, load_smollm2, model_file
+from reverie.pretrained.smollm2 import SMOLLM2_TURN, VOCAB_SIZE, SmolLM2Tokenizer, load_smollm2, model_file
 
 
 def is_installed() -> bool:
@@ -232,3 +232,17 @@ def test_another_vocabulary_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path
         path.write_bytes(data)
         with pytest.raises(UserError, match=f"cannot read the vocabulary in {re.escape(str(path))}"):
             load_smollm2.__wrapped__()
+
+
+@needs_smollm2
+@pytest.mark.hf
+def test_turn_is_that_of_the_chat_template() -> None:
+    """The turn of a chat written out here is what transformers makes of the template in the file."""
+    pytest.importorskip("transformers")
+    from reverie.hf.models.smollm2 import load_smollm2_tokenizer
+
+    question = "Where is the cellar key?"
+    made = load_smollm2_tokenizer().apply_chat_template(
+        [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+    )
+    assert made == SMOLLM2_TURN.format(question)

@@ -15,7 +15,7 @@ HELD_OUT = "held_out.txt"
 _LETTERS = string.ascii_uppercase
 _HEAD = re.compile(r"\[(.+)\] (.+) -> (.+)")
 # "uni…", "uk…" and the like begin with the sound of "you".
-_VOWEL = re.compile(r"(?!uni|uk|eu|us|one)[aeiou]|hour|hono|heir", re.IGNORECASE)
+_VOWEL = re.compile(r"(?!uni|uk|eu|us|one)[aeiou]|hour|hono|hones|heir", re.IGNORECASE)
 
 
 class Wording(NamedTuple):

@@ -184,6 +184,7 @@ NUMBERS: dict[str, Callable[[Split, Draw], str]] = {
     "minutes": _between(12, 180),
     "platform": _between(2, 99),
     "year": _between(1650, 2024),
+    "recent year": _between(1935, 2024),
     "time": lambda split, draw: draw.one((_MORNING, _EVENING))(split, draw),
     "morning time": _MORNING,
     "evening time": _EVENING,
