@@ -31,7 +31,7 @@ NOTES = (
     "every position; plain_passes_counted: the same ratio of the multiplications and additions in matrix products. "
     "Lower is better.",
     "over_N_1: over our own N = 1, which computes less than a plain pass: nobody reads its last block's output where "
-    "there is no label. over_one_window: over a plain pass with the whole text in one window.",
+    "there is no label.",
     f"The headline is plain_passes at N = {HEADLINE}, its target 0.9 N.",
 )
 
@@ -62,14 +62,7 @@ class Runs(NamedTuple):
         """The same windows, each in one pass through all blocks and the head, with a loss at every position."""
         everywhere = torch.ones_like(self.batch.loss_mask)
         logits, _ = rollout(self.model, self.batch.tokens, everywhere, self.recipe.sleep)
-        self._backward(logits, self._next_tokens())
-
-    def plain_in_one(self) -> None:
-        """The whole text as a single window."""
-        self._backward(self.model(self.batch.tokens).flatten(0, 1), self._next_tokens())
-
-    def _next_tokens(self) -> Tensor:
-        return self.batch.tokens.roll(-1, dims=1).flatten()
+        self._backward(logits, self.batch.tokens.roll(-1, dims=1).flatten())
 
     def _backward(self, logits: Tensor, targets: Tensor) -> None:
         F.cross_entropy(logits, targets).backward()
@@ -143,7 +136,7 @@ def measure(
 def _measure_shape(shape: Shape, passes: Sequence[int], peak: Peak, seconds: float) -> list[Row]:
     runs = make_runs(shape)
     calls: dict[str, Callable[[], object]] = {str(n): partial(runs.asleep, n) for n in passes}
-    calls |= {"plain": runs.plain, "plain in one": runs.plain_in_one}
+    calls["plain"] = runs.plain
     times = {name: timing.median for name, timing in alternate(calls, seconds=seconds).items()}
     flops = {name: count_flops(call) for name, call in calls.items()}
     gflops = {name: flops[name] / times[name] / 1e9 for name in calls}
@@ -156,7 +149,6 @@ def _measure_shape(shape: Shape, passes: Sequence[int], peak: Peak, seconds: flo
             "tokens_per_s": runs.batch.tokens.numel() / times[n],
             "plain_passes": times[n] / times["plain"],
             "plain_passes_counted": flops[n] / flops["plain"],
-            "over_one_window": times[n] / times["plain in one"],
             "over_N_1": times[n] / times[str(passes[0])],
             "GFLOPS": gflops[n],
             "%_of_matmul_peak": peak.share(gflops[n]),
