@@ -3,8 +3,8 @@
     python benchmarks/gsm_infinite.py --out results/gsm_infinite/generator.json
 
 draws 100,000 problems, solves each from its text alone with a solver that shares no code with the generator, counts
-what they are made of, and measures the speed of one core. Leaves a card, and prints the tables that docs/GSM_INFINITE.md
-shows. No speed is reported if a single problem is not solved.
+what they are made of, and measures the speed of one core. Leaves a card, and prints the tables of
+docs/GSM_INFINITE.md. No speed is reported if a single problem is not solved.
 """
 
 from __future__ import annotations
@@ -98,7 +98,10 @@ def _arguments() -> argparse.Namespace:
 
 
 def _chunks(count: int) -> list[tuple[Cell, range]]:
-    """Cells and indices of problems: 84 % as the benchmark's figures were made, 10 % of 1 to 30 operations, 6 % padded; at least `count` in all."""
+    """Cells and indices of at least `count` problems.
+
+    84 % as the benchmark's figures were made, 10 % of 1 to 30 operations, 6 % padded.
+    """
     cells = [
         Cell((world,), level, mode, operations, False)
         for world, level, mode, operations in product(ALL_WORLDS, LEVELS, MODES, OPERATIONS)

@@ -127,10 +127,8 @@ def kill_and_resume(recipe: Recipe, out: Path, kills: int) -> list[dict[str, Any
                 if run.process.exitcode != -signal.SIGKILL:
                     _check_finished(run)
                     sys.exit(f"error: the run ended before it could be killed after step {target}: give it more steps")
-        killed_after, unfinished = (
-            run.step.value if target else None,
-            any(".tmp" in path.name for path in out.iterdir()),
-        )
+        killed_after = None if target is None else run.step.value
+        unfinished = any(".tmp" in path.name for path in out.iterdir())
         starts.append({"from_step": from_step, "killed_after_step": killed_after, "in_a_write": unfinished})
     return starts
 

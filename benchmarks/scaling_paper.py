@@ -98,7 +98,7 @@ def gathered_every_run(work: Work) -> int:
 
 
 def tensor_parallel(work: Work) -> int:
-    """Bytes reduced: [B, L, D] twice in a block's forward and in its backward; once, backward, for fast weights alone."""
+    """Bytes reduced: [B, L, D] twice in a block's forward and in its backward; once in all for fast weights alone."""
     reductions, again = 0, work.backward.activation_checkpoint
     for run in runs(work):
         for _, output in run.blocks():

@@ -1,4 +1,4 @@
-"""`reverie bench memory`: peak memory of a training step over windows and passes, by what the backward pass finds kept."""
+"""`reverie bench memory`: peak memory of a training step over windows and passes, by activation checkpointing."""
 
 from __future__ import annotations
 
