@@ -136,13 +136,6 @@ class Memory:
         return cls.fetch(file_reader(Path(path)), model, config, where=str(path))
 
     @classmethod
-    def from_bytes(
-        cls, data: bytes, model: object, config: SleepConfig | None = None, *, where: str = "this"
-    ) -> Memory:
-        """Load as `load` does, from the bytes of a file, which errors call `where`."""
-        return cls.fetch(lambda end: data[:end], model, config, where=where)
-
-    @classmethod
     def fetch(cls, fetch: Fetch, model: object, config: SleepConfig | None = None, *, where: str) -> Memory:
         """Load as `load` does, from `fetch(n)`: the first n bytes of a file, or all if there are fewer."""
         config = config or getattr(model, "sleep_config", None)

@@ -26,8 +26,8 @@ class PassObserver:
     def __init__(self, processes: Processes = ALONE) -> None:
         self._processes = processes
         self._part = 0  # of the batch
-        # Rows that slept, their norms and changes, by pass, then by part, window and block: a window that is run again in
-        # the backward pass counts once.
+        # By pass, then by part, window and block, rows that slept, their norms and changes: a window that is run again
+        # in the backward pass counts once.
         self._means: dict[int, dict[tuple[int, int, int], tuple[int, float, float]]] = defaultdict(dict)
         self._fast_weight_squares: dict[int, float] = defaultdict(float)
         self._hidden_squares: dict[int, float] = defaultdict(float)
