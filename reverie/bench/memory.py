@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from reverie.bench.card import Details, Findings, Panel, Row, number
+from reverie.bench.card import Details, Findings, Row, number
 from reverie.bench.check import SEED, random_model, require_equal_gradients
 from reverie.bench.count import LiveBytes
 from reverie.bench.machine import Peak
@@ -88,21 +88,13 @@ def measure(
         memory[i // len(CHECKPOINTS)][f"{kind}_MiB"] = peak_bytes(step.but(w, n, kind)) / 2**20
     report(total - 1, total, "time")
     best = min(COLUMNS, key=lambda column: number(memory[-1], column))
-    table = "peak memory"
     return Findings(
         name="memory",
         ratio=max(number(row, best) for row in memory) / number(memory[0], "none_MiB"),
         target=TARGET,
         better="lower",
         details=Details(
-            tables={table: memory, "time of forward and backward": _times(step, timed, seconds)},
-            panels=[
-                Panel(title=f"{table}, {title}", table=table, x=x, y=COLUMNS, where=where, y_label="MiB", log=True)
-                for title, x, where in (
-                    (f"N = {passes[-1]}", "windows", Row(N=passes[-1])),
-                    (f"{windows[-1]} windows", "N", Row(windows=windows[-1])),
-                )
-            ],
+            tables={"peak memory": memory, "time of forward and backward": _times(step, timed, seconds)},
             notes=[
                 f"Forward and backward of width {step.model.width}, {len(step.model.layers)} blocks, batch "
                 f"{step.batch_size}, windows of {step.window_size} tokens to sleep over and {LABELS} labels after "

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reverie.bench.card import Details, Findings, Panel, Row, number
+from reverie.bench.card import Details, Findings, Row, number
 from reverie.bench.check import require_equal
 from reverie.bench.count import count_flops
 from reverie.bench.machine import Peak
@@ -91,7 +91,6 @@ def measure(peak: Peak, report: Report, lengths: Sequence[int] = tuple(TARGETS),
         forward.append(_row(T, make_case(T).forward, rivals, peak, seconds / 2))
         report(2 * i - len(lengths) + 1, 3 * len(lengths), f"T {T}: forward and backward")
         both.append(_row(T, make_case(T).backward, rivals, peak, seconds / 2) | {"target": TARGETS[T]})
-    columns = tuple(key for key in both[0] if key.endswith("_ms") and key != "best_ms")
     notes = [
         f"B {B}, H {H}, K {K}, V {V}, float32; cotangents of o and of the final state are random.",
         "ratio: time of the fastest other function over ours, medians; best: our fastest round.",
@@ -109,10 +108,6 @@ def measure(peak: Peak, report: Report, lengths: Sequence[int] = tuple(TARGETS),
                 "forward and backward": both,
                 "largest difference, as a share of the largest entry": checks,
             },
-            panels=[
-                Panel(title=kind, table=kind, x="T", y=columns, y_label="ms", log=True)
-                for kind in ("forward", "forward and backward")
-            ],
             notes=[*notes, "The headline is the worst ratio of forward and backward over its own target."],
         ),
     )

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reverie.bench.card import Details, Findings, Panel, Row, number
+from reverie.bench.card import Details, Findings, Row, number
 from reverie.bench.check import SEED, random_model, require_equal, require_equal_gradients
 from reverie.bench.count import count_flops
 from reverie.bench.machine import Peak
@@ -116,18 +116,13 @@ def measure(
     for i, shape in enumerate(shapes, start=len(shapes)):
         report(i, 2 * len(shapes), f"{shape.recipe}: N = {', '.join(map(str, passes))}")
         rows += _measure_shape(shape, passes, peak, seconds)
-    columns, title = ("plain_passes", "plain_passes_counted", "N"), "forward and backward"
     return Findings(
         name="sleep",
         ratio=max(number(row, "plain_passes") for row in rows if row["N"] == HEADLINE),
         target=TARGET,
         better="lower",
         details=Details(
-            tables={title: rows},
-            panels=[
-                Panel(title=name, table=title, x="N", y=columns, where={"recipe": name}, y_label="plain passes")
-                for name, _ in shapes
-            ],
+            tables={"forward and backward": rows},
             notes=list(NOTES),
         ),
     )

@@ -8,7 +8,7 @@ from functools import partial
 from itertools import count
 from typing import NamedTuple
 
-from reverie.bench.card import Details, Findings, Panel, Row, number
+from reverie.bench.card import Details, Findings, Row, number
 from reverie.bench.count import count_flops
 from reverie.bench.machine import Peak
 from reverie.bench.sides import CURVE_STEPS, OURS, SHAPES, WINDOW, Shape, Side, batch_of, sides
@@ -43,17 +43,13 @@ def measure(peak: Peak, report: Report, shapes: Sequence[Shape] = SHAPES, second
     compared: list[Row] = []
     speeds: list[Row] = []
     losses: list[Row] = []
-    curves: dict[str, list[Row]] = {}
     for i, shape in enumerate(shapes):
         report(2 * i, 2 * len(shapes), f"{shape.name}: training steps")
         measured = _measure_shape(shape, seconds)
         speeds += [_row(shape, name, entry, peak) for name, entry in measured.items()]
         compared.append(_compare(shape, measured, peak))
         report(2 * i + 1, 2 * len(shapes), f"{shape.name}: loss curves")
-        title = f"loss, {shape.name}"
-        curves[title] = _loss_curves(shape)
-        losses += _compare_losses(shape, curves[title])
-    steps = Panel(title="training step", table=SPEEDS, x="shape", y=("tokens_per_s",), by="model", y_label="tokens/s")
+        losses += _compare_losses(shape, _loss_curves(shape))
     return Findings(
         name="train",
         ratio=min(number(row, "ratio") for row in compared),
@@ -61,12 +57,6 @@ def measure(peak: Peak, report: Report, shapes: Sequence[Shape] = SHAPES, second
         better="higher",
         details=Details(
             tables={"ours over the fastest other": compared, SPEEDS: speeds, "loss on the same data": losses},
-            curves=curves,
-            panels=[steps]
-            + [
-                Panel(title=title, table=title, x="step", y=tuple(rows[0])[1:], y_label="nats per token")
-                for title, rows in curves.items()
-            ],
             notes=list(NOTES),
         ),
     )

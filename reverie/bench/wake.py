@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reverie.bench.card import Details, Findings, Panel, Row
+from reverie.bench.card import Details, Findings, Row
 from reverie.bench.check import SEED, random_model, require_equal
 from reverie.bench.count import tensor_bytes
 from reverie.bench.machine import RESIDENT, Peak, available_bytes, resident_bytes
@@ -125,10 +125,6 @@ def measure(
                 "memory": [_memory_row(side) for side in sides],
                 "consolidation": [_consolidation(sleep_config.num_sleep_passes, own[-1]) for sleep_config, own in runs],
             },
-            panels=[
-                Panel(title=title, table=title, x="tokens", y=(column,), by="model", y_label=unit, log=True)
-                for title, column, unit in (("a token awake", "ms", "ms"), ("memory", "context_MB", "MB"))
-            ],
             notes=_notes(model, other, window_size, sides),
         ),
     )

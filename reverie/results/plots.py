@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -63,9 +63,8 @@ KINDS: dict[str, Kind] = {
 def plot_cards(
     paths: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str] | None = None,
-    kinds: Mapping[str, Kind] = KINDS,
 ) -> list[Path]:
-    """Draw each card, which must be of one of these kinds, to a PNG of the same name.
+    """Draw each card, which must be of one of `KINDS`, to a PNG of the same name.
 
     Args:
         out: the folder of the figures; None draws each beside its card.
@@ -74,9 +73,9 @@ def plot_cards(
     images = [(card.parent if out is None else Path(out)) / f"{card.stem}.png" for card in cards]
     if twice := next((image for image in images if images.count(image) > 1), None):
         raise UserError(f"two cards would be drawn to {twice}; plot them into different folders")
-    draw = dict(kinds.values())
+    draw = dict(KINDS.values())
     for path, image in zip(cards, images, strict=True):
-        card = read_card(path, {name: kind for name, (kind, _) in kinds.items()})
+        card = read_card(path, {name: kind for name, (kind, _) in KINDS.items()})
         save_figure(draw[type(card)](card), image)
     return images
 

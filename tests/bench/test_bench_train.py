@@ -44,9 +44,8 @@ def test_a_shape_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(number(row, "tokens_per_s") > 0 and number(row, "GFLOPS") > 0 for row in speed)
     assert findings.ratio == pytest.approx(min(number(row, "ratio") for row in next(iter(tables.values()))), rel=1e-4)
     assert findings.better == "higher"
-    [losses] = findings.details.curves.values()
-    assert [row["step"] for row in losses] == [1, 2]
-    assert all({"step", OURS, *others} <= set(row) for row in losses)
+    losses = tables["loss on the same data"]
+    assert [row["model"] for row in losses] == [OURS, f"{OURS}{COMPILED}", *others]
 
 
 def test_a_step_of_ours_that_is_wrong_gets_no_time(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,4 +136,5 @@ def test_what_is_timed_of_ours_has_a_loss_curve(invented: Callable[..., Any]) ->
     """Compiled too: it is what the headline may be of."""
     findings = invented(ALIKE, TIMES)
     timed = {str(row["model"]) for row in findings.details.tables["tokens per second"]}
-    assert {name for name in timed if name.startswith(OURS)} <= set(findings.details.curves["loss, tiny"][0])
+    learnt = {row["model"] for row in findings.details.tables["loss on the same data"]}
+    assert {name for name in timed if name.startswith(OURS)} <= learnt

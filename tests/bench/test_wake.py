@@ -12,7 +12,6 @@ from torch import Tensor
 
 from reverie.bench import wake
 from reverie.bench.card import Row, number
-from reverie.bench.figure import lines_of
 from reverie.bench.timer import Timing
 from reverie.bench.wake import TIME_TARGET, check_sleep, decode, measure
 from reverie.errors import UserError
@@ -137,15 +136,6 @@ def test_nothing_is_consolidated_before_the_checks(
     monkeypatch.setattr(wake, "sleep_on", never)
     with pytest.raises(UserError, match="nothing is measured"):
         measured(config)
-
-
-def test_the_figure_has_a_line_a_model(config: HybridConfig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wake, "alternate", invented(drifting))
-    card: Any = measured(config)
-    for panel in card.details.panels:
-        lines = lines_of(card, panel)
-        assert list(lines) == ["sleep, N = 1", "sleep, N = 2", TRANSFORMER]
-        assert all(xs == list(STOPS) for xs, _ in lines.values())
 
 
 def test_shipped_stops_are_whole_windows() -> None:
