@@ -6,7 +6,6 @@ import math
 import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,24 +40,15 @@ _DPI = 150
 
 
 def figure(card: Card) -> Figure:
-    """The panels of `accuracy_over_depth` and `accuracy_over_tokens` side by side."""
-    return _draw(card, [_over_depth, _over_tokens])
+    """Accuracy per question over depth after training, and beside it during training at the depth that tells most.
 
-
-def accuracy_over_depth(card: Card) -> Figure:
-    """Accuracy per question after training over depth: a line for each model and number of passes, bands over seeds.
-
-    If the task has one depth only, models stand side by side, by the card's metric.
+    A line is a model and a number of passes. If the task has one depth only, models stand side by side on the left, and
+    both panels show the card's metric.
     """
-    return _draw(card, [_over_depth])
-
-
-def accuracy_over_tokens(card: Card, depth: str | None = None) -> Figure:
-    """Accuracy per question during training, at `depth`; if absent, at the depth where models differ most.
-
-    Thin lines are seeds; the mean is drawn where all seeds were evaluated. With one depth only, by the card's metric.
-    """
-    return _draw(card, [partial(_over_tokens, depth=depth)])
+    if isinstance(card, RunCard):
+        card = compare_runs(card.name, "exact" if len(card.depths) == 1 else "question", [card])
+    y_label = METRIC_NAMES[card.metric] if len(card.depths) == 1 else "accuracy per question"
+    return draw_panels(f"{card.name}  ({_seed_note(card)})", y_label, card, [_over_depth, _over_tokens])
 
 
 def save_figure(drawing: Figure, path: str | os.PathLike[str]) -> None:
@@ -93,13 +83,6 @@ def plot_cards(
         card = read_card(path, {name: kind for name, (kind, _) in kinds.items()})
         save_figure(draw[type(card)](card), image)
     return images
-
-
-def _draw(card: Card, panels: Sequence[Callable[[Axes, ComparisonCard], None]]) -> Figure:
-    if isinstance(card, RunCard):
-        card = compare_runs(card.name, "exact" if len(card.depths) == 1 else "question", [card])
-    y_label = METRIC_NAMES[card.metric] if len(card.depths) == 1 else "accuracy per question"
-    return draw_panels(f"{card.name}  ({_seed_note(card)})", y_label, card, panels)
 
 
 def _seed_note(card: ComparisonCard) -> str:
@@ -162,11 +145,9 @@ def _over_models(axes: Axes, card: ComparisonCard) -> None:
     axes.axhline(card.results[0].chance, **CHANCE)
 
 
-def _over_tokens(axes: Axes, card: ComparisonCard, depth: str | None = None) -> None:
-    single = len(card.depths) == 1
-    depth = _telling_depth(card) if depth is None else depth
-    if depth not in card.depths:
-        raise UserError(f"{card.name} has no depth {depth}; it has {', '.join(card.depths)}")
+def _over_tokens(axes: Axes, card: ComparisonCard) -> None:
+    """Draw thin lines for seeds, and the mean where all seeds were evaluated."""
+    single, depth = len(card.depths) == 1, _telling_depth(card)
     axes.set_title(_title(card, f"during training, {depth_name(card.recipe)} = {depth}", "thin: seeds"))
 
     def accuracy(point: CurvePoint) -> float:
