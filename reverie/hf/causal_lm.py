@@ -19,14 +19,14 @@ from reverie.hf.decoder import (
     inserted_parameters,
     sleeping_decoder,
 )
-from reverie.hf.reading import reads_newest_only, take_up
+from reverie.hf.reading import Checkpointed, reads_newest_only, take_up
 from reverie.hf.save import Origin, save_sleeping
 from reverie.model import LanguageModel
 from reverie.sleep import SleepConfig
-from reverie.sleep.gradients import EXACT, Backward
+from reverie.sleep.gradients import Backward
 
 
-class SleepingCausalLM(nn.Module):
+class SleepingCausalLM(Checkpointed, nn.Module):
     """Mixed in before a causal language model's class."""
 
     stock: type[nn.Module]
@@ -60,24 +60,16 @@ class SleepingCausalLM(nn.Module):
         save_whole = super().save_pretrained  # pyright: ignore[reportAttributeAccessIssue]
         save_sleeping(self, Path(save_directory), save_whole, *args, **kwargs)
 
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """Windows and passes run again in the backward pass; block by block would lose their states."""
-        sleeping_decoder(self).backward_config = Backward(activation_checkpoint="window")
-
-    def gradient_checkpointing_disable(self) -> None:
-        sleeping_decoder(self).backward_config = EXACT
-
-    activation_checkpointing_enable, activation_checkpointing_disable = (  # their names from transformers 6 on
-        gradient_checkpointing_enable,
-        gradient_checkpointing_disable,
-    )
-
     @property
-    def is_gradient_checkpointing(self) -> bool:
-        return sleeping_decoder(self).backward_config != EXACT
+    def backward_config(self) -> Backward:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return sleeping_decoder(self).backward_config
+
+    @backward_config.setter
+    def backward_config(self, config: Backward) -> None:
+        sleeping_decoder(self).backward_config = config
 
 
-class PretrainedLM(DecoderBlocks, LanguageModel):
+class PretrainedLM(DecoderBlocks, LanguageModel):  # pyright: ignore[reportIncompatibleVariableOverride]
     """A model of transformers that can sleep (`add.install`) as a `LanguageModel`; `lm` is that model, as it is."""
 
     def __init__(self, lm: PreTrainedModel) -> None:

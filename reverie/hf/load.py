@@ -57,7 +57,6 @@ def load(folder: str | Path, base: str | Path | None = None, **kwargs: Any) -> P
 
 
 def _from_hub(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Those arguments of from_pretrained that say where files are found."""
     names = ("cache_dir", "force_download", "local_files_only", "proxies", "token", "revision", "subfolder")
     return {name: kwargs[name] for name in names if name in kwargs}
 

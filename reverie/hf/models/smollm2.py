@@ -102,7 +102,10 @@ _OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
 
 
 def _weights(tensors: Mapping[str, np.ndarray], config: LlamaConfig) -> dict[str, torch.Tensor]:
-    """By transformers' names. Keys and queries turn halves of a head against each other there, neighbours in GGUF."""
+    """The weights under the names that transformers gives them.
+
+    Rotary positions pair element i of a head with i + d/2 there, and neighbours in GGUF: rows of q and k are reordered.
+    """
     weights = {}
     for name, array in tensors.items():
         part = name.removesuffix(".weight").rsplit(".", 1)[-1]

@@ -72,7 +72,7 @@ def evaluate_passes(
         UserError: a number is out of range, there is no run, one has no fast weights, the runs are of different tasks,
             or two runs of one regime differ in more than the seed.
     """
-    found = sorted((_find(run) for run in runs), key=lambda run: run.order)
+    found = sorted((_Found(run, load_run(run).recipe) for run in runs), key=lambda run: run.order)
     _require_comparable(found)
     settings = [_settings(run.recipe, sorted(set(numbers)), sorted(set(tolerances), reverse=True)) for run in found]
     examples = num_examples or max(run.recipe.train.eval_examples for run in found)
@@ -86,18 +86,13 @@ def evaluate_passes(
         return _card(found[0].recipe, evaluated, examples, time.perf_counter() - started)
 
 
-def _find(run: Path) -> _Found:
-    recipe = load_run(run).recipe
-    if not recipe.model.has_fast_weights:
-        raise UserError(f"{run} has attention layers alone: the number of sleep passes changes nothing about it")
-    return _Found(run, recipe)
-
-
 def _require_comparable(runs: Sequence[_Found]) -> None:
-    """Raise UserError unless all have one task and metric, and the runs of a regime differ in their seeds alone."""
+    """Raise UserError unless all sleep, with one task and metric, and runs of a regime differ in their seeds alone."""
     if not runs:
         raise UserError("there is no run to evaluate")
     for run in runs:
+        if not run.recipe.model.has_fast_weights:
+            raise UserError(f"{run.place} has attention layers alone: the number of sleep passes changes nothing")
         both = f"{runs[0].place} and {run.place} cannot be in one figure"
         if run.recipe.task.model_dump() != runs[0].recipe.task.model_dump():
             raise UserError(f"{both}: they were trained on other tasks")
