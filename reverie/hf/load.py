@@ -1,7 +1,4 @@
-"""Reading sleeping models: `load(folder)`, of what `model.save_pretrained(folder)` left (`save.py`).
-
-`AutoModelForCausalLM.from_pretrained(folder)` loads them too, once `reverie.hf` is imported.
-"""
+"""Reading sleeping models: `load(folder)`, of what `model.save_pretrained(folder)` left (`save.py`)."""
 
 from __future__ import annotations
 

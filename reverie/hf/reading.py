@@ -1,8 +1,4 @@
-"""Read a batch of texts through `reverie.sleep.read`, the way models of transformers are called.
-
-Padded rows, a cache that comes back with the next tokens, logits of the newest token alone: what `SleepingDecoder` and
-`ReverieHybridForCausalLM` share.
-"""
+"""Read a batch through `reverie.sleep.read`, called as models of transformers are: padding, caches, logits."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""A `HybridLM` as a model of transformers: generate(), Trainer, peft and evaluation harnesses take it as it is.
-
-`AutoModelForCausalLM.from_pretrained(folder)` loads one, once `reverie.hf` is imported.
-"""
+"""A `HybridLM` as a model of transformers: generate(), Trainer, peft and evaluation harnesses take it as it is."""
 
 from __future__ import annotations
 

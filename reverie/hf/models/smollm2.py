@@ -29,16 +29,15 @@ SMOLLM2 = "smollm2"
 """What an adapter calls it."""
 
 
-def load_smollm2(dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model in evaluation mode, and its tokenizer; 135M parameters, 0.5 GiB in float32, in about a second.
-
-    Raises UserError that names the package to install where one is missing.
-    """
-    return load_smollm2_model(dtype), load_smollm2_tokenizer()
-
-
 def load_smollm2_model(dtype: torch.dtype = torch.float32, **kwargs: Any) -> PreTrainedModel:
-    """The model alone; `kwargs` of `LlamaForCausalLM.from_pretrained`."""
+    """The model in evaluation mode; 135M parameters, 0.5 GiB in float32, in about a second.
+
+    Args:
+        kwargs: of `LlamaForCausalLM.from_pretrained`.
+
+    Raises:
+        UserError: a package is missing, which it names, or the file cannot be read.
+    """
     path = model_file()
     try:
         config = kwargs.pop("config", None) or _config(gguf_metadata(path))
