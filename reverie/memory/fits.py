@@ -12,7 +12,7 @@ from torch import Tensor
 
 from reverie.errors import UserError
 from reverie.memory.file import Header, described
-from reverie.model import SleepingModel
+from reverie.model import SleepingModel, State
 from reverie.sleep import Context, SleepConfig, wake
 
 _FLOATS = {"F16", "BF16", "F32", "F64"}
@@ -38,12 +38,7 @@ def check_settings(made: SleepConfig, wanted: SleepConfig, where: str, num_block
 
 def check_fits(header: Header, model: SleepingModel, device: torch.device, where: str) -> None:
     """Check that a memory's tensors are those that this model's state has; raises UserError if not."""
-    states = []
-    for tokens in (1, 2):
-        ids, config = torch.zeros(1, tokens, dtype=torch.long, device=device), SleepConfig(window_size=tokens)
-        with torch.no_grad():
-            states.append(wake(model, ids, Context.empty(model), config)[1].state)
-    (ours, one), (_, two) = map(described, states)
+    (ours, one), (_, two) = (described(_after(model, tokens, device)) for tokens in (1, 2))
     parts, info = header.content.parts, header.info
     if len(parts) != len(ours):
         raise UserError(f"{where} does not fit this model, which has {len(ours)} blocks")
@@ -67,6 +62,13 @@ def check_fits(header: Header, model: SleepingModel, device: torch.device, where
         raise UserError(f"{where} is not a memory: it lacks the tensor {min(lacking)}")
     if header.history_bytes > MOST_HISTORY_BYTES:
         raise UserError(f"{where} is not a memory: its history has {header.history_bytes:,} bytes")
+
+
+def _after(model: SleepingModel, tokens: int, device: torch.device) -> State:
+    """The model's state after so many tokens."""
+    with torch.no_grad():
+        ids = torch.zeros(1, tokens, dtype=torch.long, device=device)
+        return wake(model, ids, Context.empty(model), SleepConfig(window_size=tokens))[1].state
 
 
 def _is_shape(shape: tuple[int, ...], rows: int, one: Tensor, two: Tensor, most: int) -> bool:
