@@ -143,7 +143,7 @@ class DecoderBlocks:
         blocks = cast(Sequence[SleepingBlock], self.layers)
         return [i for i, block in enumerate(blocks) if block.recurrent or inserted_mixer(block) is not None]
 
-    def compile(self, backend: str) -> None:
+    def compile_blocks(self, backend: str) -> None:
         """Blocks run through `torch.compile` from now on. Raises UserError where they hold more than attention does."""
         blocks = cast(Sequence[SleepingBlock], self.layers)
         if any(block.recurrent or not block.attends for block in blocks):
