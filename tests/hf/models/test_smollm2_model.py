@@ -52,6 +52,7 @@ def test_it_knows_english(loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase
         assert model(tokens, labels=tokens).loss < 3.0  # chance is 10.8
 
 
+@pytest.mark.slow
 def test_new_layers_change_nothing_and_are_saved_alone(
     loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
