@@ -83,7 +83,7 @@ example: setup
 		export_example("runs/compare/gsm_infinite/example/sleep-3-seed-0", "reverie/example", 0)'
 	.venv/bin/reverie watch runs/compare/gsm_infinite/example/sleep-3-seed-0 --examples 512 --out docs/watch.png
 
-# make performance    cards, figures and tables of docs/PERFORMANCE.md anew: half an hour on two quiet cores
+# make performance    cards and tables of docs/PERFORMANCE.md anew: half an hour on two quiet cores
 performance: setup
 	for name in ops train sleep memory wake; do \
 		.venv/bin/reverie bench $$name --out results/performance/$$name.json || exit 1; \

@@ -3,8 +3,8 @@
     python benchmarks/gsm_infinite.py --out results/gsm_infinite/generator.json
 
 draws 100,000 problems, solves each from its text alone with a solver that shares no code with the generator, counts
-what they are made of, and measures the speed of one core. Leaves a card and a figure, and prints the tables that
-docs/GSM_INFINITE.md shows. No speed is reported if a single problem is not solved.
+what they are made of, and measures the speed of one core. Leaves a card, and prints the tables of
+docs/GSM_INFINITE.md. No speed is reported if a single problem is not solved.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
 import publish
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 
@@ -62,11 +61,6 @@ class Cell(NamedTuple):
     padded: bool
 
 
-class Chunk(NamedTuple):
-    cell: Cell
-    indices: range
-
-
 def main() -> None:
     arguments, origin = _arguments(), publish.begin()
     chunks = _chunks(arguments.count)
@@ -88,7 +82,7 @@ def main() -> None:
     if wrong:
         sys.exit(f"error: {len(wrong)} of {len(facts)} problems are not solved; the first is {wrong[0]}")
     card["problems_per_second"] = speed()
-    publish.publish(arguments, card, figure, markdown, result)
+    publish.publish(arguments, card, markdown, result)
 
 
 def _arguments() -> argparse.Namespace:
@@ -103,8 +97,11 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def _chunks(count: int) -> list[Chunk]:
-    """84 % as the benchmark's figures were made, 10 % of 1 to 30 operations, 6 % padded; at least `count` in all."""
+def _chunks(count: int) -> list[tuple[Cell, range]]:
+    """Cells and indices of at least `count` problems.
+
+    84 % as the benchmark's figures were made, 10 % of 1 to 30 operations, 6 % padded.
+    """
     cells = [
         Cell((world,), level, mode, operations, False)
         for world, level, mode, operations in product(ALL_WORLDS, LEVELS, MODES, OPERATIONS)
@@ -114,31 +111,26 @@ def _chunks(count: int) -> list[Chunk]:
     chunks = []
     for group, share in ((cells, 0.84), (deep, 0.10), (padded, 0.06)):
         each = -(-round(count * share) // len(group))
-        chunks += [
-            Chunk(cell, range(first, min(first + CHUNK, each))) for cell in group for first in range(0, each, CHUNK)
-        ]
+        chunks += [(cell, range(first, min(first + CHUNK, each))) for cell in group for first in range(0, each, CHUNK)]
     return chunks
 
 
-def config_of(cell: Cell) -> ProblemConfig:
-    return ProblemConfig(
+def draw(cell: Cell, indices: range) -> Iterator[Problem]:
+    config = ProblemConfig(
         worlds=cell.worlds,
         levels=(cell.level,),
         modes=(cell.mode,),
         max_operations=30,
         length=PADDED_LENGTH if cell.padded else None,
     )
-
-
-def draw(cell: Cell, indices: range) -> Iterator[Problem]:
-    config, measure = config_of(cell), lru_cache(maxsize=None)(load_smollm2().count)
+    measure = lru_cache(maxsize=None)(load_smollm2().count)
     for index in indices:
         yield draw_problem(config, "train", SEED, cell.operations, index, cell.operations, measure=measure)
 
 
-def examine(chunk: Chunk) -> list[dict[str, Any]]:
+def examine(chunk: tuple[Cell, range]) -> list[dict[str, Any]]:
     """Solve problems from their text, and say what they are made of."""
-    return [_examine(chunk.cell, problem) for problem in draw(chunk.cell, chunk.indices)]
+    return [_examine(chunk[0], problem) for problem in draw(*chunk)]
 
 
 def _examine(cell: Cell, problem: Problem) -> dict[str, Any]:
@@ -162,12 +154,9 @@ def _examine(cell: Cell, problem: Problem) -> dict[str, Any]:
         "needed": dict(kinds[True]),
         "unneeded": dict(kinds[False]),
         "quantities": len(solution.needed),
-        "links": ours // (2 if problem.level == "hard" else 1),
         "needed_share": sum(not core.parts[q] for q in core.needed) / ours,
         "asked": core.quantities[core.asked].kind,
         "tokens": load_smollm2().count(problem.prompt),
-        "characters": len(problem.prompt),
-        "sentences": len(parsed.facts),
         "decoy": core.decoy is not None,
     }
 
@@ -186,7 +175,6 @@ def distributions(facts: list[dict[str, Any]]) -> dict[str, Any]:
         "quantities": {
             n: round(statistics.fmean(f["quantities"] for f in group), 2) for n, group in by_operations.items()
         },
-        "links": {name: round(statistics.fmean(f["links"] for f in group), 1) for name, group in groups.items()},
         "needed share": {
             name: round(100 * statistics.fmean(f["needed_share"] for f in group)) for name, group in groups.items()
         },
@@ -195,14 +183,6 @@ def distributions(facts: list[dict[str, Any]]) -> dict[str, Any]:
         "reverse answers": _percent(Counter(str(f["answer"]) for f in reverse), digits=1),
         "decoys": round(100 * statistics.fmean(f["decoy"] for f in reverse)),
         "tokens": {"unpadded": _spread(plain), "padded": _spread(padded)},
-        "sentences": {
-            "unpadded": statistics.median(f["sentences"] for f in plain),
-            "padded": statistics.median(f["sentences"] for f in padded),
-        },
-        "characters per token": {
-            name: round(statistics.fmean(f["characters"] / f["tokens"] for f in group), 2)
-            for name, group in (("unpadded", plain), ("padded", padded))
-        },
     }
 
 
@@ -271,11 +251,10 @@ def markdown(card: dict[str, Any]) -> str:
     tables.append(markdown_table(["facts, %", *KINDS], body))
     body = [
         [name, _pairs(ours["asked"][name]), _pairs(BENCHMARK["asked"][name])]
-        + [f"{source['links'][name]:.1f}" for source in (ours, BENCHMARK)]
         + [f"{source['needed share'][name]:.0f}" for source in (ours, BENCHMARK)]
         for name in _GROUPS
     ]
-    heads = ["", "asked, %: ours", "benchmark", "links: ours", "benchmark", "needed facts, %: ours", "benchmark"]
+    heads = ["", "asked, %: ours", "benchmark", "needed facts, %: ours", "benchmark"]
     tables.append(markdown_table(heads, body))
     body = [
         ["needed quantities, ours", *(f"{ours['quantities'][str(n)]:.1f}" for n in OPERATIONS)],
@@ -286,16 +265,11 @@ def markdown(card: dict[str, Any]) -> str:
     ]
     tables.append(markdown_table(["operations", *map(str, OPERATIONS)], body))
     body = [
-        [
-            f"{name}, {who}",
-            *(f"{n:,}" for n in source["tokens"][name]),
-            f"{source['sentences'][name]:g}",
-            f"{source['characters per token'][name]:.2f}",
-        ]
+        [f"{name}, {who}", *(f"{n:,}" for n in source["tokens"][name])]
         for name in ("unpadded", "padded")
         for who, source in (("ours", ours), ("benchmark", BENCHMARK))
     ]
-    heads = ["prompt tokens", "min", "p10", "median", "mean", "p90", "max", "sentences", "characters per token"]
+    heads = ["prompt tokens", "min", "p10", "median", "mean", "p90", "max"]
     tables.append(markdown_table(heads, body))
     body = [
         ["best constant answer, forward, %", *(f"{s['constant']['forward']['all']:.0f}" for s in (ours, BENCHMARK))],
@@ -314,24 +288,6 @@ def _pairs(shares: dict[str, float]) -> str:
 
 def _shares(shares: dict[str, float]) -> str:
     return " / ".join(f"{share:.1f}" for share in shares.values())
-
-
-def figure(card: dict[str, Any]) -> Figure:
-    """Kinds of needed facts, needed quantities, and lengths: ours as bars, the benchmark's as marks."""
-    ours = card["distributions"]
-    drawing = Figure(figsize=(10, 6), layout="constrained")
-    axes = drawing.subplots(2, 2)
-    for panel, name in zip(axes.flat, _GROUPS, strict=True):
-        panel.bar(range(len(KINDS)), ours["needed"][name], color="#7aa6c2", label="reverie")
-        panel.plot(range(len(KINDS)), BENCHMARK["needed"][name], "D", color="#c2410c", markersize=5, label="benchmark")
-        panel.set_xticks(range(len(KINDS)), KINDS, fontsize=7)
-        panel.set_title(f"needed facts, {name}, %", fontsize=9, loc="left")
-        panel.spines[["top", "right"]].set_visible(False)
-    axes[0, 0].legend(frameon=False, fontsize=8)
-    drawing.suptitle(
-        f"{card['problems']:,} problems of our generator beside the benchmark's", x=0.01, ha="left", fontsize=10
-    )
-    return drawing
 
 
 if __name__ == "__main__":

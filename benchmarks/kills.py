@@ -3,8 +3,8 @@
     python benchmarks/kills.py depo/nano --set train.checkpoint_every=50 --out results/reliability/kills.json
 
 trains the recipe twice, at the same time: once without a break, and once in a process that gets SIGKILL at random
-moments, 20 by default, and is started again each time. Then compares weights, optimiser states, curve and final score.
-Leaves a card, and a figure of steps over time.
+moments, 20 by default, and is started again each time. Then compares weights, optimiser states, curve and final score,
+and leaves a card.
 """
 
 from __future__ import annotations
@@ -24,7 +24,6 @@ from typing import Any, NamedTuple
 
 import publish
 import torch
-from matplotlib.figure import Figure
 from rich.console import Console
 from rich.progress import track
 
@@ -39,7 +38,6 @@ from reverie.train.run import train
 SEED = 0  # of the moments
 CONTEXT: Any = multiprocessing.get_context("spawn")  # a fresh interpreter each time, as a user starts it
 POLL_S = 0.002
-POINTS = 20  # that the figure has of each start
 
 
 class Running(NamedTuple):
@@ -77,7 +75,7 @@ def main() -> None:
         "starts": starts,
     }
     card["hardware"]["threads"] = 1
-    publish.publish(arguments, card, figure, sentence, result)
+    publish.publish(arguments, card, sentence, result)
 
 
 def _arguments() -> argparse.Namespace:
@@ -112,54 +110,40 @@ def _live(recipe: Recipe, out: Path, step: Any) -> None:
 def kill_and_resume(recipe: Recipe, out: Path, kills: int) -> list[dict[str, Any]]:
     """Train with that many kills; returns for each start of the process what became of it.
 
-    Moments are drawn uniformly over the run: a step, and then some part of the time that the next one takes.
+    Moments are drawn uniformly over the run: a step, and then some part of the time that the one before took.
     """
-    moments, began = random.Random(SEED), time.perf_counter()
+    moments, starts = random.Random(SEED), []
     steps = sorted(moments.sample(range(1, recipe.train.steps), kills))
-    starts: list[dict[str, Any]] = []
     for target in track([*steps, None], "killing", console=Console(stderr=True)):
         from_step = load_checkpoint(out / FILE_NAME).progress.step if (out / FILE_NAME).exists() else 0
-        started = time.perf_counter() - began
         with running(recipe, out) as run:
-            seen = _follow(run, target, began)
+            step_time = _follow(run, target)
             if target is None:
                 _check_finished(run)
             else:
-                time.sleep(moments.random() * _step_time(seen))
+                time.sleep(moments.random() * step_time)
                 run.process.kill()
                 run.process.join()
                 if run.process.exitcode != -signal.SIGKILL:
                     _check_finished(run)
                     sys.exit(f"error: the run ended before it could be killed after step {target}: give it more steps")
-        every = -(-len(seen) // POINTS)
-        starts.append(
-            {
-                "from_step": from_step,
-                "killed_after_step": None if target is None else run.step.value,
-                "in_a_write": any(".tmp" in path.name for path in out.iterdir()),
-                "started_s": round(started, 3),
-                "ended_s": round(time.perf_counter() - began, 3),
-                "seen": seen[::-every][::-1],  # [seconds, step], the last one in any case
-            }
-        )
+        killed_after = None if target is None else run.step.value
+        unfinished = any(".tmp" in path.name for path in out.iterdir())
+        starts.append({"from_step": from_step, "killed_after_step": killed_after, "in_a_write": unfinished})
     return starts
 
 
-def _follow(run: Running, target: int | None, began: float) -> list[list[float]]:
-    """When each step was done, until the step `target` is, or the process ends: [seconds, step]."""
-    seen: list[list[float]] = []
+def _follow(run: Running, target: int | None) -> float:
+    """Seconds of a step, once the step `target` is done, or the process has ended."""
+    first, begun = 0, 0.0
     while run.process.is_alive():
         step = run.step.value
-        if step and (not seen or step > seen[-1][1]):
-            seen.append([round(time.perf_counter() - began, 3), step])
+        if step and not first:
+            first, begun = step, time.perf_counter()
         if target is not None and step >= target:
-            break
+            return (time.perf_counter() - begun) / max(step - first, 1)
         time.sleep(POLL_S)
-    return seen
-
-
-def _step_time(seen: list[list[float]]) -> float:
-    return (seen[-1][0] - seen[0][0]) / (seen[-1][1] - seen[0][1]) if len(seen) > 1 else 0.0
+    return 0.0
 
 
 def _check_finished(run: Running) -> None:
@@ -219,33 +203,6 @@ def sentence(card: dict[str, Any]) -> str:
     struck = _struck(card)
     what = f"differs in {', '.join(card['differing'])}" if card["differing"] else "is the same run to the last bit"
     return f"{card['recipe']['name']}, killed {len(struck)} times (after steps {', '.join(map(str, struck))}), {what}"
-
-
-def figure(card: dict[str, Any]) -> Figure:
-    """Steps over time: a line for each start, from the checkpoint it found, and a cross where it was killed."""
-    drawing = Figure(figsize=(7, 3.8), layout="constrained")
-    axes = drawing.subplots()
-    starts = card["starts"]
-    ends = [start["ended_s"] for start in starts]
-    unit, name = (60.0, "minutes") if ends[-1] > 300 else (1.0, "seconds")
-    for start in starts:
-        points = [(start["started_s"], start["from_step"]), *start["seen"]]
-        if start["killed_after_step"] is not None:
-            points.append((start["ended_s"], start["killed_after_step"]))
-        axes.plot([t / unit for t, _ in points], [step for _, step in points], color="#7aa6c2", linewidth=1.5)
-    killed = [start for start in starts if start["killed_after_step"] is not None]
-    marks = [start["ended_s"] / unit for start in killed], [start["killed_after_step"] for start in killed]
-    axes.plot(*marks, "x", color="#c2410c", markersize=6, label="SIGKILL", clip_on=False)
-    axes.set_xlabel(name)
-    axes.set_ylabel("steps done")
-    axes.set_xlim(left=0)
-    axes.set_ylim(0, card["recipe"]["train"]["steps"])
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper left")
-    outcome = "not the same run as" if card["differing"] else "bit-identical to"
-    title = f"{card['recipe']['name']}, killed {len(killed)} times and resumed: {outcome} the run without a break"
-    drawing.suptitle(title, x=0.01, ha="left", fontsize=10)
-    return drawing
 
 
 if __name__ == "__main__":

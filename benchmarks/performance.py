@@ -33,14 +33,8 @@ def _tables(path: Path) -> str:
     if not path.exists():
         return "Not measured yet."
     card = read_card(path, {"benchmark": BenchmarkCard})
-    beside = f"../results/performance/{card.name}"
-    return "\n\n".join(
-        [
-            markdown(card),
-            f"[Card]({beside}.json) of {card.date[:10]}, commit {card.commit}.",
-            f"![{card.name}: {', '.join(panel.title for panel in card.details.panels)}]({beside}.png)",
-        ]
-    )
+    place = f"../results/performance/{card.name}.json"
+    return f"{markdown(card)}\n\n[Card]({place}) of {card.date[:10]}, commit {card.commit}."
 
 
 def main() -> None:

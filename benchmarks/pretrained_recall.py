@@ -79,7 +79,7 @@ def main() -> None:
         "scores": {name: [score[name] for score in scores] for name in scores[0]},
         "curves": [[point.model_dump(mode="json") for point in card.curve] for card in cards],
     }
-    publish.publish(arguments, card, figure, table, lambda card: card["scores"])
+    publish.publish(arguments, card, table, lambda card: card["scores"], figure)
 
 
 def _arguments() -> argparse.Namespace:

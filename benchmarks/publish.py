@@ -22,7 +22,7 @@ from reverie.results.provenance import commit_id, hardware
 def options(description: str | None) -> argparse.ArgumentParser:
     """A parser that knows --out and --json."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="card (.json) to write, with a figure beside it")
+    parser.add_argument("--out", type=Path, help="card (.json) to write, with a figure beside it if it has one")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     return parser
 
@@ -41,14 +41,15 @@ def begin() -> Callable[[], dict[str, Any]]:
 def publish(
     arguments: argparse.Namespace,
     card: dict[str, Any],
-    figure: Callable[[dict[str, Any]], Figure],
     text: Callable[[dict[str, Any]], str],
     result: Callable[[dict[str, Any]], dict[str, Any]],
+    figure: Callable[[dict[str, Any]], Figure] | None = None,
 ) -> None:
-    """Write the card and its figure if asked, and print its text or, with --json, its result."""
+    """Write the card, and its figure if it has one, if asked; print its text or, with --json, its result."""
     if arguments.out is not None:
         write_atomic(arguments.out, (json.dumps(card, indent=1) + "\n").encode())
-        save_figure(figure(card), arguments.out.with_suffix(".png"))
+        if figure is not None:
+            save_figure(figure(card), arguments.out.with_suffix(".png"))
     print(json.dumps(result(card)) if arguments.json else text(card))
 
 

@@ -1,33 +1,34 @@
-"""What training with sleep costs: formulas beside measurements here, and at 1.4B, 8B and 70B on paper.
+"""What training with sleep costs: formulas beside counts of small models, and at 1.4B, 8B and 70B on paper.
 
     python benchmarks/scaling.py --out results/scaling.json
 
-trains small models for a step while operations, bytes and collectives are counted, compares the counts with the
-formulas, and applies the formulas to large models. Leaves a card and a figure, and prints the tables of
-docs/SCALING.md.
+takes a step of small models while operations and bytes are counted, compares the counts with the formulas, and applies
+the formulas to large models. Leaves a card, and prints the tables of docs/SCALING.md.
 """
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import publish
-import scaling_measured as measured
 import scaling_paper as paper
-import scaling_traffic as traffic
 import torch
-from scaling_tables import figure, tables
+import torch.nn.functional as F
+from torch import Tensor
 
 from reverie.bench import account
 from reverie.bench.account import Work
 from reverie.bench.card import outcome
-from reverie.model import HybridConfig
-from reverie.sleep import SleepConfig
+from reverie.bench.count import LiveBytes, flop_counter
+from reverie.bench.tables import markdown_table
+from reverie.model import HybridConfig, LanguageModel, new_model
+from reverie.sleep import SleepConfig, rollout
 from reverie.sleep.gradients import Backward
-from reverie.train.distributed import Parallel
 
-TARGET = 0.05  # of what is measured
+TARGET = 0.05  # of what is counted
 
 
 class Check(NamedTuple):
@@ -59,64 +60,77 @@ def small(
 
 CASES = {
     "N = 1": small(passes=1),
-    "N = 2": small(passes=2),
     "N = 3": small(),
     "N = 3, L = 64": small(window=64),
-    "N = 3, blocks 1 and 2 looped": small(looped=(1, 3)),
     "N = 4, blocks 0 and 1 looped": small(passes=4, looped=(0, 2)),
     "N = 3, labels in windows 1 and 3": small(labelled="-x-x"),
-    "N = 3, labels in windows 2 and 3": small(labelled="--xx"),
-    "jet": small(("attn", "jet", "attn", "jet")),
     "gdn and jet, blocks 1 to 3 looped": small(("gdn", "attn", "attn", "jet", "attn"), looped=(1, 4)),
     "transformer": small(("attn",) * 4, labelled="-xxx"),
-    "pass": small(activation_checkpoint="pass"),
     "pass, N = 4, labels in windows 1 and 3": small(passes=4, labelled="-x-x", activation_checkpoint="pass"),
     "pass, blocks 1 and 2 looped": small(looped=(1, 3), activation_checkpoint="pass"),
-    "window": small(activation_checkpoint="window"),
     "window, jet, N = 2": small(("attn", "jet", "attn", "jet"), passes=2, activation_checkpoint="window"),
     "window, N = 4, blocks 0 and 1 looped": small(passes=4, looped=(0, 2), activation_checkpoint="window"),
     "last 2 of 4 passes": small(passes=4, bptt_passes=2),
     "labels reach 1 window": small(bptt_windows=1),
 }
-TRAFFIC_CASES = ("N = 1", "N = 3", "N = 4, blocks 0 and 1 looped", "jet", "pass", "window")
+
+
+def batch_of(work: Work) -> tuple[Tensor, Tensor]:
+    """Tokens and loss mask: the labels stand at the end of labelled windows, the same number in each."""
+    random, L = torch.Generator().manual_seed(0), work.sleep.window_size
+    length = work.tokens or L * len(work.labelled)
+    tokens = torch.randint(work.model.vocab_size, (work.batch, length), generator=random)
+    mask = torch.zeros_like(tokens, dtype=torch.bool)
+    each = work.scored // (work.batch * sum(work.labelled))
+    for window, labelled in enumerate(work.labelled):
+        end = window * L + work.length(window)
+        mask[:, end - each : end] = labelled
+    return tokens, mask
+
+
+def loss_of(work: Work, model: LanguageModel) -> Tensor:
+    tokens, mask = batch_of(work)
+    logits, _ = rollout(model, tokens, mask, work.sleep, backward=work.backward)
+    return F.cross_entropy(logits.float(), tokens[mask])
+
+
+def operations(work: Work) -> tuple[int, int]:
+    """Operations of the forward, and of the backward with what it makes again."""
+    model, counter = new_model(work.model, 0), flop_counter()
+    with counter:
+        loss = loss_of(work, model)
+        forward = counter.get_total_flops()
+        loss.backward()
+    return forward, counter.get_total_flops() - forward
+
+
+def live_bytes(work: Work, dtype: torch.dtype | None = None) -> tuple[int, int]:
+    """Bytes alive between forward and backward, casts of parameters left out, and the most alive in the backward."""
+    model = new_model(work.model, 0)
+    loss_of(work, model)  # rotary tables are made once
+    with LiveBytes() as live:
+        with nullcontext() if dtype is None else torch.autocast("cpu", dtype):
+            loss = loss_of(work, model)
+        gc.collect()
+        kept = live.bytes
+        live.peak = 0
+        loss.backward()
+    casts = 0 if dtype is None else sum(p.numel() * dtype.itemsize for p in model.parameters() if p.ndim == 2)
+    return kept - casts, live.peak
 
 
 def checks() -> Iterator[Check]:
-    """Predictions beside measurements."""
-    for case in ("N = 3", "jet", "gdn and jet, blocks 1 to 3 looped", "transformer"):
-        states, muon = measured.optimisers(CASES[case])
-        yield Check("bytes, optimisers", case, account.optimizer_bytes(CASES[case].model), states)
-        yield Check("operations, Muon", case, account.muon_operations(CASES[case].model), muon)
+    """Predictions beside counts."""
     for case, work in CASES.items():
-        forward, backward = measured.operations(work)
+        forward, backward = operations(work)
         expected = account.operations(work)
         yield Check("operations, forward", case, expected.forward, forward)
         yield Check("operations, backward", case, expected.backward + expected.recompute, backward)
-    for case, work in CASES.items():
         if work.backward.bptt_passes is None and work.backward.bptt_windows is None:
-            kept, peak = measured.live_bytes(work)
+            kept, peak = live_bytes(work)
             yield Check("bytes, kept for the backward", case, account.kept_bytes(work), kept)
             yield Check("bytes, most in the backward", case, account.peak_bytes(work), peak)
-    yield from _traffic_checks()
-
-
-def _traffic_checks() -> Iterator[Check]:
-    cases: list[tuple[str, Parallel, bool]] = [(case, "ddp", False) for case in ("N = 1", "N = 3")]
-    for case in TRAFFIC_CASES:
-        cases.extend([(case, "fsdp", False), (case, "fsdp", True)])
-    found = measured.traffic([(CASES[case], how, every_run) for case, how, every_run in cases])
-    for (case, how, every_run), payload in zip(cases, found, strict=True):
-        work = CASES[case]
-        if how == "ddp":
-            yield Check("bytes, DDP reduces", case, traffic.ddp(work), payload["reduced"])
-            continue
-        gathered, scattered = traffic.fsdp(work, 2, once=not every_run)
-        name = f"{case}, {'every run gathers' if every_run else 'gathered once'}"
-        yield Check("bytes, FSDP gathers", name, gathered, payload["gathered"])
-        yield Check("bytes, FSDP scatters", name, scattered, payload["scattered"])
-        if not every_run:
-            yield Check("bytes, Muon exchanges", case, traffic.muon_exchange(work), payload["exchanged"])
-            yield Check("bytes, most in the backward, FSDP", case, account.peak_bytes(work), payload["peak"])
+    yield autocast_check()
 
 
 def autocast_check() -> Check:
@@ -125,21 +139,8 @@ def autocast_check() -> Check:
     layers = ("attn", "attn", "attn", "gdn")
     model = HybridConfig.model_validate({**sizes, "layers": layers, "fast_heads": 3, "key_size": 64, "value_size": 128})
     work = Work(model, SleepConfig(window_size=256, num_sleep_passes=2), Backward(), 1, (False, True), 16)
-    shares = [measured.live_bytes(work, dtype)[0] for dtype in (torch.bfloat16, None)]
-    return Check("bytes, bfloat16 of float32", "as on paper, width 256", paper.AUTOCAST_SHARE, shares[0] / shares[1])
-
-
-def main() -> None:
-    arguments, origin = publish.options(__doc__).parse_args(), publish.begin()
-    found = [*checks(), autocast_check()]
-    card = {
-        "kind": "scaling",
-        "name": "scaling",
-        **origin(),
-        "checks": [check._asdict() for check in found],
-        "paper": {"texts": {name: paper.text(name) for name in paper.MODELS}},
-    }
-    publish.publish(arguments, card, figure, lambda card: "\n\n".join(tables(card).values()), result)
+    half, full = (live_bytes(work, dtype)[0] for dtype in (torch.bfloat16, None))
+    return Check("bytes, bfloat16 of float32", "as on paper, width 256", paper.AUTOCAST_SHARE, half / full)
 
 
 def result(card: dict[str, Any]) -> dict[str, Any]:
@@ -150,6 +151,37 @@ def result(card: dict[str, Any]) -> dict[str, Any]:
     ratio = max(worst.values())
     details = {quantity: round(deviation, 4) for quantity, deviation in worst.items()}
     return outcome(card["name"], round(ratio, 4), TARGET, ratio <= TARGET, details)
+
+
+def tables(card: dict[str, Any]) -> str:
+    """The tables of docs/SCALING.md: for each quantity how many cases, one of them, and how far off the formula is."""
+    body, found = [], [Check(**row) for row in card["checks"]]
+    for quantity in dict.fromkeys(check.quantity for check in found):
+        cases = [check for check in found if check.quantity == quantity]
+        off = [100 * check.deviation for check in cases]
+        shown = next((check for check in cases if check.case == "N = 3"), cases[0])
+        numbers = [f"{x:,.0f}" if x > 10 else f"{x:.2f}" for x in (shown.predicted, shown.measured)]
+        body.append([quantity, str(len(cases)), shown.case, *numbers, f"{min(off):+.1f} to {max(off):+.1f}"])
+    checked = markdown_table(["quantity", "cases", "such as", "formula", "counted", "formula off, %"], body)
+    texts = card["paper"]["texts"]
+    rows = [[name, *(_short(text[name]) for text in texts.values())] for name in next(iter(texts.values()))]
+    return f"{checked}\n\n{markdown_table(['a text', *texts], rows)}"
+
+
+def _short(value: float) -> str:
+    """1.49e+09 as 1.49 G."""
+    for size, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if value >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:,.0f}"
+
+
+def main() -> None:
+    arguments, origin = publish.options(__doc__).parse_args(), publish.begin()
+    found = [check._asdict() for check in checks()]
+    texts = {name: paper.text(name) for name in paper.MODELS}
+    card = {"kind": "scaling", "name": "scaling", **origin(), "checks": found, "paper": {"texts": texts}}
+    publish.publish(arguments, card, tables, result)
 
 
 if __name__ == "__main__":

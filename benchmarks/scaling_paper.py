@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-from scaling_traffic import ddp, fsdp, tensor_parallel
-
 from reverie.bench.account import (
     FLOAT32,
     Run,
     Work,
     again_bytes,
+    block_shapes,
     count,
     fast_weight_bytes,
     kept_bytes,
@@ -25,7 +24,6 @@ from reverie.model.config import BlockKind
 from reverie.sleep import SleepConfig
 from reverie.sleep.gradients import Backward
 
-RANKS = 8  # that FSDP shares parameters out among
 BFLOAT16 = 2  # bytes
 # Of float32's bytes, what runs keep under bfloat16 autocast: scaling.py measures it.
 AUTOCAST_SHARE = 0.68
@@ -85,9 +83,26 @@ def text(name: str) -> dict[str, float]:
         "bytes of one pass": again_bytes(works["pass"]),
         "bytes of one block in one pass": max(run_bytes(work, Run(0, i, i + 1, True, True)) for i in range(4)),
         "bytes of fast weights": fast_weight_bytes(work),
-        "bytes, DDP reduces": ddp(work),
-        "bytes, FSDP gathers, once": fsdp(work, RANKS, once=True)[0],
-        "bytes, FSDP gathers, every run (bfloat16)": fsdp(work, RANKS, gathered=BFLOAT16)[0],
-        "bytes, tensor parallel reduces": tensor_parallel(works["pass"], BFLOAT16),
+        "bytes, tensor parallel reduces": tensor_parallel(works["pass"]),
+        "bytes, FSDP gathers, every run (bfloat16)": gathered_every_run(work),
         "operations, Muon": muon_operations(work.model),
     }
+
+
+def gathered_every_run(work: Work) -> int:
+    """Bytes that FSDP gathers as usual: a block's parameters for each of its runs, forward and backward."""
+    shapes = parameter_shapes(work.model)
+    blocks = [count(block_shapes(shapes, i)) for i in range(len(work.model.layers))]
+    uses = sum(blocks[i] for run in runs(work) for _ in range(1 + run.trained) for i, _ in run.blocks())
+    return BFLOAT16 * (count(shapes) - sum(blocks) + uses)
+
+
+def tensor_parallel(work: Work) -> int:
+    """Bytes reduced: [B, L, D] twice in a block's forward and in its backward; once in all for fast weights alone."""
+    reductions, again = 0, work.backward.activation_checkpoint
+    for run in runs(work):
+        for _, output in run.blocks():
+            forward, backward = (2, 2) if output else (0, 1)
+            repeats = {"none": 0, "pass": 1, "window": 2}[again] if run.trained else 0
+            reductions += forward * (1 + repeats) + backward * run.trained
+    return reductions * BFLOAT16 * work.window_tokens * work.model.width

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import functools
+import gc
 from collections.abc import Callable
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
-from jaxtyping import install_import_hook
+from annotations import check_annotations
 
 # Before reverie is imported, and for its public functions alone: a check costs more than many a small operation.
-install_import_hook(
-    ["reverie.ops.dispatch", "reverie.model.hybrid", "reverie.sleep.algorithm", "reverie.sleep.rollouts"],
-    "beartype.beartype",
-)
+check_annotations("reverie.ops.dispatch", "reverie.model.hybrid", "reverie.sleep.algorithm", "reverie.sleep.rollouts")
 torch.set_num_threads(1)
 
 from reverie.model import HybridConfig, HybridLM, new_model  # noqa: E402
 
+TRAINING = {"bench", "benchmarks", "cli", "results", "train"}
 SIZES = {
     "vocab_size": 11,
     "width": 8,
@@ -48,6 +48,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
         return 'scope="module"' in (config.rootpath / file).read_text(encoding="utf-8")
 
     return ByFixtures(config, log) if config.getoption("dist") == "load" else None
+
+
+def pytest_collection_finish() -> None:
+    """What torch and transformers made when they were imported is garbage never: no collection looks at it again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """In folders which train, the same calls come thousands of times: there annotations aren't checked, for speed."""
+    folder = item.path.relative_to(item.config.rootpath / "tests").parts[0]
+    jaxtyping.config.update("jaxtyping_disable", folder in TRAINING)
 
 
 @pytest.fixture(scope="session")

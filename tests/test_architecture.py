@@ -111,7 +111,7 @@ def runs_blocks(node: ast.AST) -> bool:
 def test_passes_are_looped_over_in_one_place() -> None:
     """Only the sleep room has a model's blocks run, and one loop there runs them more than once: that up to N.
 
-    (hf and talk hand a call on to another model; what bench counts has blocks of its own.)
+    (talk hands a call on to another model; what bench counts has blocks of its own.)
     """
     reach, loops = set(), []
     for module, path in FILES.items():
@@ -125,7 +125,7 @@ def test_passes_are_looped_over_in_one_place() -> None:
                 and runs_blocks(node)
             ):
                 loops.append((room(module), ast.unparse(node).splitlines()[0]))
-    assert reach - {"bench", "talk"} == {"hf", "model", "sleep"}
+    assert reach - {"bench", "talk"} == {"model", "sleep"}
     assert loops == [("sleep", "for n in range(2, N + 1):")]
 
 

@@ -139,7 +139,7 @@ def test_the_step_is_finished_and_saved(tmp_path: Path, number: signal.Signals, 
     assert_stopped(tmp_path, number, step, undisturbed, report=sender(number, step))
 
 
-@pytest.mark.parametrize(("function", "calls", "step"), [("train_step", 5, 5), ("evaluate", 1, 3)])
+@pytest.mark.parametrize(("function", "calls", "step"), [("take_step", 5, 5), ("evaluate", 1, 3)])
 def test_a_signal_within_a_step_or_an_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, function: str, calls: int, step: int, undisturbed: Path
 ):

@@ -1,22 +1,14 @@
-"""Exact accuracy over training tokens, a line for each run: the paper's figures 2a and 2b, from cards alone.
-
-python benchmarks/gpu/curves.py out/2b-*.json --out 2b.png
-"""
+"""Exact accuracy over training tokens, a line for each run: the paper's figures 2a and 2b, from cards alone."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 
 import matplotlib
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from reverie.errors import UserError
-from reverie.results.card import RunCard, depth_name, load_card
-from reverie.results.plots import save_figure
+from reverie.results.card import RunCard, depth_name
 from reverie.results.style import GREY, STYLE, look_of
 
 
@@ -42,25 +34,3 @@ def figure(title: str, cards: Mapping[str, RunCard]) -> Figure:
         axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         axes.legend()
     return drawing
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Return the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cards", metavar="CARD.json", type=Path, nargs="+")
-    parser.add_argument("--out", type=Path, required=True, help="PNG to write")
-    parser.add_argument("--title", default="", help="the recipe's name if absent")
-    given = parser.parse_args(arguments)
-    try:
-        cards = {path.stem: card for path in given.cards if isinstance(card := load_card(path), RunCard)}
-        if not cards:
-            raise UserError("none of these is the card of a run")
-        save_figure(figure(given.title or next(iter(cards.values())).name, cards), given.out)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -40,14 +40,7 @@ from reverie.results.provenance import commit_id, hardware
 from reverie.results.run import CARD_NAME
 from reverie.train.run import train
 
-COMMON = ("train.dtype=bfloat16", "train.eval_examples=2048")
-# The fastest first; the next one where it does not run.
-WAYS = (
-    ("train.compile=true", "train.cuda_graph=true"),
-    ("train.cuda_graph=true",),
-    ("train.compile=true",),
-    (),
-)
+COMMON = ("train.dtype=bfloat16", "train.eval_examples=2048", "train.compile=true", "train.cuda_graph=true")
 RESERVE_S = 20.0  # at the end of a call: the final evaluation, cards and figures
 LEAST_S = 30.0  # a run is not begun with less
 WARM_UP, TIMED_S = 30, 6.0  # steps; seconds
@@ -93,14 +86,12 @@ class _Enough(Exception):
 
 
 class Speedrun:
-    """What has been found out is kept in `speedrun.json`: the way that runs, steps, and what failed."""
+    """Runs of figures and rows of throughput, as far as the time of a call goes; steps are kept in `speedrun.json`."""
 
     def __init__(self, out: Path, device: torch.device, deadline: float) -> None:
         self.out, self.device, self._deadline = out, device, deadline
         self._place = out / "speedrun.json"
-        self.state: dict[str, Any] = {"way": 0, "steps": {}, "notes": []}
-        if self._place.is_file():
-            self.state = json.loads(self._place.read_text(encoding="utf-8"))
+        self.steps: dict[str, int] = json.loads(self._place.read_text()) if self._place.is_file() else {}
 
     @property
     def left(self) -> float:
@@ -123,44 +114,39 @@ class Speedrun:
         return card if isinstance(card, RunCard) else None
 
     def _run(self, plan: Plan, run: str) -> None:
-        """Train one run to its end, in the first way that works. Raises Later if there is no time for it."""
+        """Train one run to its end. Raises Later if there is no time for it."""
         folder = self.out / "runs" / plan.name / run
-        while self._card(plan, run) is None:
-            if self.left < LEAST_S:
-                raise Later
-            try:
-                recipe = self._recipe(plan, run)
-                resume = find_checkpoint(folder) is not None
-                print(f"{plan.name} {run}: {recipe.train.steps} steps", flush=True)
-                train(recipe, folder, resume=resume, device=self.device, max_seconds=self.left)
-                shutil.copyfile(folder / CARD_NAME, self.out / f"{plan.name}-{run}.json")
-            except Stopped as stopped:
-                print(f"{plan.name} {run}: {stopped}", flush=True)
-                raise Later from None
-            except UserError:
-                raise
-            except Exception as error:
-                shutil.rmtree(folder, ignore_errors=True)
-                self._next_way(f"{plan.name} {run}", error)
-            finally:
-                let_go()
+        if self._card(plan, run) is not None:
+            return
+        if self.left < LEAST_S:
+            raise Later
+        recipe = self._recipe(plan, run)
+        print(f"{plan.name} {run}: {recipe.train.steps} steps", flush=True)
+        try:
+            resume = find_checkpoint(folder) is not None
+            train(recipe, folder, resume=resume, device=self.device, max_seconds=self.left)
+            shutil.copyfile(folder / CARD_NAME, self.out / f"{plan.name}-{run}.json")
+        except Stopped as stopped:
+            print(f"{plan.name} {run}: {stopped}", flush=True)
+            raise Later from None
+        finally:
+            let_go()
 
     def _recipe(self, plan: Plan, run: str) -> Recipe:
-        recipe = load_recipe(plan.recipe, [*plan.settings, *WAYS[self.state["way"]], *plan.runs[run]])
+        recipe = load_recipe(plan.recipe, [*plan.settings, *plan.runs[run]])
         steps = recipe.train.steps
         if plan.seconds is not None:
-            if plan.name not in self.state["steps"]:
-                self.state["steps"][plan.name] = self._fitting_steps(plan)
-                self._save()
-            steps = min(steps, self.state["steps"][plan.name])
+            if plan.name not in self.steps:
+                self.steps[plan.name] = self._fitting_steps(plan)
+                write_atomic(self._place, json.dumps(self.steps).encode())
+            steps = min(steps, self.steps[plan.name])
         every = max(1, steps // plan.evaluations)
         return changed(recipe, train={"steps": steps, "eval_every": every, "checkpoint_every": 5 * every})
 
     def _fitting_steps(self, plan: Plan) -> int:
         """Steps that all runs can take in `plan.seconds` together, by the time of the one with the most passes."""
-        *_, last = plan.runs
-        recipe = load_recipe(plan.recipe, [*plan.settings, *WAYS[self.state["way"]], *plan.runs[last]])
-        endless = changed(recipe, train={"steps": 10**7, "eval_every": 10**7, "checkpoint_every": 10**7})
+        recipes = [load_recipe(plan.recipe, [*plan.settings, *settings]) for settings in plan.runs.values()]
+        endless = changed(recipes[-1], train={"steps": 10**7, "eval_every": 10**7, "checkpoint_every": 10**7})
         marks: list[tuple[int, float]] = []
 
         def report(progress: Progress, loss: float) -> None:
@@ -175,29 +161,10 @@ class Speedrun:
         shutil.rmtree(folder)
         let_go()
         a_step = (marks[-1][1] - marks[0][1]) / (marks[-1][0] - marks[0][0])
-        passes = [
-            load_recipe(plan.recipe, [*plan.settings, *settings]).sleep.num_sleep_passes
-            for settings in plan.runs.values()
-        ]
-        print(f"{plan.name} {last}: {1e3 * a_step:.1f} ms a step", flush=True)
+        passes = [recipe.sleep.num_sleep_passes for recipe in recipes]
+        print(f"{plan.name}, N = {passes[-1]}: {1e3 * a_step:.1f} ms a step", flush=True)
         assert plan.seconds is not None
         return max(1, int(plan.seconds / (a_step * sum(passes) / passes[-1])))
-
-    def _next_way(self, what: str, error: Exception) -> None:
-        """Give up a way that fails. Raises UserError if there is no other, or the GPU cannot be used any more."""
-        lines = str(error).strip().splitlines() or [""]
-        note = f"{what}, {' '.join(WAYS[self.state['way']]) or 'eager'}: {type(error).__name__}: {lines[-1]}"[:300]
-        print(note, flush=True)
-        self.state["notes"].append(note)
-        if self.state["way"] + 1 == len(WAYS):
-            raise UserError(f"no way to train works on this machine: {note}") from error
-        self.state["way"] += 1
-        self._save()
-        try:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()
-        except RuntimeError:
-            raise UserError("the GPU cannot be used any more by this process: call again, which goes on") from error
 
     def throughput(self, study: throughput.Study) -> None:
         """Measure the ways that are missing in the card, one by one. Raises Later if there is no time for one."""
@@ -224,9 +191,6 @@ class Speedrun:
             longest = max(longest, time.monotonic() - begun)
         if card["wrong"]:
             raise UserError(f"two ways that are one function differ: {card['wrong']}")
-
-    def _save(self) -> None:
-        write_atomic(self._place, (json.dumps(self.state, indent=1) + "\n").encode())
 
 
 def let_go() -> None:

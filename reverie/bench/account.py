@@ -117,12 +117,6 @@ def count(shapes: Shapes) -> int:
     return sum(prod(shape) for shape in shapes.values())
 
 
-def optimizer_bytes(model: HybridConfig) -> int:
-    """Bytes of both optimisers' states: one momentum an element under Muon, two and counts of steps under AdamW."""
-    shapes, muon = parameter_shapes(model), hidden_matrices(model)
-    return FLOAT32 * (2 * count(shapes) - count(muon) + len(shapes) - len(muon))
-
-
 def _has_mlp(kind: BlockKind) -> bool:
     return kind != "jet-only"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
 from reverie.bench.machine import Peak
 from reverie.results.card import Part
@@ -27,29 +27,12 @@ def _five_digits(ratio: float) -> float:
     return float(f"{ratio:.5g}")
 
 
-class Panel(Part):
-    """A panel of the figure: columns `y` of a table or of curves over its column `x`, a line each.
-
-    With `by` the rows are split by that column, and each part is a line of its own; `where` picks rows. Bars where x is
-    no number.
-    """
-
-    title: str
-    table: str
-    x: str
-    y: tuple[str, ...]
-    by: str | None = None
-    where: Row = Field(default_factory=dict)
-    y_label: str
-    log: bool = False  # both axes
-
-
 class Details(Part):
-    """Tables by title, curves (tables too long to print), and what else must be said."""
+    """Tables by title, and what else must be said. Cards of earlier have the panels of a figure too."""
+
+    model_config = ConfigDict(extra="ignore")
 
     tables: dict[str, list[Row]]
-    curves: dict[str, list[Row]] = Field(default_factory=dict)
-    panels: list[Panel] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
 
 

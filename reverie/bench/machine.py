@@ -15,13 +15,13 @@ from reverie.bench.timer import alternate
 from reverie.errors import UserError
 from reverie.results.provenance import hardware
 
-MATRIX_SIZE = {"cpu": 2048, "cuda": 8192}
+MATRIX_SIZE = 2048
 COPY_BYTES = 2**29  # both ends together are larger than any cache
 LIBRARIES = ("torch", "triton", "transformers", "fla-core", "numpy")
 
 
 class Peak(BaseModel):
-    """Peak rates of this process, with the threads that torch uses, or of one GPU."""
+    """Peak rates of this process, with the threads that torch uses."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -29,19 +29,16 @@ class Peak(BaseModel):
     bfloat16_gflops: float
     copy_gb_per_s: float  # bytes read and bytes written
 
-    def share(self, gflops: float, dtype: torch.dtype = torch.float32) -> float:
-        """The share of the matmul peak, in percent."""
-        return 100 * gflops / (self.bfloat16_gflops if dtype == torch.bfloat16 else self.float32_gflops)
+    def share(self, gflops: float) -> float:
+        """The share of the float32 matmul peak, in percent."""
+        return 100 * gflops / self.float32_gflops
 
 
-def measure_peak(
-    device: str = "cpu", size: int | None = None, copy_bytes: int = COPY_BYTES, seconds: float = 3.0
-) -> Peak:
-    """Square matrix products and a copy in turn, on "cpu" or "cuda"; the best round of each."""
-    size = size or MATRIX_SIZE[device]
-    a, b = torch.randn(2, size, size, device=device).unbind()
+def measure_peak(size: int = MATRIX_SIZE, copy_bytes: int = COPY_BYTES, seconds: float = 3.0) -> Peak:
+    """Square matrix products and a copy in turn; the best round of each."""
+    a, b = torch.randn(2, size, size).unbind()
     a_half, b_half = a.bfloat16(), b.bfloat16()
-    source, sink = torch.ones(2, copy_bytes // 4, device=device).unbind()
+    source, sink = torch.ones(2, copy_bytes // 4).unbind()
     best = alternate(
         {
             "float32": lambda: a @ b,

@@ -1,32 +1,20 @@
-"""`reverie bench memory`: peak memory of a training step over windows and passes, by what the backward pass finds kept.
-
-Each step runs in a process of its own, which this file is too: `python -m reverie.bench.memory STEP`.
-"""
+"""`reverie bench memory`: peak memory of a training step over windows and passes, by activation checkpointing."""
 
 from __future__ import annotations
 
-import ctypes
-import gc
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import product
-from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict
 
-from reverie.bench.card import Details, Findings, Panel, Row, number
+from reverie.bench.card import Details, Findings, Row, number
 from reverie.bench.check import SEED, random_model, require_equal_gradients
 from reverie.bench.count import LiveBytes
 from reverie.bench.machine import Peak
 from reverie.bench.timer import alternate
-from reverie.errors import UserError
 from reverie.model import HybridConfig, HybridLM
 from reverie.recipe import load_recipe
 from reverie.results.card import Report
@@ -44,14 +32,9 @@ LABELS = 16  # after the last window
 VOCAB = 64
 TOLERANCE = 1e-6  # of the largest entry of a gradient: the same operations in the same order
 
-# Freed memory goes back at once, so that the peak is of what was alive together.
-_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
-
-class Step(BaseModel):
+class Step(NamedTuple):
     """One training step's forward and backward: `windows` to sleep over, then labels to predict."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: HybridConfig
     windows: int
@@ -62,7 +45,7 @@ class Step(BaseModel):
 
     def but(self, windows: int, passes: int, checkpoint: Checkpoint) -> Step:
         """The same step with other windows, passes and checkpointing."""
-        return self.model_copy(update={"windows": windows, "passes": passes, "checkpoint": checkpoint})
+        return self._replace(windows=windows, passes=passes, checkpoint=checkpoint)
 
     def gradients(self, model: HybridLM) -> None:
         """Leaves them in the parameters."""
@@ -94,44 +77,29 @@ def measure(
         UserError: checkpointing changes a gradient; then nothing is measured.
     """
     model = load_recipe("rule110/base").hybrid.model_copy(update={"vocab_size": VOCAB})
-    step = step or Step(model=model, windows=1, passes=1, checkpoint="none")
+    step = step or Step(model, 1, 1, "none")
     cases = list(product(windows, passes))
     total = len(cases) * len(CHECKPOINTS) + 2
     report(0, total, "gradients")
-    check_gradients(step.but(2, 2, "none").model_copy(update={"window_size": 16, "batch_size": 2}))
+    check_gradients(step.but(2, 2, "none")._replace(window_size=16, batch_size=2))
     memory: list[Row] = [{"windows": w, "N": n} for w, n in cases]
-    tensors = [row.copy() for row in memory]
     for i, ((w, n), kind) in enumerate(product(cases, CHECKPOINTS)):
         report(1 + i, total, f"{w} windows, N = {n}, checkpoint {kind}")
-        resident, counted = peak_memory(step.but(w, n, kind))
-        memory[i // len(CHECKPOINTS)][f"{kind}_MiB"] = resident
-        tensors[i // len(CHECKPOINTS)][f"{kind}_MiB"] = counted
+        memory[i // len(CHECKPOINTS)][f"{kind}_MiB"] = peak_bytes(step.but(w, n, kind)) / 2**20
     report(total - 1, total, "time")
     best = min(COLUMNS, key=lambda column: number(memory[-1], column))
-    table = "peak memory"
     return Findings(
         name="memory",
         ratio=max(number(row, best) for row in memory) / number(memory[0], "none_MiB"),
         target=TARGET,
         better="lower",
         details=Details(
-            tables={
-                table: memory,
-                "of it in tensors": tensors,
-                "time of forward and backward": _times(step, timed, seconds),
-            },
-            panels=[
-                Panel(title=f"{table}, {title}", table=table, x=x, y=COLUMNS, where=where, y_label="MiB", log=True)
-                for title, x, where in (
-                    (f"N = {passes[-1]}", "windows", Row(N=passes[-1])),
-                    (f"{windows[-1]} windows", "N", Row(windows=windows[-1])),
-                )
-            ],
+            tables={"peak memory": memory, "time of forward and backward": _times(step, timed, seconds)},
             notes=[
                 f"Forward and backward of width {step.model.width}, {len(step.model.layers)} blocks, batch "
                 f"{step.batch_size}, windows of {step.window_size} tokens to sleep over and {LABELS} labels after "
-                "them; memory on top of what the process held before the step, gradients included, parameters not.",
-                "In tensors: bytes of those that the step made, counted as they came and went.",
+                "them; bytes of the tensors that the step made, counted as they came and went, gradients included, "
+                "parameters not.",
                 f"The headline is the most under {best.removesuffix('_MiB')}, over none at windows {windows[0]}, "
                 f"N = {passes[0]}. Lower is better.",
             ],
@@ -147,6 +115,16 @@ def check_gradients(step: Step) -> None:
         require_equal_gradients(model, models["none"], TOLERANCE, f'under activation_checkpoint "{kind}"')
 
 
+def peak_bytes(step: Step) -> int:
+    """The most bytes alive at a time in tensors that the step made."""
+    model = random_model(step.model)
+    step._replace(windows=1, window_size=16, batch_size=1).gradients(model)  # what is made once is not the step's
+    model.zero_grad()
+    with LiveBytes() as live:
+        step.gradients(model)
+    return live.peak
+
+
 def _times(step: Step, timed: tuple[int, int], seconds: float) -> list[Row]:
     model = random_model(step.model)
     steps = {kind: step.but(*timed, kind) for kind in CHECKPOINTS}
@@ -157,54 +135,3 @@ def _times(step: Step, timed: tuple[int, int], seconds: float) -> list[Row]:
         {"checkpoint": kind, **shared, "ms": 1e3 * time, "over_none": time / times["none"]}
         for kind, time in times.items()
     ]
-
-
-def peak_memory(step: Step) -> tuple[float, float]:
-    """MiB on top of what a process of its own held before the step: of the process, and in tensors alone.
-
-    Raises:
-        UserError: this is not Linux, or the step cannot run, for want of memory say.
-    """
-    if not Path("/proc/self/clear_refs").exists():
-        raise UserError("reverie bench memory needs Linux: it reads the peak of a process from /proc")
-    command = [sys.executable, "-m", "reverie.bench.memory", step.model_dump_json()]
-    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(command, env=os.environ | _ALLOCATOR | threads, capture_output=True, text=True)
-    if done.returncode:
-        why = done.stderr.strip().splitlines()[-1:] or [f"it ended with {done.returncode}"]
-        raise UserError(f"a step of {step.windows} windows and N = {step.passes} could not be measured: {why[0]}")
-    resident, tensors = json.loads(done.stdout)
-    return resident, tensors
-
-
-# In the process of a step
-
-
-def count_tensor_bytes(step: Step, model: HybridLM) -> int:
-    """The most bytes alive at a time in tensors that the step made."""
-    with LiveBytes() as live:
-        step.gradients(model)
-    return live.peak
-
-
-def _run_step(step: Step) -> None:
-    model = random_model(step.model)
-    # What libraries load and set up at first use is not the step's.
-    count_tensor_bytes(step.model_copy(update={"windows": 1, "window_size": 16, "batch_size": 1}), model)
-    model.zero_grad()
-    gc.collect()
-    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
-        trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
-    before = _status_mib("VmRSS")
-    tensors = count_tensor_bytes(step, model)
-    print(json.dumps([_status_mib("VmHWM") - before, tensors / 2**20]))
-
-
-def _status_mib(key: str) -> float:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{key}:"))
-
-
-if __name__ == "__main__":
-    _run_step(Step.model_validate_json(sys.argv[1]))

@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reverie.bench.card import Details, Findings, Panel, Row, number
+from reverie.bench.card import Details, Findings, Row, number
 from reverie.bench.check import require_equal
 from reverie.bench.count import count_flops
 from reverie.bench.machine import Peak
-from reverie.bench.rivals import Rule, fla_rules, transformers_rule
+from reverie.bench.rivals import Rule, fla_rule, transformers_rule
 from reverie.bench.timer import alternate
 from reverie.model.config import Backend
 from reverie.ops import gated_delta_rule
@@ -23,7 +23,6 @@ from reverie.results.card import Report
 B, H, K, V = 4, 4, 64, 128
 TARGETS = {64: 2.0, 256: 2.0, 1024: 2.0, 4096: 5.0}  # by T: how much faster than the fastest other
 LONGEST_REFERENCE = 256  # tokens; the specification goes token by token
-LONGEST_RECURRENT = 256
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}  # of the largest entry
 
 
@@ -78,25 +77,26 @@ def measure(peak: Peak, report: Report, lengths: Sequence[int] = tuple(TARGETS),
     Raises:
         UserError: o, the final state or a gradient differs; then nothing is timed.
     """
-    rivals = {"transformers": transformers_rule()} | {f"fla {name}": rule for name, rule in fla_rules().items()}
+    rivals, fla = {"transformers": transformers_rule()}, fla_rule()
+    if fla is not None:
+        rivals["fla chunk"] = fla
     checks = []
     for i, T in enumerate(lengths):
         report(i, 3 * len(lengths), f"T {T}: check")
-        checks.append(_check(T, _at(T, rivals)))
+        checks.append(_check(T, rivals))
     forward: list[Row] = []
     both: list[Row] = []
     for i, T in enumerate(lengths, start=len(checks)):
         report(2 * i - len(lengths), 3 * len(lengths), f"T {T}: forward")
-        forward.append(_row(T, make_case(T).forward, _at(T, rivals), peak, seconds / 2))
+        forward.append(_row(T, make_case(T).forward, rivals, peak, seconds / 2))
         report(2 * i - len(lengths) + 1, 3 * len(lengths), f"T {T}: forward and backward")
-        both.append(_row(T, make_case(T).backward, _at(T, rivals), peak, seconds / 2) | {"target": TARGETS[T]})
-    columns = tuple(dict.fromkeys(key for row in both for key in row if key.endswith("_ms") and key != "best_ms"))
+        both.append(_row(T, make_case(T).backward, rivals, peak, seconds / 2) | {"target": TARGETS[T]})
     notes = [
         f"B {B}, H {H}, K {K}, V {V}, float32; cotangents of o and of the final state are random.",
         "ratio: time of the fastest other function over ours, medians; best: our fastest round.",
     ]
-    if len(rivals) == 1:
-        notes.append("fla-core is not installed: its plain torch functions are not among the others.")
+    if fla is None:
+        notes.append("fla-core is not installed: its plain torch function is not among the others.")
     return Findings(
         name="ops",
         ratio=min(number(row, "ratio") / number(row, "target") for row in both),
@@ -108,18 +108,9 @@ def measure(peak: Peak, report: Report, lengths: Sequence[int] = tuple(TARGETS),
                 "forward and backward": both,
                 "largest difference, as a share of the largest entry": checks,
             },
-            panels=[
-                Panel(title=kind, table=kind, x="T", y=columns, y_label="ms", log=True)
-                for kind in ("forward", "forward and backward")
-            ],
             notes=[*notes, "The headline is the worst ratio of forward and backward over its own target."],
         ),
     )
-
-
-def _at(T: int, rivals: dict[str, Rule]) -> dict[str, Rule]:
-    """The rivals that are measured at this length."""
-    return {name: rule for name, rule in rivals.items() if name != "fla recurrent" or T <= LONGEST_RECURRENT}
 
 
 def _check(T: int, rivals: dict[str, Rule]) -> Row:

@@ -1,4 +1,4 @@
-"""The rivals: the gated delta rule and hybrid models of transformers, and fla's plain torch functions."""
+"""The rivals: the gated delta rule and hybrid models of transformers, and fla's plain torch function."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import importlib.util
 import inspect
+import runpy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -68,30 +69,20 @@ def transformers_rule() -> Rule:
     return lambda q, k, v, g, beta: rule(q, k, v, g=g, beta=beta, output_final_state=True)
 
 
-def fla_rules() -> dict[str, Rule]:
-    """fla's plain torch functions, "chunk" and "recurrent"; nothing where fla-core is not installed.
+def fla_rule() -> Rule | None:
+    """fla's plain torch function for chunks; None where fla-core is not installed.
 
-    Their file is loaded by its path: to import the package needs triton.
+    Its file is loaded by its path: to import the package needs triton.
     """
     package = importlib.util.find_spec("fla")
     if package is None or not package.submodule_search_locations:
-        return {}
+        return None
     file = Path(package.submodule_search_locations[0], "ops", "gated_delta_rule", "naive.py")
     try:
-        spec = importlib.util.spec_from_file_location("fla_naive", file)
-        assert spec is not None
-        assert spec.loader is not None
-        naive: Any = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(naive)
-        functions = {"chunk": naive.naive_chunk_gated_delta_rule, "recurrent": naive.naive_recurrent_gated_delta_rule}
-    except (ImportError, OSError, AttributeError):  # another version of it
-        return {}
-    return {name: _from_fla(function) for name, function in functions.items()}
-
-
-def _from_fla(function: Callable[..., tuple[Tensor, Tensor]]) -> Rule:
-    # by name: the two differ in the order of beta and g
-    return lambda q, k, v, g, beta: function(q=q, k=k, v=v, g=g, beta=beta, output_final_state=True)
+        rule = runpy.run_path(str(file))["naive_chunk_gated_delta_rule"]
+    except (ImportError, OSError, KeyError):  # another version of it
+        return None
+    return lambda q, k, v, g, beta: rule(q=q, k=k, v=v, g=g, beta=beta, output_final_state=True)
 
 
 def transformers_hybrids(config: HybridConfig, seed: int) -> dict[str, nn.Module]:
@@ -127,41 +118,3 @@ def transformers_hybrids(config: HybridConfig, seed: int) -> dict[str, nn.Module
             model_config = getattr(transformers, f"{name}Config")(**shared, **own)
             models[name] = getattr(transformers, f"{name}ForCausalLM")(model_config)
     return models
-
-
-def transformers_logits(model: Any, tokens: Tensor, loss_mask: Tensor, window_size: int) -> Tensor:
-    """Logits of the labelled positions; from window to window only the recurrent state goes on, as in `rollout`.
-
-    Every label must be in the last window. The head runs on labelled positions alone.
-
-    Args:
-        tokens, loss_mask: [B, T].
-    """
-    windows = tokens.split(window_size, dim=1)
-    if len(windows) == 1:
-        return model(input_ids=tokens, use_cache=False).logits[loss_mask]
-    cache, h = None, None
-    for window in windows:
-        cache = _window_cache(model.config, {} if cache is None else cache.states)
-        h = model.model(input_ids=window, past_key_values=cache, use_cache=True).last_hidden_state
-    assert h is not None
-    return model.lm_head(h[loss_mask[:, -h.shape[1] :]])
-
-
-def _window_cache(config: Any, states: dict[int, Tensor]) -> Any:
-    """An empty cache but for the recurrent states, which it assigns where transformers' own copies in place: gradients
-    go through any number of windows then."""
-
-    class WindowCache(transformers_module("cache_utils").DynamicCache):
-        def __init__(self) -> None:
-            super().__init__(config=config)
-            self.states = dict(states)
-
-        def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
-            return self.states.get(layer_idx)
-
-        def update_recurrent_state(self, recurrent_states: Tensor, layer_idx: int, **_: Any) -> Tensor:
-            self.states[layer_idx] = recurrent_states
-            return recurrent_states
-
-    return WindowCache()

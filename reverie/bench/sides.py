@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reverie.bench.check import SEED
-from reverie.bench.rivals import transformers_hybrids, transformers_logits
+from reverie.bench.rivals import transformers_hybrids
 from reverie.model import new_model
 from reverie.recipe import Recipe, load_recipe
 from reverie.sleep import rollout
@@ -29,31 +28,21 @@ PERIOD = 8
 CURVE_STEPS = 100
 CURVE_OPTIM = {"muon_lr": 3e-2, "adamw_lr": 1e-2, "warmup_steps": 10}  # good for all the models in so few steps
 
-Dtype = Literal["float32", "bfloat16"]
-DTYPES: tuple[Dtype, ...] = ("float32", "bfloat16")
-
 
 class Shape(NamedTuple):
-    """A model, a batch and a text."""
+    """A recipe's model and a batch of one window."""
 
     name: str
     recipe: str
     batch_size: int
-    rule110: bool = False  # four windows, then four labels; else one window with a label everywhere
 
 
-SHAPES = (
-    Shape("d 64, one window", "depo/nano", 128),
-    Shape("d 256, one window", "rule110/base", 64),
-    Shape("d 256, Rule 110", "rule110/base", 64, rule110=True),
-)
+SHAPES = (Shape("d 64, one window", "depo/nano", 128), Shape("d 256, one window", "rule110/base", 64))
 
 
-def recipe_of(shape: Shape, dtype: Dtype) -> Recipe:
-    """N = 1; unless the text is Rule 110's, with a vocabulary, a window and learning rates of our own."""
-    recipe = load_recipe(shape.recipe, [f"train.dtype={dtype}", f"train.batch_size={shape.batch_size}"])
-    if shape.rule110:
-        return recipe
+def recipe_of(shape: Shape) -> Recipe:
+    """N = 1, with a vocabulary, a window and learning rates of our own."""
+    recipe = load_recipe(shape.recipe, [f"train.batch_size={shape.batch_size}"])
     return recipe.model_copy(
         update={
             "model": recipe.hybrid.model_copy(update={"vocab_size": VOCAB}),
@@ -64,10 +53,8 @@ def recipe_of(shape: Shape, dtype: Dtype) -> Recipe:
     )
 
 
-def batch_of(shape: Shape, recipe: Recipe, step: int) -> Batch:
-    """Rule 110, or random strings of 8 symbols three times over with the next symbol as label of every position."""
-    if shape.rule110:
-        return recipe.task.batch("train", SEED, step, range(shape.batch_size))
+def batch_of(shape: Shape, step: int) -> Batch:
+    """Random strings of 8 symbols three times over, with the next symbol as label of every position."""
     random = torch.Generator().manual_seed(step)
     period = torch.randint(VOCAB, (shape.batch_size, PERIOD), generator=random)
     text = period.repeat(1, WINDOW // PERIOD + 1)[:, : WINDOW + 1]
@@ -77,11 +64,11 @@ def batch_of(shape: Shape, recipe: Recipe, step: int) -> Batch:
 
 @dataclass
 class Side:
-    """One model in one number format, trained as `take_step` does it; a model of transformers is compiled whole."""
+    """One model, trained as `take_step` does it; a model of transformers is compiled whole."""
 
     recipe: Recipe
     model: Any
-    logits: Callable[[Batch], Tensor]  # of the labelled positions
+    logits: Callable[[Batch], Tensor]  # [labels, vocab]
 
     def __post_init__(self) -> None:
         self.optimizers = build_optimizers(self.model, self.recipe.optim)
@@ -108,9 +95,7 @@ class Side:
         return loss.item()
 
     def _loss(self, batch: Batch) -> Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.recipe.train.dtype == "bfloat16"):
-            scores = self.logits(batch)
-        return F.cross_entropy(scores.float(), batch.targets[batch.loss_mask])
+        return F.cross_entropy(self.logits(batch), batch.targets[batch.loss_mask])
 
 
 class OurSide(Side):
@@ -123,17 +108,16 @@ class OurSide(Side):
         return take_step(Schedule.of(self.recipe), self.model, self.optimizers, step, batch).loss
 
 
-def sides(shape: Shape, dtype: Dtype) -> dict[str, Side]:
+def sides(shape: Shape) -> dict[str, Side]:
     """Ours first; all with the same optimisers."""
-    recipe = recipe_of(shape, dtype)
+    recipe = recipe_of(shape)
     model = new_model(recipe.hybrid, SEED)
 
     def our_logits(batch: Batch) -> Tensor:
         return rollout(model, batch.tokens, batch.loss_mask, recipe.sleep)[0]
 
-    def logits_of(other: nn.Module, batch: Batch) -> Tensor:
-        return transformers_logits(other, batch.tokens, batch.loss_mask, recipe.sleep.window_size)
+    def side_of(other: Any) -> Side:
+        return Side(recipe, other, lambda batch: other(input_ids=batch.tokens, use_cache=False).logits.flatten(0, 1))
 
-    others = transformers_hybrids(recipe.hybrid, SEED).items()
-    everyone: dict[str, Side] = {OURS: OurSide(recipe, model, our_logits)}
-    return everyone | {name: Side(recipe, other, partial(logits_of, other)) for name, other in others}
+    others = {name: side_of(other) for name, other in transformers_hybrids(recipe.hybrid, SEED).items()}
+    return {OURS: OurSide(recipe, model, our_logits), **others}

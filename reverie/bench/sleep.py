@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reverie.bench.card import Details, Findings, Panel, Row, number
+from reverie.bench.card import Details, Findings, Row, number
 from reverie.bench.check import SEED, random_model, require_equal, require_equal_gradients
 from reverie.bench.count import count_flops
 from reverie.bench.machine import Peak
@@ -31,7 +31,7 @@ NOTES = (
     "every position; plain_passes_counted: the same ratio of the multiplications and additions in matrix products. "
     "Lower is better.",
     "over_N_1: over our own N = 1, which computes less than a plain pass: nobody reads its last block's output where "
-    "there is no label. over_one_window: over a plain pass with the whole text in one window.",
+    "there is no label.",
     f"The headline is plain_passes at N = {HEADLINE}, its target 0.9 N.",
 )
 
@@ -62,14 +62,7 @@ class Runs(NamedTuple):
         """The same windows, each in one pass through all blocks and the head, with a loss at every position."""
         everywhere = torch.ones_like(self.batch.loss_mask)
         logits, _ = rollout(self.model, self.batch.tokens, everywhere, self.recipe.sleep)
-        self._backward(logits, self._next_tokens())
-
-    def plain_in_one(self) -> None:
-        """The whole text as a single window."""
-        self._backward(self.model(self.batch.tokens).flatten(0, 1), self._next_tokens())
-
-    def _next_tokens(self) -> Tensor:
-        return self.batch.tokens.roll(-1, dims=1).flatten()
+        self._backward(logits, self.batch.tokens.roll(-1, dims=1).flatten())
 
     def _backward(self, logits: Tensor, targets: Tensor) -> None:
         F.cross_entropy(logits, targets).backward()
@@ -123,18 +116,13 @@ def measure(
     for i, shape in enumerate(shapes, start=len(shapes)):
         report(i, 2 * len(shapes), f"{shape.recipe}: N = {', '.join(map(str, passes))}")
         rows += _measure_shape(shape, passes, peak, seconds)
-    columns, title = ("plain_passes", "plain_passes_counted", "N"), "forward and backward"
     return Findings(
         name="sleep",
         ratio=max(number(row, "plain_passes") for row in rows if row["N"] == HEADLINE),
         target=TARGET,
         better="lower",
         details=Details(
-            tables={title: rows},
-            panels=[
-                Panel(title=name, table=title, x="N", y=columns, where={"recipe": name}, y_label="plain passes")
-                for name, _ in shapes
-            ],
+            tables={"forward and backward": rows},
             notes=list(NOTES),
         ),
     )
@@ -143,7 +131,7 @@ def measure(
 def _measure_shape(shape: Shape, passes: Sequence[int], peak: Peak, seconds: float) -> list[Row]:
     runs = make_runs(shape)
     calls: dict[str, Callable[[], object]] = {str(n): partial(runs.asleep, n) for n in passes}
-    calls |= {"plain": runs.plain, "plain in one": runs.plain_in_one}
+    calls["plain"] = runs.plain
     times = {name: timing.median for name, timing in alternate(calls, seconds=seconds).items()}
     flops = {name: count_flops(call) for name, call in calls.items()}
     gflops = {name: flops[name] / times[name] / 1e9 for name in calls}
@@ -156,7 +144,6 @@ def _measure_shape(shape: Shape, passes: Sequence[int], peak: Peak, seconds: flo
             "tokens_per_s": runs.batch.tokens.numel() / times[n],
             "plain_passes": times[n] / times["plain"],
             "plain_passes_counted": flops[n] / flops["plain"],
-            "over_one_window": times[n] / times["plain in one"],
             "over_N_1": times[n] / times[str(passes[0])],
             "GFLOPS": gflops[n],
             "%_of_matmul_peak": peak.share(gflops[n]),

@@ -10,9 +10,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reverie.bench.card import Details, Findings, Panel, Row
+from reverie.bench.card import Details, Findings, Row
 from reverie.bench.check import SEED, random_model, require_equal
-from reverie.bench.count import count_flops, tensor_bytes
+from reverie.bench.count import tensor_bytes
 from reverie.bench.machine import RESIDENT, Peak, available_bytes, resident_bytes
 from reverie.bench.timer import Timing, alternate, clock
 from reverie.bench.transformer import FullCache, cache_bytes, check_full_cache
@@ -43,7 +43,6 @@ MEMORY_TARGET = 1.02  # of the process, at the last stop over the first
 CONTEXT_TARGET = 1.0
 
 ROOM = 0.5  # of the memory that is free: the most that the transformer's cache may take
-READ_BYTES = 2**29  # larger than any cache of the machine
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # of the largest entry
 MB = 1e6
 
@@ -64,7 +63,6 @@ class Side(NamedTuple):
     tokens: int
     decode: Callable[[], object] | None  # None where there is no room for the cache
     decoded: int  # tokens a call
-    read_bytes: int  # that one token must read
     context_bytes: int  # at most, apart from the parameters
     process_bytes: int | None = None
 
@@ -115,7 +113,6 @@ def measure(
     models = [*asleep, _transformer_sides(other, stops)]
     sides = [side for own in models for side in own]
     times = alternate({side.name: side.decode for side in sides if side.decode is not None}, seconds=seconds)
-    limit = read_limit()
     return Findings(
         name="wake",
         ratio=statistics.median(_ratios(times, asleep[-1][-1], asleep[-1][0])),
@@ -124,15 +121,11 @@ def measure(
         details=Details(
             tables={
                 "targets": _targets(asleep, times),
-                "a token awake": [_token_row(side, own[0], times, limit) for own in models for side in own],
+                "a token awake": [_token_row(side, own[0], times) for own in models for side in own],
                 "memory": [_memory_row(side) for side in sides],
-                "consolidation": [_consolidation(model, sleep_config, own[-1], peak) for sleep_config, own in runs],
+                "consolidation": [_consolidation(sleep_config.num_sleep_passes, own[-1]) for sleep_config, own in runs],
             },
-            panels=[
-                Panel(title=title, table=title, x="tokens", y=(column,), by="model", y_label=unit, log=True)
-                for title, column, unit in (("a token awake", "ms", "ms"), ("memory", "context_MB", "MB"))
-            ],
-            notes=_notes(model, other, window_size, limit, sides),
+            notes=_notes(model, other, window_size, sides),
         ),
     )
 
@@ -208,13 +201,11 @@ def _asleep(model: HybridLM, config: SleepConfig, stop: Stop, last: int) -> Side
     wanted, _ = read(model, fresh, stop.context, config)
     got, full = decode(model, config, fresh, stop.context)
     require_equal(got, wanted, TOLERANCE[got.dtype], f"N = {n}, a window token by token after {stop.tokens:,} tokens")
-    _, half_full = decode(model, config, fresh[:, : L // 2], stop.context)
     return Side(
         model=f"sleep, N = {n}",
         tokens=stop.tokens,
         decode=partial(decode, model, config, fresh, stop.context),
         decoded=L,
-        read_bytes=_parameter_bytes(model) + tensor_bytes(half_full.state),
         context_bytes=tensor_bytes(full),
         process_bytes=stop.process_bytes,
     )
@@ -232,17 +223,10 @@ def _transformer_sides(model: HybridLM, stops: Sequence[int]) -> list[Side]:
             tokens=stop,
             decode=partial(cache.decode, token, stop) if stop in fitting else None,
             decoded=1,
-            read_bytes=_parameter_bytes(model) + cache_bytes(model.config, stop),
             context_bytes=cache_bytes(model.config, stop),
         )
         for stop in stops
     ]
-
-
-def _parameter_bytes(model: HybridLM) -> int:
-    """Bytes of parameters that a token reads: of the embedding its own row alone."""
-    unread = model.embedding.weight[1:].numel()
-    return (count_parameters(model) - unread) * model.embedding.weight.element_size()
 
 
 # What comes of it
@@ -272,20 +256,12 @@ def _targets(asleep: Sequence[Sequence[Side]], times: Mapping[str, Timing]) -> l
     ]
 
 
-def _token_row(side: Side, first: Side, times: Mapping[str, Timing], limit: float) -> Row:
+def _token_row(side: Side, first: Side, times: Mapping[str, Timing]) -> Row:
     row: Row = {"model": side.model, "tokens": side.tokens}
     if side.decode is None:
         return row
     ms = 1e3 * times[side.name].median / side.decoded
-    speed = side.read_bytes / ms / 1e6
-    return row | {
-        "ms": ms,
-        "over_first": statistics.median(_ratios(times, side, first)),
-        "tokens_per_s": 1e3 / ms,
-        "read_MB": side.read_bytes / MB,
-        "read_GB_per_s": speed,
-        "%_of_read_limit": 100 * speed / limit,
-    }
+    return row | {"ms": ms, "over_first": statistics.median(_ratios(times, side, first)), "tokens_per_s": 1e3 / ms}
 
 
 def _memory_row(side: Side) -> Row:
@@ -293,23 +269,14 @@ def _memory_row(side: Side) -> Row:
     return {"model": side.model, "tokens": side.tokens, "context_MB": side.context_bytes / MB, "process_MB": process}
 
 
-def _consolidation(model: HybridLM, config: SleepConfig, stop: Stop, peak: Peak) -> Row:
+def _consolidation(N: int, stop: Stop) -> Row:
     """The cost of consolidating all tokens up to the last stop."""
-    L = config.window_size
-    flops = count_flops(lambda: sleep_on(model, config, start(model), L)) / L * stop.tokens
-    gflops = flops / stop.seconds / 1e9
-    return {
-        "N": config.num_sleep_passes,
-        "tokens": stop.tokens,
-        "seconds": stop.seconds,
-        "tokens_per_s": stop.tokens / stop.seconds,
-        "ms_per_token": 1e3 * stop.seconds / stop.tokens,
-        "GFLOPS": gflops,
-        "%_of_matmul_peak": peak.share(gflops),
-    }
+    seconds, tokens = stop.seconds, stop.tokens
+    speed: Row = {"tokens_per_s": tokens / seconds, "ms_per_token": 1e3 * seconds / tokens}
+    return {"N": N, "tokens": tokens, "seconds": seconds, **speed}
 
 
-def _notes(model: HybridLM, transformer: HybridLM, window_size: int, limit: float, sides: Sequence[Side]) -> list[str]:
+def _notes(model: HybridLM, transformer: HybridLM, window_size: int, sides: Sequence[Side]) -> list[str]:
     ours, theirs = (f"{count_parameters(one) / 1e6:.2f}M parameters" for one in (model, transformer))
     left_out = [
         f"{side.tokens:,} tokens ({side.context_bytes / 2**30:.1f} GiB)" for side in sides if side.decode is None
@@ -321,9 +288,6 @@ def _notes(model: HybridLM, transformer: HybridLM, window_size: int, limit: floa
         f"transformer ({theirs}): attention alone; tokens in its KV cache, and ms of the next one.",
         "over_first, and the ratios of ms: medians over rounds of the two times in the same round; of the two N over "
         "all stops.",
-        "read_MB: what one token must read: parameters (of the embedding one row), fast weights, and the KV cache, for "
-        f"sleep half a window of it. The limit is {limit:.1f} GB/s, the best round of a sum over "
-        f"{READ_BYTES // 2**20} MiB; what fits into the processor's caches may be read faster.",
         "context_MB: all that outlives a call but the parameters, with the window full; for the transformer its KV "
         f"cache. process_MB: {RESIDENT}, right after the last sleep.",
         "consolidation: waking pass and sleep over whole windows. A text that is decoded pays the other N − 1 passes "
@@ -331,10 +295,3 @@ def _notes(model: HybridLM, transformer: HybridLM, window_size: int, limit: floa
         "The headline is ms after the last stop over the first, for the largest N. Lower is better.",
         *([f"No room in half of the free memory for the transformer at {', '.join(left_out)}."] if left_out else []),
     ]
-
-
-def read_limit(size: int = READ_BYTES) -> float:
-    """GB/s at which torch reads memory, with its threads."""
-    source = torch.ones(size // 4)
-    best = alternate({"read": source.sum}, seconds=1.0)["read"].best
-    return source.nbytes / best / 1e9

@@ -17,7 +17,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
 )
-Out = Annotated[Path | None, typer.Option(metavar="CARD", help="Card (JSON) to write, with a figure beside it.")]
+Out = Annotated[Path | None, typer.Option(metavar="CARD", help="Card (JSON) to write.")]
 
 
 @app.command("ops")
@@ -63,7 +63,3 @@ def _bench(name: str, out: Path | None, as_json: bool) -> None:
         out_console.print(rich_tables(card))
     if out is not None:  # last: what took minutes is shown even where it cannot be written
         save_card(card, out)
-        from reverie.bench.figure import draw  # half a second that no other command need wait
-        from reverie.results.plots import plot_cards
-
-        plot_cards([out], kinds={card.kind: (type(card), draw)})

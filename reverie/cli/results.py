@@ -76,9 +76,7 @@ def plot_command(
     as_json: AsJson = False,
 ) -> None:
     """Draw the figure of each card."""
-    from reverie.bench.card import BenchmarkCard
-    from reverie.bench.figure import draw
-    from reverie.results.plots import KINDS, plot_cards
+    from reverie.results.plots import plot_cards
 
-    figures = [str(path) for path in plot_cards(cards, out, KINDS | {"benchmark": (BenchmarkCard, draw)})]
+    figures = [str(path) for path in plot_cards(cards, out)]
     typer.echo(json.dumps({"figures": figures}) if as_json else "\n".join(figures))

@@ -278,11 +278,13 @@ class Heads(NamedTuple):
     def of(cls, block: nn.Module) -> Heads | None:
         """The heads of a block; None if it has no attention of the usual form after a norm."""
         norm = getattr(block, "input_layernorm", None)
-        attention = next((m for m in block.modules() if _has_projections(m)), None)
+        projections = [f"{name}_proj" for name in "qkv"]
+        known = (m for m in block.modules() if all(isinstance(getattr(m, x, None), nn.Linear) for x in projections))
+        attention = next(known, None)
         if attention is None or not isinstance(norm, nn.Module):
             return None
         size = getattr(attention, "head_dim", None)
-        weights = [getattr(attention, f"{name}_proj").weight.detach() for name in "qkv"]
+        weights = [getattr(attention, name).weight.detach() for name in projections]
         if not size or any(len(weight) % size for weight in weights) or len(weights[1]) != len(weights[2]):
             return None
         q, k, v = (weight.unflatten(0, (-1, size)) for weight in weights)
@@ -298,10 +300,6 @@ def _gain(norm: nn.Module, like: Tensor) -> Tensor:
     x = torch.ones(like.shape[-1], device=like.device, dtype=like.dtype)
     x[1::2] = -1
     return (norm(x) - norm(-x)).detach() / (2 * x)
-
-
-def _has_projections(module: nn.Module) -> bool:
-    return all(isinstance(getattr(module, f"{name}_proj", None), nn.Linear) for name in "qkv")
 
 
 @torch.no_grad()

@@ -89,9 +89,6 @@ def loading(what: str, name: str) -> Iterator[None]:
     except UserError:
         raise
     except _REFUSALS as error:
-        raise UserError(f"cannot load {what} of {name}: {_first_sentence(error)}") from error
-
-
-def _first_sentence(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return re.split(r"(?<=[.!?])\s+(?=[A-Z])", text, maxsplit=1)[0].rstrip(".") or type(error).__name__
+        text = " ".join(str(error).split())
+        first = re.split(r"(?<=[.!?])\s+(?=[A-Z])", text, maxsplit=1)[0].rstrip(".") or type(error).__name__
+        raise UserError(f"cannot load {what} of {name}: {first}") from error

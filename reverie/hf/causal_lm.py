@@ -4,22 +4,29 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from reverie.hf.decoder import Finished, Request, inserted_mixer, inserted_parameters, sleeping_decoder
-from reverie.hf.reading import reads_newest_only, take_up
+from reverie.hf.decoder import (
+    DecoderBlocks,
+    Finished,
+    Request,
+    SleepingDecoder,
+    inserted_mixer,
+    inserted_parameters,
+    sleeping_decoder,
+)
+from reverie.hf.reading import Checkpointed, reads_newest_only, take_up
 from reverie.hf.save import Origin, save_sleeping
-from reverie.model import LanguageModel, State, Tokens, warn_if_untrained
+from reverie.model import LanguageModel, warn_if_untrained
 from reverie.sleep import SleepConfig
-from reverie.sleep.gradients import EXACT, Backward
+from reverie.sleep.gradients import Backward
 
 
-class SleepingCausalLM(nn.Module):
+class SleepingCausalLM(Checkpointed, nn.Module):
     """Mixed in before a causal language model's class."""
 
     stock: type[nn.Module]
@@ -58,37 +65,25 @@ class SleepingCausalLM(nn.Module):
         save_whole = super().save_pretrained  # pyright: ignore[reportAttributeAccessIssue]
         save_sleeping(self, Path(save_directory), save_whole, *args, **kwargs)
 
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """Windows and passes run again in the backward pass; block by block would lose their states."""
-        sleeping_decoder(self).backward_config = Backward(activation_checkpoint="window")
-
-    def gradient_checkpointing_disable(self) -> None:
-        sleeping_decoder(self).backward_config = EXACT
-
-    activation_checkpointing_enable, activation_checkpointing_disable = (  # their names from transformers 6 on
-        gradient_checkpointing_enable,
-        gradient_checkpointing_disable,
-    )
-
     @property
-    def is_gradient_checkpointing(self) -> bool:
-        return sleeping_decoder(self).backward_config != EXACT
+    def backward_config(self) -> Backward:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return sleeping_decoder(self).backward_config
+
+    @backward_config.setter
+    def backward_config(self, config: Backward) -> None:
+        sleeping_decoder(self).backward_config = config
 
 
-class PretrainedLM(LanguageModel):
+class PretrainedLM(DecoderBlocks, LanguageModel):  # pyright: ignore[reportIncompatibleVariableOverride]
     """A model of transformers that can sleep (`add.install`) as a `LanguageModel`; `lm` is that model, as it is."""
 
     def __init__(self, lm: PreTrainedModel) -> None:
-        super().__init__()
+        LanguageModel.__init__(self)
         self.lm = lm
 
     @property
-    def layers(self) -> nn.ModuleList:  # pyright: ignore[reportIncompatibleVariableOverride]
-        return sleeping_decoder(self.lm).layers
-
-    @property
-    def fast_weight_blocks(self) -> Sequence[int]:
-        return sleeping_decoder(self.lm).sleeping.fast_weight_blocks
+    def decoder(self) -> SleepingDecoder:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return sleeping_decoder(self.lm)
 
     def fast_weight_parameters(self) -> list[nn.Parameter]:
         """Those of inserted layers; in a model with fast weights of its own, those of the blocks that hold them."""
@@ -96,26 +91,8 @@ class PretrainedLM(LanguageModel):
             return list(inserted_parameters(self.lm).values())
         return [p for i in self.fast_weight_blocks for p in self.layers[i].parameters()]
 
-    def compile_blocks(self, backend: str) -> None:
-        sleeping_decoder(self.lm).sleeping.compile(backend)
-
-    def embed(self, tokens: Tokens) -> Tensor:
-        return sleeping_decoder(self.lm).sleeping.embed(tokens)
-
-    @property
-    def reads_embedded(self) -> bool:
-        return sleeping_decoder(self.lm).sleeping.reads_embedded
-
-    def blocks(self, h: Tensor, state: State, start: int, stop: int, **call: Any) -> tuple[Tensor, State]:
-        return sleeping_decoder(self.lm).sleeping.blocks(h, state, start, stop, **call)
-
-    def embed_blocks(
-        self, tokens: Tokens, state: State, loop_end: int, stop: int, *, span: int
-    ) -> tuple[Tensor, Tensor, Tensor, State]:
-        return sleeping_decoder(self.lm).sleeping.embed_blocks(tokens, state, loop_end, stop, span=span)
-
     def head(self, h: Tensor) -> Tensor:
         """Logits, by all that the model does after its last block."""
         flat = h.reshape(1, -1, h.shape[-1])
-        end = Finished(sleeping_decoder(self.lm).sleeping.head(flat))
+        end = Finished(super().head(flat))
         return self.lm(inputs_embeds=flat, past_key_values=end, use_cache=True).logits.reshape(*h.shape[:-1], -1)

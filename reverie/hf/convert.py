@@ -11,8 +11,7 @@ from pathlib import Path
 import torch
 from rich.table import Table
 from rich.text import Text
-from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from reverie.errors import UserError
 from reverie.files import writing
@@ -71,14 +70,23 @@ def convert(
     model = load_base(source)
     tokenizer = load_tokenizer(source)
     before = getattr(model, "sleep_config", config)  # it may sleep already
-    tokens = _sample(tokenizer, min(before.window_size, config.window_size))
+    tokens = tokenizer(SAMPLE, return_tensors="pt").input_ids[:, : min(before.window_size, config.window_size)]
     with torch.no_grad():
         wanted = model(tokens).logits
     parameters = count_parameters(model)
     after = _insert(model, kind, layers, after)
     add_sleep(model, config)
-    _check(model, tokens, wanted)
-    _save(model, tokenizer, out)
+    with torch.no_grad():
+        difference = (model(tokens).logits - wanted).abs().max()
+    if not difference == 0:  # NaN neither
+        raise UserError(f"the logits of {type(model).__name__} are not what they were: off by up to {difference:.2g}")
+    with writing(out):  # both, or nothing
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".converting-", dir=out.parent) as beside:
+            finished = Path(beside) / out.name
+            model.save_pretrained(finished)
+            tokenizer.save_pretrained(finished)
+            os.replace(finished, out)
     return Conversion(
         source=source,
         model=type(model).__name__,
@@ -137,27 +145,3 @@ def _insert(model: PreTrainedModel, kind: Kind | None, layers: int, after: Seque
     after = spread(layers, len(decoder.layers)) if after is None else tuple(after)
     insert_fast_weights(model, after, kind)
     return after
-
-
-def _sample(tokenizer: PreTrainedTokenizerBase, most: int) -> Tensor:
-    """The first tokens [1, T] of a short text, at most `most`."""
-    return tokenizer(SAMPLE, return_tensors="pt").input_ids[:, :most]
-
-
-def _check(model: PreTrainedModel, tokens: Tensor, wanted: Tensor) -> None:
-    with torch.no_grad():
-        logits = model(tokens).logits
-    if not torch.equal(logits, wanted):
-        difference = (logits - wanted).abs().max()
-        raise UserError(f"the logits of {type(model).__name__} are not what they were: off by up to {difference:.2g}")
-
-
-def _save(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path) -> None:
-    """Save both, or nothing."""
-    with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".converting-", dir=out.parent) as beside:
-            finished = Path(beside) / out.name
-            model.save_pretrained(finished)
-            tokenizer.save_pretrained(finished)
-            os.replace(finished, out)

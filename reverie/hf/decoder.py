@@ -150,7 +150,7 @@ class DecoderBlocks:
     def reads_embedded(self) -> bool:
         return any(config.value_embedding for config in self.decoder.inserted_configs)
 
-    def compile(self, backend: str) -> None:
+    def compile_blocks(self, backend: str) -> None:
         """Blocks run through `torch.compile` from now on. Raises UserError where they hold more than attention does."""
         blocks = cast(Sequence[SleepingBlock], self.layers)
         if any(block.recurrent or not block.attends for block in blocks):

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from jaxtyping import Int
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
@@ -86,85 +85,64 @@ def generate(
     tokens = tokenizer(prompt, return_tensors="pt").input_ids.to(model.device)
     if tokens.shape[1] == 0:
         raise UserError("the prompt holds no token that the model knows")
-    meter = _Meter(model)
+    cache, window_size = SleepCache(), _sleep_config(model).window_size
+    streamer = _Streamer(tokenizer, cache, window_size, write)
     begun = time.perf_counter()
-    _read(model, tokens[:, :-1], meter, report)
+    pieces = tokens[:, :-1].split(window_size, dim=1) if tokens.shape[1] > 1 else ()
+    for i, piece in enumerate(pieces):  # so that no more than a window is ever in memory
+        report(i, len(pieces), cache.seen)
+        model(input_ids=piece, past_key_values=cache, logits_to_keep=1)
+        streamer.measure()
+    report(len(pieces), len(pieces), cache.seen)
     between = time.perf_counter()
-    streamer = _Streamer(tokenizer, meter, write)
     torch.manual_seed(seed)
     drawing: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
     # generate() takes tokens shorter than the mask for those that the cache has not seen.
     cast(Any, model).generate(
         input_ids=tokens[:, -1:],
         attention_mask=torch.ones_like(tokens),
-        past_key_values=meter.cache,
+        past_key_values=cache,
         max_new_tokens=max_tokens,
         streamer=streamer,
         **(drawing if temperature > 0 else {"do_sample": False}),
     )
     ended = time.perf_counter()
-    meter.measure()
+    streamer.measure()
     return Generated(
         text="".join(streamer.pieces),
         tokens_read=tokens.shape[1],
         tokens_written=streamer.tokens,
-        windows_slept_over=meter.sleeps,
+        windows_slept_over=max(cache.seen - 1, 0) // window_size,  # each when the next token comes
         read_tokens_per_second=(tokens.shape[1] - 1) / (between - begun),
         write_tokens_per_second=streamer.tokens / (ended - between),
-        peak_state_bytes=meter.peak,
+        peak_state_bytes=streamer.peak,
     )
-
-
-def _read(model: PreTrainedModel, tokens: Int[Tensor, "1 T"], meter: _Meter, report: ReadReport) -> None:
-    """Read tokens in pieces of a window, so that no more than that is ever in memory."""
-    pieces = tokens.split(meter.window_size, dim=1) if tokens.shape[1] else ()
-    read = 0
-    for i, piece in enumerate(pieces):
-        report(i, len(pieces), read)
-        model(input_ids=piece, past_key_values=meter.cache, logits_to_keep=1)
-        meter.measure()
-        read += piece.shape[1]
-    report(len(pieces), len(pieces), read)
 
 
 def _sleep_config(model: PreTrainedModel) -> SleepConfig:
     return cast(SleepConfig, model.sleep_config)
 
 
-class _Meter:
-    """The cache of one text, and the most bytes that it held."""
+class _Streamer(TextStreamer):
+    """Hands text on, and measures the cache where it is largest: at the end of a window."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
-        self.cache, self.window_size, self.peak = SleepCache(), _sleep_config(model).window_size, 0
-
-    @property
-    def sleeps(self) -> int:
-        """A full window is slept over when the next token comes."""
-        return max(self.cache.seen - 1, 0) // self.window_size
-
-    @property
-    def full(self) -> bool:
-        return self.cache.seen % self.window_size == 0
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, cache: SleepCache, window_size: int, write: Callable[[str], None]
+    ) -> None:
+        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        self.cache, self.window_size, self.write = cache, window_size, write
+        self.pieces: list[str] = []
+        self.tokens = self.peak = 0
 
     def measure(self) -> None:
         tensors = [x for x in tree_leaves([*self.cache.contexts]) if isinstance(x, Tensor)]
         storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
         self.peak = max(self.peak, sum(storages.values()))
 
-
-class _Streamer(TextStreamer):
-    """Hands text on, and measures where the state is largest: at the end of a window."""
-
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, meter: _Meter, write: Callable[[str], None]) -> None:
-        super().__init__(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        self.meter, self.write = meter, write
-        self.pieces: list[str] = []
-        self.tokens = 0
-
     def put(self, value: Tensor) -> None:
         self.tokens += 0 if self.next_tokens_are_prompt else value.numel()
-        if self.meter.full:
-            self.meter.measure()
+        if self.cache.seen % self.window_size == 0:
+            self.measure()
         super().put(value)
 
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -31,14 +31,18 @@ class ChatLanguage:
         self.tokenizer, self.end_ids = tokenizer, end_ids
 
     def encode(self, text: str) -> list[int]:
-        return _ids(self.tokenizer(text))
+        return list(self.tokenizer(text).input_ids)
 
     def question(self, text: str, *, begun: bool = False) -> list[int]:
         if self.tokenizer.chat_template:
-            text = self._turn(text, begun)
+            # What stands between two answers; the end of the first too, which the model may not have written.
+            earlier = [{"role": "user", "content": ""}, {"role": "assistant", "content": _EARLIER}] if begun else []
+            turns = [*earlier, {"role": "user", "content": text}]
+            whole = str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+            text = whole.partition(_EARLIER)[2] if begun else whole
         elif begun:
             text = f"\n{text}"
-        return _ids(self.tokenizer(text, add_special_tokens=False))  # a template writes them out
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)  # a template writes them out
 
     def is_question(self, text: str) -> bool:
         return True
@@ -48,17 +52,6 @@ class ChatLanguage:
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
-
-    def _turn(self, text: str, begun: bool) -> str:
-        """The text between two answers; the end of the first too, which the model may not have written."""
-        earlier = [{"role": "user", "content": ""}, {"role": "assistant", "content": _EARLIER}] if begun else []
-        turns = [*earlier, {"role": "user", "content": text}]
-        whole = str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        return whole.partition(_EARLIER)[2] if begun else whole
-
-
-def _ids(encoded: Any) -> list[int]:
-    return [int(i) for i in encoded["input_ids"]]
 
 
 def load_speaker(folder: Path, device: torch.device) -> tuple[SleepingModel, SleepConfig, ChatLanguage]:
@@ -73,20 +66,17 @@ def load_speaker(folder: Path, device: torch.device) -> tuple[SleepingModel, Sle
     if kind == ReverieHybridConfig.model_type:
         tokenizer = load_tokenizer(folder)
         lm, config = load_hybrid(folder)
-        ends = frozenset(x for x in [tokenizer.eos_token_id] if isinstance(x, int))
-        return lm.to(device), _asleep(config, folder), ChatLanguage(tokenizer, ends)
-    loaded, tokenizer = load_sleeper(folder, device)
-    model = cast(SleepingCausalLM, loaded)
-    return model.sleeping, _asleep(model.sleep_config, folder), ChatLanguage(tokenizer, end_ids(loaded, tokenizer))
-
-
-def _asleep(config: SleepConfig, folder: Path) -> SleepConfig:
+        model, ends = lm.to(device), end_ids(None, tokenizer)
+    else:
+        loaded, tokenizer = load_sleeper(folder, device)
+        sleeper = cast(SleepingCausalLM, loaded)
+        model, config, ends = sleeper.sleeping, sleeper.sleep_config, end_ids(loaded, tokenizer)
     if config == AWAKE:
         raise UserError(f"{folder} holds a model that never sleeps: save it with a SleepConfig of its own")
-    return config
+    return model, config, ChatLanguage(tokenizer, ends)
 
 
-def end_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
+def end_ids(model: PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase) -> frozenset[int]:
     """Tokens that end an answer, by the model's generation config and by the tokenizer."""
     config = getattr(model, "generation_config", None)
     given = [getattr(config, "eos_token_id", None), tokenizer.eos_token_id]

@@ -1,7 +1,4 @@
-"""Reading sleeping models: `load(folder)`, of what `model.save_pretrained(folder)` left (`save.py`).
-
-`AutoModelForCausalLM.from_pretrained(folder)` loads them too, once `reverie.hf` is imported.
-"""
+"""Reading sleeping models: `load(folder)`, of what `model.save_pretrained(folder)` left (`save.py`)."""
 
 from __future__ import annotations
 
@@ -57,7 +54,6 @@ def load(folder: str | Path, base: str | Path | None = None, **kwargs: Any) -> P
 
 
 def _from_hub(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """Those arguments of from_pretrained that say where files are found."""
     names = ("cache_dir", "force_download", "local_files_only", "proxies", "token", "revision", "subfolder")
     return {name: kwargs[name] for name in names if name in kwargs}
 

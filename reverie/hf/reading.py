@@ -1,8 +1,4 @@
-"""Read a batch of texts through `reverie.sleep.read`, the way models of transformers are called.
-
-Padded rows, a cache that comes back with the next tokens, logits of the newest token alone: what `SleepingDecoder` and
-`ReverieHybridForCausalLM` share.
-"""
+"""Read a batch through `reverie.sleep.read`, called as models of transformers are: padding, caches, logits."""
 
 from __future__ import annotations
 
@@ -23,6 +19,26 @@ from reverie.sleep.gradients import EXACT, Backward
 
 AWAKE = SleepConfig(window_size=sys.maxsize)
 """A window that is never full: a model that could sleep, but does not."""
+
+
+class Checkpointed:
+    """Gradient checkpointing as Trainer asks for it, of whole windows: block by block would lose their states."""
+
+    backward_config: Any  # a Backward; a property of models that keep it in their decoder
+
+    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
+        """Let windows and passes run again in the backward pass."""
+        self.backward_config = Backward(activation_checkpoint="window")
+
+    def gradient_checkpointing_disable(self) -> None:
+        self.backward_config = EXACT
+
+    activation_checkpointing_enable = gradient_checkpointing_enable  # their names from transformers 6 on
+    activation_checkpointing_disable = gradient_checkpointing_disable
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        return self.backward_config != EXACT
 
 
 def read_batch(
@@ -52,15 +68,11 @@ def read_batch(
         outputs.append(y)
         groups.append(Group(rows, padding, context))
     cache.groups, cache.seen = groups, cache.seen + tokens.shape[1]
-    return _side_by_side(outputs, groups, 1 if newest_only else tokens.shape[1])
-
-
-def _side_by_side(outputs: list[Tensor], groups: list[Group], T: int) -> Tensor:
-    """Put the outputs of groups of rows, of their newest tokens, together as [B, T, …]; 0 before those tokens."""
-    if len(outputs) == 1:
-        return nn.functional.pad(outputs[0], (0, 0, T - outputs[0].shape[1], 0))
-    padded = torch.cat([nn.functional.pad(y, (0, 0, T - y.shape[1], 0)) for y in outputs])
-    return padded[torch.cat([group.rows for group in groups]).argsort()]
+    T = 1 if newest_only else tokens.shape[1]
+    padded = [nn.functional.pad(y, (0, 0, T - y.shape[1], 0)) for y in outputs]
+    if len(padded) == 1:
+        return padded[0]
+    return torch.cat(padded)[torch.cat([group.rows for group in groups]).argsort()]
 
 
 def cache_for(
@@ -82,7 +94,14 @@ def cache_for(
         raise UserError(f"a sleeping model goes on from the cache that it returned, not from a {type(past).__name__}")
     if mask is not None and mask.ndim != 2:
         raise UserError(f"attention_mask must be [batch, tokens], 0 on padding; got {mask.ndim} dimensions")
-    cache = begin(mask, tokens, _known(past, tokens, model))
+    known = Context.empty(model)
+    if isinstance(past, SleepCache) and past.groups:  # `cache_of` took them from a memory
+        if past.batch_size != len(tokens):
+            raise UserError(
+                f"the memory holds {past.batch_size} texts, but these are tokens of {len(tokens)}: branch it"
+            )
+        known = past.groups[0].context
+    cache = begin(mask, tokens, known)
     _refuse_packing(positions, cache)
     if isinstance(past, SleepCache):  # the caller's own, which has read nothing yet
         past.groups, past.complete = cache.groups, cache.complete
@@ -95,15 +114,6 @@ def take_up(past: Any, model: object) -> None:
     if isinstance(past, SleepCache) and past.origin is not None:
         past.origin.check(model)
         past.origin = None
-
-
-def _known(past: Any, tokens: Tensor, model: SleepingModel) -> Context:
-    """The context before the first token: what `cache_of` took from a memory, or an empty one."""
-    if not isinstance(past, SleepCache) or not past.groups:
-        return Context.empty(model)
-    if past.batch_size != len(tokens):
-        raise UserError(f"the memory holds {past.batch_size} texts, but these are tokens of {len(tokens)}: branch it")
-    return past.groups[0].context
 
 
 def _check_goes_on(past: SleepCache, mask: Tensor | None, tokens: Tensor) -> None:

@@ -104,17 +104,13 @@ def save_sleeping(
         if origin is None:
             save_whole(finished, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
         else:
-            _save_adapter(model, state, finished)
+            inserted = {name: _whole(x).cpu().contiguous() for name, x in state.items() if is_inserted(name)}
+            save_file(inserted, finished / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+            model.generation_config.save_pretrained(finished)
         _save_config(model, state, finished, None if origin is None else origin.name)
         if not is_main_process:  # it took part in gathering the weights, and that is all
             for path in finished.iterdir():
                 path.unlink()
-
-
-def _save_adapter(model: Any, state: Mapping[str, Tensor], folder: Path) -> None:
-    inserted = {name: _whole(tensor).cpu().contiguous() for name, tensor in state.items() if is_inserted(name)}
-    save_file(inserted, folder / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
-    model.generation_config.save_pretrained(folder)
 
 
 def _whole(tensor: Tensor) -> Tensor:
@@ -190,12 +186,8 @@ def weights_digest(state_dict: Mapping[str, Tensor], dtype: torch.dtype | None =
         digest.update(f"{name} {list(state_dict[name].shape)} {sample.dtype}\n".encode())
         digest.update(sample.view(torch.uint8).numpy().tobytes())
         if dtype is None and sample.is_floating_point():  # a few rows of an embedding may have been trained
-            digest.update(f"{_sum(state_dict[name]):.7e}".encode())
+            digest.update(f"{float(_whole(state_dict[name]).sum(dtype=torch.float64)):.7e}".encode())
     return digest.hexdigest()
-
-
-def _sum(tensor: Tensor) -> float:
-    return float(torch.sum(_whole(tensor), dtype=torch.float64))
 
 
 def _sample(tensor: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ for later. This one never writes into what it was given.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -77,7 +77,7 @@ class StateCache(Cache):
         self.loop_end, self.loop_h = loop_end, h
         self.embedded = embedded
         self.fast_weights = list(state.fast_weights)
-        self.entries = [_entry(entry) for entry in state.cache]
+        self.entries = [LayerCache() if entry is None else cast(LayerCache, entry) for entry in state.cache]
         cached = next((entry for entry in self.entries[start:stop] if entry.k is not None), LayerCache())
         self.past, self.first = cached.length, cached.first
         self._narrowed: tuple[Tensor | None, Tensor | None] | None = None
@@ -185,14 +185,6 @@ class StateCache(Cache):
     @property
     def is_compileable(self) -> bool:
         return False
-
-
-def _entry(entry: object) -> LayerCache:
-    if entry is None:
-        return LayerCache()
-    if not isinstance(entry, LayerCache):
-        raise TypeError(f"expected a LayerCache, got {type(entry).__name__}")
-    return entry
 
 
 def _within(span: int, mask: Tensor | None, past: int, h: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from reverie.errors import UserError, plain
 from reverie.memory.fingerprint import content_hash
+from reverie.memory.history import History
 from reverie.model import CACHE_ENTRIES, State
 from reverie.sleep import SleepConfig
 
@@ -78,8 +79,6 @@ class Part(_Strict):
 
 
 class _Content(_Strict):
-    """The JSON in the metadata."""
-
     info: MemoryInfo
     parts: list[Part]
     history: bool
@@ -106,6 +105,13 @@ class Content(NamedTuple):
     info: MemoryInfo
     state: State
     history: dict[str, Tensor] | None
+
+    def recorded(self, where: str) -> History | None:
+        """The history, if there is one. Raises UserError, in which the file is called `where`, if it is none."""
+        try:
+            return None if self.history is None else History.from_tensors(self.history)
+        except ValueError as error:
+            raise UserError(f"{where} is not a memory: {error}") from None
 
 
 def to_bytes(info: MemoryInfo, state: State, history: Mapping[str, Tensor] | None) -> bytes:
@@ -186,7 +192,6 @@ def read_info(source: bytes | str | Path, where: str | None = None, *, size: int
     Raises:
         UserError: it is not a memory, or is cut short.
     """
-
     if isinstance(source, bytes):
         start, where = source, where or "this"
     else:
@@ -260,7 +265,6 @@ def _check_size(header: Header, size: int, where: str) -> None:
 
 
 def _checksum(text: str, tensors: Mapping[str, Tensor]) -> str:
-    """Hex SHA-256 of the description and of all tensors with their names."""
     return content_hash(text, ((f"{name} ", x) for name, x in sorted(tensors.items())))
 
 

@@ -135,24 +135,17 @@ def _check(tensors: Mapping[str, Tensor]) -> None:
     if {name: tensor.dtype for name, tensor in tensors.items()} != _TYPES:
         raise ValueError(f"a history is {', '.join(_TYPES)}, each of its own type")
     counts, totals, tokens, spent, blocks, change = (tensors[name] for name in _TYPES)
-    if tokens.ndim != 1 or blocks.ndim != 1 or change.ndim != 3:
-        raise ValueError("tokens and blocks of a history have one dimension, its changes have three")
-    W, N, F = change.shape
-    shapes = [tuple(tensors[name].shape) for name in ("counts", "totals", "tokens", "spent", "blocks")]
-    if shapes != [(2,), (2,), (W,), (W, 2), (F,)]:
-        raise ValueError("the shapes of a history do not belong together")
-    num_windows, num_tokens = counts.tolist()
+    W, N, F = change.shape if change.ndim == 3 else (0, 0, 0)
+    shapes = [tuple(tensor.shape) for tensor in (counts, totals, tokens, spent, blocks, change)]
+    if shapes != [(2,), (2,), (W,), (W, 2), (F,), (W, N, F)] or N > _MOST_PASSES or F > _MOST_BLOCKS:
+        raise ValueError("the shapes of a history do not belong together, or are too large")
     # Python's integers: a hostile sum must not wrap around.
-    if min(num_windows, MOST_WINDOWS) != W or num_windows > num_tokens:
-        raise ValueError("the windows of a history are not as many as it counted")
-    lengths, all_kept = tokens.tolist(), num_windows == W
-    if min(lengths, default=1) < 1 or not (sum(lengths) == num_tokens if all_kept else sum(lengths) < num_tokens):
-        raise ValueError("the windows of a history do not hold the tokens that it counted")
-    if not all(bool(((x >= 0) & (x <= _LARGEST)).all()) for x in (totals, spent)):
-        raise ValueError(f"passes and seconds of a history are numbers from 0 to {_LARGEST:.0e}")
-    if N > _MOST_PASSES or F > _MOST_BLOCKS:
-        raise ValueError(f"a history has at most {_MOST_PASSES:,} passes of {_MOST_BLOCKS} blocks")
-    if blocks.tolist() != sorted(set(blocks.tolist())) or (F and blocks[0] < 0):
+    (num_windows, num_tokens), lengths = counts.tolist(), tokens.tolist()
+    whole = sum(lengths) == num_tokens if num_windows == W else sum(lengths) < num_tokens
+    if min(num_windows, MOST_WINDOWS) != W or num_windows > num_tokens or min(lengths, default=1) < 1 or not whole:
+        raise ValueError("the windows of a history are not those that it counted")
+    if blocks.tolist() != sorted(set(blocks.tolist())) or (F and blocks[0] < 0) or (N == 0) != (F == 0):
         raise ValueError("the blocks of a history are indices in ascending order")
-    if bool((change < 0).any() or change.isinf().any()) or (N == 0) != (F == 0):
-        raise ValueError("the changes of a history are numbers from 0 on")
+    in_range = [((x >= 0) & (x <= _LARGEST)).all() for x in (totals, spent)]
+    if not all(in_range) or bool((change < 0).any() or change.isinf().any()):
+        raise ValueError(f"passes and seconds of a history are numbers from 0 to {_LARGEST:.0e}, its changes from 0 on")

@@ -106,6 +106,7 @@ class Memory:
 
     def to_bytes(self) -> bytes:
         """Bytes of the file that `save` writes. Raises UserError for notes that a file cannot hold."""
+        history = None if self.history is None else self.history.tensors()
         try:
             info = MemoryInfo(
                 tokens=self.tokens.tolist(),
@@ -113,14 +114,14 @@ class Memory:
                 config=self.config,
                 fingerprint=self.fingerprint,
                 notes=dict(self.notes),
-                nbytes=self.nbytes + sum(x.nbytes for x in self._history().values()),
+                nbytes=self.nbytes + sum(x.nbytes for x in (history or {}).values()),
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
             )
         except ValidationError as error:
             fault = error.errors()[0]
             place = ".".join(map(str, fault["loc"]))
             raise UserError(f"the memory cannot be saved: its {place} is wrong ({fault['msg']:.80})") from None
-        return to_bytes(info, self.context.state, self._history() if self.history else None)
+        return to_bytes(info, self.context.state, history)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], model: object, config: SleepConfig | None = None) -> Memory:
@@ -136,13 +137,6 @@ class Memory:
                 of other windows.
         """
         return cls.fetch(file_reader(Path(path)), model, config, where=str(path))
-
-    @classmethod
-    def from_bytes(
-        cls, data: bytes, model: object, config: SleepConfig | None = None, *, where: str = "this"
-    ) -> Memory:
-        """Load as `load` does, from the bytes of a file, which errors call `where`."""
-        return cls.fetch(lambda end: data[:end], model, config, where=where)
 
     @classmethod
     def fetch(cls, fetch: Fetch, model: object, config: SleepConfig | None = None, *, where: str) -> Memory:
@@ -163,10 +157,7 @@ class Memory:
         info = content.info
         if not all(bool(x.isfinite().all()) for x in tree_leaves(content.state) if isinstance(x, Tensor)):
             raise UserError(f"{where} is not a memory that can be gone on with: it holds numbers that are not finite")
-        try:
-            history = None if content.history is None else History.from_tensors(content.history)
-        except ValueError as error:
-            raise UserError(f"{where} is not a memory: {error}") from None
+        history = content.recorded(where)
         passes, tokens = (torch.tensor(counts, device=device) for counts in (info.passes, info.tokens))
         state = _map(lambda x: x.to(device), content.state)
         return cls(_at_rest(state, passes), tokens, config or info.config, info.fingerprint, info.notes, history)
@@ -185,9 +176,6 @@ class Memory:
         if self.fingerprint != fingerprint(model):
             raise UserError("the memory is of another model: its fast weights mean nothing to this one")
         check_settings(self.config, config, "the memory", sleeping.num_blocks)
-
-    def _history(self) -> dict[str, Tensor]:
-        return self.history.tensors() if self.history else {}
 
 
 @torch.no_grad()
@@ -317,7 +305,6 @@ def _check_texts(lengths: Tensor, before: Memory, history: History | None) -> No
 
 
 def _at_rest(state: State, passes: Tensor) -> Context:
-    """The context between two windows."""
     return Context(state, state, passes=passes)
 
 

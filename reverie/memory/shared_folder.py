@@ -52,7 +52,7 @@ class SharedFolder:
 
     def sizes(self) -> dict[str, int]:
         """Sizes in bytes of the files in the folder, without subfolders; {} if there is no such folder."""
-        self._forget()
+        self._fs.invalidate_cache(self._path)  # other processes write as well
         with self._refusals("list", ""):
             files = [file for file in self._listing() if file["type"] != "directory"]
             if any(file["name"] == self._path for file in files):  # fsspec lists a file as the only one in itself
@@ -60,8 +60,7 @@ class SharedFolder:
         return {posixpath.basename(file["name"]): file["size"] or 0 for file in files}
 
     def has(self, file: str) -> bool:
-        """True if there is such a file."""
-        self._forget()
+        self._fs.invalidate_cache(self._path)
         with contextlib.suppress(FileNotFoundError), self._refusals("read", file):
             return self._fs.info(self._at(file))["type"] != "directory"
         return False
@@ -106,7 +105,6 @@ class SharedFolder:
                 raise
 
     def remove(self, file: str) -> None:
-        """Delete a file."""
         with self._refusals("delete", file):
             self._fs.rm_file(self._at(file))
 
@@ -134,7 +132,6 @@ class SharedFolder:
             lock.release()
 
     def _listing(self) -> Sequence[dict[str, Any]]:
-        """fsspec's entries of the folder."""
         for _ in range(_LISTINGS):
             try:
                 return self._fs.ls(self._path, detail=True)
@@ -145,10 +142,6 @@ class SharedFolder:
 
     def _at(self, file: str) -> str:
         return f"{self._path}/{file}"
-
-    def _forget(self) -> None:
-        """Drop the listings that fsspec caches: other processes write as well."""
-        self._fs.invalidate_cache(self._path)
 
     @contextlib.contextmanager
     def _refusals(self, what: str, file: str) -> Iterator[None]:

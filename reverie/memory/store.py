@@ -114,9 +114,9 @@ class MemoryStore:
 
     def delete(self, name: str) -> None:
         """Delete a memory. Raises UserError if there is none of that name, or the name is not allowed."""
-        if not self._folder.has(_file(name)):  # object stores do not complain if it is missing
-            raise self._absent(name)
         try:
+            if not self._folder.has(_file(name)):  # object stores do not complain if it is missing
+                raise FileNotFoundError
             self._remove(name)
         except FileNotFoundError:
             raise self._absent(name) from None
@@ -133,27 +133,19 @@ class MemoryStore:
     def list(self) -> tuple[StoreEntry, ...]:
         """Entries in order of names, broken files included; reads the headers of files, not their tensors."""
         sizes = self._sizes()
-        used, infos = self._last_use(sizes), self._infos(sizes)
-        return tuple(
-            StoreEntry(
-                name=name,
-                nbytes=sizes[name],
-                used=used[name],
-                info=info if isinstance(info, MemoryInfo) else None,
-                problem=str(info) if isinstance(info, UserError) else None,
-            )
-            for name, info in infos.items()
-        )
+        used, entries = self._last_use(sizes), []
+        for name, info in self._infos(sizes).items():
+            sound, problem = (None, str(info)) if isinstance(info, UserError) else (info, None)
+            entries.append(StoreEntry(name, sizes[name], used[name], sound, problem))
+        return tuple(entries)
 
     def _absent(self, name: str) -> UserError:
-        """The error for a missing memory, with similar names."""
         others = self._sizes().keys() - {name}  # it may have been put meanwhile
         near = get_close_matches(name, sorted(others), n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         return UserError(f"there is no memory {name} in {self._folder.url}{hint}")
 
     def _sizes(self) -> dict[str, int]:
-        """Bytes of files by name, in order of names."""
         sizes = {f.removesuffix(_SUFFIX): size for f, size in self._folder.sizes().items() if f.endswith(_SUFFIX)}
         return {name: sizes[name] for name in sorted(sizes) if _NAME.fullmatch(name)}
 
@@ -184,24 +176,22 @@ class MemoryStore:
             return error
 
     def _last_use(self, names: Collection[str]) -> dict[str, datetime]:
-        """Time of last use by name."""
         times = {name: used for name, (used, _) in self._marked(names).items()}
         return {name: times.get(name) or self._folder.written(_file(name)) or _EPOCH for name in names}
 
     def _marked(self, names: Collection[str]) -> dict[str, tuple[datetime, int]]:
         """Time of last use, and bytes of the file that was put, by name, of those with a sound marker."""
-        markers = zip(names, self._folder.read_beginnings([_marker(name) for name in names], 64), strict=True)
+        markers = zip(names, self._folder.read_beginnings([f".used/{name}" for name in names], 64), strict=True)
         sound = {name: _read_marker(marker) for name, marker in markers if isinstance(marker, bytes)}
         return {name: found for name, found in sound.items() if found is not None}
 
     def _mark(self, name: str, nbytes: int) -> None:
-        """Mark a memory of so many bytes as used now."""
-        self._folder.write(_marker(name), f"{datetime.now(UTC).isoformat()} {nbytes}".encode())
+        self._folder.write(f".used/{name}", f"{datetime.now(UTC).isoformat()} {nbytes}".encode())
 
     def _remove(self, name: str) -> None:
         self._folder.remove(_file(name))
         with contextlib.suppress(FileNotFoundError, UserError):  # there may be none
-            self._folder.remove(_marker(name))
+            self._folder.remove(f".used/{name}")
 
     def _victims(self, name: str, nbytes: int) -> Sequence[str]:
         """Memories to delete so that `name` fits with so many bytes, least recently used first.
@@ -212,7 +202,11 @@ class MemoryStore:
         excess = sum(sizes.values()) + nbytes - (self.limit_bytes or float("inf"))
         if excess <= 0:
             return []
-        used, ours, victims = self._last_use(sizes), self._ours(sizes), []
+        # Ours are memories, and files that were put; not weights of a model, for one.
+        put = {other for other, (_, size) in self._marked(sizes).items() if size == sizes[other]}
+        infos = self._infos({other: size for other, size in sizes.items() if other not in put})
+        ours = put | {other for other, info in infos.items() if isinstance(info, MemoryInfo)}
+        used, victims = self._last_use(sizes), []
         for other in sorted(ours, key=used.__getitem__):
             if excess > 0:
                 victims.append(other)
@@ -225,26 +219,14 @@ class MemoryStore:
             )
         return victims
 
-    def _ours(self, sizes: Mapping[str, int]) -> Collection[str]:
-        """Names of files that may be deleted: memories, and files that were put; not weights of a model, for one."""
-        marked = {name for name, (_, nbytes) in self._marked(sizes).items() if nbytes == sizes[name]}
-        infos = self._infos({name: size for name, size in sizes.items() if name not in marked})
-        return {*marked, *(name for name, info in infos.items() if isinstance(info, MemoryInfo))}
-
 
 def _file(name: str) -> str:
-    """File of a memory. Raises UserError if the name is not allowed."""
     if not _NAME.fullmatch(name):
         raise UserError(
             'the name of a memory is 1 to 100 of the characters a-z, A-Z, 0-9, ".", "_", "-", and begins with neither '
             f'"." nor "-", got {name[:200]!r}'
         )
     return f"{name}{_SUFFIX}"
-
-
-def _marker(name: str) -> str:
-    """File with a memory's last use."""
-    return f".used/{name}"
 
 
 def _read_marker(content: bytes) -> tuple[datetime, int] | None:

@@ -20,8 +20,6 @@ from torch.autograd.function import once_differentiable
 
 
 class _Normalise(torch.autograd.Function):
-    """Autograd function of `normalise`."""
-
     @staticmethod
     def forward(ctx: Any, x: Tensor, size: float, eps: float) -> Tensor:
         square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_accurate(x)).square_()
@@ -56,8 +54,6 @@ def _silu_backward(dy: Tensor, sigmoid: Tensor, silu: Tensor) -> Tensor:
 
 
 class _CausalConvSilu(torch.autograd.Function):
-    """Autograd function of `causal_conv_silu`."""
-
     @staticmethod
     def forward(ctx: Any, extended: Tensor, weight: Tensor) -> Tensor:
         T = extended.shape[1] - len(weight) + 1

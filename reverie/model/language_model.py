@@ -13,7 +13,7 @@ from reverie.model.state import State, Tokens
 
 @runtime_checkable
 class SleepingModel(Protocol):
-    """Protocol of a model that can sleep; `LanguageModel` documents the calls.
+    """Protocol of a model that can sleep.
 
     Optional are
         reads_embedded  a bool: if it is true, `blocks` is also given `embedded`, what `embed` made of the same tokens,
@@ -25,41 +25,15 @@ class SleepingModel(Protocol):
 
     @property
     def num_blocks(self) -> int: ...
-    @property
-    def fast_weight_blocks(self) -> Sequence[int]: ...
-    def embed(self, tokens: Tensor) -> Tensor: ...
-    def blocks(
-        self, h: Tensor, state: State, start: int, stop: int, *, span: int, output: bool = True
-    ) -> tuple[Tensor, State]: ...
-    def head(self, h: Tensor) -> Tensor: ...
-
-
-class LanguageModel(nn.Module):
-    """A language model as `embed`, blocks [start, stop) with state in and state out, and `head`."""
-
-    layers: nn.ModuleList  # the blocks
-
-    @property
-    def num_blocks(self) -> int:
-        return len(self.layers)
 
     @property
     def fast_weight_blocks(self) -> Sequence[int]:
         """Indices of the blocks that hold fast weights."""
-        raise NotImplementedError
-
-    def fast_weight_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the mixers with fast weights: what they add to a transformer."""
-        raise NotImplementedError
-
-    def compile_blocks(self, backend: str) -> None:
-        """Make every block run through `torch.compile` with this backend, in place."""
-        for block in self.layers:
-            block.compile(backend=backend, dynamic=False)
+        ...
 
     def embed(self, tokens: Tokens) -> Float[Tensor, "B T D"]:
         """Input embeddings of token ids; embeddings are returned as they are."""
-        raise NotImplementedError
+        ...
 
     @property
     def reads_embedded(self) -> bool:
@@ -84,8 +58,27 @@ class LanguageModel(nn.Module):
             output: if False only the state is wanted, and the h returned must not be read.
             embedded: the same tokens as `embed` made them; given if `reads_embedded`.
         """
-        raise NotImplementedError
+        ...
 
     def head(self, h: Float[Tensor, "... D"]) -> Float[Tensor, "... vocab"]:
         """Logits of the next token."""
+        ...
+
+
+class LanguageModel(nn.Module, SleepingModel):
+    """A `SleepingModel` that trains."""
+
+    layers: nn.ModuleList  # the blocks
+
+    @property
+    def num_blocks(self) -> int:
+        return len(self.layers)
+
+    def fast_weight_parameters(self) -> list[nn.Parameter]:
+        """Parameters of the mixers with fast weights: what they add to a transformer."""
         raise NotImplementedError
+
+    def compile_blocks(self, backend: str) -> None:
+        """Make every block run through `torch.compile` with this backend, in place."""
+        for block in self.layers:
+            block.compile(backend=backend, dynamic=False)

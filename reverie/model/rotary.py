@@ -15,7 +15,6 @@ from reverie.ops.constant import constant_when_compiled
 def _cached_table(
     heads: int, head_size: int, base: float, length: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
-    """`_table`, of which each is made once."""
     with torch.inference_mode(False):  # a table cached by an inference call must serve training too
         frequency = base ** -(torch.arange(0, head_size, 2, device=device, dtype=torch.float64) / head_size)
         angle = torch.arange(length, device=device, dtype=torch.float64)[:, None] * frequency

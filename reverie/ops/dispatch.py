@@ -47,7 +47,6 @@ def _choose(device_type: str, small: bool) -> str:
 
 @functools.cache
 def _log_choice(choice: str, tensors: str) -> None:
-    """Log a choice of "auto", each once."""
     logger.warning("backend 'auto' runs the fast weights on %r for %s", choice, tensors)
 
 

@@ -49,7 +49,7 @@ class SmolLM2Tokenizer:
 
     def __init__(self, tokens: list[str], merges: list[tuple[str, str]], special: list[str]) -> None:
         self._tokens = tokens
-        self._bpe = _bpe(tokens, merges, special)
+        self.bpe = _bpe(tokens, merges, special)  # for transformers to wrap; it drops bytes that have no token
         ids = {token: i for i, token in enumerate(tokens)}
         # By name: <|endoftext|>, <|im_start|>, <|im_end|>, and those of SmolLM2's training on code.
         self.special_ids = MappingProxyType({token: ids[token] for token in special})
@@ -57,6 +57,9 @@ class SmolLM2Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text; no token is added before or after it.
+
+        Numbers of tokens of a and b add up to that of a + b if b begins with a space and a does not end in whitespace,
+        since a space in a pre-token is its first character or follows other whitespace.
 
         Raises:
             UserError: a character has no token, or is half of a surrogate pair.
@@ -68,7 +71,7 @@ class SmolLM2Tokenizer:
         if unknown:
             first = next(character for character in text if unknown[0] in character.encode())
             raise UserError(f"SmolLM2's vocabulary has no token for the character {first!r}; take it out of the text")
-        return self._bpe.encode(text, add_special_tokens=False).ids
+        return self.bpe.encode(text, add_special_tokens=False).ids
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids, special tokens as their names; the exact inverse of `encode`.
@@ -80,22 +83,9 @@ class SmolLM2Tokenizer:
             raise UserError(f"ids go from {min(ids)} to {max(ids)}, they must be in 0..{VOCAB_SIZE - 1}")
         return b"".join([self._bytes[i] for i in ids]).decode(errors="replace")
 
-    def count(self, text: str) -> int:
-        """Number of tokens, len(encode(text)).
-
-        `count(a + b) == count(a) + count(b)` if b begins with a space and a does not end in whitespace, so a generator
-        may add up its sentences: a space in a pre-token is its first character or follows other whitespace.
-        """
-        return len(self.encode(text))
-
     def token_names(self) -> list[str]:
         """Printable text of each token by id, with · for a space and escapes for what cannot be printed."""
         return [_printable(token.decode(errors="backslashreplace")) for token in self._bytes]
-
-    @property
-    def bpe(self) -> Tokenizer:
-        """The tokenizer of the library tokenizers, for transformers to wrap; it drops bytes that have no token."""
-        return self._bpe
 
     @cached_property
     def _bytes(self) -> list[bytes]:

@@ -54,7 +54,7 @@ class AdaptConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    blocks: tuple[tuple[int, int], ...] = Field(
+    trained_blocks: tuple[tuple[int, int], ...] = Field(
         default=(), description="ranges [a, b) of the model's own blocks that train beside the inserted layers"
     )
     final_norm: bool = Field(default=False, description="the norm before the head trains too")
@@ -76,7 +76,7 @@ class AdaptConfig(BaseModel):
     def _ranges(self) -> AdaptConfig:
         if not 1 <= self.pages[0] <= self.pages[1]:
             raise ValueError(f"pages must be [fewest, most] with 1 <= fewest <= most, got {list(self.pages)}")
-        for a, b in self.blocks:
+        for a, b in self.trained_blocks:
             if not 0 <= a < b:
-                raise ValueError(f"blocks must be ranges [a, b] with 0 <= a < b, got {[a, b]}")
+                raise ValueError(f"trained_blocks must be ranges [a, b] with 0 <= a < b, got {[a, b]}")
         return self

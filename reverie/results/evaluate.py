@@ -74,15 +74,10 @@ def evaluate_batch(model: SleepingModel, batch: Batch, sleep: SleepConfig, *, ge
     correct[batch.loss_mask] = logits.argmax(-1) == targets
     loss = torch.zeros(batch.tokens.shape, device=batch.tokens.device)
     loss[batch.loss_mask] = F.cross_entropy(logits.float(), targets, reduction="none")
-    scored = score(batch, _generated(model, batch, sleep) if generate else correct, loss)
+    if generate:  # what the model writes from its own words; the first label stands at one place in all rows
+        begin = int(batch.loss_mask.any(dim=0).nonzero()[0])
+        written = greedy(model, batch.tokens[:, : begin + 1], sleep, batch.tokens.shape[1] - begin)
+        correct[:, begin:] = written == batch.targets[:, begin:]
+    scored = score(batch, correct, loss)
     passes = torch.as_tensor(context.passes).expand(len(batch.tokens))
     return Evaluation(scored, int((~labelled).sum()), int(passes.sum()))
-
-
-def _generated(model: SleepingModel, batch: Batch, sleep: SleepConfig) -> torch.Tensor:
-    """Which labels [B, T] the model writes rightly from its own words; the first stands at one place in all rows."""
-    begin = int(batch.loss_mask.any(dim=0).nonzero()[0])
-    written = greedy(model, batch.tokens[:, : begin + 1], sleep, batch.tokens.shape[1] - begin)
-    correct = torch.zeros_like(batch.loss_mask)
-    correct[:, begin:] = written == batch.targets[:, begin:]
-    return correct

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,24 +40,11 @@ _DPI = 150
 
 
 def figure(card: Card) -> Figure:
-    """The panels of `accuracy_over_depth` and `accuracy_over_tokens` side by side."""
-    return _draw(card, [_over_depth, _over_tokens])
-
-
-def accuracy_over_depth(card: Card) -> Figure:
-    """Accuracy per question after training over depth: a line for each model and number of passes, bands over seeds.
-
-    If the task has one depth only, models stand side by side, by the card's metric.
-    """
-    return _draw(card, [_over_depth])
-
-
-def accuracy_over_tokens(card: Card, depth: str | None = None) -> Figure:
-    """Accuracy per question during training, at `depth`; if absent, at the depth where models differ most.
-
-    Thin lines are seeds; the mean is drawn where all seeds were evaluated. With one depth only, by the card's metric.
-    """
-    return _draw(card, [partial(_over_tokens, depth=depth)])
+    """Accuracy after training over depth, and during training over tokens: a line for each model and N."""
+    if isinstance(card, RunCard):
+        card = compare_runs(card.name, "exact" if len(card.depths) == 1 else "question", [card])
+    y_label = METRIC_NAMES[card.metric] if len(card.depths) == 1 else "accuracy per question"
+    return draw_panels(f"{card.name}  ({_seed_note(card)})", y_label, card, [_over_depth, _over_tokens])
 
 
 def save_figure(drawing: Figure, path: str | os.PathLike[str]) -> None:
@@ -77,9 +63,8 @@ KINDS: dict[str, Kind] = {
 def plot_cards(
     paths: Sequence[str | os.PathLike[str]],
     out: str | os.PathLike[str] | None = None,
-    kinds: Mapping[str, Kind] = KINDS,
 ) -> list[Path]:
-    """Draw each card, which must be of one of these kinds, to a PNG of the same name.
+    """Draw each card, which must be of one of `KINDS`, to a PNG of the same name.
 
     Args:
         out: the folder of the figures; None draws each beside its card.
@@ -88,18 +73,11 @@ def plot_cards(
     images = [(card.parent if out is None else Path(out)) / f"{card.stem}.png" for card in cards]
     if twice := next((image for image in images if images.count(image) > 1), None):
         raise UserError(f"two cards would be drawn to {twice}; plot them into different folders")
-    draw = dict(kinds.values())
+    draw = dict(KINDS.values())
     for path, image in zip(cards, images, strict=True):
-        card = read_card(path, {name: kind for name, (kind, _) in kinds.items()})
+        card = read_card(path, {name: kind for name, (kind, _) in KINDS.items()})
         save_figure(draw[type(card)](card), image)
     return images
-
-
-def _draw(card: Card, panels: Sequence[Callable[[Axes, ComparisonCard], None]]) -> Figure:
-    if isinstance(card, RunCard):
-        card = compare_runs(card.name, "exact" if len(card.depths) == 1 else "question", [card])
-    y_label = METRIC_NAMES[card.metric] if len(card.depths) == 1 else "accuracy per question"
-    return draw_panels(f"{card.name}  ({_seed_note(card)})", y_label, card, panels)
 
 
 def _seed_note(card: ComparisonCard) -> str:
@@ -162,11 +140,8 @@ def _over_models(axes: Axes, card: ComparisonCard) -> None:
     axes.axhline(card.results[0].chance, **CHANCE)
 
 
-def _over_tokens(axes: Axes, card: ComparisonCard, depth: str | None = None) -> None:
-    single = len(card.depths) == 1
-    depth = _telling_depth(card) if depth is None else depth
-    if depth not in card.depths:
-        raise UserError(f"{card.name} has no depth {depth}; it has {', '.join(card.depths)}")
+def _over_tokens(axes: Axes, card: ComparisonCard) -> None:
+    single, depth = len(card.depths) == 1, _telling_depth(card)
     axes.set_title(_title(card, f"during training, {depth_name(card.recipe)} = {depth}", "thin: seeds"))
 
     def accuracy(point: CurvePoint) -> float:

@@ -168,15 +168,16 @@ def _score(
     after: tuple[Tensor, Tensor] | None,
 ) -> ReadingScore:
     """The score of one question."""
-    said, losses = found[0][:-1], found[1][:-1]
+    words = len(question.words)
+    said, losses = found[0][:words], found[1][:words]
     right = bool(said.all())
     kind = Kind(
         questions=1,
         right=right,
         begun=bool(said[:1].all()),
-        ended=right and bool(found[0][-1]),
-        right_when_empty=bool(empty[0][:-1].all()),
-        right_later=after is not None and bool(after[0][:-1].all()),
+        ended=right and bool(found[0][words:].all()),
+        right_when_empty=bool(empty[0][:words].all()),
+        right_later=after is not None and bool(after[0][:words].all()),
     )
     by_depth = {depth: DepthScore(1, int(right), len(said), float(losses.sum()))}
     return ReadingScore(1, int(right), int(said.sum()), by_depth, {question.kind: kind})

@@ -51,10 +51,11 @@ def comparison_table(card: ComparisonCard) -> Table:
     _add_columns(table, left=("verdict",), right=("tokens", "time"))
     for result in card.results:
         judged = result_verdict(result)
+        spread = f" ± {percent(result.accuracy_std)}" if len(result.seeds) > 1 else ""
         table.add_row(
             result.model,
             "" if result.model == "transformer" else str(result.num_sleep_passes),
-            Text(_mean_and_std(result), _STYLES[judged]),
+            Text(f"{percent(result.accuracy):>5}{spread}", _STYLES[judged]),
             *(_cell(result.by_depth[depth].mean, card.chance.by_depth[depth]) for depth in depths),
             Text(judged, _STYLES[judged]),
             _count(result.tokens_per_run),
@@ -211,11 +212,6 @@ def _depth_note(card: ComparisonCard | RunCard, shown: Sequence[str]) -> str:
 
 def _cell(accuracy: float, chance: float, decimals: int = 0) -> Text:
     return Text(percent(accuracy, decimals), _STYLES[verdict(accuracy, chance)])
-
-
-def _mean_and_std(result: Result) -> str:
-    mean = f"{percent(result.accuracy):>5}"
-    return mean if len(result.seeds) == 1 else f"{mean} ± {percent(result.accuracy_std)}"
 
 
 def percent(share: float, decimals: int = 1) -> str:

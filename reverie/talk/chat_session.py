@@ -93,7 +93,11 @@ class Session:
             case "/branch":
                 self._save(path, stays=False)
             case "/load":
-                self._load(path)
+                if path is None:
+                    raise UserError("say where from: /load FILE")
+                self.chat.load(path)
+                self.path = path
+                self.tell(f"loaded {path}: {self._held()}")
             case "/sleep":
                 if not self.chat.sleep():
                     self.tell("nothing was said since the last sleep")
@@ -132,14 +136,10 @@ class Session:
                 raise UserError(f"{path} is there already and is no memory: choose another name") from None
         self.chat.save(path)
         self.path = path if stays else self.path
-        self.tell(f"saved in {path}: {holds(self.chat.memory)}, {len(self.chat.awake)} awake")
+        self.tell(f"saved in {path}: {self._held()}")
 
-    def _load(self, path: Path | None) -> None:
-        if path is None:
-            raise UserError("say where from: /load FILE")
-        self.chat.load(path)
-        self.path = path
-        self.tell(f"loaded {path}: {holds(self.chat.memory)}, {len(self.chat.awake)} awake")
+    def _held(self) -> str:
+        return f"{holds(self.chat.memory)}, {len(self.chat.awake)} awake"
 
     def _describe(self) -> None:
         memory, config = self.chat.memory, self.chat.memory.config

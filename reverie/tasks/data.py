@@ -144,8 +144,8 @@ def write_data(
     started = time.perf_counter()
     _check(count, out, workers)
     rows.prepare()
-    part, settings = _beside(out, ".part"), _beside(out, ".part.json")
-    with writing(out), _part_file(part, out) as file:
+    part, settings = Path(f"{out}.part"), Path(f"{out}.part.json")
+    with writing(out), _part_file(out, part, settings) as file:
         done = begun = _resume(file, rows, count, part, settings)
         report(done)
         with _chunks(rows, range(begun, count), workers) as chunks:
@@ -187,25 +187,21 @@ def _check_absent(out: Path) -> None:
         raise UserError(f"{out} is there already: delete it, or choose another file")
 
 
-def _beside(out: Path, ending: str) -> Path:
-    return out.with_name(out.name + ending)
-
-
 # The part file.
 
 
 @contextlib.contextmanager
-def _part_file(part: Path, out: Path) -> Iterator[BinaryIO]:
+def _part_file(out: Path, part: Path, settings: Path) -> Iterator[BinaryIO]:
     """The part file, open at its end for this process alone; if it stays empty it goes away again."""
     taken = f"another process is writing {part}: wait for it, or choose another file"
-    with locked(_beside(out, ".lock"), taken), part.open("a+b") as file:
+    with locked(Path(f"{out}.lock"), taken), part.open("a+b") as file:
         try:
             _check_absent(out)  # another process may have finished it just now
             yield file
         finally:
             if os.fstat(file.fileno()).st_size == 0:
                 part.unlink(missing_ok=True)
-                _beside(out, ".part.json").unlink(missing_ok=True)
+                settings.unlink(missing_ok=True)
 
 
 def _resume(file: BinaryIO, rows: Rows, count: int, part: Path, settings: Path) -> int:

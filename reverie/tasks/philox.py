@@ -76,7 +76,6 @@ def _product(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _halves(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Upper and lower 32 bits."""
     return (x >> 32) & _LOW, x & _LOW  # the mask drops copies of the sign bit
 
 
@@ -85,5 +84,4 @@ def _pair(words: tuple[int, int], like: Tensor) -> Int[Tensor, "2 1 1 1"]:
 
 
 def _signed(word: int) -> int:
-    """The signed integer with the same 64 bits."""
     return word - 2**64 if word >= 2**63 else word

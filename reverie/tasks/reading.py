@@ -46,11 +46,17 @@ class TokenQuestion(NamedTuple):
     """A question as tokens."""
 
     prompt: tuple[int, ...]
-    answer: tuple[int, ...]  # the last of them ends it
+    answer: tuple[int, ...]
     kind: str
     about: str
-    source: tuple[int, int] | None  # tokens [start, stop) of the page where all but the last of the answer stand
+    source: tuple[int, int] | None  # tokens [start, stop) of the page where the answer stands
     depth: int | None
+    ends: bool = True  # the answer's last token ends it, and is none of its words
+
+    @property
+    def words(self) -> tuple[int, ...]:
+        """The answer without the token that ends it."""
+        return self.answer[:-1] if self.ends else self.answer
 
 
 class TokenPage(NamedTuple):

@@ -117,7 +117,6 @@ class Recall(TaskSettings):
 
     @property
     def _group(self) -> int:
-        """Number of facts of one depth."""
         return self.num_facts // self.num_distances
 
     @property

@@ -54,7 +54,7 @@ def cache_folder() -> Path:
 def choose_trainable(model: PretrainedLM, config: AdaptConfig) -> None:
     """Let inserted layers train, and those blocks of the model's own that the recipe names."""
     model.requires_grad_(False)
-    for a, b in config.blocks:
+    for a, b in config.trained_blocks:
         model.layers[a:b].requires_grad_(True)
     for parameter in model.fast_weight_parameters():
         parameter.requires_grad_(True)

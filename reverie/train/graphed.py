@@ -104,7 +104,7 @@ class GraphedSteps:
         return len(self._found) >= AHEAD
 
     def take(self, step: int, ready: Ready, *, watch: bool) -> None:
-        """Raises FloatingPointError as `train_step` does."""
+        """Raises FloatingPointError as `take_step` does."""
         schedule, labelled = self._schedule, ready.labels > 0
         kind = _Kind(
             schedule.sleep_at(step), schedule.stage(step).fast_weights_only, tuple(labelled.any(dim=0).tolist())
@@ -159,7 +159,7 @@ class GraphedSteps:
         return self._graphs[kind]().clone()
 
     def _step(self, kind: _Kind, batch: Batch) -> Tensor:
-        """The same as `train_step`, but for what would make the CPU wait; [loss, norm of the gradient]."""
+        """The same as `take_step`, but for what would make the CPU wait; [loss, norm of the gradient]."""
         labelled, train = torch.tensor(kind.labelled).expand(len(batch.tokens), -1), self._schedule.train
         total = loss_sum(
             self._model, batch, kind.sleep, labelled, dtype=train.dtype, backward=train.backward, fixed_sizes=True

@@ -26,10 +26,9 @@ class PassObserver:
     def __init__(self, processes: Processes = ALONE) -> None:
         self._processes = processes
         self._part = 0  # of the batch
-        self._rows: dict[tuple[int, int, int], int] = {}  # that slept, by part, window and block
-        # By pass, then by the same: a window that is run again in the backward pass counts once.
-        self._norms: dict[int, dict[tuple[int, int, int], float]] = defaultdict(dict)
-        self._changes: dict[int, dict[tuple[int, int, int], float]] = defaultdict(dict)
+        # By pass, then by part, window and block, rows that slept, their norms and changes: a window that is run again
+        # in the backward pass counts once.
+        self._means: dict[int, dict[tuple[int, int, int], tuple[int, float, float]]] = defaultdict(dict)
         self._fast_weight_squares: dict[int, float] = defaultdict(float)
         self._hidden_squares: dict[int, float] = defaultdict(float)
 
@@ -37,12 +36,11 @@ class PassObserver:
         for block, (old, new) in enumerate(zip(before.fast_weights, after.fast_weights, strict=True)):
             if new is None or new is old:
                 continue
-            self._rows[self._part, window, block] = len(new)
             with torch.no_grad():
                 norms = torch.linalg.matrix_norm(new)
                 change = norms if old is None else torch.linalg.matrix_norm(new - old)
-                self._norms[n][self._part, window, block] = norms.mean().item()
-                self._changes[n][self._part, window, block] = (change / norms.clamp_min(1e-12)).mean().item()
+                means = norms.mean().item(), (change / norms.clamp_min(1e-12)).mean().item()
+            self._means[n][self._part, window, block] = len(new), *means
             if new.requires_grad:
                 new.register_hook(partial(_add_square, self._fast_weight_squares, n))
         if h.requires_grad:
@@ -55,12 +53,8 @@ class PassObserver:
     def statistics(self) -> PassStatistics | None:
         """None if nothing was slept over. Of several processes, all call it."""
         mine = {
-            n: (
-                [(self._rows[key], norm, self._changes[n][key]) for key, norm in norms.items()],
-                self._fast_weight_squares[n],
-                self._hidden_squares[n],
-            )
-            for n, norms in self._norms.items()
+            n: (list(means.values()), self._fast_weight_squares[n], self._hidden_squares[n])
+            for n, means in self._means.items()
         }
         found = self._processes.gather(mine)
         passes, world_size = sorted({n for part in found for n in part}), self._processes.world_size

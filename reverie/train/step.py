@@ -14,7 +14,6 @@ from torch.optim import Optimizer
 
 from reverie.errors import UserError
 from reverie.model import LanguageModel, State
-from reverie.recipe import TrainConfig
 from reverie.results.card import PassStatistics
 from reverie.sleep import SleepConfig, rollout_hidden
 from reverie.sleep.gradients import EXACT, Backward
@@ -45,39 +44,9 @@ def take_step(
     labels: Tensor | None = None,
     watch: bool = False,
 ) -> Step:
-    """The optimiser step of that number (0 is the first), as `train_step`, which documents the rest."""
-    schedule.freeze_others(model, step)
-    schedule.set_lr(optimizers, step)
-    return train_step(
-        model,
-        optimizers,
-        batch,
-        schedule.sleep_at(step),
-        schedule.train,
-        grad_clip=schedule.optim.grad_clip,
-        parallel=parallel,
-        labels=labels,
-        watch=watch,
-    )
-
-
-def train_step(
-    model: LanguageModel,
-    optimizers: list[Optimizer],
-    batch: Batch,
-    sleep: SleepConfig,
-    config: TrainConfig,
-    *,
-    grad_clip: float,
-    parallel: ParallelModel | None = None,
-    labels: Tensor | None = None,
-    watch: bool = False,
-) -> Step:
-    """One optimiser step of the parameters that are trainable, on a batch that is where the model is.
+    """The optimiser step of that number (0 is the first), on a batch that is where the model is.
 
     Args:
-        config: says in what parts and in which precision the gradients are computed, and what is kept for them.
-        grad_clip: the largest norm of the gradient.
         parallel: knows the processes among which the batch is shared out, if there are several.
         labels: [B, W], how many there are in each window of each row; to count them here, a GPU would have to be waited
             for.
@@ -87,6 +56,9 @@ def train_step(
         UserError: the batch has no label.
         FloatingPointError: the loss or a gradient is not finite; parameters and optimisers are as before the step.
     """
+    schedule.freeze_others(model, step)
+    schedule.set_lr(optimizers, step)
+    sleep, config = schedule.sleep_at(step), schedule.train
     parallel = parallel or ParallelModel(model, batch.tokens.device)
     processes = parallel.processes
     labels = count_labels(batch.loss_mask, sleep.window_size) if labels is None else labels
@@ -115,7 +87,7 @@ def train_step(
         tensors += [(f"the gradient of {name}", p.grad) for name, p in model.named_parameters() if p.grad is not None]
         where = not_finite(tensors)
         raise FloatingPointError(f"the loss is {value}" + (f", and {where} is not finite" if where else ""))
-    descend(model, optimizers, norm, grad_clip)
+    descend(model, optimizers, norm, schedule.optim.grad_clip)
     return Step(value, float(whole(norm)), observer.statistics() if observer else None)
 
 
@@ -135,7 +107,7 @@ class EagerSteps:
         return bool(self._found)
 
     def take(self, step: int, ready: Ready, *, watch: bool) -> None:
-        """Raises FloatingPointError as `train_step` does."""
+        """Raises FloatingPointError as `take_step` does."""
         self._found.append(take_step(*self._run, step, ready.batch, self._parallel, labels=ready.labels, watch=watch))
 
     def found(self) -> list[Step]:

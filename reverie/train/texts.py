@@ -103,7 +103,7 @@ def _about(known: KnownPage, index: int, pages: Sequence[KnownPage], row: int) -
         if question.about in (others if question.source is None and question.depth is None else later):
             continue
         source = question.source
-        aligned = source is not None and known.page.tokens[slice(*source)] == question.answer[:-1]
+        aligned = source is not None and known.page.tokens[slice(*source)] == question.words
         found.append(Asked(row, question, states, before + source[0] if aligned and source else None))
     return found
 
@@ -132,7 +132,7 @@ def side_by_side(asked: Sequence[Asked]) -> QuestionBatch:
     longest, width = max(len(one.states) for one in asked), asked[0].states.shape[-1]
     tokens = torch.zeros(len(asked), longest, dtype=torch.long)
     states = torch.zeros(len(asked), longest, width, dtype=asked[0].states.dtype)
-    at, targets, sources = [], [], []
+    at, targets, ends, sources = [], [], [], []
     for i, one in enumerate(asked):
         prompt, answer = one.question.prompt, one.question.answer
         tokens[i, : len(one.states)] = torch.tensor([*prompt, *answer[:-1]])
@@ -140,9 +140,8 @@ def side_by_side(asked: Sequence[Asked]) -> QuestionBatch:
         for j, token in enumerate(answer):
             at.append((i, len(prompt) - 1 + j))
             targets.append(token)
-            last = j == len(answer) - 1
-            sources.append(-100 if one.source is None or last else one.source + j)
-    ends = [j == len(one.question.answer) - 1 for one in asked for j in range(len(one.question.answer))]
+            ends.append(j == len(one.question.words))
+            sources.append(-100 if one.source is None or ends[-1] else one.source + j)
     rows = torch.tensor([one.row for one in asked])
     return QuestionBatch(
         tokens, states, rows, torch.tensor(at).T, torch.tensor(targets), torch.tensor(ends), torch.tensor(sources)

@@ -40,7 +40,6 @@ def test_the_peak_of_this_machine_is_sane() -> None:
 def test_shares_are_of_the_peak_in_that_number_format() -> None:
     peak = Peak(float32_gflops=200.0, bfloat16_gflops=400.0, copy_gb_per_s=1.0)
     assert peak.share(50.0) == 25.0
-    assert peak.share(50.0, torch.bfloat16) == 12.5
 
 
 def test_versions_of_what_is_installed() -> None:

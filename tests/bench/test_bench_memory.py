@@ -1,18 +1,15 @@
-"""Peak memory: counted as tensors come and go, of the process as a whole, and only of steps that are right."""
+"""Peak memory: counted as tensors come and go, and only of steps that are right."""
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_benchmark import PEAK, Parts, never, one_round
 
 from reverie.bench import memory
-from reverie.bench.check import random_model
-from reverie.bench.memory import CHECKPOINTS, Checkpoint, Step, count_tensor_bytes, measure, peak_memory
+from reverie.bench.memory import CHECKPOINTS, Checkpoint, Step, measure, peak_bytes
 from reverie.errors import UserError
 from reverie.model import HybridConfig, HybridLM
 
@@ -26,8 +23,7 @@ def step(tiny_config: Callable[..., HybridConfig]) -> Step:
 
 
 def counted(step: Step, windows: int, passes: int, checkpoint: Checkpoint) -> int:
-    case = step.model_copy(update={"windows": windows, "passes": passes, "checkpoint": checkpoint})
-    return count_tensor_bytes(case, random_model(case.model, 0))
+    return peak_bytes(step.but(windows, passes, checkpoint))
 
 
 # -- counting
@@ -52,51 +48,18 @@ def test_what_another_window_adds(step: Step) -> None:
     assert added(3, "none") > 2 * added(1, "none")
 
 
-# -- a process of its own
-
-
-@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the peak of a process is read from /proc")
-def test_a_process_holds_its_tensors_and_little_else(step: Step) -> None:
-    model = step.model.model_copy(update={"width": 128, "mlp_width": 512})
-    resident, tensors = peak_memory(step.model_copy(update={"model": model, "window_size": 512, "batch_size": 8}))
-    assert tensors > 40  # MiB
-    assert 0.9 * tensors < resident < 1.3 * tensors
-
-
-@pytest.mark.parametrize(
-    ("code", "said", "why"),
-    [(1, "Traceback\n  File\nRuntimeError: can't allocate memory\n", "RuntimeError: can't allocate memory"),
-     (-9, "", "it ended with -9")],
-)  # fmt: skip
-def test_a_step_that_cannot_run_is_one_sentence(
-    step: Step, monkeypatch: pytest.MonkeyPatch, code: int, said: str, why: str
-) -> None:
-    monkeypatch.setattr(memory, "Path", lambda path: Path.cwd())
-    monkeypatch.setattr(memory.subprocess, "run", lambda *_, **__: subprocess.CompletedProcess([], code, "", said))
-    with pytest.raises(UserError) as caught:
-        peak_memory(step.model_copy(update={"windows": 3}))
-    assert str(caught.value) == f"a step of 3 windows and N = 1 could not be measured: {why}"
-
-
-def test_it_needs_linux(step: Step, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(memory, "Path", lambda path: tmp_path / "nowhere")
-    with pytest.raises(UserError, match="needs Linux"):
-        peak_memory(step)
-
-
 # -- the benchmark
 
 
-def invented(step: Step) -> tuple[float, float]:
-    """MiB that grow with windows and passes, but not under "window"."""
+def invented(step: Step) -> float:
+    """Bytes that grow with windows and passes, but not under "window"."""
     runs = step.windows * step.passes
-    resident = {"none": 100.0 * runs, "pass": 100.0 + 10 * runs, "window": 100.0 + step.windows}[step.checkpoint]
-    return resident, resident / 2
+    return 2**20 * {"none": 100.0 * runs, "pass": 100.0 + 10 * runs, "window": 100.0 + step.windows}[step.checkpoint]
 
 
 @pytest.fixture
 def invented_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "peak_memory", invented)
+    monkeypatch.setattr(memory, "peak_bytes", invented)
     monkeypatch.setattr(memory, "alternate", one_round)
 
 
@@ -108,17 +71,16 @@ def test_the_headline_is_the_most_under_the_best_checkpointing(step: Step) -> No
     assert findings.ratio == pytest.approx((100 + 4) / 100)
     assert findings.better == "lower"
     assert findings.reached
-    rows, tensors, times = findings.details.tables.values()
+    rows, times = findings.details.tables.values()
     assert [(row["windows"], row["N"]) for row in rows] == [(1, 1), (1, 2), (2, 1), (2, 2), (4, 1), (4, 2)]
     assert rows[3] == {"windows": 2, "N": 2, "none_MiB": 400.0, "pass_MiB": 140.0, "window_MiB": 102.0}
-    assert [row["none_MiB"] for row in tensors] == [50.0, 100.0, 100.0, 200.0, 200.0, 400.0]
     assert [(row["checkpoint"], row["windows"], row["N"]) for row in times] == [(kind, 2, 2) for kind in CHECKPOINTS]
     assert times[0]["over_none"] == 1.0
     assert "The headline is the most under window, over none" in findings.details.notes[-1]
 
 
 def test_every_kind_of_checkpointing_is_right(step: Step) -> None:
-    memory.check_gradients(step.model_copy(update={"windows": 3, "passes": 3}))
+    memory.check_gradients(step.but(3, 3, "none"))
 
 
 @pytest.mark.parametrize("kind", ["pass", "window"])
@@ -135,7 +97,7 @@ def test_a_wrong_gradient_is_not_measured(
             parameter.grad *= wrong
 
     monkeypatch.setattr(Step, "gradients", gradients)
-    monkeypatch.setattr(memory, "peak_memory", never)
+    monkeypatch.setattr(memory, "peak_bytes", never)
     monkeypatch.setattr(memory, "alternate", never)
     with pytest.raises(UserError, match=f'^nothing is measured: under activation_checkpoint "{kind}", the gradient of'):
         measure(PEAK, Parts(), step)

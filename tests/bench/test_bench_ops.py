@@ -13,7 +13,7 @@ from torch import Tensor
 from reverie.bench import ops
 from reverie.bench.count import count_flops
 from reverie.bench.ops import Case, make_case, measure, ours
-from reverie.bench.rivals import fla_rules
+from reverie.bench.rivals import fla_rule
 from reverie.errors import UserError
 
 Outcome = tuple[Tensor, Tensor]
@@ -30,7 +30,7 @@ def test_a_length_measured() -> None:
         assert row["T"] == 64
         times = [row[name] for name in ("ours_ms", "transformers_ms", "best_ms", "GFLOPS", "%_of_matmul_peak")]
         assert all(isinstance(time, float) and time > 0 for time in times)
-        assert ("fla_chunk_ms" in row) == bool(fla_rules())
+        assert ("fla_chunk_ms" in row) == (fla_rule() is not None)
     assert findings.ratio == pytest.approx(both[0]["ratio"] / 2.0, rel=1e-4)  # type: ignore[operator]
     assert all(0 <= value < 1e-5 for key, value in checks[0].items() if key != "T")  # type: ignore[operator]
     assert findings.better == "higher"
@@ -44,16 +44,15 @@ def unchecked(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
         monkeypatch.setattr(ops, "alternate", clock({name.replace("_", " "): time for name, time in times.items()}))
         return measure(PEAK, Parts(), lengths=lengths)
 
-    rivals = dict.fromkeys(("chunk", "recurrent"), ours)
     monkeypatch.setattr(ops, "_check", lambda T, rivals: {"T": T})
-    monkeypatch.setattr(ops, "fla_rules", lambda: rivals)
+    monkeypatch.setattr(ops, "fla_rule", lambda: ours)
     monkeypatch.setattr(ops, "transformers_rule", lambda: ours)
     monkeypatch.setattr(ops, "make_case", lambda T: make_case(4))
     return run
 
 
 def test_the_fastest_other_counts(unchecked: Callable[..., Any]) -> None:
-    findings = unchecked(ours=0.1, transformers=0.5, fla_chunk=0.3, fla_recurrent=0.9)
+    findings = unchecked(ours=0.1, transformers=0.5, fla_chunk=0.3)
     for row in findings.details.tables["forward and backward"]:
         assert row["ratio"] == pytest.approx(3.0)
         assert (row["ours_ms"], row["best_ms"], row["fla_chunk_ms"]) == pytest.approx((100.0, 50.0, 300.0))
@@ -65,22 +64,21 @@ def test_the_headline_is_the_worst_length_over_its_own_target(
     unchecked: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ops, "TARGETS", {64: 2.0, 256: 2.0, 1024: 2.0, 4096: 5.0})
-    findings = unchecked(lengths=(64, 4096), ours=0.1, transformers=0.3, fla_chunk=0.6, fla_recurrent=0.9)
+    findings = unchecked(lengths=(64, 4096), ours=0.1, transformers=0.3, fla_chunk=0.6)
     assert [row["target"] for row in findings.details.tables["forward and backward"]] == [2.0, 5.0]
     assert findings.ratio == pytest.approx(0.6)
     assert not findings.reached
-    assert [("fla_recurrent_ms" in row) for row in findings.details.tables["forward"]] == [True, False]
 
 
 def test_operations_over_time_are_a_share_of_the_peak(unchecked: Callable[..., Any]) -> None:
-    [row] = unchecked((64,), ours=0.1, transformers=1, fla_chunk=1, fla_recurrent=1).details.tables["forward"]
+    [row] = unchecked((64,), ours=0.1, transformers=1, fla_chunk=1).details.tables["forward"]
     flops = count_flops(lambda: make_case(4).forward(ours))
     assert row["GFLOPS"] == pytest.approx(flops / 0.1 / 1e9)
     assert row["%_of_matmul_peak"] == pytest.approx(100 * row["GFLOPS"] / 200.0)
 
 
 def test_without_fla_it_is_said(unchecked: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "fla_rules", dict)
+    monkeypatch.setattr(ops, "fla_rule", lambda: None)
     findings = unchecked(ours=0.1, transformers=0.5)
     assert any("fla-core is not installed" in note for note in findings.details.notes)
 
@@ -132,7 +130,7 @@ def test_what_is_wrong_is_not_timed(monkeypatch: pytest.MonkeyPatch, wrong: Any,
 @pytest.mark.parametrize("name", ["transformers", "fla chunk"])
 def test_another_that_is_wrong_is_not_timed_either(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setattr(ops, "transformers_rule", lambda: larger_output if name == "transformers" else ours)
-    monkeypatch.setattr(ops, "fla_rules", lambda: {"chunk": larger_output})
+    monkeypatch.setattr(ops, "fla_rule", lambda: larger_output)
     monkeypatch.setattr(ops, "alternate", never)
     with pytest.raises(UserError, match=f"at T = 64, beside {name}, o is off by"):
         measure(PEAK, Parts(), lengths=(64,))

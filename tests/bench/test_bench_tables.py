@@ -38,7 +38,6 @@ def test_markdown_names_verdict_machine_limit_versions_and_notes() -> None:
     assert "matmul peak 200 GFLOPS in float32, 400 in bfloat16, copy 20.0 GB/s; torch 2.13.0." in text
     assert text.endswith("* Nothing was measured.")
     assert "\n\nSpeed:\n\n| model |" in text
-    assert "loss" not in text  # curves are for the figure
 
 
 def test_the_terminal_shows_the_same() -> None:

@@ -46,7 +46,6 @@ def test_tables_come_from_cards_and_the_rest_stays(tmp_path: Path) -> None:
     assert filled.endswith("<!-- end -->\n\nBetween.\n\n<!-- table: train -->\nNot measured yet.\n<!-- end -->\n")
     assert markdown(card) in filled
     assert "[Card](../results/performance/ops.json) of 2026-07-01, commit 0123456789." in filled
-    assert "(../results/performance/ops.png)" in filled
     assert "old" not in filled
     assert performance.filled(filled, tmp_path) == filled
 

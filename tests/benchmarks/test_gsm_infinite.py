@@ -42,7 +42,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
 
 @pytest.fixture(scope="module")
 def written(smollm2: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The card of one run, with its figure and what was printed beside it."""
+    """The card of one run, with what was printed beside it."""
     out = tmp_path_factory.mktemp("benchmark") / "generator.json"
     printed: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
@@ -65,7 +65,7 @@ def test_every_problem_is_solved(card: dict[str, Any]) -> None:
 def test_the_card_holds_every_figure_of_the_benchmark(card: dict[str, Any]) -> None:
     ours, theirs = card["distributions"], benchmark.BENCHMARK
     assert theirs.keys() <= ours.keys()
-    for key in ("needed", "asked", "links", "needed share"):
+    for key in ("needed", "asked", "needed share"):
         assert ours[key].keys() == theirs[key].keys()
     for shares in (*ours["needed"].values(), ours["unneeded"]):
         assert sum(shares) == pytest.approx(100, abs=0.5)
@@ -79,17 +79,14 @@ def test_numbers_are_near_the_benchmark_s(card: dict[str, Any]) -> None:
     ours, theirs = card["distributions"], benchmark.BENCHMARK
     for name, shares in theirs["needed"].items():
         assert ours["needed"][name] == pytest.approx(shares, abs=12)
-    for name, links in theirs["links"].items():
-        assert ours["links"][name] == pytest.approx(links, rel=0.3)
 
 
-def test_tables_and_figure(written: Path) -> None:
+def test_tables(written: Path) -> None:
     tables = written.with_suffix(".md").read_text().split("\n\n")
     assert len(tables) == 5
     for table in tables:
         assert len({line.count("|") for line in table.splitlines()}) == 1
         assert table.splitlines()[1].replace("| ", "").replace("---", "").strip(" |") == ""
-    assert written.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize(("padded", "ratio", "met"), [(450.0, 1.5, True), (150.0, 0.5, False)])
@@ -125,14 +122,14 @@ def test_a_problem_that_is_not_solved_ends_it(
 @pytest.mark.parametrize("count", [1000, 100_000])
 def test_chunks(count: int) -> None:
     chunks = benchmark._chunks(count)
-    assert len({(chunk.cell, i) for chunk in chunks for i in chunk.indices}) == sum(len(c.indices) for c in chunks)
-    assert count <= sum(len(chunk.indices) for chunk in chunks) <= 1.05 * count
-    assert max(len(chunk.indices) for chunk in chunks) <= 250
+    assert len({(cell, i) for cell, indices in chunks for i in indices}) == sum(len(indices) for _, indices in chunks)
+    assert count <= sum(len(indices) for _, indices in chunks) <= 1.05 * count
+    assert max(len(indices) for _, indices in chunks) <= 250
     padded = Counter[bool]()
-    for chunk in chunks:
-        padded[chunk.cell.padded] += len(chunk.indices)
+    for cell, indices in chunks:
+        padded[cell.padded] += len(indices)
     assert padded[True] / padded.total() == pytest.approx(0.06, abs=0.025)
-    assert {chunk.cell.operations for chunk in chunks} == set(range(1, 31))
+    assert {cell.operations for cell, _ in chunks} == set(range(1, 31))
 
 
 def test_speed_is_measured(smollm2: None) -> None:

@@ -52,7 +52,7 @@ def run(
     return call
 
 
-def test_card_figure_and_result(run: Callable[..., str], tmp_path: Path) -> None:
+def test_card_and_result(run: Callable[..., str], tmp_path: Path) -> None:
     out = tmp_path / "new" / "kills.json"
     result = json.loads(run("--set", "train.steps=30", "--kills", 4, "--out", out, "--json"))
     assert {key: result[key] for key in ("name", "ratio", "target", "met")} == {
@@ -69,11 +69,8 @@ def test_card_figure_and_result(run: Callable[..., str], tmp_path: Path) -> None
     assert len(struck) == 4
     assert all(0 < step < 30 for step in struck)
     assert last["killed_after_step"] is None
-    assert last["seen"][-1][1] == 30
     for start, before in zip(card["starts"][1:], killed, strict=True):
         assert before["killed_after_step"] - 2 < start["from_step"] <= before["killed_after_step"] + 1
-        assert before["ended_s"] <= start["started_s"] < start["seen"][0][0] <= start["ended_s"]
-    assert out.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_without_json_it_is_a_sentence(run: Callable[..., str]) -> None:

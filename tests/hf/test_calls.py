@@ -54,9 +54,11 @@ def wanted(forwards: int, **blocks: int) -> Counter[str | int]:
 
 
 @each_kind
-@pytest.mark.parametrize("N", [1, 3])
-@pytest.mark.parametrize("eviction", ["hard", "sliding"])
-@pytest.mark.parametrize("loop", [None, (1, 3)], ids=["all", "loop"])
+@pytest.mark.parametrize(
+    ("N", "eviction", "loop"),
+    [(1, "hard", None), (3, "hard", None), (3, "hard", (1, 3)), (3, "sliding", (1, 3))],
+    ids=str,
+)
 def test_an_awake_token_is_one_forward(kind: str, N: int, eviction: str, loop: tuple[int, int] | None) -> None:
     """And one call of each block; through the model of transformers and through `reverie.sleep` alike."""
     model = sleeping(kind, asleep(N, eviction, loop), dtype=torch.float32).eval()

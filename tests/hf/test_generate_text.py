@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "sleeper"
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def sleeper(folder: Path) -> Sleeper:
     return load_sleeper(folder, CPU, num_sleep_passes=2)
 
@@ -50,21 +50,21 @@ def test_in_pieces_as_at_once(sleeper: Sleeper, length: int) -> None:
     """Around the edges of windows: the last token of a prompt is always read by generate()."""
     model, tokenizer = sleeper
     tokens = tokenizer(BOOK[:length], return_tensors="pt").input_ids
-    wanted = model.generate(tokens, max_new_tokens=20, do_sample=False)[0, length:]  # type: ignore[operator]
+    wanted = model.generate(tokens, max_new_tokens=12, do_sample=False)[0, length:]  # type: ignore[operator]
     pieces: list[str] = []
-    done = generate(model, tokenizer, BOOK[:length], max_tokens=20, write=pieces.append)
+    done = generate(model, tokenizer, BOOK[:length], max_tokens=12, write=pieces.append)
     assert done.text == "".join(pieces) == tokenizer.decode(wanted, skip_special_tokens=True)
-    assert (done.tokens_read, done.tokens_written) == (length, 20)
+    assert (done.tokens_read, done.tokens_written) == (length, 12)
 
 
 def test_the_past_beyond_the_window_matters(sleeper: Sleeper) -> None:
     """Else the test above would not notice a cache that is lost."""
     model, tokenizer = sleeper
-    texts = {generate(model, tokenizer, word + BOOK, max_tokens=40).text for word in ("", "Once ", "Never ")}
+    texts = {generate(model, tokenizer, word + BOOK[:30], max_tokens=20).text for word in ("", "Once ", "Never ")}
     assert len(texts) == 3
 
 
-@pytest.mark.parametrize(("read", "written"), [(1, 1), (L, 1), (L, 2), (5, 30), (71, 30)])
+@pytest.mark.parametrize(("read", "written"), [(1, 1), (L, 1), (L, 2), (5, 12), (71, 12)])
 def test_windows_slept_over(sleeper: Sleeper, monkeypatch: pytest.MonkeyPatch, read: int, written: int) -> None:
     naps, sleep = [], algorithm.sleep
     monkeypatch.setattr(algorithm, "sleep", lambda *args, **kwargs: naps.append(1) or sleep(*args, **kwargs))
@@ -73,7 +73,7 @@ def test_windows_slept_over(sleeper: Sleeper, monkeypatch: pytest.MonkeyPatch, r
 
 
 def test_state_does_not_grow_with_the_text(sleeper: Sleeper) -> None:
-    peaks = {generate(*sleeper, BOOK * n, max_tokens=1).peak_state_bytes for n in (1, 3, 10)}
+    peaks = {generate(*sleeper, BOOK * n, max_tokens=1).peak_state_bytes for n in (1, 2, 5)}
     assert len(peaks) == 1
     short = generate(*sleeper, BOOK[:2], max_tokens=1).peak_state_bytes
     assert 0 < short < min(peaks)
@@ -92,10 +92,10 @@ def test_progress(sleeper: Sleeper) -> None:
 
 def test_temperature(sleeper: Sleeper) -> None:
     def drawn(temperature: float, seed: int) -> str:
-        return generate(*sleeper, BOOK[-20:], max_tokens=30, temperature=temperature, seed=seed).text
+        return generate(*sleeper, BOOK[-10:], max_tokens=10, temperature=temperature, seed=seed).text
 
     assert drawn(1.0, 0) == drawn(1.0, 0)
-    assert len({drawn(1.0, seed) for seed in range(3)}) == 3
+    assert len({drawn(1.0, seed) for seed in range(2)}) == 2
     assert drawn(1e-4, 0) == drawn(0.0, 0) == drawn(0.0, 1)
 
 

@@ -86,8 +86,9 @@ def change_fast_weights(cache: SleepCache, change: Callable[[Tensor], Tensor]) -
 
 
 @each_kind
-@pytest.mark.parametrize("eviction", ["hard", "sliding"])
-@pytest.mark.parametrize("edges", [[0, 3, 8, 9, 15, 20], list(range(21))], ids=["pieces", "tokens"])
+@pytest.mark.parametrize(
+    ("eviction", "edges"), [("hard", [0, 3, 8, 9, 15, 20]), ("sliding", list(range(21)))], ids=["pieces", "tokens"]
+)
 def test_pieces_are_one_call(kind: str, eviction: str, edges: list[int]) -> None:
     model, tokens, cache = sleeping(kind, asleep(2, eviction)), text(2 * L + 4), SleepCache()
     with torch.no_grad():

@@ -32,7 +32,7 @@ class File(NamedTuple):
 
     def refusal(self, data: bytes) -> str:
         with pytest.raises(UserError) as caught:
-            Memory.from_bytes(data, self.model, CONFIG, where="a.safetensors")
+            Memory.fetch(lambda end: data[:end], self.model, CONFIG, where="a.safetensors")
         sentence = str(caught.value)
         assert sentence.startswith("a.safetensors ")
         assert "\n" not in sentence
@@ -233,7 +233,8 @@ def test_a_sentence_holds_no_commands_for_a_terminal(file: File):
 
 def test_a_forgery_that_changes_nothing_is_the_memory(file: File):
     """So the tests above are refused for what they change."""
-    again = Memory.from_bytes(forged(file, lambda content, tensors: None), file.model, CONFIG)
+    data = forged(file, lambda content, tensors: None)
+    again = Memory.fetch(lambda end: data[:end], file.model, CONFIG, where="this")
     assert again.to_bytes()[-again.nbytes :] == file.data[-file.memory.nbytes :]
 
 

@@ -13,7 +13,7 @@ from matplotlib.lines import Line2D
 
 from reverie.errors import UserError
 from reverie.results.card import ComparisonCard, save_card
-from reverie.results.plots import accuracy_over_depth, accuracy_over_tokens, figure, plot_cards, save_figure
+from reverie.results.plots import figure, plot_cards, save_figure
 
 NAMES = ["transformer", "N = 1 (hybrid)", "N = 2 (sleep)", "N = 4 (sleep)"]
 
@@ -32,7 +32,7 @@ def ys(line: Line2D) -> list[float]:
 
 
 def test_one_line_for_each_model_over_depth(card: ComparisonCard):
-    (axes,) = accuracy_over_depth(card).axes
+    axes, _ = figure(card).axes
     lines = labelled(axes)
     assert list(lines) == [*NAMES, "chance"]
     for result in card.results:
@@ -44,7 +44,7 @@ def test_one_line_for_each_model_over_depth(card: ComparisonCard):
 
 
 def test_bands_and_dots_hold_every_seed(card: ComparisonCard):
-    (axes,) = accuracy_over_depth(card).axes
+    axes, _ = figure(card).axes
     band = axes.collections[2].get_paths()[0].get_extents()
     values = [value for part in card.results[2].by_depth.values() for value in part.values]
     assert (band.ymin, band.ymax) == pytest.approx((min(values), max(values)))
@@ -52,14 +52,13 @@ def test_bands_and_dots_hold_every_seed(card: ComparisonCard):
     assert len(dots) == 4 * 6 * 3
 
 
-@pytest.mark.parametrize(("depth", "drawn"), [(None, "12"), ("4", "4")])
-def test_one_mean_and_each_seed_over_tokens(card: ComparisonCard, depth: str | None, drawn: str):
-    """By default at 12 hops, where N = 1 and N = 4 of this card differ most."""
-    (axes,) = accuracy_over_tokens(card, depth).axes
+def test_one_mean_and_each_seed_over_tokens(card: ComparisonCard):
+    """At 12 hops, where N = 1 and N = 4 of this card differ most."""
+    _, axes = figure(card).axes
     lines = labelled(axes)
     assert list(lines) == [*NAMES, "chance"]
     runs = card.runs_of(card.results[3])
-    last = sum(run.curve[-1].score["by_depth"][drawn]["accuracy"] for run in runs) / 3
+    last = sum(run.curve[-1].score["by_depth"]["12"]["accuracy"] for run in runs) / 3
     assert ys(lines["N = 4 (sleep)"])[-1] == pytest.approx(last)
     assert list(lines["transformer"].get_xdata()) == pytest.approx([4.608e6 * i for i in range(6)])  # type: ignore[arg-type]
     assert axes.get_xlabel() == "training tokens"
@@ -68,13 +67,8 @@ def test_one_mean_and_each_seed_over_tokens(card: ComparisonCard, depth: str | N
 
 def test_the_mean_stops_where_a_seed_stops(card: ComparisonCard):
     short = [run.model_copy(update={"curve": run.curve[:3]}) if run.seed == 1 else run for run in card.runs]
-    (axes,) = accuracy_over_tokens(card.model_copy(update={"runs": short})).axes
+    _, axes = figure(card.model_copy(update={"runs": short})).axes
     assert len(ys(labelled(axes)["N = 2 (sleep)"])) == 3
-
-
-def test_a_depth_that_was_not_asked_is_refused(card: ComparisonCard):
-    with pytest.raises(UserError, match=r"has no depth 3; it has 1, 2, 4, 8, 12, 16$"):
-        accuracy_over_tokens(card, "3")
 
 
 def test_one_depth_shows_the_metric_of_the_card():
@@ -101,7 +95,7 @@ def test_a_run_without_a_curve_can_be_drawn(card: ComparisonCard, tmp_path: Path
 
 
 def test_a_number_of_passes_has_the_same_colour_in_every_figure(card: ComparisonCard):
-    (of_all,), (of_one,) = (accuracy_over_depth(c).axes for c in (card, card.runs[-1]))
+    (of_all, _), (of_one, _) = (figure(c).axes for c in (card, card.runs[-1]))
     colours = [line.get_color() for line in labelled(of_all).values()]
     assert len(set(map(str, colours))) == 5
     assert labelled(of_one)["N = 4 (sleep)"].get_color() == colours[3]

@@ -21,8 +21,6 @@ from reverie.sleep import SleepConfig, rollout, rollout_hidden
 from reverie.sleep.gradients import EXACT, Backward
 from reverie.sleep.labels import labelled_windows
 
-each_loop = pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
-
 
 def assert_the_same_however_much_is_kept(take: Callable[[Backward], list[Tensor]], backward: Backward) -> None:
     everything_kept = take(backward)
@@ -33,8 +31,18 @@ def assert_the_same_however_much_is_kept(take: Callable[[Backward], list[Tensor]
 
 
 @pytest.mark.parametrize("eviction", ["hard", "sliding"])
-@each_loop
-@pytest.mark.parametrize(("N", "backward"), [(1, EXACT), (3, EXACT), (3, Backward(bptt_passes=2, bptt_windows=1))])
+@pytest.mark.parametrize(
+    ("loop", "N", "backward"),
+    [
+        (None, 1, EXACT),
+        *(
+            (loop, 3, backward)
+            for loop in LOOPS.values()
+            for backward in (EXACT, Backward(bptt_passes=2, bptt_windows=1))
+        ),
+    ],
+    ids=str,
+)
 def test_activation_checkpointing_changes_no_bit(
     tiny_model: MakeModel, eviction: str, loop: tuple[int, int] | None, N: int, backward: Backward
 ) -> None:

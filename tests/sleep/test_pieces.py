@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 from reverie.sleep import Context, read, rollout
 
 
-@settings(max_examples=5, deadline=None, database=None, derandomize=True)
+@settings(max_examples=3, deadline=None, database=None, derandomize=True)
 @given(cuts=st.sets(st.integers(1, T - 1)), N=st.integers(1, 3))
 @pytest.mark.parametrize("loop", [None, (1, 3)], ids=["all", "middle"])
 @each_eviction

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,12 @@ from reverie.train.run import train
 STRETCH = 4
 
 
-@pytest.fixture(autouse=True)
-def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (data, curriculum):
-        monkeypatch.setattr(module, "STRETCH", STRETCH)
+@pytest.fixture(autouse=True, scope="module")
+def short_stretches() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (data, curriculum):
+            patch.setattr(module, "STRETCH", STRETCH)
+        yield
 
 
 def ladder(below: float = 0.6, **train: Any) -> Recipe:
@@ -83,21 +86,30 @@ def test_over_a_share_of_the_steps_it_goes_from_the_shallowest_to_the_deepest(sh
 
 def test_a_run_climbs_as_it_learns(tmp_path: Path):
     """The easiest threshold is always met, the hardest never."""
-    easy = train(ladder(below=5.0), tmp_path / "easy")
-    assert [point.depth for point in easy.curve][:4] == [2, 3, 4, 4]
-    hard = train(ladder(below=1e-6), tmp_path / "hard")
+    easy = train(ladder(below=5.0, steps=24), tmp_path / "easy")
+    assert [point.depth for point in easy.curve] == [2, 3, 4, 4]
+    hard = train(ladder(below=1e-6, steps=12), tmp_path / "hard")
     assert {point.depth for point in hard.curve} == {1}
 
 
+CLIMBS = ladder(below=0.69, steps=20)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that climbs, trained without a break."""
+    folder = tmp_path_factory.mktemp("whole")
+    card = train(CLIMBS, folder)
+    assert len({point.depth for point in card.curve}) > 1
+    return folder
+
+
 @pytest.mark.parametrize("step", [5, 7, 8, 13])
-def test_broken_off_anywhere_it_goes_on_as_if_it_had_not_been(tmp_path: Path, step: int):
-    recipe = ladder(below=0.69, steps=20)
-    whole = train(recipe, tmp_path / "whole")
-    assert len({point.depth for point in whole.curve}) > 1
+def test_broken_off_anywhere_it_goes_on_as_if_it_had_not_been(tmp_path: Path, whole: Path, step: int):
     with pytest.raises(Killed):
-        train(recipe, tmp_path / "broken", report=kill_at(step))
-    train(recipe, tmp_path / "broken", resume=True)
-    assert_same_run(tmp_path / "broken", tmp_path / "whole")
+        train(CLIMBS, tmp_path, report=kill_at(step))
+    train(CLIMBS, tmp_path, resume=True)
+    assert_same_run(tmp_path, whole)
 
 
 def test_data_made_on_a_device_are_as_deep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,4 +1,4 @@
-"""Recorded steps are those of `train_step`: their arithmetic anywhere, the recording itself where there is CUDA."""
+"""Recorded steps are those of `take_step`: their arithmetic anywhere, the recording itself where there is CUDA."""
 
 from __future__ import annotations
 

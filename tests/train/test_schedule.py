@@ -201,7 +201,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("step", [1, 2, 3, 5, 7, 9])
+@pytest.mark.parametrize("step", [2, 3, 5, 9])
 def test_a_break_inside_a_stage_or_at_its_edge_changes_nothing(tmp_path: Path, step: int, undisturbed: Path):
     with pytest.raises(Killed):
         train(staged(), tmp_path, report=kill_at(step))
@@ -235,6 +235,5 @@ def test_a_run_that_begins_with_the_fast_weights_has_no_optimiser_state_of_the_o
     assert_same_run(tmp_path / "a", tmp_path / "b")
 
 
-def test_a_card_keeps_the_stages(tmp_path: Path):
-    train(staged(), tmp_path)
-    assert Recipe.model_validate(read_run_card(tmp_path).recipe) == staged()
+def test_a_card_keeps_the_stages(undisturbed: Path):
+    assert Recipe.model_validate(read_run_card(undisturbed).recipe) == staged()

@@ -64,7 +64,7 @@ def test_the_batches_are_those_of_the_remaining_steps_in_order(workers: int, fir
         assert_same(list(made), [make_batch(recipe.task, recipe.train, step) for step in range(first, 6)])
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn"])
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])
 def test_it_makes_no_difference_how_the_processes_start(monkeypatch: pytest.MonkeyPatch, method: str):
     monkeypatch.setattr(module, "_context", lambda: multiprocessing.get_context(method))
     with batches_of(with_workers(), 2) as made:
@@ -259,6 +259,7 @@ def running_training(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
     process.wait()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="reads /proc")
 @pytest.mark.parametrize(
     ("sent", "kill", "code"),

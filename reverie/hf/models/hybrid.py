@@ -1,7 +1,4 @@
-"""A `HybridLM` as a model of transformers: generate(), Trainer, peft and evaluation harnesses take it as it is.
-
-`AutoModelForCausalLM.from_pretrained(folder)` loads one, once `reverie.hf` is imported.
-"""
+"""A `HybridLM` as a model of transformers: generate(), Trainer, peft and evaluation harnesses take it as it is."""
 
 from __future__ import annotations
 
@@ -19,11 +16,11 @@ from transformers.utils.generic import can_return_tuple
 
 from reverie.errors import UserError
 from reverie.hf.bases import check_name, check_weights, loading
-from reverie.hf.reading import AWAKE, cache_for, read_batch, reads_newest_only, refuse_recording, take_up
+from reverie.hf.reading import AWAKE, Checkpointed, cache_for, read_batch, reads_newest_only, refuse_recording, take_up
 from reverie.hf.save import replacing
 from reverie.model import HybridConfig, HybridLM
 from reverie.sleep import SleepConfig, plan
-from reverie.sleep.gradients import EXACT, Backward
+from reverie.sleep.gradients import EXACT
 
 Checked = TypeVar("Checked", bound=BaseModel)
 
@@ -87,7 +84,7 @@ def _checked(kind: type[Checked], fields: dict[str, Any]) -> Checked:
         raise UserError(f"not a config of a reverie_hybrid: {where}{reason}") from error
 
 
-class ReverieHybridForCausalLM(PreTrainedModel, GenerationMixin):
+class ReverieHybridForCausalLM(Checkpointed, PreTrainedModel, GenerationMixin):
     """`lm` is the `HybridLM`; texts are read through `reverie.sleep.read`, as everywhere in reverie."""
 
     config_class = ReverieHybridConfig
@@ -179,17 +176,6 @@ class ReverieHybridForCausalLM(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.lm.lm_head
 
-    def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
-        """Windows and passes are made again in the backward pass."""
-        self.backward_config = Backward(activation_checkpoint="window")
-
-    def gradient_checkpointing_disable(self) -> None:
-        self.backward_config = EXACT
-
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        return self.backward_config != EXACT
-
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save as transformers does; the folder holds the model that was there until the new one is on the disk."""
         with replacing(Path(save_directory)) as finished:
@@ -212,7 +198,11 @@ def _as_dict(config: SleepConfig) -> dict[str, Any] | None:
 
 
 def save_hybrid(lm: HybridLM, folder: str | Path, sleep_config: SleepConfig) -> None:
-    """For every tool of transformers, and for `load_hybrid`. Raises UserError for what the system refuses."""
+    """Write a folder that transformers' Auto classes and `load_hybrid` load: config.json and safetensors.
+
+    Raises:
+        UserError: the system refuses to write (a full disk, a missing permission).
+    """
     ReverieHybridForCausalLM.from_lm(lm, sleep_config).save_pretrained(folder)
 
 

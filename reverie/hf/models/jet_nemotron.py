@@ -8,13 +8,14 @@ text may have any length, in training too, and come in any pieces: the result is
 from __future__ import annotations
 
 import math
+from inspect import unwrap
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, DynamicCache, GenerationMixin
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationMixin
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.masking_utils import (
@@ -31,6 +32,7 @@ from transformers.models.qwen2.modeling_qwen2 import (
     Qwen2DecoderLayer,
     Qwen2ForCausalLM,
     Qwen2MLP,
+    Qwen2Model,
     Qwen2PreTrainedModel,
     Qwen2RotaryEmbedding,
 )
@@ -41,6 +43,7 @@ from reverie import ops
 from reverie.errors import UserError
 from reverie.model.fused import normalise
 
+one_pass = unwrap(Qwen2Model.forward)
 LAYER_TYPES = {"jet": "linear_attention", "attn": "full_attention", "swa": "sliding_attention"}
 """What config.json says, and what transformers calls it: caches and masks are made by these names."""
 MASKS = {
@@ -216,13 +219,11 @@ class JetNemotronModel(JetNemotronPreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise UserError("a model reads either input_ids or inputs_embeds: give exactly one of them")
         h: Tensor = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
             seen = past_key_values.get_seq_length() if past_key_values is not None else 0
             position_ids = torch.arange(seen, seen + h.shape[1], device=h.device)[None]
         masks: Any = attention_mask  # `generate` may have made them
-        types = self.config.layer_types or []
+        types = self.config.layer_types or ()
         if not isinstance(masks, dict):
             given = {"config": self.config, "inputs_embeds": h, "attention_mask": masks, "position_ids": position_ids}
             # Each by a layer of its own kind, which transformers before 5.23 does not find by itself.
@@ -230,20 +231,8 @@ class JetNemotronModel(JetNemotronPreTrainedModel):
                 kind: MASKS[kind](**given, past_key_values=past_key_values, layer_idx=types.index(kind))
                 for kind in dict.fromkeys(types)
             }
-        position_embeddings = self.rotary_emb(h, position_ids)
-        for layer, kind in zip(self.layers, types, strict=True):
-            h = layer(
-                h,
-                attention_mask=masks[kind],
-                position_ids=position_ids,
-                past_key_values=past_key_values,
-                use_cache=use_cache,
-                position_embeddings=position_embeddings,
-                **kwargs,
-            )
-        return BaseModelOutputWithPast(
-            last_hidden_state=self.norm(h), past_key_values=past_key_values if use_cache else None
-        )
+        given = {"attention_mask": masks, "position_ids": position_ids, "use_cache": use_cache, **kwargs}
+        return one_pass(self, inputs_embeds=h, past_key_values=past_key_values, **given)
 
 
 class JetNemotronForCausalLM(JetNemotronPreTrainedModel, GenerationMixin):

@@ -7,6 +7,7 @@ is loaded and kept, and decides nothing: at the published threshold of 1 the out
 
 from __future__ import annotations
 
+from inspect import unwrap
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from transformers.models.qwen2.configuration_qwen2 import Qwen2Config
 from transformers.models.qwen2.modeling_qwen2 import (
     Qwen2ForCausalLM,
     Qwen2MLP,
+    Qwen2Model,
     Qwen2PreTrainedModel,
     Qwen2RMSNorm,
     Qwen2RotaryEmbedding,
@@ -30,6 +32,8 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from reverie.errors import UserError
+
+one_pass = unwrap(Qwen2Model.forward)
 
 
 @strict
@@ -139,28 +143,15 @@ class OuroModel(OuroPreTrainedModel):
         masks: Any = attention_mask  # `generate` may have made them
         if not isinstance(masks, dict):
             masks = create_masks_for_generate(self.config, h, masks, past_key_values, position_ids)
-        position_embeddings = self.rotary_emb(h, position_ids)
+        given = {"attention_mask": masks, "position_ids": position_ids, "use_cache": use_cache, **kwargs}
         for step in range(self.config.total_ut_steps):  # pyright: ignore[reportAttributeAccessIssue]
-            cache = self._cache_of_step(past_key_values, step)
-            for layer, kind in zip(self.layers, self.config.layer_types or (), strict=True):
-                h = layer(
-                    h,
-                    attention_mask=masks[kind],
-                    position_ids=position_ids,
-                    past_key_values=cache,
-                    use_cache=use_cache,
-                    position_embeddings=position_embeddings,
-                    **kwargs,
-                )
-            h = self.norm(h)
+            cache = past_key_values
+            if cache is not None and step > 0:
+                while len(cache.layers) < (step + 1) * len(self.layers):  # `generate` makes one layer of cache a block
+                    cache.layers.extend(DynamicCache(config=self.config).layers)
+                cache = StepCache(cache, step * len(self.layers))
+            h = one_pass(self, inputs_embeds=h, past_key_values=cache, **given).last_hidden_state
         return BaseModelOutputWithPast(last_hidden_state=h, past_key_values=past_key_values if use_cache else None)
-
-    def _cache_of_step(self, cache: Cache | None, step: int) -> Cache | StepCache | None:
-        if cache is None or step == 0:
-            return cache
-        while len(cache.layers) < (step + 1) * len(self.layers):  # `generate` makes one layer of cache a block
-            cache.layers.extend(DynamicCache(config=self.config).layers)
-        return StepCache(cache, step * len(self.layers))
 
 
 class OuroForCausalLM(OuroPreTrainedModel, GenerationMixin):

@@ -29,16 +29,15 @@ SMOLLM2 = "smollm2"
 """What an adapter calls it."""
 
 
-def load_smollm2(dtype: torch.dtype = torch.float32) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The model in evaluation mode, and its tokenizer; 135M parameters, 0.5 GiB in float32, in about a second.
-
-    Raises UserError that names the package to install where one is missing.
-    """
-    return load_smollm2_model(dtype), load_smollm2_tokenizer()
-
-
 def load_smollm2_model(dtype: torch.dtype = torch.float32, **kwargs: Any) -> PreTrainedModel:
-    """The model alone; `kwargs` of `LlamaForCausalLM.from_pretrained`."""
+    """The model in evaluation mode; 135M parameters, 0.5 GiB in float32, in about a second.
+
+    Args:
+        kwargs: of `LlamaForCausalLM.from_pretrained`.
+
+    Raises:
+        UserError: a package is missing, which it names, or the file cannot be read.
+    """
     path = model_file()
     try:
         config = kwargs.pop("config", None) or _config(gguf_metadata(path))
@@ -102,7 +101,10 @@ _OUTSIDE = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
 
 
 def _weights(tensors: Mapping[str, np.ndarray], config: LlamaConfig) -> dict[str, torch.Tensor]:
-    """By transformers' names. Keys and queries turn halves of a head against each other there, neighbours in GGUF."""
+    """The weights under the names that transformers gives them.
+
+    Rotary positions pair element i of a head with i + d/2 there, and neighbours in GGUF: rows of q and k are reordered.
+    """
     weights = {}
     for name, array in tensors.items():
         part = name.removesuffix(".weight").rsplit(".", 1)[-1]

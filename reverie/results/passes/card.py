@@ -127,10 +127,6 @@ class PassesCard(Part):
     regimes: list[Regime] = Field(min_length=1)
     runs: list[PassesRun]
 
-    def runs_of(self, regime: Regime) -> list[PassesRun]:
-        """The runs that `regime` sums up, in the order of its seeds."""
-        return [run for run in self.runs if run.trained_with == regime.trained_with]
-
 
 def regime_label(trained_with: int | RandomPasses) -> str:
     """The name of a regime, such as "N = 4" or "random N, 1 to 7"; distributions that are not uniform are named."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 
@@ -72,9 +72,12 @@ def evaluate_passes(
         UserError: a number is out of range, there is no run, one has no fast weights, the runs are of different tasks,
             or two runs of one regime differ in more than the seed.
     """
-    found = sorted((_find(run) for run in runs), key=lambda run: run.order)
+    found = sorted((_Found(run, load_run(run).recipe) for run in runs), key=lambda run: run.order)
     _require_comparable(found)
-    settings = [_settings(run.recipe, sorted(set(numbers)), sorted(set(tolerances), reverse=True)) for run in found]
+    settings = list[list[SleepConfig]]()
+    for run in found:
+        fixed = [changed(run.recipe, sleep={"num_sleep_passes": n}).sleep for n in sorted(set(numbers))]
+        settings.append(fixed + [fixed[-1].with_(tolerance=x) for x in sorted(set(tolerances), reverse=True)])
     examples = num_examples or max(run.recipe.train.eval_examples for run in found)
     done, total, started = count(), sum(map(len, settings)), time.perf_counter()
 
@@ -86,18 +89,13 @@ def evaluate_passes(
         return _card(found[0].recipe, evaluated, examples, time.perf_counter() - started)
 
 
-def _find(run: Path) -> _Found:
-    recipe = load_run(run).recipe
-    if not recipe.model.has_fast_weights:
-        raise UserError(f"{run} has attention layers alone: the number of sleep passes changes nothing about it")
-    return _Found(run, recipe)
-
-
 def _require_comparable(runs: Sequence[_Found]) -> None:
-    """Raise UserError unless all have one task and metric, and the runs of a regime differ in their seeds alone."""
+    """Raise UserError unless all sleep, with one task and metric, and runs of a regime differ in their seeds alone."""
     if not runs:
         raise UserError("there is no run to evaluate")
     for run in runs:
+        if not run.recipe.model.has_fast_weights:
+            raise UserError(f"{run.place} has attention layers alone: the number of sleep passes changes nothing")
         both = f"{runs[0].place} and {run.place} cannot be in one figure"
         if run.recipe.task.model_dump() != runs[0].recipe.task.model_dump():
             raise UserError(f"{both}: they were trained on other tasks")
@@ -120,19 +118,9 @@ def _differences(one: Recipe, other: Recipe) -> list[str]:
     ignored = {f"train.{key}" for key in _NO_MATTER}
     if one.train.num_sleep_passes is not None:
         ignored.add("sleep.num_sleep_passes")  # training drew them
-    a, b = _by_key(one), _by_key(other)
+    sections = (recipe.model_dump(mode="json", exclude={"name"}) for recipe in (one, other))
+    a, b = ({f"{name}.{key}": x for name, table in of.items() for key, x in table.items()} for of in sections)
     return sorted(key for key in (a.keys() | b.keys()) - ignored if a.get(key) != b.get(key))
-
-
-def _by_key(recipe: Recipe) -> dict[str, Any]:
-    sections = recipe.model_dump(mode="json", exclude={"name"})
-    return {f"{section}.{key}": value for section, table in sections.items() for key, value in table.items()}
-
-
-def _settings(recipe: Recipe, numbers: Sequence[int], tolerances: Sequence[float]) -> list[SleepConfig]:
-    """The ways to sleep: the fixed N, then adaptive sleep."""
-    fixed = [changed(recipe, sleep={"num_sleep_passes": n}).sleep for n in numbers]
-    return fixed + [fixed[-1].with_(tolerance=tolerance) for tolerance in tolerances]
 
 
 @contextlib.contextmanager

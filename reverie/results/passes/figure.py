@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -29,14 +28,14 @@ def draw_passes(card: PassesCard) -> Figure:
     seeds = max(len(regime.seeds) for regime in card.regimes)
     note = f"mean of {seeds} seeds" if seeds > 1 else f"seed {card.regimes[0].seeds[0]}"
     panels = [_over_numbers, _over_passes] if card.tolerances else [_over_numbers]
-    panels = [partial(_panel, draw=draw) for draw in panels]
     return draw_panels(f"{card.name}  ({note})", METRIC_NAMES[card.metric], card, panels)
 
 
-def _panel(axes: Axes, card: PassesCard, draw: Callable[[Axes, PassesCard], None]) -> None:
-    draw(axes, card)
+def _finish(axes: Axes, card: PassesCard, least: float) -> None:
+    """Draw chance, and scale the axis of passes from `least` on."""
     axes.axhline(card.metric_chance, **CHANCE)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10, min_n_ticks=1))
+    axes.set_xlim(least - 0.4, card.num_sleep_passes[-1] + 0.4)
 
 
 def _random(card: PassesCard) -> list[Regime]:
@@ -65,7 +64,7 @@ def _over_numbers(axes: Axes, card: PassesCard) -> None:
         line: dict[str, Any] = {"color": colour, "marker": marker, "label": f"trained with {regime.label}"}
         axes.plot(card.num_sleep_passes, means, clip_on=False, **line)
         _mark_training(axes, card, regime, colour)
-    axes.set_xlim(card.num_sleep_passes[0] - 0.4, card.num_sleep_passes[-1] + 0.4)
+    _finish(axes, card, card.num_sleep_passes[0])
 
 
 def _mark_training(axes: Axes, card: PassesCard, regime: Regime, colour: str) -> None:
@@ -104,7 +103,7 @@ def _over_passes(axes: Axes, card: PassesCard) -> None:
             label = axes.annotate(text, place, offset, textcoords="offset points", ha="center", **_LABEL, color=colour)
             label.set_path_effects([withStroke(linewidth=2, foreground="white")])
         least = min([least, *(passes for passes, _ in points)])
-    axes.set_xlim(least - 0.4, card.num_sleep_passes[-1] + 0.4)
+    _finish(axes, card, least)
 
 
 def _labels(

@@ -81,11 +81,8 @@ class Watch(Part):
 def watch_memory(path: Path) -> Watch:
     """The history of the memory in a file; raises UserError if it is no memory, or has no history."""
     content = read_memory(file_reader(path), str(path))
-    try:
-        history = History.from_tensors(content.history or History().tensors())
-    except ValueError as error:
-        raise UserError(f"{path} is not a memory: {error}") from None
-    if not history.windows:
+    history = content.recorded(str(path))
+    if history is None or not history.windows:
         raise UserError(
             f"{path} has no history to watch: reverie read notes one, and in Python "
             f"sleep_over(model, tokens, config, history=History())"
@@ -137,7 +134,9 @@ def watch_run(
         raise UserError(f"{recipe.name} never sleeps: it has questions in the first window of {config.window_size}")
     model, history = trained_model(checkpoint, device), History()
     sleep_over(model, batch.tokens[:1, :text], config, history=history)
-    right = _ask(model, Batch(*(x.to(device) for x in batch)), text, config)
+    parts = zip(*(x.to(device).split(max(BATCH_TOKENS // x.shape[1], 1)) for x in batch), strict=True)
+    answered = zip(*(_ask(model, Batch(*part), text, config) for part in parts), strict=True)
+    right = [torch.cat(after) for after in answered]
     return Watch(
         name=f"{recipe.name}, text {example}",
         kind="run",
@@ -152,13 +151,6 @@ def watch_run(
 
 def _ask(model: LanguageModel, batch: Batch, text: int, config: SleepConfig) -> list[Tensor]:
     """Which labels are right after 0, 1, … windows of the first `text` tokens: each [B, T], on the CPU."""
-    size = max(BATCH_TOKENS // batch.tokens.shape[1], 1)
-    rows = zip(*(x.split(size) for x in batch), strict=True)
-    parts = [_ask_part(model, Batch(*part), text, config) for part in rows]
-    return [torch.cat(after) for after in zip(*parts, strict=True)]
-
-
-def _ask_part(model: LanguageModel, batch: Batch, text: int, config: SleepConfig) -> list[Tensor]:
     right: list[Tensor] = []
     rest = Batch(*(x[:, text:] for x in batch))
 

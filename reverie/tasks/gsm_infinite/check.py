@@ -58,7 +58,6 @@ def check_problems(path: Path) -> Check:
 
 
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Yield line numbers and rows."""
     if not path.name.endswith(_SUFFIXES):
         raise UserError(f"a file of problems must end in {' or '.join(_SUFFIXES)}, got {path}")
     try:

@@ -40,7 +40,6 @@ def draw_core(rng: Random, world: World, level: Level, mode: Mode, operations: i
 
 
 def _structure(rng: Random, world: World, level: Level, mode: Mode, operations: int) -> Core:
-    """A core with quantities, still without facts."""
     hard = level == "hard"
     places, types, links = _draw_links(rng, hard, mode, budget(operations))
     place_names = rng.sample(rng.choice(world.place_groups), places)
@@ -236,14 +235,11 @@ def _draw_numbers(rng: Random, core: Core, quantity: int, max_value: int) -> boo
         operands, values = operands[::-1], values[::-1]
     difference = difference and values[0] != values[1]
     times = bool(operands) and fact.constant is not None and rng.random() < 0.5
-    constant = None if fact.constant is None else _draw_number(rng, alone=not operands, times=times)
+    constant = fact.constant
+    if constant is not None:  # a factor is 2 to 4, a summand 1 to 4, a number alone one or the other
+        constant = rng.randint(2 if times or (not operands and rng.random() < 0.5) else 1, LARGEST_NUMBER)
     core.facts[quantity] = settled = Fact(constant, times, difference, operands)
     return 1 <= evaluate(settled, values) <= max_value
-
-
-def _draw_number(rng: Random, *, alone: bool, times: bool) -> int:
-    """Draw from 1..4, a factor from 2..4, and a number without operands from either range half of the time."""
-    return rng.randint(2 if times or (alone and rng.random() < 0.5) else 1, LARGEST_NUMBER)
 
 
 # Facts that the answer does not need.

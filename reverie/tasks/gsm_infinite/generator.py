@@ -122,13 +122,17 @@ def draw_problem(
             to it.
     """
     rng = Random(((seed * 2 + (split == "test")) << 128) | (step << 64) | index)
-    kinds = list(product(config.levels, config.modes))
-    if len(kinds) > 1:  # drawn before the first try, else those that fit easily would prevail
+    if (
+        len(kinds := list(product(config.levels, config.modes))) > 1
+    ):  # drawn before the first try, else those that fit easily would prevail
         level, mode = rng.choice(kinds)
         config = config.model_copy(update={"levels": (level,), "modes": (mode,)})
     shortest, misfits = None, 0
     for _ in range(_TRIES):
-        core = _draw_core(rng, config, operations)
+        mode = rng.choice(config.modes)
+        mode = mode if operations > 1 else "forward"  # with one operation there is nothing to reverse
+        world, level = WORLDS[rng.choice(config.worlds)], rng.choice(config.levels)
+        core = draw_core(rng, world, level, mode, operations, config.max_value)
         if core is None:
             continue
         sentences = core_sentences(core)
@@ -155,15 +159,7 @@ def draw_problem(
 
 
 def _length(sentences: Iterable[Iterable[str]], measure: Measure) -> int:
-    """Total length of sentences."""
     return sum(measure(piece) for pieces in sentences for piece in pieces)
-
-
-def _draw_core(rng: Random, config: ProblemConfig, operations: int) -> Core | None:
-    drawn = rng.choice(config.modes)
-    mode = drawn if operations > 1 else "forward"  # with one operation there is nothing to reverse
-    world, level = WORLDS[rng.choice(config.worlds)], rng.choice(config.levels)
-    return draw_core(rng, world, level, mode, operations, config.max_value)
 
 
 def _is_held_out(sentences: list[Pieces]) -> bool:

@@ -35,7 +35,6 @@ def padding_sentences(rng: Random, core: Core, at_least: int, at_most: int, meas
 
 
 def _facts(rng: Random, core: Core) -> Iterator[Pieces]:
-    """Yield facts until the vocabulary is exhausted."""
     world, hard = core.world, core.level == "hard"
     operands = _operands(core)
     phrases = {q: phrase(core.quantities[q], world) for q in operands}

@@ -6,6 +6,8 @@ It shares nothing with the generator, so that it can check what that makes.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -109,8 +111,13 @@ def parse(problem: str, question: str) -> Problem:
     text = "\n".join(line for line in lines if line)
     if not text:
         raise NotAProblemError("the problem is empty")
-    facts = tuple(_fact(sentence) for sentence in _SENTENCE_END.split(text.removesuffix(".")))
-    return Problem(facts, _asked(" ".join(question.split()), facts))
+    facts = list[Fact]()
+    for sentence in _SENTENCE_END.split(text.removesuffix(".")):
+        with _reading("sentence", sentence):
+            facts.append(_fact(sentence))
+    question = " ".join(question.split())
+    with _reading("question", question):
+        return Problem(tuple(facts), _asked(question, facts))
 
 
 def is_total(name: str) -> bool:
@@ -139,19 +146,24 @@ def in_words(name: str) -> str:
     return f"the {name}" if is_total(name) or is_average(name) else f"the number of {name}"
 
 
-def _fact(sentence: str) -> Fact:
+@contextmanager
+def _reading(what: str, text: str) -> Iterator[None]:
     try:
-        return _read_fact(sentence)
+        yield
     except NotAProblemError as error:
-        raise NotAProblemError(f'cannot read the sentence "{_shortened(sentence)}": {error}') from None
+        raise NotAProblemError(f'cannot read the {what} "{_shortened(text)}": {error}') from None
 
 
-def _read_fact(sentence: str) -> Fact:
+def _fact(sentence: str) -> Fact:
     if not sentence.startswith("The "):
         raise NotAProblemError('it does not begin with "The number of" or the like')
     text = "t" + sentence[1:]
-    if text.endswith(_UNKNOWN_COUNT) or text.endswith(_UNKNOWN_AVERAGE):
-        return _unknown(text)
+    for ending, of_average in ((_UNKNOWN_COUNT, False), (_UNKNOWN_AVERAGE, True)):
+        if text.endswith(ending):
+            name = _name(text.removesuffix(ending))
+            if is_total(name) or is_average(name) != of_average:
+                raise NotAProblemError('a count "exists, and its number is" greater than 0, an average "is"')
+            return Fact(name, "unknown")
     cut = _EQUALS.search(text)
     if cut is None:
         raise NotAProblemError("it does not say what the quantity equals")
@@ -160,14 +172,6 @@ def _read_fact(sentence: str) -> Fact:
     if is_total(subject) and form != "number":
         raise NotAProblemError("a total equals nothing but a number")
     return Fact(subject, form, operands, constant, is_factor)
-
-
-def _unknown(text: str) -> Fact:
-    is_count = text.endswith(_UNKNOWN_COUNT)
-    name = _name(text.removesuffix(_UNKNOWN_COUNT if is_count else _UNKNOWN_AVERAGE))
-    if is_total(name) or is_average(name) == is_count:
-        raise NotAProblemError('a count "exists, and its number is" greater than 0, an average "is"')
-    return Fact(name, "unknown")
 
 
 def _right_side(text: str) -> tuple[Form, int | None, bool, tuple[str, ...]]:
@@ -218,21 +222,13 @@ def _name(quantity: str) -> str:
     return name
 
 
-def _asked(question: str, facts: tuple[Fact, ...]) -> str:
-    try:
-        if question.startswith("How many ") and question.endswith(" have?"):
-            return _asked_count(question.removeprefix("How many ").removesuffix(" have?"), facts)
-        if question.startswith(("What is the average ", "What is the total ")) and question.endswith("?"):
-            return _name(question.removeprefix("What is ").removesuffix("?"))
-    except NotAProblemError as error:
-        raise NotAProblemError(f'cannot read the question "{_shortened(question)}": {error}') from None
-    raise NotAProblemError(
-        f'cannot read the question "{_shortened(question)}": it asks "How many ..." or "What is ..."'
-    )
-
-
-def _asked_count(text: str, facts: tuple[Fact, ...]) -> str:
-    """Name of a count from "{type} does {place}". If names contain " does ", facts decide where to split."""
+def _asked(question: str, facts: Iterable[Fact]) -> str:
+    """The quantity asked for. If names contain " does ", facts decide where a type ends and its place begins."""
+    if question.startswith(("What is the average ", "What is the total ")) and question.endswith("?"):
+        return _name(question.removeprefix("What is ").removesuffix("?"))
+    if not question.startswith("How many ") or not question.endswith(" have?"):
+        raise NotAProblemError('it asks "How many ..." or "What is ..."')
+    text = question.removeprefix("How many ").removesuffix(" have?")
     words = text.split(" does ")
     if len(words) < 2 or len(text) > _LONGEST_NAME:
         raise NotAProblemError("it does not name a type and a place")
@@ -241,7 +237,7 @@ def _asked_count(text: str, facts: tuple[Fact, ...]) -> str:
     return _name("the number of " + next((name for name in names if name in mentioned), names[0]))
 
 
-def _names(facts: tuple[Fact, ...]) -> dict[str, None]:
+def _names(facts: Iterable[Fact]) -> dict[str, None]:
     return {name: None for fact in facts for name in (fact.subject, *fact.operands)}
 
 

@@ -161,7 +161,13 @@ class _Definitions:
             raise UnsolvableError(f"{in_words(name)} is needed, but nothing else is said about {place}")
         if noun not in WEIGHTED_NOUNS:
             return tuple(things)
-        return tuple(term for count, averages in things.items() for term in (count, _only_average(averages, count)))
+        for count, averages in things.items():
+            if len(averages) != 1:
+                several = " and ".join(map(in_words, averages)) or "none"
+                raise UnsolvableError(
+                    f"one average for {in_words(count)} is needed, but the problem mentions {several}"
+                )
+        return tuple(term for count, averages in things.items() for term in (count, *averages))
 
     def operations(self, name: str) -> int:
         """Number of operations of one quantity."""
@@ -204,14 +210,6 @@ def _things_by_place(mentioned: Iterable[str]) -> dict[str, dict[str, dict[str, 
             if is_average(name):
                 averages[name] = None
     return things
-
-
-def _only_average(averages: Iterable[str], count: str) -> str:
-    found = list(averages)
-    if len(found) != 1:
-        several = " and ".join(map(in_words, found)) if found else "none"
-        raise UnsolvableError(f"one average for {in_words(count)} is needed, but the problem mentions {several}")
-    return found[0]
 
 
 class _Values:

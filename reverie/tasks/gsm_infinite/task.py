@@ -121,7 +121,9 @@ class GsmInfinite(ProblemConfig, TaskSettings):
     def sections(self) -> list[Section]:
         assert self.length is not None
         if self.num_questions == 1:
-            return [Section("prompt", self.length[1]), Section("answer", self._answer_length)]
+            # Without the end token, which is only predicted; SmolLM2's space before digits is a token of its own.
+            answer = len(str(self.max_value)) + (self.tokenizer == "smollm2")
+            return [Section("prompt", self.length[1]), Section("answer", answer)]
         context = self.length[1] - self._questions_length
         return [Section("context", context), Section("questions", self._questions_length)]
 
@@ -141,12 +143,6 @@ class GsmInfinite(ProblemConfig, TaskSettings):
         return self.text.special_ids["<|endoftext|>" if self.tokenizer == "smollm2" else END]
 
     @property
-    def _answer_length(self) -> int:
-        """Tokens of the longest answer, without the end token, which is only predicted."""
-        digits = len(str(self.max_value))
-        return digits + (self.tokenizer == "smollm2")  # whose space before digits is a token of its own
-
-    @property
     def _question_length(self) -> int:
         """Tokens of the longest question, with the tokenizer "words"."""
         return 8 if "hard" in self.levels else 6
@@ -156,7 +152,6 @@ class GsmInfinite(ProblemConfig, TaskSettings):
         return self.num_questions * self._question_length
 
     def _operations(self, split: Split, seed: int, step: int, examples: range, deepest: int) -> list[int]:
-        """Number of operations of each example."""
         depths = self.depths()
         if split == "test":
             return [depths[i % len(depths)] for i in examples]
@@ -201,7 +196,6 @@ _held_out_example: Callable[..., _Row] = cache(_example)
 
 
 def _blank(task: GsmInfinite) -> _Row:
-    """An example of padding alone, with nothing scored."""
     T = task.sequence_length
     zeros = np.zeros(T, np.int32)
     return _Row(np.full_like(zeros, task.pad_id), zeros.copy(), zeros.copy(), np.full_like(zeros, -1))

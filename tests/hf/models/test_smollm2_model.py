@@ -15,7 +15,7 @@ from reverie.errors import UserError
 from reverie.hf.add import add_sleep, insert_fast_weights
 from reverie.hf.load import load
 from reverie.hf.models import smollm2
-from reverie.hf.models.smollm2 import load_smollm2, load_smollm2_model, load_smollm2_tokenizer
+from reverie.hf.models.smollm2 import load_smollm2_model, load_smollm2_tokenizer
 from reverie.pretrained.smollm2 import load_smollm2 as exact_tokenizer
 from reverie.sleep import SleepConfig
 
@@ -33,7 +33,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def loaded() -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    return load_smollm2()
+    return load_smollm2_model(), load_smollm2_tokenizer()
 
 
 def ids(tokenizer: PreTrainedTokenizerBase, text: str) -> Tensor:
@@ -52,6 +52,7 @@ def test_it_knows_english(loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase
         assert model(tokens, labels=tokens).loss < 3.0  # chance is 10.8
 
 
+@pytest.mark.slow
 def test_new_layers_change_nothing_and_are_saved_alone(
     loaded: tuple[PreTrainedModel, PreTrainedTokenizerBase], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

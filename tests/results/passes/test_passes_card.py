@@ -76,7 +76,7 @@ def test_a_regime_sums_up_its_seeds():
     card = passes_card([2, UNIFORM])
     assert [regime.trained_with for regime in card.regimes] == [2, UNIFORM]
     for regime in card.regimes:
-        runs = card.runs_of(regime)
+        runs = [run for run in card.runs if run.trained_with == regime.trained_with]
         assert [run.seed for run in runs] == regime.seeds == [0, 1, 2]
         for i, result in enumerate(regime.fixed):
             values = [run.fixed[i].score["by_depth"]["4"]["accuracy"] for run in runs]  # the metric is the deepest
