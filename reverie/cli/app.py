@@ -7,6 +7,7 @@ import warnings
 
 import typer
 
+from reverie.cli.adapt import app as adapt_app
 from reverie.cli.bench import app as bench_app
 from reverie.cli.data import app as data_app
 from reverie.cli.hf import app as hf_app
@@ -26,6 +27,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(train_app)
+app.add_typer(adapt_app)
 app.add_typer(results_app)
 app.add_typer(tasks_app, name="tasks")
 app.add_typer(data_app, name="data")

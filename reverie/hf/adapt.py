@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from typing import Any, cast
 
+import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from reverie.errors import UserError
 from reverie.hf.add import insert_fast_weights, install
-from reverie.hf.bases import load_base
+from reverie.hf.bases import check_name, load_base, loading
 from reverie.hf.causal_lm import PretrainedLM
 from reverie.hf.decoder import inserted_mixer, inserted_parameters
+from reverie.hf.decoders import block_kinds, check_decoder, decoder_of
+from reverie.hf.lora import add_lora
+from reverie.hf.save import SleepingModelConfig
 from reverie.pretrained.config import PretrainedModelConfig
 
 
@@ -41,7 +45,12 @@ def pretrained_lm(config: PretrainedModelConfig, seed: int) -> PretrainedLM:
         sizes: Any = {"fast_heads": config.fast_heads, "key_size": config.key_size, "value_size": config.value_size}
         sizes["value_embedding"] = config.value_embedding
         insert_fast_weights(lm, config.after, config.kind, **sizes, seed=seed)
-    model = PretrainedLM(lm.float())
+    lm.float()
+    if config.lora_rank is not None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            add_lora(lm, config.lora_blocks, config.lora_rank)
+    model = PretrainedLM(lm)
     for layer in model.layers:
         if (inserted := inserted_mixer(layer)) is not None:
             cast(Any, inserted).mixer.backend = config.backend
@@ -51,3 +60,33 @@ def pretrained_lm(config: PretrainedModelConfig, seed: int) -> PretrainedLM:
     if config.vocab_size > known:
         raise UserError(f"the task has {config.vocab_size} tokens, and {config.pretrained} knows {known}")
     return model
+
+
+def adapter_settings(name: str) -> dict[str, Any]:
+    """Keys of a recipe, such as "model.after", that fit a model: where it gets fast weights, and which blocks train.
+
+    A model without fast weights gets one late Gated DeltaNet layer, before its last two blocks, which train beside it,
+    as the recipe notes/smollm2 has it. One that has them keeps them.
+
+    Raises:
+        UserError: there is no such model, or it cannot sleep.
+    """
+    check_name(name)
+    with loading("the model", name):
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    settings: dict[str, Any] = {"model.pretrained": name, "task.tokenizer": name}
+    if isinstance(config, SleepingModelConfig):
+        inserted = [i for one in config.inserted for i in one["layers"]]  # pyright: ignore[reportAttributeAccessIssue]
+        n = int(config.base_config["num_hidden_layers"])  # pyright: ignore[reportAttributeAccessIssue]
+        own = bool(inserted) or None
+    else:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        n = len(check_decoder(model, decoder_of(model)))
+        own = any(recurrent for _, recurrent in block_kinds(decoder_of(model), n))
+    settings["adapt.trained_blocks"] = [[max(n - 2, 0), n]]
+    if own:
+        return {**settings, "model.after": [], "adapt.start": False}
+    width = config.hidden_size
+    sizes = {"model.key_size": max(4 * width // 9, 1), "model.value_size": max(width // 2, 1)}
+    return {**settings, "model.after": [max(n - 3, 0)], **sizes}

@@ -24,7 +24,7 @@ from transformers.utils.hub import cached_file
 from reverie.errors import UserError
 from reverie.hf.add import add_sleep, insert_fast_weights, install
 from reverie.hf.bases import check_name, check_weights, load_base, loading
-from reverie.hf.decoder import InsertConfig, inserted_parameters
+from reverie.hf.decoder import InsertConfig, is_inserted
 from reverie.hf.save import FORMAT_VERSION, Saved, SleepingModelConfig, weights_digest
 
 
@@ -101,12 +101,15 @@ def _load_adapter(name: str, saved: Saved, own: PreTrainedConfig, base: str, kwa
     with loading("the adapter", name):
         tensors = load_file(str(cached_file(name, SAFE_WEIGHTS_NAME, **_from_hub(kwargs))))
         model.generation_config = GenerationConfig.from_pretrained(name, **_from_hub(kwargs))
-    parameters = inserted_parameters(model)
-    if {key: x.shape for key, x in tensors.items()} != {key: p.shape for key, p in parameters.items()}:
-        raise UserError(f"{name}/{SAFE_WEIGHTS_NAME} does not hold the layers that {CONFIG_NAME} says were inserted")
+    own = {key: x for key, x in model.state_dict().items() if is_inserted(key) or key in saved.trained}
+    if {key: x.shape for key, x in tensors.items()} != {key: x.shape for key, x in own.items()}:
+        also = ", and the tensors that it says were trained" if saved.trained else ""
+        raise UserError(
+            f"{name}/{SAFE_WEIGHTS_NAME} does not hold the layers that {CONFIG_NAME} says were inserted{also}"
+        )
     with torch.no_grad():
-        for key, parameter in parameters.items():
-            parameter.copy_(tensors[key])
+        for key, tensor in own.items():
+            tensor.copy_(tensors[key])
     return model.eval()
 
 

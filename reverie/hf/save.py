@@ -1,12 +1,12 @@
 """Writing sleeping models: `model.save_pretrained(folder)`. `load.py` reads them.
 
 config.json has the model type "reverie_sleep", how the model sleeps, what was inserted, and the config of the model
-without that. model.safetensors has the weights: only those of inserted layers (an adapter), if the pretrained part is
-still what was loaded from a place with a name; else all of them, in shards if there are many. An adapter's file has the
-name of a whole model's, since Trainer looks for that when it goes on from a checkpoint.
+without that. model.safetensors has the weights: only those of inserted layers and tensors that were trained (an
+adapter), if most of the pretrained part is still what was loaded from a place with a name; else all of them, in shards
+if there are many. An adapter's file has the name of a whole model's, since Trainer looks for that when it goes on from
+a checkpoint.
 
-An adapter names its base, so it must not be written for a base that has been trained since, and must not be put on
-another one: fingerprints from a sample of every tensor tell.
+An adapter names its base, and must not be put on another one: digests from a sample of every tensor tell.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ class Saved(BaseModel):
     base_fingerprint: str | None  # of an adapter: that of the base, in bfloat16
     sleep: SleepConfig | None  # None: never
     inserted: tuple[InsertConfig, ...]  # one for each call of insert_fast_weights
+    trained: tuple[str, ...] = ()  # of an adapter: tensors of the base that it has of its own
     base_config: dict[str, Any]  # config.json of the model as it was before it could sleep
 
     @field_validator("inserted", mode="before")
@@ -96,18 +97,19 @@ def save_sleeping(
         raise UserError("save_pretrained does not push what it saves: call push_to_hub(name) of the model")
     state = model.state_dict() if state_dict is None else state_dict
     origin: Origin | None = model.origin
-    if origin is not None and (
-        weights_digest(state) != origin.digest or Path(origin.name).resolve() == folder.resolve()
-    ):
+    trained = () if origin is None else origin.trained(state)
+    if origin is not None and (trained is None or Path(origin.name).resolve() == folder.resolve()):
         origin = None
     with replacing(folder) as finished:
         if origin is None:
             save_whole(finished, is_main_process=is_main_process, state_dict=state_dict, **kwargs)
         else:
-            inserted = {name: _whole(x).cpu().contiguous() for name, x in state.items() if is_inserted(name)}
-            save_file(inserted, finished / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
+            own = {name: x for name, x in state.items() if is_inserted(name) or name in (trained or ())}
+            # A copy: of two names for one tensor, such as of an embedding tied to the head, each is written.
+            own = {name: _whole(x).cpu().contiguous().clone() for name, x in own.items()}
+            save_file(own, finished / SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
             model.generation_config.save_pretrained(finished)
-        _save_config(model, state, finished, None if origin is None else origin.name)
+        _save_config(model, finished, origin, trained or ())
         if not is_main_process:  # it took part in gathering the weights, and that is all
             for path in finished.iterdir():
                 path.unlink()
@@ -118,17 +120,18 @@ def _whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
 
 
-def _save_config(model: Any, state: Mapping[str, Tensor], folder: Path, base: str | None) -> None:
-    """Write config.json of an adapter of `base`, or of a whole model if that is None."""
+def _save_config(model: Any, folder: Path, origin: Origin | None, trained: tuple[str, ...]) -> None:
+    """Write config.json of an adapter of `origin` with tensors of its own, or of a whole model if that is None."""
     own = model.config.to_dict()
     own.pop("_name_or_path", None)
     decoder = sleeping_decoder(model)
     saved = Saved(
-        weights="whole" if base is None else "adapter",
-        base_model=base,
-        base_fingerprint=None if base is None else weights_digest(state, torch.bfloat16),
+        weights="whole" if origin is None else "adapter",
+        base_model=None if origin is None else origin.name,
+        base_fingerprint=None if origin is None else origin.fingerprint,
         sleep=None if decoder.sleep_config == AWAKE else decoder.sleep_config,
         inserted=decoder.inserted_configs,
+        trained=() if origin is None else trained,
         base_config=own
         | {
             "dtype": str(model.dtype).removeprefix("torch."),
@@ -150,7 +153,16 @@ class Origin(NamedTuple):
     """Where the pretrained part of a model was loaded from."""
 
     name: str  # what was given to from_pretrained: a folder, or a name on the hub
-    digest: str  # of the loaded tensors, exact
+    fingerprint: str  # of all tensors, in bfloat16
+    digests: Mapping[str, str]  # of each, exact
+
+    def trained(self, state: Mapping[str, Tensor]) -> tuple[str, ...] | None:
+        """The tensors of a state that are others now; None if they are most of it, or are not the same tensors."""
+        sizes = {name: x.numel() for name, x in state.items() if not is_inserted(name)}
+        if sizes.keys() != self.digests.keys():
+            return None
+        others = tuple(name for name in sizes if weights_digest({name: state[name]}) != self.digests[name])
+        return others if 2 * sum(sizes[name] for name in others) < sum(sizes.values()) else None
 
 
 def origin_of(model: PreTrainedModel) -> Origin | None:
@@ -161,7 +173,9 @@ def origin_of(model: PreTrainedModel) -> Origin | None:
     name = model.config._name_or_path
     if not name or not all(_as_loaded(parameter) for parameter in model.parameters()):
         return None
-    return Origin(name, weights_digest(model.state_dict()))
+    state = model.state_dict()
+    digests = {key: weights_digest({key: tensor}) for key, tensor in state.items() if not is_inserted(key)}
+    return Origin(name, weights_digest(state, torch.bfloat16), digests)
 
 
 def _as_loaded(parameter: Tensor) -> bool:

@@ -26,6 +26,8 @@ class PretrainedModelConfig(BaseModel):
     key_size: int | None = Field(default=None, ge=1, description="K")
     value_size: int | None = Field(default=None, ge=1, description="V")
     value_embedding: bool = Field(default=False, description="values from the token's embedding too")
+    lora_rank: int | None = Field(default=None, ge=1, description="of updates that lora_blocks train by")
+    lora_blocks: tuple[tuple[int, int], ...] = Field(default=(), description="ranges [a, b) of the model's own blocks")
     backend: Backend = Field(default="auto", description="of the new layers, as in HybridConfig")
 
     @model_validator(mode="before")

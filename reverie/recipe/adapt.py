@@ -69,7 +69,7 @@ class AdaptConfig(BaseModel):
         description="file or folder of prose that the model must go on with as before; Python's help if absent",
     )
     plain_windows: int = Field(default=3, ge=1, description="windows of that a step")
-    start: StartConfig | None = StartConfig()
+    start: StartConfig | Literal[False] = Field(default=StartConfig(), description="false: layers start as inserted")
     loss: LossConfig = LossConfig()
 
     @model_validator(mode="after")

@@ -23,6 +23,7 @@ from reverie.hf.bases import load_tokenizer
 from reverie.hf.causal_lm import PretrainedLM
 from reverie.hf.decoder import sleeping_decoder
 from reverie.hf.frozen import SHARD, AfterFrozen, Beginning, PagePool, frozen_blocks
+from reverie.hf.lora import merged_state
 from reverie.hf.start import look_up
 from reverie.recipe import Recipe
 from reverie.recipe.adapt import AdaptConfig
@@ -56,7 +57,8 @@ def choose_trainable(model: PretrainedLM, config: AdaptConfig) -> None:
     model.requires_grad_(False)
     for a, b in config.trained_blocks:
         model.layers[a:b].requires_grad_(True)
-    for parameter in model.fast_weight_parameters():
+    updates = [parameter for name, parameter in model.named_parameters() if ".lora_" in name]
+    for parameter in [*model.fast_weight_parameters(), *updates]:
         parameter.requires_grad_(True)
     decoder = sleeping_decoder(model.lm)
     if config.final_norm and decoder.final_norm is not None:
@@ -96,7 +98,7 @@ class Adaptation:
     def start(self) -> None:
         """Give the inserted layers their start, before the first step."""
         config = self.config.start
-        if config is None:
+        if not config:
             return
         known = [self.pool[i] for i in range(min(config.pages, self.config.pool))]
         L = self.task.window_tokens
@@ -149,7 +151,7 @@ class Adaptation:
         """Leave the model as an adapter, with its tokenizer, ready for `reverie read` and `reverie.hf.load`."""
         model: Any = self.model.lm
         add_sleep(model, self.recipe.sleep)
-        model.save_pretrained(folder)
+        model.save_pretrained(folder, state_dict=merged_state(model))
         load_tokenizer(self.task.tokenizer).save_pretrained(folder)
 
     def with_plain_text(self, score: Score) -> Score:

@@ -146,7 +146,7 @@ def test_several_kinds_of_layers_and_tied_embeddings(whole: bool, bases: Callabl
     if whole:
         train(model)
     inserted = saved(model, tmp_path)["inserted"]
-    sizes = {"kind": "gdn", "heads": 2, "key_size": 5, "value_size": 7, "conv_size": 4}
+    sizes = {"kind": "gdn", "heads": 2, "key_size": 5, "value_size": 7, "conv_size": 4, "value_embedding": False}
     assert inserted[0] == {"layers": [0], **sizes}  # the names of the first version
     loaded = load(tmp_path)
     assert_same(loaded, model)

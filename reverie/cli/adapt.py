@@ -1,0 +1,84 @@
+"""`reverie adapt`: parse and call; no logic."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from reverie.cli.hf import quiet_transformers
+from reverie.cli.options import AsJson, Device, Overrides
+from reverie.cli.train import train_command
+from reverie.errors import UserError
+
+app = typer.Typer(rich_markup_mode=None)
+
+
+@app.command("adapt")
+def adapt_command(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="smollm2, a folder, or a name on the hub.")],
+    data: Annotated[
+        list[str],
+        typer.Option(metavar="DATA", help="notes, hops, qa:FILE or text:DIR; several with weights, as in notes=3."),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the run; the adapter is in its folder adapter.")],
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the folder.")] = False,
+    max_seconds: Annotated[
+        float | None, typer.Option(min=1, help="Stop within that time, saved; --resume goes on.")
+    ] = None,
+    device: Device = "cpu",
+    nproc: Annotated[int, typer.Option(min=1, help="Processes that train it together.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Teach a pretrained model to remember what it reads; leaves an adapter, checkpoint, curves and a card.
+
+    A recipe is underneath, notes/smollm2 or hops/smollm2, which --set changes.
+    """
+    quiet_transformers()
+    parts = [_part(one) for one in data]
+    settings = {} if model == "smollm2" else _settings(model)
+    task = (
+        parts[0][1] if len(parts) == 1 else {"name": "mixture", "parts": [{"weight": w, "task": t} for w, t in parts]}
+    )
+    base = "hops/smollm2" if all(task["name"] == "hops" for _, task in parts) else "notes/smollm2"
+    settings |= {f"task.{key}": value for key, value in task.items()}
+    typer.echo(f"the adapter will be in {out / 'adapter'}", err=True)
+    train_command(
+        base,
+        [*(f"{key}={_toml(value)}" for key, value in settings.items() if value is not None), *(overrides or [])],
+        out,
+        resume,
+        max_seconds,
+        device,
+        nproc,
+        as_json=as_json,
+    )
+
+
+def _settings(model: str) -> dict[str, Any]:
+    from reverie.hf.adapt import adapter_settings
+
+    return adapter_settings(str(Path(model).resolve()) if Path(model).is_dir() else model)
+
+
+def _part(data: str) -> tuple[float, dict[str, Any]]:
+    """The weight and the task of one --data."""
+    found = re.fullmatch(r"(notes|hops|qa:.+?|text:.+?)(?:=(\d+\.?\d*))?", data)
+    if found is None:
+        raise UserError(
+            f"--data must be notes, hops, qa:FILE or text:DIR, perhaps with a weight as in notes=3; got {data}"
+        )
+    name, _, place = found[1].partition(":")
+    where = {"qa": {"file": place}, "text": {"path": place}}.get(name, {})
+    return float(found[2] or 1), {"name": name, **where}
+
+
+def _toml(value: Any) -> str:
+    """A value as an override has it."""
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{key} = {_toml(item)}" for key, item in value.items()) + "}"
+    return "[" + ", ".join(map(_toml, value)) + "]" if isinstance(value, list) else json.dumps(value)
