@@ -7,7 +7,7 @@ training an adapter late in a deep model need not run the first blocks more than
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ from reverie.errors import UserError
 from reverie.files import write_atomic
 from reverie.hf.causal_lm import PretrainedLM
 from reverie.hf.save import weights_digest
+from reverie.hf.teacher import Teacher
 from reverie.model import SleepingModel, State
 from reverie.sleep import SleepConfig
 from reverie.tasks.base import Split
@@ -114,21 +115,29 @@ class Beginning:
 
     def states(self, texts: Sequence[Sequence[int]]) -> list[Float[Tensor, "T D"]]:
         """h in bfloat16 after these blocks, of each text as a window by itself; from the cache if it is there."""
-        place = self._place(texts)
-        states = None if place is None else _read(place, sum(map(len, texts)))
-        if states is None:
-            states = torch.cat(self._computed(texts))
-            if place is not None:
-                write_atomic(place, lambda temporary: save_file({"states": states}, temporary))
-                _keep_newest(place.parent.glob("*.safetensors"), self.limit)
-        return list(states.split([len(text) for text in texts]))
+        sizes = [len(text) for text in texts]
+        states = self.cached(self.digest, texts, sum(sizes), lambda: torch.cat(self._computed(texts)))
+        return list(states.split(sizes))
 
-    def _place(self, texts: Sequence[Sequence[int]]) -> Path | None:
+    def cached(
+        self, made_by: str, texts: Sequence[Sequence[int]], length: int, make: Callable[[], Tensor]
+    ) -> Float[Tensor, "n D"]:
+        """What `make` gives, of this length, from the cache if it is there.
+
+        Args:
+            made_by: says which weights were used.
+            texts: all that was read.
+        """
         if self.folder is None:
-            return None
+            return make()
         tokens = ";".join(",".join(map(str, text)) for text in texts)
-        name = hashlib.sha256(f"{self.digest}\n{tokens}".encode()).hexdigest()
-        return self.folder / f"{name[:32]}.safetensors"
+        place = self.folder / f"{hashlib.sha256(f'{made_by} {tokens}'.encode()).hexdigest()[:32]}.safetensors"
+        states = _read(place, length)
+        if states is None:
+            states = make()
+            write_atomic(place, lambda temporary: save_file({"states": states}, temporary))
+            _keep_newest(self.folder.glob("*.safetensors"), self.limit)
+        return states
 
     @torch.no_grad()
     def _computed(self, texts: Sequence[Sequence[int]]) -> list[Float[Tensor, "T D"]]:
@@ -163,13 +172,16 @@ class PageStates(NamedTuple):
     page: TokenPage
     states: Float[Tensor, "T D"]  # of its windows, in bfloat16
     asked: tuple[Float[Tensor, "T D"], ...]  # of each question: prompt and answer without the last token
+    taught: tuple[Float[Tensor, "A D"] | None, ...]  # what a teacher makes of each answer, if there is one
 
 
 class PagePool:
     """The first pages of a task's split, with their states, which are computed when they are first asked for."""
 
-    def __init__(self, beginning: Beginning, task: ReadingTask, split: Split, seed: int) -> None:
-        self.beginning, self.task, self.seed = beginning, task, seed
+    def __init__(
+        self, beginning: Beginning, task: ReadingTask, split: Split, seed: int, teacher: Teacher | None = None
+    ) -> None:
+        self.beginning, self.task, self.seed, self.teacher = beginning, task, seed, teacher
         self.split: Split = split
         self._shards: dict[int, list[PageStates]] = {}
 
@@ -186,8 +198,15 @@ class PagePool:
         found = list[PageStates]()
         for page in pages:
             own, states = states[: W + len(page.questions)], states[W + len(page.questions) :]
-            found.append(PageStates(page, torch.cat(own[:W]), tuple(own[W:])))
+            found.append(PageStates(page, torch.cat(own[:W]), tuple(own[W:]), self._taught(page)))
         return found
+
+    def _taught(self, page: TokenPage) -> tuple[Tensor | None, ...]:
+        if self.teacher is None:
+            return (None,) * len(page.questions)
+        teacher, sizes = self.teacher, [len(question.answer) for question in page.questions]
+        taught = self.beginning.cached(teacher.digest, self._texts(page), sum(sizes), lambda: teacher.taught(page))
+        return taught.split(sizes)
 
     def _texts(self, page: TokenPage) -> list[tuple[int, ...]]:
         """What is read by itself: windows, and questions with their answers."""

@@ -25,6 +25,7 @@ from reverie.hf.decoder import sleeping_decoder
 from reverie.hf.frozen import SHARD, AfterFrozen, Beginning, PagePool, frozen_blocks
 from reverie.hf.lora import merged_state
 from reverie.hf.start import look_up
+from reverie.hf.teacher import Teacher
 from reverie.recipe import Recipe
 from reverie.recipe.adapt import AdaptConfig
 from reverie.results.reading import FedPage, ReadingScore, examine_pages
@@ -76,7 +77,8 @@ class Adaptation:
         choose_trainable(model, self.config)
         self.first = frozen_blocks(model, recipe.sleep)
         beginning = Beginning(model, self.first, cache_folder())
-        self.pool = PagePool(beginning, self.task, "train", recipe.train.seed)
+        teacher = Teacher(recipe.model.pretrained) if self.config.loss.distillation else None  # pyright: ignore[reportAttributeAccessIssue]
+        self.pool = PagePool(beginning, self.task, "train", recipe.train.seed, teacher)
         self._test = PagePool(beginning, self.task, "test", 0)
         windows = plain_windows(self.config.plain_text, self.task.tokenizer, self.task.window_tokens)
         self._plain = self._untouched(beginning, windows[:-_HELD_OUT][:_PLAIN_WINDOWS])

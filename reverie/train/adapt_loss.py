@@ -68,7 +68,7 @@ def adapt_loss(
             context = consolidate(after, after.input(batch.states, batch.tokens), Context.empty(after), config_after)
     keys = {i: _keys(model, i, calls, windows, len(batch.tokens)) for i, calls in inputs.items()}
     known = _competitors(model, [batch.tokens, *(part.targets for part in parts)], config, generator)
-    total, told = torch.zeros(()), dict.fromkeys(("answer", "end", "address", "found"), 0.0)
+    total, told = torch.zeros(()), dict.fromkeys(("answer", "end", "address", "found", "distillation"), 0.0)
 
     def add(name: str, value: Tensor, weight: float) -> Tensor:
         told[name] += float(value.detach()) / count
@@ -81,9 +81,14 @@ def adapt_loss(
             loss, found = _address(model, inputs, keys, part)
             total, _ = total + add("address", loss, 1.0 if alone else config.address), add("found", found, 0)
         if not alone:
-            losses = F.cross_entropy(_logits(model, h, known), _index(known, part.targets), reduction="none")
+            logits = _logits(model, h, known)
+            losses = F.cross_entropy(logits, _index(known, part.targets), reduction="none")
             total = total + add("answer", losses[~part.ends].sum(), config.answer)
             total = total + add("end", losses[part.ends].sum(), config.end)
+            if part.taught is not None:
+                wanted = _of_final(model, part.taught.to(h.dtype), known).log_softmax(-1)
+                apart = F.kl_div(logits.log_softmax(-1), wanted, log_target=True, reduction="sum")
+                total = total + add("distillation", apart, config.distillation)
     if plain is not None and not alone:
         divergence = _divergence(after, model, plain, context, config_after, config, generator)
         told["plain_text"] = float(divergence.detach())

@@ -24,6 +24,7 @@ class KnownPage(Protocol):
     page: TokenPage
     states: Tensor
     asked: tuple[Tensor, ...]
+    taught: tuple[Tensor | None, ...]
 
 
 class Asked(NamedTuple):
@@ -32,6 +33,7 @@ class Asked(NamedTuple):
     row: int
     question: TokenQuestion
     states: Tensor  # [T, D] of prompt and answer without the last token
+    taught: Tensor | None  # [A, D], what a teacher made of the answer
     source: int | None  # token of the text where the answer begins, if it stands there token by token
 
 
@@ -99,12 +101,12 @@ def _about(known: KnownPage, index: int, pages: Sequence[KnownPage], row: int) -
     others = later.union(*(other.page.facts for other in pages[:index]))
     before = sum(len(other.page.tokens) for other in pages[:index])
     found = []
-    for question, states in zip(known.page.questions, known.asked, strict=True):
+    for question, states, taught in zip(known.page.questions, known.asked, known.taught, strict=True):
         if question.about in (others if question.source is None and question.depth is None else later):
             continue
         source = question.source
         aligned = source is not None and known.page.tokens[slice(*source)] == question.words
-        found.append(Asked(row, question, states, before + source[0] if aligned and source else None))
+        found.append(Asked(row, question, states, taught, before + source[0] if aligned and source else None))
     return found
 
 
@@ -125,6 +127,7 @@ class QuestionBatch(NamedTuple):
     targets: Tensor  # [A]
     ends: Tensor  # [A], true where the token ends the answer
     sources: Tensor  # [A], the token of the text where it stands, -100 where there is none
+    taught: Tensor | None  # [A, D], what a teacher made of them
 
 
 def side_by_side(asked: Sequence[Asked]) -> QuestionBatch:
@@ -143,8 +146,16 @@ def side_by_side(asked: Sequence[Asked]) -> QuestionBatch:
             ends.append(j == len(one.question.words))
             sources.append(-100 if one.source is None or ends[-1] else one.source + j)
     rows = torch.tensor([one.row for one in asked])
+    taught = [one.taught for one in asked if one.taught is not None]
     return QuestionBatch(
-        tokens, states, rows, torch.tensor(at).T, torch.tensor(targets), torch.tensor(ends), torch.tensor(sources)
+        tokens,
+        states,
+        rows,
+        torch.tensor(at).T,
+        torch.tensor(targets),
+        torch.tensor(ends),
+        torch.tensor(sources),
+        torch.cat(taught) if taught else None,
     )
 
 
