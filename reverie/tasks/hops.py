@@ -34,6 +34,9 @@ _NUMBERS = "One", "Two", "Three", "Four", "Five", "Six", "Seven", "Eight"
 STATEMENT_TOKENS, ROLE_TOKENS = 5, 6  # of " Tom points to Ann." and " Tom's mentor is Ann."
 
 
+_WHO = "who is tied to whom"  # all that a page says: any other page that is read later changes the answers
+
+
 class Link(NamedTuple):
     """A statement about two people; `role` is None where all are tied by one verb."""
 
@@ -116,7 +119,7 @@ class Hops(ReadingTask):
         return Page(
             filled.text,
             self._in_order(questions, split, rng, self.max_hops if deepest is None else max(deepest, 1)),
-            frozenset(question.about for of_k in questions.values() for question in of_k),
+            frozenset([_WHO]),
         )
 
     def _draw(self, rng: np.random.Generator) -> tuple[list[list[Link]], list[Link]]:
@@ -149,13 +152,13 @@ class Hops(ReadingTask):
     def _question(self, chain: list[Link], first: int, hops: int, starts: dict[Link, int]) -> Question:
         """Who comes `hops` steps after the subject of link number `first`; `starts` are the places of sentences."""
         steps = [chain[(first + i) % len(chain)] for i in range(hops)]
-        about = f"{_NUMBERS[hops - 1]} hop{'s' if hops > 1 else ''} after {steps[0].subject}"
+        asked = f"{_NUMBERS[hops - 1]} hop{'s' if hops > 1 else ''} after {steps[0].subject}"
         if steps[0].role is not None:
-            about = "The " + "".join(f"{step.role} of the " for step in reversed(steps))
-            about = about.removesuffix("the ") + steps[0].subject
+            asked = "The " + "".join(f"{step.role} of the " for step in reversed(steps))
+            asked = asked.removesuffix("the ") + steps[0].subject
         stop = starts[steps[-1]] + len(self._sentence(steps[-1])) - 1  # before the full stop
         answer = steps[-1].object
-        return Question(f"{about} is", answer, "cloze", "hops", about, (stop - len(answer), stop), hops)
+        return Question(f"{asked} is", answer, "cloze", "hops", _WHO, (stop - len(answer), stop), hops)
 
     def _in_order(
         self, questions: dict[int, list[Question]], split: Split, rng: np.random.Generator, deepest: int

@@ -102,9 +102,9 @@ def test_reader_recovers_chains_and_answers(task: Hops, seed: int, test: bool) -
         assert {name for name, _ in links} | set(links.values()) <= set(NAMES[: task.num_names])
         for question in page.questions:
             check(task, page, question, links)
-        about = [question.about for question in page.questions]
-        assert len(set(about)) == len(about) == people * task.max_hops
-        assert page.facts == set(about)
+        asked = [question.prompt for question in page.questions]
+        assert len(set(asked)) == len(asked) == people * task.max_hops
+        assert {question.about for question in page.questions} == page.facts
         if task.num_relations > 1:
             assert len({relation for _, relation in links}) <= task.num_relations
 
