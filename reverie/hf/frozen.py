@@ -107,11 +107,20 @@ class Beginning:
     at any time. When the folder holds more than `limit` bytes, the files not used for longest go.
     """
 
-    def __init__(self, model: PretrainedLM, stop: int, folder: Path | None = None, limit: int = 20 * 2**30) -> None:
-        self.model, self.stop, self.folder, self.limit = model, stop, folder, limit
+    def __init__(
+        self,
+        model: PretrainedLM,
+        stop: int,
+        folder: Path | None = None,
+        *,
+        products: torch.dtype = torch.float32,
+        limit: int = 20 * 2**30,
+    ) -> None:
+        """`products` are computed in this precision."""
+        self.model, self.stop, self.folder, self.products, self.limit = model, stop, folder, products, limit
         embedding: Any = model.lm.get_input_embeddings()
         parts = {"embedding": embedding.weight, **dict(model.layers[:stop].named_parameters())}
-        self.digest = f"{stop} {weights_digest(parts, torch.bfloat16)}"
+        self.digest = f"{stop} {products} {weights_digest(parts, torch.bfloat16)}"
 
     def states(self, texts: Sequence[Sequence[int]]) -> list[Float[Tensor, "T D"]]:
         """h in bfloat16 after these blocks, of each text as a window by itself; from the cache if it is there."""
@@ -150,7 +159,8 @@ class Beginning:
                 tokens[row, : len(texts[i])] = torch.tensor(texts[i])
             h = self.model.embed(tokens.to(self.model.lm.device))
             if self.stop:
-                h, _ = self.model.blocks(h, State.empty(self.model.num_blocks), 0, self.stop, span=longest)
+                with torch.autocast(h.device.type, torch.bfloat16, enabled=self.products == torch.bfloat16):
+                    h, _ = self.model.blocks(h, State.empty(self.model.num_blocks), 0, self.stop, span=longest)
             for row, i in enumerate(batch):
                 found[i] = h[row, : len(texts[i])].to("cpu", torch.bfloat16)
         return [found[i] for i in range(len(texts))]

@@ -76,7 +76,7 @@ class Adaptation:
         self.processes = processes
         choose_trainable(model, self.config)
         self.first = frozen_blocks(model, recipe.sleep)
-        beginning = Beginning(model, self.first, cache_folder())
+        beginning = _beginning(recipe, model, self.first)
         teacher = Teacher(recipe.model.pretrained) if self.config.loss.distillation else None  # pyright: ignore[reportAttributeAccessIssue]
         self.pool = PagePool(beginning, self.task, "train", recipe.train.seed, teacher)
         self._test = PagePool(beginning, self.task, "test", 0)
@@ -165,7 +165,7 @@ class Adaptation:
         after = AfterFrozen(self.model, self.first)
         fed = []
         for i in range(self.processes.rank, self.recipe.train.eval_examples, self.processes.world_size):
-            page, states, asked = self._test[i]
+            page, states, asked, _ = self._test[i]
             texts = [page.tokens, *(q.prompt + q.answer[:-1] for q in page.questions)]
             inputs = [
                 after.input(x[None], torch.tensor(ids)[None])[0] for x, ids in zip((states, *asked), texts, strict=True)
@@ -200,20 +200,27 @@ class Adaptation:
         count = self.processes.sum([own])[0] / self.processes.world_size
 
         def loss(model: Any) -> Tensor:
-            total, self.told = adapt_loss(
-                model,
-                self.first,
-                batch,
-                plain,
-                self.recipe.sleep,
-                losses,
-                alone=alone,
-                count=count,
-                generator=generator,
-            )
+            in_half = self.recipe.train.dtype == "bfloat16"
+            with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=in_half):
+                total, self.told = adapt_loss(
+                    model,
+                    self.first,
+                    batch,
+                    plain,
+                    self.recipe.sleep,
+                    losses,
+                    alone=alone,
+                    count=count,
+                    generator=generator,
+                )
             return total + sum(p.sum() * 0 for p in model.parameters() if p.requires_grad) if alone else total
 
         return loss
+
+
+def _beginning(recipe: Recipe, model: PretrainedLM, first: int) -> Beginning:
+    products = torch.bfloat16 if recipe.train.dtype == "bfloat16" else torch.float32
+    return Beginning(model, first, cache_folder(), products=products)
 
 
 @dataclass
@@ -230,7 +237,7 @@ class _ShardMaker:
 
             model: Any = build_model(self.recipe.model, self.recipe.train.seed)
             task: Any = self.recipe.task
-            beginning = Beginning(model, self.first, cache_folder())
+            beginning = _beginning(self.recipe, model, self.first)
             self._pool = PagePool(beginning, task, "train", self.recipe.train.seed)
         self._pool.shard(shard)
 

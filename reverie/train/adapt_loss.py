@@ -163,7 +163,7 @@ def _address(
         query = query[part.at[0], part.at[1]]
         every = (query.flatten(1) @ key.flatten(2).flatten(0, 1).T).unflatten(1, key.shape[:2]) / query.shape[1]
         scores = every[torch.arange(len(texts)), texts]
-        loss = loss + F.cross_entropy(_SHARPNESS * scores, part.sources, ignore_index=-100, reduction="sum")
+        loss = loss + F.cross_entropy(_SHARPNESS * scores.float(), part.sources, ignore_index=-100, reduction="sum")
         found = found + (scores.argmax(-1) == part.sources).sum()
     return loss / len(keys), found / len(keys)
 
@@ -190,14 +190,14 @@ def _index(known: Tensor | None, ids: Tensor) -> Tensor:
 def _logits(model: PretrainedLM, h: Float[Tensor, "... D"], known: Tensor | None) -> Tensor:
     """Logits of h after the last block, for these ids."""
     if known is None:
-        return model.head(h)
+        return model.head(h).float()
     return _of_final(model, sleeping_decoder(model.lm).sleeping.head(h), known)
 
 
 def _of_final(model: PretrainedLM, final: Tensor, known: Tensor | None) -> Tensor:
     """Logits of h after the final norm, for these ids."""
     head = _head(model)
-    return F.linear(final, head.weight if known is None else head.weight[known])
+    return F.linear(final, head.weight if known is None else head.weight[known]).float()
 
 
 def _head(model: PretrainedLM) -> Any:
