@@ -111,7 +111,8 @@ def runs_blocks(node: ast.AST) -> bool:
 def test_passes_are_looped_over_in_one_place() -> None:
     """Only the sleep room has a model's blocks run, and one loop there runs them more than once: that up to N.
 
-    (talk hands a call on to another model; what bench counts has blocks of its own.)
+    (talk hands a call on to another model; what bench counts has blocks of its own; hf runs a frozen beginning, which
+    no pass comes back to, and finds a start for new layers.)
     """
     reach, loops = set(), []
     for module, path in FILES.items():
@@ -125,12 +126,15 @@ def test_passes_are_looped_over_in_one_place() -> None:
                 and runs_blocks(node)
             ):
                 loops.append((room(module), ast.unparse(node).splitlines()[0]))
-    assert reach - {"bench", "talk"} == {"model", "sleep"}
+    assert reach - {"bench", "talk", "hf"} == {"model", "sleep"}
     assert loops == [("sleep", "for n in range(2, N + 1):")]
 
 
 def test_windows_are_looped_over_in_the_sleep_room_alone() -> None:
-    """By `read`, `consolidate` and `rollout`, which take the same step over a window; nobody else wakes in a loop."""
+    """By `read`, `consolidate` and `rollout`, which take the same step over a window; nobody else wakes in a loop.
+
+    (But `Adaptation`, over windows of plain text that each stand by themselves.)
+    """
     callers = set[tuple[str, str]]()
     for module, path in FILES.items() - {("reverie", FILES["reverie"])}:
         for function in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -138,7 +142,11 @@ def test_windows_are_looped_over_in_the_sleep_room_alone() -> None:
             called = {name for loop in loops for name in names_called(loop)}
             if called & {"wake", "forget"} or (room(module) == "sleep" and {"step", "by_kind"} & called):
                 callers.add((room(module), getattr(function, "name", "")))
-    assert callers == {("sleep", "read"), ("sleep", "consolidate"), ("sleep", "rollout_hidden")}
+    assert callers - {("train", "Adaptation")} == {
+        ("sleep", "read"),
+        ("sleep", "consolidate"),
+        ("sleep", "rollout_hidden"),
+    }
 
 
 def test_annotations_are_checked_in_tests() -> None:

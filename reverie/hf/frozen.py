@@ -6,7 +6,9 @@ training an adapter late in a deep model need not run the first blocks more than
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +31,8 @@ from reverie.tasks.reading import ReadingTask, TokenPage
 
 BATCH_TOKENS = 1024  # that run through the frozen blocks at a time
 SHARD = 16  # pages of a file
+
+_WHERE_IT_IS_FROM = "_name_or_path", "transformers_version", "architectures"  # in a config, and no setting
 
 
 def frozen_blocks(model: PretrainedLM, sleep: SleepConfig) -> int:
@@ -120,7 +124,9 @@ class Beginning:
         self.model, self.stop, self.folder, self.products, self.limit = model, stop, folder, products, limit
         embedding: Any = model.lm.get_input_embeddings()
         parts = {"embedding": embedding.weight, **dict(model.layers[:stop].named_parameters())}
-        self.digest = f"{stop} {products} {weights_digest(parts, torch.bfloat16)}"
+        settings = {**model.lm.config.to_dict(), "dtype": str(model.lm.dtype)}
+        settings = {key: x for key, x in settings.items() if key not in _WHERE_IT_IS_FROM}
+        self.digest = f"{stop} {products} {json.dumps(settings, default=str)} {weights_digest(parts, torch.bfloat16)}"
 
     def states(self, texts: Sequence[Sequence[int]]) -> list[Float[Tensor, "T D"]]:
         """h in bfloat16 after these blocks, of each text as a window by itself; from the cache if it is there."""
@@ -227,9 +233,12 @@ class PagePool:
 
 def _keep_newest(files: Iterable[Path], limit: int) -> None:
     """Delete the files that were not used for longest, as long as all together have more than `limit` bytes."""
-    known = sorted(((path.stat().st_mtime, path.stat().st_size, path) for path in files), reverse=True)
+    known = []
+    for path in (path for path in files if not path.name.startswith(".")):  # such a one is being written
+        with contextlib.suppress(FileNotFoundError):  # another process may just have deleted it
+            known.append((path.stat().st_mtime, path.stat().st_size, path))
     total = 0
-    for _, size, path in known:
+    for _, size, path in sorted(known, reverse=True):
         total += size
         if total > limit:
             path.unlink(missing_ok=True)

@@ -97,6 +97,7 @@ def _load_adapter(name: str, saved: Saved, own: PreTrainedConfig, base: str, kwa
     comparable = (model.dtype == torch.float16) == (dtype == torch.float16)
     if comparable and weights_digest(model.state_dict(), torch.bfloat16) != saved.base_fingerprint:
         raise UserError(f"{base} is not the model that {name} is an adapter of: its weights are others")
+    install(model)
     _insert(model, saved.inserted)
     with loading("the adapter", name):
         tensors = load_file(str(cached_file(name, SAFE_WEIGHTS_NAME, **_from_hub(kwargs))))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 
 class StartConfig(BaseModel):
@@ -21,6 +22,12 @@ class StartConfig(BaseModel):
     )
     strength: float = Field(default=0.1, gt=0, description="norm of what is read, as a share of the states'")
     pages: int = Field(default=64, ge=1, description="from which projections and read-out are computed")
+
+
+Start = Annotated[
+    Annotated[StartConfig, Tag("start")] | Annotated[Literal[False], Tag("none")],
+    Discriminator(lambda value: "start" if isinstance(value, Mapping | StartConfig) else "none"),
+]
 
 
 class LossConfig(BaseModel):
@@ -69,7 +76,7 @@ class AdaptConfig(BaseModel):
         description="file or folder of prose that the model must go on with as before; Python's help if absent",
     )
     plain_windows: int = Field(default=3, ge=1, description="windows of that a step")
-    start: StartConfig | Literal[False] = Field(default=StartConfig(), description="false: layers start as inserted")
+    start: Start = Field(default=StartConfig(), description="false: layers start as inserted")
     loss: LossConfig = LossConfig()
 
     @model_validator(mode="after")

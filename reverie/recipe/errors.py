@@ -64,6 +64,10 @@ def _place(loc: tuple[int | str, ...], model_kinds: Container[object]) -> tuple[
         return ("train", f"stages[{loc[2]}].{loc[3]}", *loc[4:])
     if loc[:2] == ("train", "curriculum"):  # after which pydantic puts which kind it is
         return ("train", ".".join(("curriculum", *map(str, loc[3:]))))
+    if loc[:2] == ("adapt", "start"):  # likewise
+        return ("adapt", ".".join(("start", *map(str, loc[3:]))))
+    if loc[:2] == ("adapt", "loss"):
+        return ("adapt", ".".join(map(str, loc[1:])))
     if loc[:2] == ("train", "num_sleep_passes"):  # where `Recipe` has put it
         return ("sleep", ".".join(map(str, loc[1:])))
     return loc
@@ -78,7 +82,7 @@ def _mistake(errors: list[ErrorDetails], keys: Keys) -> str:
         case "extra_forbidden":
             return f"{key} is not a known {'key' if '.' in key else 'section'}; {_hint(key, keys)}"
         case "missing" if "." not in key:
-            return f"section {key} is missing; a recipe needs {', '.join(_sections(keys))}"
+            return f"section {key} is missing; a recipe needs {', '.join(_sections(keys)[:5])}"  # adapt comes after
         case "missing" if len(first["loc"]) == 2:
             return f"{key} is missing; it has no default, so the recipe must set it"
         case "union_tag_not_found":

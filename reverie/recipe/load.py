@@ -15,6 +15,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from reverie.errors import UserError
+from reverie.recipe.adapt import AdaptConfig, LossConfig, StartConfig
 from reverie.recipe.errors import any_of, sentence, shown
 from reverie.recipe.random_passes import RandomPasses
 from reverie.recipe.schema import MODELS, BySuccess, Recipe, StageConfig, kind_of_section, with_present_names
@@ -162,5 +163,8 @@ def _keys(data: Mapping[str, Any]) -> dict[str, list[str]]:
         "train.stages": StageConfig,
         "sleep.num_sleep_passes": RandomPasses,
         "train.curriculum": BySuccess,
+        "adapt": AdaptConfig,
+        "adapt.loss": LossConfig,
+        "adapt.start": StartConfig,
     }
     return {section: list(config.model_fields) if config else [] for section, config in configs.items()}

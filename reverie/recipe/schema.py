@@ -170,6 +170,13 @@ class TrainConfig(BaseModel):
         return self
 
 
+_NOT_OF_ADAPTERS = (
+    *("stages", "micro_batch", "cuda_graph", "compile", "dtype", "num_sleep_passes"),
+    *Backward.model_fields,
+)
+"""Keys of [train] that training an adapter does not heed."""
+
+
 def kind_of_section(model: Any) -> str:
     pretrained = "pretrained" in model if isinstance(model, Mapping) else isinstance(model, PretrainedModelConfig)
     return "pretrained" if pretrained else "hybrid"
@@ -260,11 +267,10 @@ class Recipe(BaseModel):
             raise ValueError("the section adapt is for a pretrained model and a task of pages and questions")
         if self.sleep.eviction != "hard":
             raise ValueError('sleep.eviction must be "hard" in a recipe with the section adapt')
-        if self.train.stages or self.train.micro_batch or self.train.cuda_graph or self.train.num_sleep_passes:
-            raise ValueError(
-                "train.stages, micro_batch, cuda_graph and num_sleep_passes must be left out of a recipe with the "
-                "section adapt"
-            )
+        usual = TrainConfig(steps=1, batch_size=1)
+        for name in _NOT_OF_ADAPTERS:
+            if getattr(self.train, name) != getattr(usual, name):
+                raise ValueError(f"train.{name} must be left out of a recipe with the section adapt")
         return self
 
     @model_validator(mode="after")

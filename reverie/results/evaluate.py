@@ -49,12 +49,18 @@ def evaluate(
     Args:
         generate: where the task has one answer at the end of its text, the model writes it token by token. Else it is
             shown the right tokens so far, which is faster and has the same questions right unless an answer begins in
-            one window and ends in the next: writing, the model would sleep between the two.
+            one window and ends in the next: writing, the model would sleep between the two. Of a task of reading,
+            questions are asked again after the next page.
         share: (i, n) scores the i-th of every n batches alone; n such scores add up to that of all.
     """
     if isinstance(task, ReadingTask):
-        fed = [FedPage.of(page) for page in task.pages("test", 0, 0, range(num_examples)[share[0] :: share[1]])]
-        return Evaluation(examine_pages(model, task, sleep, fed, later=generate))
+        own = range(num_examples)[share[0] :: share[1]]
+
+        def page(example: int) -> FedPage:
+            return FedPage.of(task.pages("test", 0, 0, range(example, example + 1))[0], device)
+
+        later = [page((i + 1) % num_examples) for i in own] if generate and num_examples > 1 else []
+        return Evaluation(examine_pages(model, task, sleep, [page(i) for i in own], later))
     total = Evaluation()
     size = min(max(BATCH_TOKENS // task.sequence_length, 1), LARGEST_BATCH)
     for first in range(size * share[0], num_examples, size * share[1]):

@@ -31,9 +31,9 @@ class FedPage(NamedTuple):
     asked: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, page: TokenPage) -> FedPage:
-        asked = (torch.tensor(question.prompt + question.answer[:-1]) for question in page.questions)
-        return cls(page, torch.tensor(page.tokens), tuple(asked))
+    def of(cls, page: TokenPage, device: torch.device | str = "cpu") -> FedPage:
+        asked = (torch.tensor(question.prompt + question.answer[:-1], device=device) for question in page.questions)
+        return cls(page, torch.tensor(page.tokens, device=device), tuple(asked))
 
 
 class Kind(NamedTuple):
@@ -45,6 +45,7 @@ class Kind(NamedTuple):
     ended: int = 0  # right, and the answer would end there
     right_when_empty: int = 0  # from an empty memory
     right_later: int = 0  # after another page
+    asked_later: int = 0  # questions that were asked after another page
 
     def plus(self, other: Kind) -> Kind:
         return Kind(*(a + b for a, b in zip(self, other, strict=True)))
@@ -52,7 +53,8 @@ class Kind(NamedTuple):
     def summary(self) -> dict[str, float | int]:
         """Shares of the questions."""
         shares = {name: round(count / self.questions, 5) for name, count in self._asdict().items()}
-        return {**shares, "questions": self.questions}
+        shares["right_later"] = round(self.right_later / max(self.asked_later, 1), 5)
+        return {**shares, "questions": self.questions, "asked_later": self.asked_later}
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class ReadingScore(Score):
         for kind in self.by_kind.values():
             total = total.plus(kind)
         empty = {"accuracy_when_empty": total.right_when_empty / max(total.questions, 1)}
-        later = {"accuracy_later": total.right_later / max(total.questions, 1)} if self.later else {}
+        later = {"accuracy_later": total.right_later / max(total.asked_later, 1)} if self.later else {}
         kinds = {name: kind.summary() for name, kind in sorted(self.by_kind.items())}
         plain = {"plain_text_loss": self.plain_text} if self.plain_text else {}
         return {**super().summary(), **empty, **later, **plain, "by_kind": kinds}
@@ -86,23 +88,22 @@ class ReadingScore(Score):
 
 @torch.no_grad()
 def examine_pages(
-    model: SleepingModel, task: ReadingTask, sleep: SleepConfig, pages: Sequence[FedPage], *, later: bool = False
+    model: SleepingModel, task: ReadingTask, sleep: SleepConfig, pages: Sequence[FedPage], later: Sequence[FedPage] = ()
 ) -> ReadingScore:
     """Sleep over each page, then ask its questions from its memory and from an empty one.
 
     Args:
-        later: ask too when another of the pages was read in between.
+        later: for each page another one. Questions are asked again after that was read too, if it does not say anything
+            about the same, and if they have no depth of their own: those may hang on more facts than one.
     """
-    total = ReadingScore(later=later)
+    total = ReadingScore(later=bool(later))
     for first in range(0, len(pages), _PAGES):
-        some = pages[first : first + _PAGES]
-        texts = torch.stack([fed.text for fed in some])
-        context = consolidate(model, texts, Context.empty(model), sleep)
+        some, next_ones = pages[first : first + _PAGES], later[first : first + _PAGES]
+        context = consolidate(model, torch.stack([fed.text for fed in some]), Context.empty(model), sleep)
         others = None
-        if later:
-            next_ones = [pages[(first + i + _PAGES) % len(pages)].text for i in range(len(some))]
-            others = consolidate(model, torch.stack(next_ones), context, sleep)
-        total = total + _examine(model, task, sleep, some, context, others)
+        if next_ones:
+            others = consolidate(model, torch.stack([fed.text for fed in next_ones]), context, sleep)
+        total = total + _examine(model, task, sleep, some, next_ones, context, others)
     return total
 
 
@@ -111,6 +112,7 @@ def _examine(
     task: ReadingTask,
     sleep: SleepConfig,
     pages: Sequence[FedPage],
+    later: Sequence[FedPage],
     context: Context,
     others: Context | None,
 ) -> ReadingScore:
@@ -125,14 +127,15 @@ def _examine(
     total, wrong = ReadingScore(), set[int]()
     for start in range(0, len(asked), size):
         part = asked[start : start + size]
-        rows = torch.tensor([row for row, _, _ in part])
+        rows = torch.tensor([row for row, _, _ in part], device=part[0][2].device)
         fed = torch.nn.utils.rnn.pad_sequence([fed for _, _, fed in part], batch_first=True)
         questions = [question for _, question, _ in part]
         found = _answers(model, sleep, fed, questions, select_rows(context, rows))
         empty = _answers(model, sleep, fed, questions, Context.empty(model))
         after = None if others is None else _answers(model, sleep, fed, questions, select_rows(others, rows))
         for i, question in enumerate(questions):
-            one = _score(question, task.depth_of(question), found[i], empty[i], None if after is None else after[i])
+            again = after is not None and question.depth is None and question.about not in later[part[i][0]].page.facts
+            one = _score(question, task.depth_of(question), found[i], empty[i], after[i] if again and after else None)
             total = total + one
             wrong |= {part[i][0]} if not one.total.questions_correct else set()
     rows_asked = {row for row, _, _ in asked}
@@ -178,6 +181,7 @@ def _score(
         ended=right and bool(found[0][words:].all()),
         right_when_empty=bool(empty[0][:words].all()),
         right_later=after is not None and bool(after[0][:words].all()),
+        asked_later=after is not None,
     )
     by_depth = {depth: DepthScore(1, int(right), len(said), float(losses.sum()))}
     return ReadingScore(1, int(right), int(said.sum()), by_depth, {question.kind: kind})

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from reverie.errors import UserError
 from reverie.hf.add import add_sleep
 from reverie.hf.bases import load_tokenizer
 from reverie.hf.causal_lm import PretrainedLM
@@ -57,6 +58,8 @@ def choose_trainable(model: PretrainedLM, config: AdaptConfig) -> None:
     """Let inserted layers train, and those blocks of the model's own that the recipe names."""
     model.requires_grad_(False)
     for a, b in config.trained_blocks:
+        if b > model.num_blocks:
+            raise UserError(f"adapt.trained_blocks has {[a, b]}, but the model has {model.num_blocks} blocks")
         model.layers[a:b].requires_grad_(True)
     updates = [parameter for name, parameter in model.named_parameters() if ".lora_" in name]
     for parameter in [*model.fast_weight_parameters(), *updates]:
@@ -189,8 +192,11 @@ class Adaptation:
     def loss_of(self, step: int, plan: Plan, rows: range) -> Callable[[Any], Tensor]:
         """The loss of some of a step's texts, as a function of the model."""
         deepest = self._deepest(step)
-        batch = put_together(plan, self.pool, rows, self.config.questions, deepest, self.task.window_tokens)  # pyright: ignore[reportArgumentType]
-        own = sum(len(one.question.answer) for one in batch.asked)
+        pool: Any = self.pool
+        batch = (
+            put_together(plan, pool, rows, self.config.questions, deepest, self.task.window_tokens) if rows else None
+        )
+        own = 0 if batch is None else sum(len(one.question.answer) for one in batch.asked)
         generator = torch.Generator().manual_seed(_seed(self.recipe.train.seed, step, self.processes.rank))
         losses, plain = self.config.loss, None
         if losses.plain_text:
@@ -198,6 +204,8 @@ class Adaptation:
             plain = PlainText(*(x[pick] for x in self._plain))
         alone = step < losses.address_alone * self.recipe.train.steps
         count = self.processes.sum([own])[0] / self.processes.world_size
+        if batch is None:  # fewer texts than processes
+            return _nothing
 
         def loss(model: Any) -> Tensor:
             in_half = self.recipe.train.dtype == "bfloat16"
@@ -213,7 +221,7 @@ class Adaptation:
                     count=count,
                     generator=generator,
                 )
-            return total + sum(p.sum() * 0 for p in model.parameters() if p.requires_grad) if alone else total
+            return total + _nothing(model) if alone or not batch.asked else total
 
         return loss
 
@@ -272,6 +280,11 @@ class AdaptSteps:
     def found(self) -> list[Step]:
         found, self._found = self._found, []
         return found
+
+
+def _nothing(model: Any) -> Any:
+    """0, with a gradient of 0 for every parameter that trains: all processes must have one of the same parameters."""
+    return sum((p * 0).sum() for p in model.parameters() if p.requires_grad)
 
 
 def _seed(*numbers: int) -> int:

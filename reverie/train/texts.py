@@ -104,6 +104,8 @@ def _about(known: KnownPage, index: int, pages: Sequence[KnownPage], row: int) -
     for question, states, taught in zip(known.page.questions, known.asked, known.taught, strict=True):
         if question.about in (others if question.source is None and question.depth is None else later):
             continue
+        if question.depth is not None and index < len(pages) - 1:
+            continue  # it may hang on more facts than one, as several hops do
         source = question.source
         aligned = source is not None and known.page.tokens[slice(*source)] == question.words
         found.append(Asked(row, question, states, taught, before + source[0] if aligned and source else None))

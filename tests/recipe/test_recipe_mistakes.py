@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import BaseModel
 from recipe_files import FULL, STAGED, write
 
 from reverie.errors import UserError
 from reverie.recipe import Recipe, list_recipes, load_recipe
+from reverie.recipe.adapt import AdaptConfig
 
 
 def stages(*changes: dict[str, object]) -> str:
@@ -23,6 +25,7 @@ def stages(*changes: dict[str, object]) -> str:
     return f"train.stages=[{', '.join(f'{{{row}}}' for row in rows)}]".replace("Infinity", "inf")
 
 
+TASK_NAMES = "rule110, depo, gsm_infinite, recall, notes, hops, qa, text or mixture"
 BAD_OVERRIDES = {
     # unknown names
     "sleep.num_pases=3": "sleep.num_pases is not a known key; did you mean sleep.num_sleep_passes?",
@@ -32,10 +35,10 @@ BAD_OVERRIDES = {
     "known are window_size, num_sleep_passes, looped_blocks, eviction, tolerance",
     "slep.window_size=3": "slep is not a known section; did you mean sleep?",
     "windwo_size=3": "windwo_size is not a known section; did you mean sleep.window_size?",
-    "xyz.a=3": "xyz is not a known section; known are task, model, sleep, optim, train",
+    "xyz.a=3": "xyz is not a known section; known are task, model, sleep, optim, train, adapt",
     "name=mine": "name is not a key of a recipe, which is named after its file; take it out",
-    "task.name=rul110": 'task.name must be rule110, depo, gsm_infinite or recall, got "rul110"; did you mean rule110?',
-    "task.name=[1]": "task.name must be rule110, depo, gsm_infinite or recall, got [1]",
+    "task.name=rul110": f'task.name must be {TASK_NAMES}, got "rul110"; did you mean rule110?',
+    "task.name=[1]": f"task.name must be {TASK_NAMES}, got [1]",
     # out of range
     "sleep.window_size=0": "sleep.window_size must be at least 1, got 0",
     "task.width=100": "task.width must be at most 48, got 100",
@@ -95,6 +98,31 @@ BAD_OVERRIDES = {
 }
 
 
+BAD_ADAPTERS = {
+    "adapt.loss.answre=1": "adapt.loss.answre is not a known key; did you mean adapt.loss.answer?",
+    "adapt.start.page=1": "adapt.start.page is not a known key; did you mean adapt.start.pages?",
+    "adapt.loss.answer=-1": "adapt.loss.answer must be at least 0, got -1",
+    "adapt.pages=[2, 1]": "adapt.pages must be [fewest, most] with 1 <= fewest <= most, got [2, 1]",
+    "adapt.trained_blocks=[[3, 2]]": "adapt.trained_blocks must be ranges [a, b] with 0 <= a < b, got [3, 2]",
+    "sleep.window_size=64": "task.window_tokens is 128, but sleep.window_size is 64; they must be equal",
+    "sleep.eviction=sliding": 'sleep.eviction must be "hard" in a recipe with the section adapt',
+    "train.dtype=bfloat16": "train.dtype must be left out of a recipe with the section adapt",
+    "train.bptt_windows=1": "train.bptt_windows must be left out of a recipe with the section adapt",
+}
+
+
+@pytest.mark.parametrize("override", BAD_ADAPTERS)
+def test_a_bad_override_of_an_adapter_is_one_sentence(override: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_recipe("notes/smollm2", [override])
+    assert str(caught.value) == BAD_ADAPTERS[override]
+
+
+def test_an_adapter_is_of_a_pretrained_model() -> None:
+    with pytest.raises(UserError, match="section adapt is for a pretrained model and a task of pages and questions"):
+        load_recipe("rule110/base", ["adapt.pool=3"])
+
+
 @pytest.mark.parametrize("override", BAD_OVERRIDES)
 def test_a_bad_override_is_one_sentence(override: str) -> None:
     with pytest.raises(UserError) as caught:
@@ -125,11 +153,11 @@ def test_of_several_mistakes_an_unknown_key_comes_first_and_the_others_are_count
 
 
 BAD_FILES = {
-    FULL.replace("muon_lr = 1e-3\n", ""): "optim.muon_lr is missing; it has no default, so the recipe must set it",
+    FULL.replace("adamw_lr = 1e-3\n", ""): "optim.adamw_lr is missing; it has no default, so the recipe must set it",
     FULL.replace(
         "[sleep]\nwindow_size = 24\n", ""
     ): "section sleep is missing; a recipe needs task, model, sleep, optim, train",
-    FULL.replace('name = "rule110"\n', ""): "task.name is missing; it must be rule110, depo, gsm_infinite or recall",
+    FULL.replace('name = "rule110"\n', ""): f"task.name is missing; it must be {TASK_NAMES}",
     FULL.replace(
         "rollout_steps = 4\n", ""
     ): "task.rollout_steps is missing; it has no default, so the recipe must set it",
@@ -176,7 +204,8 @@ def test_without_a_near_recipe_all_are_listed() -> None:
 
 
 KEYS = [f"{s}.{k}" for s in ("task", "model", "sleep", "optim", "train") for k in Recipe.model_fields]
-KEYS += [f"{s}.{k}" for s, config in load_recipe("rule110/base") if s != "name" for k in type(config).model_fields]
+KEYS += [f"{s}.{k}" for s, x in load_recipe("rule110/base") if isinstance(x, BaseModel) for k in type(x).model_fields]
+KEYS += [f"adapt.{k}" for k in (*AdaptConfig.model_fields, "loss.answer", "start.pages", "start.xyz")]
 leaves = st.integers() | st.floats() | st.booleans() | st.text(max_size=4)
 values = st.recursive(leaves, lambda v: st.lists(v, max_size=3) | st.dictionaries(st.text(max_size=3), v, max_size=2))
 
