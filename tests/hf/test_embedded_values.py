@@ -98,17 +98,17 @@ def test_gradients_are_those_of_finite_differences(config: SleepConfig) -> None:
     exact = of(Backward())
     for kind in ("pass", "window"):
         assert all(map(torch.equal, of(Backward(activation_checkpoint=kind)), exact))
-    model.backward_config = Backward()
+    model.backward_config, step = Backward(), 3e-4  # its norms are in float32
     generator = torch.Generator().manual_seed(0)
     for (name, parameter), gradient in zip(named.items(), exact, strict=True):
         direction = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         with torch.no_grad():
-            parameter.add_(1e-6 * direction)
+            parameter.add_(step * direction)
             up = loss()
-            parameter.sub_(2e-6 * direction)
+            parameter.sub_(2 * step * direction)
             down = loss()
-            parameter.add_(1e-6 * direction)
-        assert float((gradient * direction).sum()) == pytest.approx(float(up - down) / 2e-6, rel=1e-5), name
+            parameter.add_(step * direction)
+        assert float((gradient * direction).sum()) == pytest.approx(float(up - down) / (2 * step), rel=5e-3, abs=5e-4), name
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["adapter", "whole"])
