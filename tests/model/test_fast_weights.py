@@ -161,3 +161,28 @@ def test_fast_weights_are_float32_in_bfloat16(make: Callable[..., FastWeightMixe
         y, S, _ = layer(x if autocast else x.bfloat16(), None, None, span=T)
     assert (y.dtype, S.dtype) == (torch.bfloat16, torch.float32)
     assert (y.float() - wanted).norm() < 0.05 * wanted.norm()
+
+
+def test_values_of_embedded_tokens(make: Callable[..., FastWeightMixer]) -> None:
+    """v + silu(W e / rms(e) + b), where asked for; else the layer has no such parameters."""
+    x, e = normal(2, T, 8), normal(2, T, 8, seed=1)
+    with_them, without = make(value_embedding=True), make()
+    names = {name for name, _ in with_them.named_parameters()} - {name for name, _ in without.named_parameters()}
+    assert names == {"value_embed.weight", "value_embed.bias"}
+    without.load_state_dict({name: p for name, p in with_them.state_dict().items() if name not in names})
+    ours, plain = with_them.project(x, None, e), without.project(x, None)
+    normed = e / (e.square().mean(-1, keepdim=True) + without.norm_eps).sqrt()
+    assert with_them.value_embed is not None
+    added = F.silu(normed @ with_them.value_embed.weight.T + with_them.value_embed.bias)
+    torch.testing.assert_close(ours.v.flatten(-2), plain.v.flatten(-2) + added, rtol=1e-9, atol=1e-9)
+    for name in ("q", "k", "g", "beta"):
+        assert torch.equal(getattr(ours, name), getattr(plain, name))
+
+
+def test_addresses_are_the_queries_and_keys_of_the_layer(make: Callable[..., FastWeightMixer]) -> None:
+    """q, and β k as it is written, of tokens that begin a window."""
+    mixer, x = make(), normal(2, T, 8)
+    q, key = mixer.addresses(x)
+    projected = mixer.project(x, None)
+    assert torch.equal(q, projected.q)
+    torch.testing.assert_close(key, projected.k * projected.beta[..., None])

@@ -49,11 +49,12 @@ def labels(*windows: int, length: int = T) -> Tensor:
 
 
 def one_block(
-    model: HybridLM, i: int, h: Tensor, S: Tensor | None, cache: CacheEntry | None
+    model: HybridLM, i: int, h: Tensor, S: Tensor | None, cache: CacheEntry | None, embedded: Tensor
 ) -> tuple[Tensor, Tensor | None, CacheEntry | None]:
     slots = [None] * model.num_blocks
     fast_weights, caches = [*slots[:i], S, *slots[i + 1 :]], [*slots[:i], cache, *slots[i + 1 :]]
-    h, state = model.blocks(h, State(tuple(fast_weights), tuple(caches)), i, i + 1, span=L)
+    more = {"embedded": embedded} if model.config.value_embedding else {}
+    h, state = model.blocks(h, State(tuple(fast_weights), tuple(caches)), i, i + 1, span=L, **more)
     return h, state.fast_weights[i], state.cache[i]
 
 
@@ -65,19 +66,19 @@ def algorithm_1(
     a, b = config.looped_blocks or (0, n)
     S, kept, logits = [None] * n, [None] * n, []
     for window, sleeps_here in zip(tokens.split(L, 1), sleeps, strict=True):
-        h = model.embed(window)  # awake: one pass, nothing of it stays
+        h = embedded = model.embed(window)  # awake: one pass, nothing of it stays
         for i in range(n):
-            h, _, _ = one_block(model, i, h, S[i], kept[i])
+            h, _, _ = one_block(model, i, h, S[i], kept[i], embedded)
         logits.append(model.head(h))
 
         h, new_S, cache = model.embed(window), list[Any](S), list[Any](kept)
         for i in range(a):
-            h, new_S[i], cache[i] = one_block(model, i, h, S[i], kept[i])
+            h, new_S[i], cache[i] = one_block(model, i, h, S[i], kept[i], embedded)
         for _ in range(config.num_sleep_passes if sleeps_here else 1):
             for i in range(a, b):
-                h, new_S[i], cache[i] = one_block(model, i, h, new_S[i], kept[i])
+                h, new_S[i], cache[i] = one_block(model, i, h, new_S[i], kept[i], embedded)
         for i in range(b, n):
-            h, new_S[i], cache[i] = one_block(model, i, h, S[i], kept[i])
+            h, new_S[i], cache[i] = one_block(model, i, h, S[i], kept[i], embedded)
         S, kept = new_S, [newest(entry) if config.eviction == "sliding" else None for entry in cache]
     return torch.cat(logits, 1), tuple(S)
 
