@@ -9,6 +9,7 @@ usual state at this depth.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -40,8 +41,8 @@ def look_up(
     *,
     keys_early: int = 1,
     query_tokens: int = 1,
-    read_out: ReadOut = "head",
-    strength: float = 0.1,
+    read_out: Sequence[ReadOut] = ("head",),
+    strength: Sequence[float] = (0.1,),
     seed: int = 0,
 ) -> None:
     """Give inserted Gated DeltaNet layers such a start, in place, the earlier of them first.
@@ -50,7 +51,8 @@ def look_up(
         states: of some hundred sentences, as the blocks before `first` leave them.
         keys_early: tokens between the one that is looked up by and the one that is found.
         query_tokens: newest tokens that a query is made of.
-        strength: norm of what is read, as a share of that of the states.
+        read_out, strength: for each layer, what is read becomes the token's row of the head or its usual state, and
+            the norm of that as a share of the states' norm; the last entry counts for all further layers.
 
     Raises:
         UserError: a layer is of another kind, or its convolution is too short.
@@ -59,7 +61,7 @@ def look_up(
     embedded = model.embed(tokens)
     h = states.to(embedded.dtype)
     layers = [i for i in model.fast_weight_blocks if inserted_mixer(model.layers[i]) is not None]
-    for i in layers:
+    for place, i in enumerate(layers):
         layer: Any = inserted_mixer(model.layers[i])
         _check(layer, i, max(keys_early, query_tokens - 1))
         layer.mixer.out_proj.weight.zero_()  # so that this block's h is that before the layer
@@ -69,8 +71,10 @@ def look_up(
         _project(layer, x, keys_early, query_tokens, generator)
         if layer.mixer.value_embed is not None:
             _embed_values(layer, model)
-        target = _head_rows(model) if read_out == "head" else _usual_states(h, tokens, len(_table(model)))
-        _read_out(layer, model, x, tokens, target, strength * float(h.norm(dim=-1).median()), generator)
+        to_head = read_out[min(place, len(read_out) - 1)] == "head"
+        target = _head_rows(model) if to_head else _usual_states(h, tokens, len(_table(model)))
+        size = strength[min(place, len(strength) - 1)] * float(h.norm(dim=-1).median())
+        _read_out(layer, model, x, tokens, target, size, generator)
 
 
 def _check(layer: InsertedMixer, index: int, reach: int) -> None:
