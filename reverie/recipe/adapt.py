@@ -17,10 +17,14 @@ class StartConfig(BaseModel):
         default=1, ge=0, description="tokens between the one that is looked up by and the found one"
     )
     query_tokens: int = Field(default=1, ge=1, description="newest tokens that a query is made of")
-    read_out: Literal["head", "state"] = Field(
-        default="head", description="what is read becomes a token's row of the head, or its usual state at this depth"
+    read_out: tuple[Literal["head", "state"], ...] = Field(
+        default=("head",),
+        min_length=1,
+        description="for each layer, what is read becomes a token's row of the head, or its usual state at this depth",
     )
-    strength: float = Field(default=0.1, gt=0, description="norm of what is read, as a share of the states'")
+    strength: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        default=(0.1,), min_length=1, description="for each layer, the norm of what is read as a share of the states'"
+    )
     pages: int = Field(default=64, ge=1, description="from which projections and read-out are computed")
 
 
