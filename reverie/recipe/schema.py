@@ -171,7 +171,7 @@ class TrainConfig(BaseModel):
 
 
 _NOT_OF_ADAPTERS = (
-    *("stages", "micro_batch", "cuda_graph", "compile", "dtype", "num_sleep_passes"),
+    *("stages", "micro_batch", "cuda_graph", "compile", "num_sleep_passes"),
     *Backward.model_fields,
 )
 """Keys of [train] that training an adapter does not heed."""
