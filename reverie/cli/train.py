@@ -147,12 +147,14 @@ def _compare(
 
 
 def _print_card(card: RunCard | ComparisonCard, as_json: bool) -> None:
-    from reverie.results.tables import comparison_table, run_table
+    from reverie.results.tables import comparison_table, kinds_table, run_table
 
     if as_json:
         typer.echo(card.model_dump_json())
     else:
         out_console.print(comparison_table(card) if card.kind == "comparison" else run_table(card))
+        if card.kind == "run" and "by_kind" in card.score:
+            out_console.print(kinds_table(card))
 
 
 def _parallel(name: str) -> Parallel:

@@ -26,6 +26,7 @@ METRIC_NAMES: dict[Metric, str] = {
 }
 
 _DEPTHS = {"rule110": "rollout steps t", "depo": "hops k", "gsm_infinite": "operations", "recall": "stretches back"}
+_DEPTHS |= {"hops": "hops k", "notes": "windows back", "qa": "windows back"}
 _SIGNIFICANT_DIGITS = 5
 _LINE_WIDTH = 120
 

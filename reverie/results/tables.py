@@ -92,6 +92,24 @@ def run_table(card: RunCard) -> Table:
     return table
 
 
+def kinds_table(card: RunCard) -> Table:
+    """What a model that reads pages answers in the end, by kind of question; the card's score has `by_kind`."""
+    columns = {
+        "right": "right",
+        "and ends": "ended",
+        "empty memory": "right_when_empty",
+        **({"another page between": "right_later"} if "accuracy_later" in card.score else {}),
+    }
+    plain = card.score.get("plain_text_loss")
+    note = "in % of the questions: all of the answer's words right, and its end too"
+    if plain:
+        note += f"; plain text: loss {plain['adapted']:.3f}, untouched {plain['untouched']:.3f}"
+    table = new_table(f"{card.name}: answers", note, right=("questions", *columns), left=("kind",))
+    for kind, counts in card.score["by_kind"].items():
+        table.add_row(kind, str(counts["questions"]), *(percent(counts[key]) for key in columns.values()))
+    return table
+
+
 def depth_table(card: RunCard) -> Table:
     """A run's final accuracy at every depth, with a 95 % interval for the questions asked, beside chance."""
     table = new_table(
