@@ -166,7 +166,7 @@ def test_what_does_not_fit_is_refused(base: Path, tmp_path: Path) -> None:
         train(tiny_adapter(base, adapt={"trained_blocks": [[2, 4]]}), tmp_path / "a")
     with pytest.raises(UserError, match="trained on the CPU"):
         train(tiny_adapter(base), tmp_path / "b", device="cuda")
-    with pytest.raises(UserError, match="text.txt"):
+    with pytest.raises(UserError, match=r"text\.txt"):
         train(tiny_adapter(base, adapt={"plain_text": str(tmp_path / "text.txt")}), tmp_path / "c")
 
 
