@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from reverie.recipe.adapt import AdaptConfig
-from reverie.tasks.reading import ReadingTask, TokenPage, TokenQuestion
+from reverie.tasks.reading import TokenPage, TokenQuestion
 
 
 class KnownPage(Protocol):
@@ -148,8 +148,3 @@ def side_by_side(asked: Sequence[Asked]) -> QuestionBatch:
     return QuestionBatch(
         tokens, states, rows, torch.tensor(at).T, torch.tensor(targets), torch.tensor(ends), torch.tensor(sources)
     )
-
-
-def longest_question(task: ReadingTask) -> int:
-    """Most tokens of a question with its answer: they share one window."""
-    return task.window_tokens
