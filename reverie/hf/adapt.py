@@ -39,13 +39,12 @@ def pretrained_lm(config: PretrainedModelConfig, seed: int) -> PretrainedLM:
     Raises:
         UserError: the model cannot be found, or cannot sleep.
     """
-    lm = load_base(config.pretrained)
+    lm = load_base(config.pretrained, dtype=torch.float32)  # not made so afterwards, or it would not be its base
     install(lm)
     if config.after:
         sizes: Any = {"fast_heads": config.fast_heads, "key_size": config.key_size, "value_size": config.value_size}
         sizes["value_embedding"] = config.value_embedding
         insert_fast_weights(lm, config.after, config.kind, **sizes, seed=seed)
-    lm.float()
     if config.lora_rank is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -70,7 +70,7 @@ def look_up(
         x = _standardise(layer, h)
         _project(layer, x, keys_early, query_tokens, generator)
         if layer.mixer.value_embed is not None:
-            _embed_values(layer, model)
+            _embed_values(layer, model, generator)
         to_head = read_out[min(place, len(read_out) - 1)] == "head"
         target = _head_rows(model) if to_head else _usual_states(h, tokens, len(_table(model)))
         size = strength[min(place, len(strength) - 1)] * float(h.norm(dim=-1).median())
@@ -121,11 +121,11 @@ def _project(
     mixer.dt_bias.fill_(math.log(math.expm1(_FORGETTING)))
 
 
-def _embed_values(layer: InsertedMixer, model: PretrainedLM) -> None:
+def _embed_values(layer: InsertedMixer, model: PretrainedLM, generator: torch.Generator) -> None:
     """Let values be of the token alone: its standardised embedding, turned."""
     mixer, every = layer.mixer, rms_norm(_embedded(model), layer.mixer.norm_eps)
     assert mixer.value_embed is not None
-    nn.init.orthogonal_(mixer.value_embed.weight)
+    nn.init.orthogonal_(mixer.value_embed.weight, generator=generator)
     mixer.value_embed.weight.div_(every.std(0) + 1e-6)
     mixer.value_embed.bias.copy_(-mixer.value_embed.weight @ every.mean(0))
     mixer.qkv_proj.weight[2 * mixer.sizes[0] :].mul_(0.05)

@@ -37,12 +37,12 @@ def wake(
     output: bool = True,
     backward: Backward = EXACT,
     observe: Observe | None = None,
-) -> tuple[Float[Tensor, "B T D"], Context]:
+) -> tuple[Float[Tensor, "B T width"], Context]:
     """One ordinary forward pass over tokens that fit into the window.
 
     Without `output` nobody reads h, and what sleep will redo is left out: for a window given whole, to be slept over.
 
-    Returns h [B, T, D], ready for `model.head`, and the context with the tokens appended.
+    Returns h [B, T, width], ready for `model.head`, and the context with the tokens appended.
     """
     if context.length + tokens.shape[1] > config.window_size:
         raise UserError(

@@ -138,7 +138,7 @@ class _Run:
                 "the folder of the run must be one that all of them see"
             )
         if self.progress.step == 0:
-            if self.adaptation is not None and self.recipe.train.init_from is None:
+            if self.adaptation is not None and self.recipe.train.init_from is None and place is None:
                 self.adaptation.start()
             self._save()
         self.curriculum = Curriculum(self.recipe.train, self.recipe.task.depths(), self.progress)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from reverie.recipe.adapt import AdaptConfig
-from reverie.tasks.reading import ReadingTask, TokenPage, TokenQuestion
+from reverie.tasks.reading import TokenPage, TokenQuestion
 
 
 class KnownPage(Protocol):
@@ -108,6 +108,7 @@ def _about(known: KnownPage, index: int, pages: Sequence[KnownPage], row: int) -
             continue  # it may hang on more facts than one, as several hops do
         source = question.source
         aligned = source is not None and known.page.tokens[slice(*source)] == question.words
+        aligned = aligned and question.depth in (None, 1)  # after several hops no token of the question is beside it
         found.append(Asked(row, question, states, taught, before + source[0] if aligned and source else None))
     return found
 
@@ -159,8 +160,3 @@ def side_by_side(asked: Sequence[Asked]) -> QuestionBatch:
         torch.tensor(sources),
         torch.cat(taught) if taught else None,
     )
-
-
-def longest_question(task: ReadingTask) -> int:
-    """Most tokens of a question with its answer: they share one window."""
-    return task.window_tokens

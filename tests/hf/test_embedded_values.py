@@ -108,7 +108,9 @@ def test_gradients_are_those_of_finite_differences(config: SleepConfig) -> None:
             parameter.sub_(2 * step * direction)
             down = loss()
             parameter.add_(step * direction)
-        assert float((gradient * direction).sum()) == pytest.approx(float(up - down) / (2 * step), rel=5e-3, abs=5e-4), name
+        assert float((gradient * direction).sum()) == pytest.approx(
+            float(up - down) / (2 * step), rel=5e-3, abs=5e-4
+        ), name
 
 
 @pytest.mark.parametrize("whole", [False, True], ids=["adapter", "whole"])
