@@ -38,6 +38,8 @@ def adapt_command(
 
     A recipe is underneath, notes/smollm2 or hops/smollm2, which --set changes.
     """
+    from reverie.train.run import ADAPTER
+
     quiet_transformers()
     parts = [_part(one) for one in data]
     settings = {} if model == "smollm2" else _settings(model)
@@ -46,7 +48,6 @@ def adapt_command(
     )
     base = "hops/smollm2" if all(task["name"] == "hops" for _, task in parts) else "notes/smollm2"
     settings |= {f"task.{key}": value for key, value in task.items()}
-    typer.echo(f"the adapter will be in {out / 'adapter'}", err=True)
     train_command(
         base,
         [*(f"{key}={_toml(value)}" for key, value in settings.items() if value is not None), *(overrides or [])],
@@ -57,6 +58,7 @@ def adapt_command(
         nproc,
         as_json=as_json,
     )
+    typer.echo(f"adapter in {out / ADAPTER}", err=True)
 
 
 def _settings(model: str) -> dict[str, Any]:
@@ -68,9 +70,9 @@ def _settings(model: str) -> dict[str, Any]:
 def _part(data: str) -> tuple[float, dict[str, Any]]:
     """The weight and the task of one --data."""
     found = re.fullmatch(r"(notes|hops|qa:.+?|text:.+?)(?:=(\d+\.?\d*))?", data)
-    if found is None:
+    if found is None or float(found[2] or 1) == 0:
         raise UserError(
-            f"--data must be notes, hops, qa:FILE or text:DIR, perhaps with a weight as in notes=3; got {data}"
+            f"--data must be notes, hops, qa:FILE or text:DIR, perhaps with a weight above 0 as in notes=3; got {data}"
         )
     name, _, place = found[1].partition(":")
     where = {"qa": {"file": place}, "text": {"path": place}}.get(name, {})

@@ -49,7 +49,7 @@ class Mixture(ReadingTask):
         if not isinstance(values, dict) or not isinstance(values.get("parts"), list | tuple):
             return values
         shared = {key: values.get(key, cls.model_fields[key].default) for key in _SHARED}
-        return {**values, "parts": [_with(part, shared) for part in values["parts"]]}
+        return {**values, "parts": tuple(_with(part, shared) for part in values["parts"])}  # recipes are strict
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Mixture:

@@ -100,7 +100,7 @@ def test_a_base_that_was_trained_meanwhile_is_refused(tmp_path: Path) -> None:
     saved(trained(base, TRAINED), tmp_path / "adapter")
     other = tiny("llama", seed=1)
     other.save_pretrained(base)
-    with pytest.raises(UserError, match="is not the model that .* is an adapter of: its weights are others"):
+    with pytest.raises(UserError, match=r"is not the model that .* is an adapter of: its weights are others"):
         load(tmp_path / "adapter")
 
 
