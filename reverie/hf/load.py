@@ -102,14 +102,14 @@ def _load_adapter(name: str, saved: Saved, own: PreTrainedConfig, base: str, kwa
     with loading("the adapter", name):
         tensors = load_file(str(cached_file(name, SAFE_WEIGHTS_NAME, **_from_hub(kwargs))))
         model.generation_config = GenerationConfig.from_pretrained(name, **_from_hub(kwargs))
-    own = {key: x for key, x in model.state_dict().items() if is_inserted(key) or key in saved.trained}
-    if {key: x.shape for key, x in tensors.items()} != {key: x.shape for key, x in own.items()}:
+    wanted = {key: x for key, x in model.state_dict().items() if is_inserted(key) or key in saved.trained}
+    if {key: x.shape for key, x in tensors.items()} != {key: x.shape for key, x in wanted.items()}:
         also = ", and the tensors that it says were trained" if saved.trained else ""
         raise UserError(
             f"{name}/{SAFE_WEIGHTS_NAME} does not hold the layers that {CONFIG_NAME} says were inserted{also}"
         )
     with torch.no_grad():
-        for key, tensor in own.items():
+        for key, tensor in wanted.items():
             tensor.copy_(tensors[key])
     return model.eval()
 

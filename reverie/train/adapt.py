@@ -77,6 +77,7 @@ class Adaptation:
         assert isinstance(recipe.task, ReadingTask)
         self.recipe, self.config, self.task, self.model = recipe, recipe.adapt, recipe.task, model
         self.processes = processes
+        self.told: dict[str, float] = {}  # parts of the newest loss
         choose_trainable(model, self.config)
         self.first = frozen_blocks(model, recipe.sleep)
         beginning = _beginning(recipe, model, self.first)

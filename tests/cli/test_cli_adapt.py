@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from command_line import Reverie, assert_one_line, in_empty_folder, the_json
@@ -66,7 +67,7 @@ def test_an_adapter_from_the_first_page_to_the_last_answer(reverie: Reverie, bas
     for key in ("question_accuracy", "loss", "accuracy_later", "accuracy_when_empty", "by_kind"):
         assert found["score"][key] == card["score"][key], key
 
-    model = AutoModelForCausalLM.from_pretrained("run/adapter")
+    model: Any = AutoModelForCausalLM.from_pretrained("run/adapter")
     tokens = AutoTokenizer.from_pretrained("run/adapter")("The code of the gate is", return_tensors="pt")
     assert model.generate(**tokens, max_new_tokens=3, do_sample=False).shape[1] == tokens["input_ids"].shape[1] + 3
 

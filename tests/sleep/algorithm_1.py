@@ -53,7 +53,7 @@ def one_block(
 ) -> tuple[Tensor, Tensor | None, CacheEntry | None]:
     slots = [None] * model.num_blocks
     fast_weights, caches = [*slots[:i], S, *slots[i + 1 :]], [*slots[:i], cache, *slots[i + 1 :]]
-    more = {"embedded": embedded} if model.config.value_embedding else {}
+    more: Any = {"embedded": embedded} if model.config.value_embedding else {}
     h, state = model.blocks(h, State(tuple(fast_weights), tuple(caches)), i, i + 1, span=L, **more)
     return h, state.fast_weights[i], state.cache[i]
 

@@ -73,7 +73,7 @@ def asked_of(model: Any, one: Asked, memory: Context, sleep: SleepConfig) -> Ten
     return model.head(h)[0, len(one.question.prompt) - 1 :]
 
 
-def close(ours: Tensor, theirs: Tensor) -> None:
+def close(ours: Tensor, theirs: Any) -> None:
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6, check_dtype=False)
 
 
@@ -136,12 +136,13 @@ def test_addresses_alone_are_those_of_one_pass_without_a_memory(model: Any, W: i
             wake(model, window, Context.empty(model), sleep)
         key = torch.cat([mixer.mixer.addresses(x)[1] for x in given], 1)
         for one in (one for one in batch.asked if one.source is not None):
+            source: Any = one.source
             ids = torch.tensor([[*one.question.prompt, *one.question.answer[:-1]]])
             wake(model, ids, Context.empty(model), sleep)
             query = mixer.mixer.addresses(given[-1])[0][0, len(one.question.prompt) - 1 :]
             for j in range(2):
                 scores = torch.einsum("hk,thk->t", query[j], key[one.row]) / 2
-                wanted = wanted + F.cross_entropy(20 * scores[None], torch.tensor([one.source + j])) / 2
+                wanted = wanted + F.cross_entropy(20 * scores[None], torch.tensor([source + j])) / 2
         hook.remove()
     close(total, wanted / 2)  # by its count, and whatever its weight
     assert told["answer"] == told["end"] == 0

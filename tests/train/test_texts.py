@@ -107,7 +107,7 @@ def test_a_text_is_its_pages_and_a_source_is_where_the_answer_stands() -> None:
     assert {len({(a.row, a.question) for a in text.asked})} == {len(text.asked)}
 
 
-def two(first: PageStates, second: PageStates, order: list[int], **limits: int) -> list[TokenQuestion]:
+def two(first: PageStates, second: PageStates, order: list[int], **limits: Any) -> list[TokenQuestion]:
     return [one.question for one in text_of(Plan([order], (0, 0)), [first, second], **limits).asked]
 
 
