@@ -321,7 +321,9 @@ def test_peft(bases: Callable[..., Path], tmp_path: Path) -> None:
     stated = json.loads((tmp_path / "lora" / "adapter_config.json").read_text())
     assert stated["base_model_name_or_path"] == str(tmp_path / "ours")
     merged = model.merge_and_unload()
-    assert saved(merged, tmp_path / "merged")["weights"] == "whole"
+    config = saved(merged, tmp_path / "merged")
+    assert config["weights"] == "adapter"
+    assert {name.split(".")[-2] for name in config["trained"]} == {"q_proj", "v_proj"}
     assert_same(load(tmp_path / "merged"), merged)
 
 
