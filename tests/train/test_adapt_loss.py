@@ -50,7 +50,8 @@ def batch_of(model: Any, W: int) -> TextBatch:
         answer = (*(tokens[row, source : source + 2].tolist() if source is not None else (9, 11)), 2)
         question = TokenQuestion(tuple(text(length, 1, seed=length)[0].tolist()), answer, "", "", None, None)
         ids = torch.tensor([*question.prompt, *answer[:-1]])
-        asked.append(Asked(row, question, model.embed(ids[None])[0].detach(), source))
+        taught = 0.5 * torch.randn(3, 32, generator=torch.Generator().manual_seed(length)).double()
+        asked.append(Asked(row, question, model.embed(ids[None])[0].detach(), taught, source))
     return TextBatch(tokens, model.embed(tokens).detach(), asked)
 
 
@@ -90,6 +91,19 @@ def test_answers_and_their_ends(model: Any, sleep: SleepConfig, W: int) -> None:
         ends.append(losses[-1])
     close(found(model, batch, sleep, answer=1.0), sum(words))
     close(found(model, batch, sleep, answer=0.5, end=2.0, count=4.0), (0.5 * sum(words) + 2 * sum(ends)) / 4)
+
+
+@each_sleep
+def test_what_a_teacher_makes_of_the_answers(model: Any, sleep: SleepConfig) -> None:
+    """KL divergence from its final states, summed over answer tokens."""
+    batch, wanted = batch_of(model, 2), torch.zeros(())
+    memory = memories(model, batch, sleep)
+    for one in batch.asked:
+        assert one.taught is not None
+        log_p = model.lm.get_output_embeddings()(one.taught).log_softmax(-1)
+        log_q = asked_of(model, one, memory, sleep).log_softmax(-1)
+        wanted = wanted + (log_p.exp() * (log_p - log_q)).sum()
+    close(found(model, batch, sleep, distillation=0.6, count=3.0), 0.6 * wanted / 3)
 
 
 @each_sleep

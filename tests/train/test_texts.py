@@ -36,7 +36,7 @@ def page(index: int, *questions: TokenQuestion, facts: tuple[str, ...] = ()) -> 
     asked = tuple(torch.full((len(q.prompt) + len(q.answer) - 1, 2), index + 0.5) for q in questions)
     known = {q.about for q in questions if q.source} | set(facts)
     states = torch.tensor(tokens).float()[:, None].expand(-1, 2)
-    return PageStates(TokenPage(tokens, questions, frozenset(known)), states, asked)
+    return PageStates(TokenPage(tokens, questions, frozenset(known)), states, asked, (None,) * len(questions))
 
 
 POOL = [page(i, *(question(i, t, f"{i}-{t}") for t in range(0, T - 1, 2))) for i in range(40)]
