@@ -133,7 +133,7 @@ def test_passes_are_looped_over_in_one_place() -> None:
 def test_windows_are_looped_over_in_the_sleep_room_alone() -> None:
     """By `read`, `consolidate` and `rollout`, which take the same step over a window; nobody else wakes in a loop.
 
-    (But `Adaptation`, over windows of plain text that each stand by themselves.)
+    (But `Adaptation`, over windows of plain text that each stand by themselves, and `Teacher`, over questions.)
     """
     callers = set[tuple[str, str]]()
     for module, path in FILES.items() - {("reverie", FILES["reverie"])}:
@@ -143,7 +143,7 @@ def test_windows_are_looped_over_in_the_sleep_room_alone() -> None:
             if called & {"wake", "forget"} or (room(module) == "sleep" and {"step", "by_kind"} & called):
                 callers.add((room(module), getattr(function, "name", "")))
     own = {("sleep", "read"), ("sleep", "consolidate"), ("sleep", "rollout_hidden")}
-    assert callers == {*own, ("train", "Adaptation")}
+    assert callers == {*own, ("train", "Adaptation"), ("hf", "Teacher")}
 
 
 def test_annotations_are_checked_in_tests() -> None:

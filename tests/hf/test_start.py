@@ -61,7 +61,7 @@ def test_it_finds_what_came_after(value_embedding: bool) -> None:
     torch.manual_seed(0)
     model = pretrained(value_embedding=value_embedding)
     assert max(found(model)) < 0.1
-    remembered, empty = found(started(model, strength=5.0))
+    remembered, empty = found(started(model, strength=(5.0,)))
     assert remembered > 0.25
     assert empty < 0.1
 
@@ -82,7 +82,7 @@ def test_it_is_a_function_of_its_seed() -> None:
 
 def test_the_pretrained_part_is_untouched_and_all_numbers_are_finite() -> None:
     model, before = pretrained(after=(1, 2)), pretrained(after=(1, 2))
-    started(model, read_out="state", keys_early=3, query_tokens=2)
+    started(model, read_out=("head", "state"), keys_early=3, query_tokens=2)
     inserted = {id(p) for p in model.fast_weight_parameters()}
     for (name, ours), theirs in zip(model.named_parameters(), before.parameters(), strict=True):
         assert ours.isfinite().all(), name

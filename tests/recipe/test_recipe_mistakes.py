@@ -106,7 +106,7 @@ BAD_ADAPTERS = {
     "adapt.trained_blocks=[[3, 2]]": "adapt.trained_blocks must be ranges [a, b] with 0 <= a < b, got [3, 2]",
     "sleep.window_size=64": "task.window_tokens is 128, but sleep.window_size is 64; they must be equal",
     "sleep.eviction=sliding": 'sleep.eviction must be "hard" in a recipe with the section adapt',
-    "train.dtype=bfloat16": "train.dtype must be left out of a recipe with the section adapt",
+    "train.compile=true": "train.compile must be left out of a recipe with the section adapt",
     "train.bptt_windows=1": "train.bptt_windows must be left out of a recipe with the section adapt",
 }
 

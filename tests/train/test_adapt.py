@@ -126,7 +126,9 @@ def test_losses_fall(base: Path, tmp_path: Path) -> None:
     assert losses[-1] < 0.7 * losses[0]
 
 
-@pytest.mark.parametrize("start", [False, {"pages": 16, "read_out": "state", "query_tokens": 2}], ids=["none", "state"])
+@pytest.mark.parametrize(
+    "start", [False, {"pages": 16, "read_out": ["state"], "query_tokens": 2}], ids=["none", "state"]
+)
 def test_other_starts_and_low_rank_updates(base: Path, tmp_path: Path, start: Any) -> None:
     pytest.importorskip("peft")
     model = {"lora_rank": 2, "lora_blocks": [[2, 3]]}
