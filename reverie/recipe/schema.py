@@ -7,16 +7,7 @@ from fractions import Fraction
 from itertools import accumulate, pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from reverie.errors import UserError
 from reverie.model import Eviction, HybridConfig
@@ -170,10 +161,7 @@ class TrainConfig(BaseModel):
         return self
 
 
-_NOT_OF_ADAPTERS = (
-    *("stages", "micro_batch", "cuda_graph", "compile", "num_sleep_passes"),
-    *Backward.model_fields,
-)
+_NOT_OF_ADAPTERS = (*("stages", "micro_batch", "cuda_graph", "compile", "num_sleep_passes"), *Backward.model_fields)
 """Keys of [train] that training an adapter does not heed."""
 
 

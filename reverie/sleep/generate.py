@@ -54,11 +54,7 @@ def write(
 
 @torch.no_grad()
 def log_probability(
-    model: SleepingModel,
-    prompt: Int[Tensor, "B T"],
-    written: Int[Tensor, "B W"],
-    context: Context,
-    config: SleepConfig,
+    model: SleepingModel, prompt: Int[Tensor, "B T"], written: Int[Tensor, "B W"], context: Context, config: SleepConfig
 ) -> Float[Tensor, "B W"]:
     """Log probability of each of these tokens after the prompt and those of them before it, in nats."""
     logits, _ = read(model, torch.cat([prompt, written[:, :-1]], dim=1), context, config)

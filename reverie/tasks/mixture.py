@@ -61,12 +61,7 @@ class Mixture(ReadingTask):
         return self
 
     def pages(
-        self,
-        split: Split,
-        seed: int,
-        step: int,
-        examples: range,
-        max_depth: int | None = None,
+        self, split: Split, seed: int, step: int, examples: range, max_depth: int | None = None
     ) -> list[TokenPage]:
         check_draw(seed, step, examples)
 

@@ -133,12 +133,7 @@ class ReadingTask(TaskSettings):
         raise NotImplementedError
 
     def pages(
-        self,
-        split: Split,
-        seed: int,
-        step: int,
-        examples: range,
-        max_depth: int | None = None,
+        self, split: Split, seed: int, step: int, examples: range, max_depth: int | None = None
     ) -> list[TokenPage]:
         """The pages of these examples: functions of (split, seed, step, example) and of the tokenizer."""
         check_draw(seed, step, examples)

@@ -44,12 +44,7 @@ class TextFiles(ReadingTask):
         return range(1, 2)
 
     def pages(
-        self,
-        split: Split,
-        seed: int,
-        step: int,
-        examples: range,
-        max_depth: int | None = None,
+        self, split: Split, seed: int, step: int, examples: range, max_depth: int | None = None
     ) -> list[TokenPage]:
         """The texts of these examples, each from a random token of its split on.
 

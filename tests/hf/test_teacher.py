@@ -22,11 +22,7 @@ def question(*tokens: int, answer: tuple[int, ...]) -> TokenQuestion:
 def test_it_reads_the_page_and_each_question_as_one_text(tmp_path: Path) -> None:
     """Questions of equal and of other lengths, in their order, none of which sees another."""
     folder = tiny_folder(tmp_path / "base")
-    asked = (
-        question(5, 6, 7, answer=(8, 9)),
-        question(10, answer=(11, 12, 13)),
-        question(7, 6, 5, answer=(9, 8)),
-    )
+    asked = (question(5, 6, 7, answer=(8, 9)), question(10, answer=(11, 12, 13)), question(7, 6, 5, answer=(9, 8)))
     page = TokenPage(tuple(range(20, 33)), asked)
     stock = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     wanted = []

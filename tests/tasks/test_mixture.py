@@ -21,10 +21,7 @@ pytestmark = needs_smollm2
 @pytest.fixture
 def mixture(tmp_path: Path) -> Mixture:
     np.save(tmp_path / "x.npy", np.arange(1000))
-    parts = [
-        {"weight": 3, "task": {"name": "hops"}},
-        {"weight": 1, "task": {"name": "text", "path": str(tmp_path)}},
-    ]
+    parts = [{"weight": 3, "task": {"name": "hops"}}, {"weight": 1, "task": {"name": "text", "path": str(tmp_path)}}]
     return Mixture.model_validate({"window_tokens": 48, "num_questions": 2, "parts": parts})
 
 
