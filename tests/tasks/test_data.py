@@ -297,6 +297,7 @@ def test_a_full_disk_is_one_sentence_and_its_rows_are_kept(out: Path):
 # -- workers
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(tmp_path: Path):
     alone = written(problems(), 30, tmp_path / "a" / "rows.jsonl")
     assert alone == written(problems(), 30, tmp_path / "b" / "rows.jsonl", workers=2)
