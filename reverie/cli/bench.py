@@ -46,7 +46,7 @@ def memory_command(out: Out = None, as_json: AsJson = False) -> None:
 
 @app.command("wake")
 def wake_command(out: Out = None, as_json: AsJson = False) -> None:
-    """Time and memory of a token awake after 1,000 to 1,000,000 consolidated tokens, beside a full KV cache."""
+    """Time and memory of a token awake after 1,000 to 1,000,000 consolidated tokens."""
     _bench("wake", out, as_json)
 
 
