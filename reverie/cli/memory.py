@@ -14,7 +14,7 @@ import typer
 from reverie.cli.hf import quiet_transformers
 from reverie.cli.options import AsJson, Device, device_named
 from reverie.cli.progress import ReadDisplay
-from reverie.cli.terminal import err_console, interruptible, out_console
+from reverie.cli.terminal import err_console, interruptible, out_console, show
 from reverie.errors import UserError, plain
 
 if TYPE_CHECKING:
@@ -104,10 +104,7 @@ def ask_command(
         _tell(f"{memory} holds a part of its text alone: {plain(complete).removeprefix('no, ')}")
     with interruptible("the memory is as it was"):
         answers = ask(sleeper, known, questions, max_tokens=tokens)
-    if as_json:
-        typer.echo(json.dumps({"memory": str(memory), "answers": [vars(answer) for answer in answers]}))
-    else:
-        out_console.print(answers_table(answers))
+    show(as_json, {"memory": str(memory), "answers": [vars(answer) for answer in answers]}, answers_table(answers))
 
 
 @app.command("chat")

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator
+from typing import Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from reverie.interrupts import exit_code, sigterm_interrupts
 from reverie.train.torchrun import is_first
 
 out_console = Console(quiet=not is_first())
 err_console = Console(quiet=not is_first(), stderr=True)  # progress, so that --json leaves stdout to the result
+
+
+def show(as_json: bool, result: Any, *parts: RenderableType) -> None:
+    """Print a result as JSON, or these parts of a page."""
+    if as_json:
+        typer.echo(result.model_dump_json() if hasattr(result, "model_dump_json") else json.dumps(result))
+    else:
+        for part in parts:
+            out_console.print(part)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import typer
 
 from reverie.cli.options import AsJson, Device, Overrides, RecipeName, device_named, number_list, passes_list
 from reverie.cli.progress import RunDisplay
-from reverie.cli.terminal import err_console, interruptible, out_console
+from reverie.cli.terminal import err_console, interruptible, show
 from reverie.errors import UserError
 from reverie.train.torchrun import is_first, restarted, started_by_torchrun
 
@@ -149,10 +149,7 @@ def _compare(
 def _print_card(card: RunCard | ComparisonCard, as_json: bool) -> None:
     from reverie.results.tables import comparison_table, run_table
 
-    if as_json:
-        typer.echo(card.model_dump_json())
-    else:
-        out_console.print(comparison_table(card) if card.kind == "comparison" else run_table(card))
+    show(as_json, card, comparison_table(card) if card.kind == "comparison" else run_table(card))
 
 
 def _parallel(name: str) -> Parallel:
