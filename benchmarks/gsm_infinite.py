@@ -29,11 +29,11 @@ from reverie.tasks.gsm_infinite.task import token_counter
 
 SEED = 0
 PADDED_LENGTH = (2000, 3300)
-PARTS = {  # shares of the problems, by what they are
-    ProblemConfig(min_operations=2, max_operations=8): 0.84,
-    ProblemConfig(levels=("hard",), max_operations=30): 0.10,
-    ProblemConfig(min_operations=2, max_operations=8, length=PADDED_LENGTH): 0.06,
-}
+PARTS = (  # what problems are checked, and their shares
+    (ProblemConfig(min_operations=2, max_operations=8), 0.84),
+    (ProblemConfig(levels=("hard",), max_operations=30), 0.10),
+    (ProblemConfig(min_operations=2, max_operations=8, length=PADDED_LENGTH), 0.06),
+)
 UNPADDED_TARGET, PADDED_TARGET = 2000.0, 300.0  # problems per second and core
 
 
@@ -41,7 +41,7 @@ def main() -> None:
     arguments, origin = _arguments(), publish.begin()
     problems, complaints = 0, list[str]()
     with tempfile.TemporaryDirectory() as folder:
-        for i, (config, share) in enumerate(track(PARTS.items(), "checking", console=Console(stderr=True))):
+        for i, (config, share) in enumerate(track(PARTS, "checking", console=Console(stderr=True))):
             rows, place = ProblemRows(problems=config, split="train", seed=SEED), Path(folder, f"{i}.jsonl")
             write_data(rows, round(arguments.count * share), place, workers=arguments.workers)
             found = check_problems(place)

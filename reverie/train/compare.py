@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from reverie.errors import UserError
 from reverie.recipe import Recipe, changed
@@ -114,7 +114,7 @@ def compare(
             for events in wait([*going]):
                 run, process = going[events]
                 try:
-                    event = events.recv()
+                    event = cast(Any, events).recv()
                 except EOFError:
                     del going[events]
                     process.join()
