@@ -84,13 +84,7 @@ def check_rules(device: torch.device, all_sizes: tuple[Sizes, ...], random: torc
 
 
 def _worst(
-    name: str,
-    backend: str,
-    rule: str,
-    sizes: Sizes,
-    dtype: torch.dtype,
-    device: torch.device,
-    random: torch.Generator,
+    name: str, backend: str, rule: str, sizes: Sizes, dtype: torch.dtype, device: torch.device, random: torch.Generator
 ) -> Found:
     worst = Found(name, error=0.0, allowed=TOLERANCES[dtype])
     for case in cases(sizes.lengths):

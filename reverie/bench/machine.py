@@ -39,11 +39,7 @@ def measure_peak(size: int = MATRIX_SIZE, copy_bytes: int = COPY_BYTES, seconds:
     a_half, b_half = a.bfloat16(), b.bfloat16()
     source, sink = torch.ones(2, copy_bytes // 4).unbind()
     best = alternate(
-        {
-            "float32": lambda: a @ b,
-            "bfloat16": lambda: a_half @ b_half,
-            "copy": lambda: sink.copy_(source),
-        },
+        {"float32": lambda: a @ b, "bfloat16": lambda: a_half @ b_half, "copy": lambda: sink.copy_(source)},
         seconds=seconds,
     )
     flops = 2 * size**3

@@ -98,11 +98,7 @@ def make_runs(shape: Shape) -> Runs:
 
 
 def measure(
-    peak: Peak,
-    report: Report,
-    shapes: Sequence[Shape] = SHAPES,
-    passes: Sequence[int] = PASSES,
-    seconds: float = 60.0,
+    peak: Peak, report: Report, shapes: Sequence[Shape] = SHAPES, passes: Sequence[int] = PASSES, seconds: float = 60.0
 ) -> Findings:
     """Times of N passes over all blocks, without optimiser; `HEADLINE` must be among `passes`.
 
@@ -121,10 +117,7 @@ def measure(
         ratio=max(number(row, "plain_passes") for row in rows if row["N"] == HEADLINE),
         target=TARGET,
         better="lower",
-        details=Details(
-            tables={"forward and backward": rows},
-            notes=list(NOTES),
-        ),
+        details=Details(tables={"forward and backward": rows}, notes=list(NOTES)),
     )
 
 

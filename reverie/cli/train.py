@@ -56,12 +56,7 @@ def train_command(
         options += [f"--out={folder}", f"--device={where.type}", f"--parallel={how}"]
         options += [] if max_seconds is None else [f"--max-seconds={max_seconds}"]
         return launch(
-            [recipe, *options],
-            nproc,
-            folder,
-            where,
-            batch_size=resolved.train.batch_size,
-            max_restarts=max_restarts,
+            [recipe, *options], nproc, folder, where, batch_size=resolved.train.batch_size, max_restarts=max_restarts
         )
     from reverie.train.distributed import joined
     from reverie.train.run import train
@@ -112,8 +107,7 @@ def compare_command(
 
 @app.command("demo")
 def demo_command(
-    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/demo"),
-    as_json: AsJson = False,
+    out: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs/demo"), as_json: AsJson = False
 ) -> None:
     """Train transformer, hybrid (N = 1) and sleep (N = 3) live on a small task, then table and figure."""
     from reverie.recipe import load_recipe

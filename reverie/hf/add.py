@@ -25,14 +25,7 @@ from transformers import PreTrainedModel
 
 from reverie.errors import UserError
 from reverie.hf.causal_lm import SleepingCausalLM
-from reverie.hf.decoder import (
-    INSERTED,
-    InsertConfig,
-    Kind,
-    SleepingBlock,
-    SleepingDecoder,
-    sleeping_decoder,
-)
+from reverie.hf.decoder import INSERTED, InsertConfig, Kind, SleepingBlock, SleepingDecoder, sleeping_decoder
 from reverie.hf.decoders import block_kinds, check_decoder, decoder_of, final_norm
 from reverie.hf.reading import AWAKE
 from reverie.hf.save import origin_of

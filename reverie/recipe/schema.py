@@ -7,16 +7,7 @@ from fractions import Fraction
 from itertools import accumulate, pairwise
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    ValidationInfo,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from reverie.errors import UserError
 from reverie.model import Eviction, HybridConfig

@@ -60,10 +60,7 @@ KINDS: dict[str, Kind] = {
 }
 
 
-def plot_cards(
-    paths: Sequence[str | os.PathLike[str]],
-    out: str | os.PathLike[str] | None = None,
-) -> list[Path]:
+def plot_cards(paths: Sequence[str | os.PathLike[str]], out: str | os.PathLike[str] | None = None) -> list[Path]:
     """Draw each card, which must be of one of `KINDS`, to a PNG of the same name.
 
     Args:

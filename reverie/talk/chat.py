@@ -99,10 +99,7 @@ class Chat:
 
     @torch.no_grad()
     def say(
-        self,
-        text: str,
-        write: Callable[[str], None] = lambda text: None,
-        stopped: Callable[[], bool] = lambda: False,
+        self, text: str, write: Callable[[str], None] = lambda text: None, stopped: Callable[[], bool] = lambda: False
     ) -> str:
         """Tell the model something and return its answer, or "" where nothing was asked.
 

@@ -32,12 +32,7 @@ from reverie.train.distributed import Processes
 
 
 def save_run(
-    out: Path,
-    recipe: Recipe,
-    model: nn.Module,
-    optimizers: list[Optimizer],
-    progress: Progress,
-    processes: Processes,
+    out: Path, recipe: Recipe, model: nn.Module, optimizers: list[Optimizer], progress: Progress, processes: Processes
 ) -> None:
     """Save as one file, or under FSDP as a folder; all processes take part, and none goes on before it is done.
 
@@ -121,12 +116,7 @@ def _room_for(entry: Tensor, parameter: Tensor) -> Tensor:
 
 
 def _save_folder(
-    place: Path,
-    recipe: Recipe,
-    model: nn.Module,
-    optimizers: list[Optimizer],
-    progress: Progress,
-    processes: Processes,
+    place: Path, recipe: Recipe, model: nn.Module, optimizers: list[Optimizer], progress: Progress, processes: Processes
 ) -> None:
     from torch.distributed.checkpoint.api import CheckpointException
     from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageWriter

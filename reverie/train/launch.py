@@ -29,13 +29,7 @@ _STOPPING_S = 300  # for the step that is going, and the checkpoint
 
 
 def launch(
-    arguments: Sequence[str],
-    processes: int,
-    out: Path,
-    device: torch.device,
-    *,
-    batch_size: int,
-    max_restarts: int = 0,
+    arguments: Sequence[str], processes: int, out: Path, device: torch.device, *, batch_size: int, max_restarts: int = 0
 ) -> None:
     """Train by that many processes, each `python -m reverie.train` with these arguments, until they are done.
 

@@ -51,10 +51,7 @@ def build_optimizers(model: nn.Module, config: OptimConfig, *, capturable: bool 
     )
     # It would warn that its first steps are not captured, as if that were a mistake.
     adamw._warned_capturable_if_run_uncaptured = True  # pyright: ignore[reportAttributeAccessIssue]
-    return [
-        muon(matrices.items(), lr=lr(config.muon_lr), weight_decay=config.weight_decay),
-        adamw,
-    ]
+    return [muon(matrices.items(), lr=lr(config.muon_lr), weight_decay=config.weight_decay), adamw]
 
 
 def lr_factor(config: OptimConfig, step: int, total_steps: int) -> float:
@@ -63,11 +60,9 @@ def lr_factor(config: OptimConfig, step: int, total_steps: int) -> float:
     warmup = min(1.0, (step + 1) / config.warmup_steps) if config.warmup_steps else 1.0
     start = max(config.warmup_steps, round(config.decay_start * total_steps))
     progress = min(max(step - start, 0) / max(total_steps - start, 1), 1.0)
-    left = {
-        "constant": 1.0,
-        "linear": 1.0 - progress,
-        "cosine": 0.5 * (1.0 + math.cos(math.pi * progress)),
-    }[config.decay]
+    left = {"constant": 1.0, "linear": 1.0 - progress, "cosine": 0.5 * (1.0 + math.cos(math.pi * progress))}[
+        config.decay
+    ]
     return warmup * (config.final_lr_fraction + (1.0 - config.final_lr_fraction) * left)
 
 

@@ -23,7 +23,7 @@ def benchmark_card(**changes: Any) -> BenchmarkCard:
                 {"model": "ours", "T": 64, "ours_ms": 1.2345678, "theirs_ms": 3.0, "wide": True},
                 {"model": "ours", "T": 128, "ours_ms": 0.00456, "theirs_ms": None, "wide": False},
                 {"model": "other", "T": 64, "ours_ms": 7.0, "theirs_ms": 41234.5},
-            ],
+            ]
         },
         notes=["Nothing was measured."],
     )

@@ -93,14 +93,7 @@ def invented(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
 
 
 ALIKE = {OURS: 1.0, "A": 1.0, "B": 1.0}
-TIMES = {
-    OURS: 0.1,
-    f"{OURS}{COMPILED}": 0.2,
-    "A": 0.4,
-    f"A{COMPILED}": 0.3,
-    "B": 0.6,
-    f"B{COMPILED}": 0.5,
-}
+TIMES = {OURS: 0.1, f"{OURS}{COMPILED}": 0.2, "A": 0.4, f"A{COMPILED}": 0.3, "B": 0.6, f"B{COMPILED}": 0.5}
 
 
 def test_the_fastest_other_counts(invented: Callable[..., Any]) -> None:

@@ -73,10 +73,7 @@ def test_data_writes_examples_of_a_task(reverie: Reverie, task: str):
         ("gsm-infinite --count 1 --out a.jsonl --ops x", "--ops must be a range such as 4-8, "),
         ("gsm-infinite --count 1 --out a.jsonl --length 0-9", "length [0, 9] must be [shortest, longest] with"),
         ("gsm-infinite --count 1 --out a.jsonl --length 50-60", "takes 1"),
-        (
-            "gsm-infinite --count 1 --out a.jsonl --world film,mars",
-            'must be "wildlife", "education" or "film", got',
-        ),
+        ("gsm-infinite --count 1 --out a.jsonl --world film,mars", 'must be "wildlife", "education" or "film", got'),
         ("gsm-infinite --count 1 --out a.jsonl --world film,film", "--world names film twice"),
         ("gsm-infinite --count 1 --out a.jsonl --level easy", '--level must be "medium" or "hard", got "easy"'),
         ("gsm-infinite --count 1 --out a.jsonl --mode up", '--mode must be "forward" or "reverse", got "up"'),
@@ -98,10 +95,7 @@ def test_a_mistake_is_one_line_on_stderr_and_makes_nothing(
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
-    [
-        ("gsm-infinite --out a.jsonl", "Missing option '--count'"),
-        ("depo --count 1", "Missing option '--out'"),
-    ],
+    [("gsm-infinite --out a.jsonl", "Missing option '--count'"), ("depo --count 1", "Missing option '--out'")],
 )
 def test_a_missing_option_shows_the_usage(reverie: Reverie, tmp_path: Path, arguments: str, sentence: str):
     assert_usage(reverie("data", *arguments.split()), sentence)

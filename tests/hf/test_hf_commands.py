@@ -47,11 +47,7 @@ def test_help(reverie: Reverie, command: str) -> None:
 def test_convert_prints_a_table(reverie: Reverie) -> None:
     done = reverie("convert", "--from", "llama", "--insert", "gdn", "--after", "0,3", "--out", "new/[a]")
     assert done.code == 0
-    for part in (
-        "llama (LlamaForCausalLM, 4 blocks)",
-        "2 gdn layers, after blocks 0, 3",
-        "every 512 tokens, 2 passes",
-    ):
+    for part in ("llama (LlamaForCausalLM, 4 blocks)", "2 gdn layers, after blocks 0, 3", "every 512 tokens, 2 passes"):
         assert part in done.out
     assert "bit for bit" in done.out
     assert "new/[a] (" in done.out
@@ -118,14 +114,8 @@ def test_nothing_but_errors_of_transformers_is_shown(reverie: Reverie, tmp_path:
         ("--from llama --insert jet --layers 2 --after 1", "--layers and --after both say where to insert"),
         ("--from llama --insert jet --layers 5", "--layers must be 1 to 4, the number of blocks, got 5"),
         ("--from llama --insert jet", "--layers must be 1 to 4, the number of blocks, got 6"),
-        (
-            "--from llama --insert jet --after 1;2",
-            "--after must be whole numbers separated by commas, such as 4,9,14",
-        ),
-        (
-            "--from llama --insert jet --after 9",
-            "blocks 0 to 3, so nothing can be inserted after block 9",
-        ),
+        ("--from llama --insert jet --after 1;2", "--after must be whole numbers separated by commas, such as 4,9,14"),
+        ("--from llama --insert jet --after 9", "blocks 0 to 3, so nothing can be inserted after block 9"),
         ("--from llama --insert jet --layers 2 --window 0", "--window must be at least 1, got 0"),
         ("--from llama --insert jet --layers 2 --passes 0", "--passes must be at least 1, got 0"),
         ("--from llama --insert jet --layers 2 --eviction soft", "--eviction must be hard or sliding, got 'soft'"),

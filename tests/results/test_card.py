@@ -12,14 +12,7 @@ from fake_cards import comparison, run_card, summary
 from pydantic import ValidationError
 
 from reverie.errors import UserError
-from reverie.results.card import (
-    Chance,
-    ComparisonCard,
-    CurvePoint,
-    RunCard,
-    load_card,
-    save_card,
-)
+from reverie.results.card import Chance, ComparisonCard, CurvePoint, RunCard, load_card, save_card
 from reverie.results.comparison import compare_runs
 from reverie.tasks.base import Batch, score
 

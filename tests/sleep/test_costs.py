@@ -8,18 +8,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from algorithm_1 import (
-    LAYERS,
-    L,
-    MakeModel,
-    asleep,
-    assert_same,
-    each_eviction,
-    labels,
-    some_passes,
-    tensors,
-    text,
-)
+from algorithm_1 import LAYERS, L, MakeModel, asleep, assert_same, each_eviction, labels, some_passes, tensors, text
 
 from reverie.model import HybridLM, KVCache
 from reverie.sleep import Context, read, rollout, sleep, wake

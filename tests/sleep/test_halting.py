@@ -32,13 +32,7 @@ def text(length: int = L, rows: int = B) -> Tensor:
 
 def asleep(N: int, tolerance: float | None, eviction: str, loop: tuple[int, int] | None = None) -> SleepConfig:
     return SleepConfig.model_validate(
-        {
-            "window_size": L,
-            "num_sleep_passes": N,
-            "tolerance": tolerance,
-            "eviction": eviction,
-            "looped_blocks": loop,
-        }
+        {"window_size": L, "num_sleep_passes": N, "tolerance": tolerance, "eviction": eviction, "looped_blocks": loop}
     )
 
 

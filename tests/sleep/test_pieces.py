@@ -7,19 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from algorithm_1 import (
-    LAYERS,
-    L,
-    MakeModel,
-    T,
-    asleep,
-    assert_same,
-    each_eviction,
-    each_kind,
-    labels,
-    tensors,
-    text,
-)
+from algorithm_1 import LAYERS, L, MakeModel, T, asleep, assert_same, each_eviction, each_kind, labels, tensors, text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -137,8 +137,7 @@ def hand_made(depth: list[list[int]], question: list[list[int]]) -> Batch:
 
 class TestScore:
     batch = hand_made(
-        depth=[[0, 1, 1, 4], [0, 4, 0, 1], [0, 0, 0, 0]],
-        question=[[-1, 0, 0, 1], [-1, 1, -1, 0], [-1, -1, -1, -1]],
+        depth=[[0, 1, 1, 4], [0, 4, 0, 1], [0, 0, 0, 0]], question=[[-1, 0, 0, 1], [-1, 1, -1, 0], [-1, -1, -1, -1]]
     )
     correct = torch.tensor([[1, 1, 0, 1], [0, 1, 0, 1], [1, 1, 1, 1]]).bool()
     loss = torch.tensor([[9, 1, 2, 3], [9, 5, float("nan"), 6], [9, 9, 9, 9]], dtype=torch.float32)

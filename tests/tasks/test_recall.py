@@ -250,10 +250,7 @@ def test_a_recipe_of_a_small_model(recipe_path: str) -> None:
         ("num_values=17", "task.num_values must be at most 16, got 17"),
         ("num_distances=0", "task.num_distances must be at least 1, got 0"),
         ("num_fact=5", "task.num_fact is not a known key; did you mean task.num_facts?"),
-        (
-            "num_questions=7",
-            "task.num_questions 7 must not exceed num_facts 6: a fact is asked for once at most",
-        ),
+        ("num_questions=7", "task.num_questions 7 must not exceed num_facts 6: a fact is asked for once at most"),
         (
             "num_distances=4",
             "task.num_facts 6 must be a multiple of num_distances 4, so that all groups of facts are equal",

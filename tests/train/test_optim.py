@@ -77,10 +77,7 @@ def test_a_head_deeper_in_the_model_is_still_a_head():
 
 
 @given(
-    decay=st.sampled_from(get_args(Decay)),
-    warmup=st.integers(0, 30),
-    total=st.integers(1, 100),
-    final=st.floats(0, 1),
+    decay=st.sampled_from(get_args(Decay)), warmup=st.integers(0, 30), total=st.integers(1, 100), final=st.floats(0, 1)
 )
 def test_the_rate_rises_to_its_peak_and_then_falls_to_its_end(decay: Decay, warmup: int, total: int, final: float):
     optim = config(decay=decay, warmup_steps=warmup, final_lr_fraction=final)

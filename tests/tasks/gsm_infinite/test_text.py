@@ -7,14 +7,7 @@ from problem_sets import cores
 
 from reverie.tasks.gsm_infinite import parser
 from reverie.tasks.gsm_infinite.core import Core, Fact, Quantity
-from reverie.tasks.gsm_infinite.text import (
-    core_sentences,
-    fact_sentence,
-    name,
-    phrase,
-    question_text,
-    unknown_sentence,
-)
+from reverie.tasks.gsm_infinite.text import core_sentences, fact_sentence, name, phrase, question_text, unknown_sentence
 from reverie.tasks.gsm_infinite.worlds import WILDLIFE
 
 COUNT = Quantity("count", "Gull Island", "grown otter")
