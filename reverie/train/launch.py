@@ -51,7 +51,9 @@ def launch(
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    _quiet("torch.distributed.elastic")
+    logger = logging.getLogger("torch.distributed.elastic")  # about what is told here in a sentence
+    logger.addHandler(logging.NullHandler())
+    logger.propagate = False
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_STOPPING_S))
@@ -96,13 +98,6 @@ def wait_for_the_cause() -> None:
     The launcher ends this process as soon as it has seen the other.
     """
     time.sleep(_PATIENCE_S)
-
-
-def _quiet(name: str) -> None:
-    """No log lines of a library about what is told here in a sentence."""
-    logger = logging.getLogger(name)
-    logger.addHandler(logging.NullHandler())
-    logger.propagate = False
 
 
 def _first(failures: dict[int, Any]) -> tuple[int, Any]:

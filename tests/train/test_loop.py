@@ -19,6 +19,7 @@ from tiny_recipe import tiny_recipe
 from together import together
 from torch import Tensor
 
+import reverie.train.run
 import reverie.train.step
 from reverie.errors import UserError
 from reverie.interrupts import Stopped
@@ -26,10 +27,10 @@ from reverie.model import HybridLM
 from reverie.recipe import Recipe, TrainConfig, load_recipe
 from reverie.results.checkpoint import FILE_NAME, load_checkpoint
 from reverie.results.run import CARD_NAME
+from reverie.sleep.labels import count_labels
 from reverie.tasks import Batch, Task
-from reverie.train import data
 from reverie.train.curriculum import scheduled_depth
-from reverie.train.data import KILLED, make_batch
+from reverie.train.data import KILLED, Ready, make_batch
 from reverie.train.distributed import Processes
 from reverie.train.run import train
 
@@ -266,23 +267,26 @@ def ends(processes: Processes, out: Path) -> list[str]:
         def dying(
             task: Task,
             config: TrainConfig,
+            window_size: int,
             first: int,
             examples: range,
+            device: torch.device,
             deepest: Any,
             rank: int = rank,
             sent: bool = sent,
-        ) -> Iterator[Iterator[Batch]]:
-            def made() -> Iterator[Batch]:
+        ) -> Iterator[Iterator[Ready]]:
+            def made() -> Iterator[Ready]:
                 for step in range(first, config.steps):
                     if (processes.rank, step) == (rank, 3):
                         if sent:
                             signal.raise_signal(signal.SIGTERM)
                         raise BrokenProcessPool
-                    yield make_batch(task, config, step, examples)
+                    batch = make_batch(task, config, step, examples)
+                    yield Ready(batch, count_labels(batch.loss_mask, window_size))
 
             yield made()
 
-        data.batches = dying
+        reverie.train.run.ready_batches = dying
         with pytest.raises((UserError, Stopped)) as caught:
             train(tiny_recipe(), out / f"{rank}{sent}", processes=processes)
         said.append(str(caught.value))
