@@ -6,8 +6,6 @@ writes 100,000 problems, solves each from its text alone with a solver that shar
 measures the speed of one core. No speed is reported if a single problem is not solved.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import sys

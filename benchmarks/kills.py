@@ -7,8 +7,6 @@ moments, 20 by default, and is started again each time. Then compares weights, o
 and leaves a card.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import math

@@ -6,8 +6,6 @@ computes what one text takes, leaves a card, and prints the table of docs/SCALIN
 compare the formulas with what small models do.
 """
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import publish

@@ -1,7 +1,5 @@
 """The machine: what it can do at best, measured in the same run as what is compared with it, and its memory."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import sys

@@ -1,7 +1,5 @@
 """`reverie bench wake`: what a token awake costs after more and more consolidated tokens, in time, bytes and memory."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """`reverie eval` and `plot`: parse and call; no logic."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated

@@ -1,7 +1,5 @@
 """Consoles that commands share, and how a signal ends a command."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Iterator

@@ -9,8 +9,6 @@ An adapter names its base, so it must not be written for a base that has been tr
 another one: fingerprints from a sample of every tensor tell.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """`LanguageModel`, the interface of models that train and sleep: `HybridLM`, and adapted models of transformers."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 

@@ -1,7 +1,5 @@
 """Looks that figures share: fonts, greys, the colour of a number of sleep passes, and panels of accuracy."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path

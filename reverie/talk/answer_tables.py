@@ -1,7 +1,5 @@
 """Answers on a terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from rich import box

@@ -3,8 +3,6 @@
 `results/checkpoint.py` has the format and reads it. Everything is written atomically, without pickles.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import shutil

@@ -1,7 +1,5 @@
 """The same recipe with several models, numbers of passes and seeds: one process a run, then one card for all."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 A batch depends on task, seed, step and depth alone, whoever makes it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial

@@ -3,8 +3,6 @@
 A process that fails leaves a sentence in the file that the agent gives it for that; all are told here, once.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os

@@ -1,7 +1,5 @@
 """One process at a time in the folder of a run."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path

@@ -5,8 +5,6 @@ block stands in attention's place: the gated delta rule, with a convolution on v
 text may have any length, in training too, and come in any pieces: the result is that of one call.
 """
 
-from __future__ import annotations
-
 import math
 from inspect import unwrap
 from typing import Any

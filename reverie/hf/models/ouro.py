@@ -5,8 +5,6 @@ before and one after it. The gate that says how likely it is to stop after a ste
 is loaded and kept, and decides nothing: at the published threshold of 1 the output is the last step's.
 """
 
-from __future__ import annotations
-
 from inspect import unwrap
 from typing import Any
 
