@@ -8,8 +8,6 @@ set to zero at every end of a window; beside the model before training, with and
 card and a figure.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 from pathlib import Path

@@ -24,8 +24,8 @@ from reverie.results.run import CARD_NAME
 from reverie.tasks import Batch, Task
 from reverie.train import checkpoint, data, run
 from reverie.train import step as step_module
+from reverie.train.checkpoint import LOCK_NAME
 from reverie.train.data import make_batch
-from reverie.train.lock import LOCK_NAME
 from reverie.train.run import train
 
 TERM, INT = signal.SIGTERM, signal.SIGINT

@@ -9,8 +9,6 @@ The parts are `2a`, `2b` and `throughput`; `--only` names some of them.
 
 # ruff: noqa: E402
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import gc

@@ -1,7 +1,5 @@
 """`reverie bench`: parses and calls; no logic."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
