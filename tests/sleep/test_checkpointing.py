@@ -105,6 +105,7 @@ def bytes_kept(model: HybridLM, windows: int, config: SleepConfig, checkpoint: C
     return made.alive()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", [None, (1, 3)], ids=["all", "middle"])
 def test_memory_grows_with_windows_and_passes_only_as_far_as_wanted(
     tiny_model: MakeModel, loop: tuple[int, int] | None

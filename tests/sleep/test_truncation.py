@@ -60,6 +60,7 @@ def test_truncation_that_cuts_nothing_changes_no_bit(tiny_model: MakeModel, evic
         assert not equal(truncated, exact[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("eviction", "checkpoint"), [("hard", "none"), ("hard", "pass"), ("sliding", "window")])
 def test_of_windows_out_of_reach_no_token_gets_a_gradient(
     tiny_model: MakeModel, eviction: str, checkpoint: Checkpoint

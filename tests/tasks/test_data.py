@@ -304,6 +304,7 @@ def test_workers_change_nothing(tmp_path: Path):
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_what_is_wrong_in_a_worker_is_one_sentence(out: Path):
     with pytest.raises(UserError, match="more before padding"):
         write_data(problems("characters", length=(50, 60)), 100, out, workers=2)
@@ -311,6 +312,7 @@ def test_what_is_wrong_in_a_worker_is_one_sentence(out: Path):
     assert not list(out.parent.iterdir())
 
 
+@pytest.mark.slow
 def test_a_worker_that_died_is_one_sentence(out: Path):
     def kill_one(rows: int) -> None:
         worker = multiprocessing.active_children()[0].pid if rows else None

@@ -248,6 +248,7 @@ def test_it_learns(tmp_path: Path):
     assert read_run_card(tmp_path).score["exact_accuracy"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_task_that_cannot_make_its_examples_leaves_no_run_behind(tmp_path: Path) -> None:
     short = ["task.length=[20, 30]", "task.num_questions=1", "train.steps=2"]
     with pytest.raises(UserError, match="so length must allow that"):

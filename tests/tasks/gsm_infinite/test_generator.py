@@ -178,6 +178,7 @@ def digest() -> str:
     return found.hexdigest()
 
 
+@pytest.mark.slow
 def test_another_process_with_other_hashes_draws_the_same() -> None:
     here = os.path.dirname(__file__)
     other = "1" if os.environ.get("PYTHONHASHSEED") != "1" else "2"
