@@ -85,6 +85,7 @@ def test_generate_streams_text(reverie: Reverie, sleeper: str) -> None:
     assert "slept over 10 windows; state at most " in last
 
 
+@pytest.mark.slow
 def test_generate_options(reverie: Reverie, sleeper: str) -> None:
     def text(*options: object) -> str:
         return the_json(reverie("generate", sleeper, "--prompt", BOOK, "--tokens", 20, "--json", *options))["text"]

@@ -86,6 +86,7 @@ def test_kill_and_resume_is_the_run_without_the_break(tmp_path: Path, step: int,
     assert_same_run(tmp_path, undisturbed(recipe))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sections",
     [
