@@ -1,5 +1,6 @@
 """`LanguageModel`, the interface of models that train and sleep: `HybridLM`, and adapted models of transformers."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -18,17 +19,19 @@ class SleepingModel(Protocol):
     """
 
     @property
+    @abstractmethod
     def num_blocks(self) -> int: ...
 
     @property
+    @abstractmethod
     def fast_weight_blocks(self) -> Sequence[int]:
         """Indices of the blocks that hold fast weights."""
-        ...
 
+    @abstractmethod
     def embed(self, tokens: Tokens) -> Float[Tensor, "B T D"]:
         """Input embeddings of token ids; embeddings are returned as they are."""
-        ...
 
+    @abstractmethod
     def blocks(
         self, h: Float[Tensor, "B T D"], state: State, start: int, stop: int, *, span: int, output: bool = True
     ) -> tuple[Float[Tensor, "B T D"], State]:
@@ -38,11 +41,10 @@ class SleepingModel(Protocol):
             span: tokens that each token attends to at most, itself included.
             output: if False only the state is wanted, and the h returned must not be read.
         """
-        ...
 
+    @abstractmethod
     def head(self, h: Float[Tensor, "... D"]) -> Float[Tensor, "... vocab"]:
         """Logits of the next token."""
-        ...
 
 
 class LanguageModel(nn.Module, SleepingModel):
@@ -54,9 +56,9 @@ class LanguageModel(nn.Module, SleepingModel):
     def num_blocks(self) -> int:
         return len(self.layers)
 
+    @abstractmethod
     def fast_weight_parameters(self) -> list[nn.Parameter]:
         """Parameters of the mixers with fast weights: what they add to a transformer."""
-        raise NotImplementedError
 
     def compile_blocks(self, backend: str) -> None:
         """Make every block run through `torch.compile` with this backend, in place."""

@@ -113,7 +113,7 @@ def compare(
                 run, process = going[events]
                 try:
                     event = cast(Any, events).recv()
-                except EOFError:
+                except (EOFError, OSError):  # it has ended, perhaps killed while it sent
                     del going[events]
                     process.join()
                     event = f"its process ended (exit code {process.exitcode})" if process.exitcode else None

@@ -76,10 +76,16 @@ def child(
 ) -> Iterator[tuple[BaseProcess, Connection]]:
     """A process that runs `work`, and what it sends, until EOFError; it is waited for at the end of the context."""
     # PASSIVE: spinning threads of two runs would slow each other down several times
-    os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
+    ours = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    before = {key: os.environ.get(key) for key in ours}
+    os.environ.update(ours)
     receiver, sender = CONTEXT.Pipe(duplex=False)
     process = CONTEXT.Process(target=work, args=(recipe, out, device, sender, interval_s))
     process.start()
+    for key, value in before.items():
+        del os.environ[key]
+        if value is not None:
+            os.environ[key] = value
     sender.close()
     try:
         yield process, receiver

@@ -163,3 +163,15 @@ def test_a_card_of_another_kind_or_version_is_refused(tmp_path: Path):
     save_card(comparison().runs[0], tmp_path / CARD_NAME)  # its recipe is none of ours
     with pytest.raises(UserError, match="holds a run with other settings"):
         finished(tiny_recipe(), tmp_path)
+
+
+@pytest.mark.slow
+def test_what_is_set_for_a_child_is_not_left_in_our_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    before = dict(os.environ)
+    with worker.child(tiny_recipe(), tmp_path) as (process, _):
+        assert dict(os.environ) == before
+        process.kill()

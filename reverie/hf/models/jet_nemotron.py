@@ -41,7 +41,7 @@ from reverie import ops
 from reverie.errors import UserError
 from reverie.model.fused import normalise
 
-one_pass = unwrap(Qwen2Model.forward)
+qwen2_forward = unwrap(Qwen2Model.forward)
 LAYER_TYPES = {"jet": "linear_attention", "attn": "full_attention", "swa": "sliding_attention"}
 """What config.json says, and what transformers calls it: caches and masks are made by these names."""
 MASKS = {
@@ -230,7 +230,7 @@ class JetNemotronModel(JetNemotronPreTrainedModel):
                 for kind in dict.fromkeys(types)
             }
         given = {"attention_mask": masks, "position_ids": position_ids, "use_cache": use_cache, **kwargs}
-        return one_pass(self, inputs_embeds=h, past_key_values=past_key_values, **given)
+        return qwen2_forward(self, inputs_embeds=h, past_key_values=past_key_values, **given)
 
 
 class JetNemotronForCausalLM(JetNemotronPreTrainedModel, GenerationMixin):
