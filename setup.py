@@ -10,6 +10,7 @@ setup(
     package_dir={"reverie.recipes": "recipes"},
     package_data={
         "reverie": ["py.typed"],
+        "reverie.results": ["*.mplstyle"],
         "reverie.recipes": ["**/*.toml"],
         "reverie.tasks.notes": ["*.txt"],
         "reverie.example": ["*.safetensors", "*.txt", "*.json"],

@@ -7,20 +7,17 @@ moments, 20 by default, and is started again each time. Then compares weights, o
 and leaves a card.
 """
 
-from __future__ import annotations
-
 import argparse
-import multiprocessing
-import os
+import contextlib
+import math
 import random
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import publish
 import torch
@@ -31,20 +28,11 @@ from reverie.bench.card import outcome
 from reverie.errors import UserError
 from reverie.recipe import Recipe, load_recipe
 from reverie.results.card import RunCard, load_card
-from reverie.results.checkpoint import FILE_NAME, Progress, load_checkpoint
+from reverie.results.checkpoint import FILE_NAME, load_checkpoint
 from reverie.results.run import CARD_NAME
-from reverie.train.run import train
+from reverie.train.worker import child
 
 SEED = 0  # of the moments
-CONTEXT: Any = multiprocessing.get_context("spawn")  # a fresh interpreter each time, as a user starts it
-POLL_S = 0.002
-
-
-class Running(NamedTuple):
-    """A training in a process of its own."""
-
-    process: Any
-    step: Any  # the step that it has done last, in shared memory; 0 before the first
 
 
 def main() -> None:
@@ -53,15 +41,16 @@ def main() -> None:
     most = recipe.train.steps - 1
     if not 1 <= arguments.kills <= most:
         raise UserError(f"--kills must be 1 to {most}, for each strikes at a step of its own, got {arguments.kills}")
-    # Of the processes to come: sums that are split over threads could differ, and two runs share the machine.
-    os.environ.update(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE")
     origin = publish.begin()
     with tempfile.TemporaryDirectory() as folder:
         whole, killed = Path(folder) / "whole", Path(folder) / "killed"
-        with running(recipe, whole) as undisturbed:
-            starts = kill_and_resume(recipe, killed, arguments.kills)
-            undisturbed.process.join()
-        _check_finished(undisturbed)
+        with child(recipe, whole, interval_s=math.inf) as (undisturbed, events):
+            try:
+                starts = kill_and_resume(recipe, killed, arguments.kills)
+                follow(events)
+                undisturbed.join()
+            finally:
+                undisturbed.kill()
         differing = differences(whole, killed)
         tensors = len(load_checkpoint(whole / FILE_NAME).tensors) - 1  # without the random state
     card = {
@@ -86,27 +75,6 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-@contextmanager
-def running(recipe: Recipe, out: Path) -> Iterator[Running]:
-    """A training that begins, or goes on if it has begun; at the end of the context it is gone."""
-    step = CONTEXT.Value("l", 0, lock=False)
-    process = CONTEXT.Process(target=_live, args=(recipe, out, step))
-    process.start()
-    try:
-        yield Running(process, step)
-    finally:
-        process.kill()
-        process.join()
-
-
-def _live(recipe: Recipe, out: Path, step: Any) -> None:
-    def report(progress: Progress, loss: float) -> None:
-        step.value = progress.step
-
-    torch.set_num_threads(1)
-    train(recipe, out, resume=(out / FILE_NAME).exists(), report=report)
-
-
 def kill_and_resume(recipe: Recipe, out: Path, kills: int) -> list[dict[str, Any]]:
     """Train with that many kills; returns for each start of the process what became of it.
 
@@ -116,39 +84,32 @@ def kill_and_resume(recipe: Recipe, out: Path, kills: int) -> list[dict[str, Any
     steps = sorted(moments.sample(range(1, recipe.train.steps), kills))
     for target in track([*steps, None], "killing", console=Console(stderr=True)):
         from_step = load_checkpoint(out / FILE_NAME).progress.step if (out / FILE_NAME).exists() else 0
-        with running(recipe, out) as run:
-            step_time = _follow(run, target)
-            if target is None:
-                _check_finished(run)
-            else:
+        with child(recipe, out, interval_s=0) as (process, events):
+            step, step_time = follow(events, target)
+            if target is not None:
                 time.sleep(moments.random() * step_time)
-                run.process.kill()
-                run.process.join()
-                if run.process.exitcode != -signal.SIGKILL:
-                    _check_finished(run)
-                    sys.exit(f"error: the run ended before it could be killed after step {target}: give it more steps")
-        killed_after = None if target is None else run.step.value
+                process.kill()
+                step = max(step, follow(events)[0])
+        if process.exitcode != (0 if target is None else -signal.SIGKILL):
+            sys.exit(f"error: a run ended by itself after step {step}, with exit code {process.exitcode}")
+        killed_after = None if target is None else step
         unfinished = any(".tmp" in path.name for path in out.iterdir())
         starts.append({"from_step": from_step, "killed_after_step": killed_after, "in_a_write": unfinished})
     return starts
 
 
-def _follow(run: Running, target: int | None) -> float:
-    """Seconds of a step, once the step `target` is done, or the process has ended."""
-    first, begun = 0, 0.0
-    while run.process.is_alive():
-        step = run.step.value
-        if step and not first:
-            first, begun = step, time.perf_counter()
-        if target is not None and step >= target:
-            return (time.perf_counter() - begun) / max(step - first, 1)
-        time.sleep(POLL_S)
-    return 0.0
-
-
-def _check_finished(run: Running) -> None:
-    if run.process.exitcode != 0:
-        sys.exit(f"error: a run ended by itself after step {run.step.value}, with exit code {run.process.exitcode}")
+def follow(events: Connection, target: int | None = None) -> tuple[int, float]:
+    """The newest step, once `target` is done or the process has ended, and the seconds that a step takes."""
+    first, step, begun = 0, 0, 0.0
+    with contextlib.suppress(EOFError, OSError):
+        while target is None or step < target:
+            event = events.recv()
+            if isinstance(event, str):
+                sys.exit(f"error: a run failed: {event}")
+            step = event.step
+            if not first:
+                first, begun = step, time.perf_counter()
+    return step, (time.perf_counter() - begun) / max(step - first, 1) if first else 0.0
 
 
 def differences(ours: Path, theirs: Path) -> list[str]:

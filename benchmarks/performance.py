@@ -6,8 +6,6 @@
 rewrites what stands in the page between <!-- table: NAME --> and <!-- end -->, and leaves the rest as it is.
 """
 
-from __future__ import annotations
-
 import re
 import sys
 from pathlib import Path

@@ -8,8 +8,6 @@ set to zero at every end of a window; beside the model before training, with and
 card and a figure.
 """
 
-from __future__ import annotations
-
 import argparse
 import statistics
 from pathlib import Path
@@ -21,7 +19,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from reverie.bench.tables import markdown_table
-from reverie.model import LanguageModel, State
+from reverie.model import LanguageModel, SleepingModel, State
 from reverie.recipe import Recipe, changed, load_recipe
 from reverie.recipe.build import build_model
 from reverie.results.card import RunCard
@@ -36,18 +34,13 @@ CLEARED = "before training, cleared"
 ZEROED = "trained, fast weights zeroed"
 
 
-class Forgetful(LanguageModel):
+class Forgetful:
     """A model whose fast weights are zero again where a window begins: what is left is what its cache still holds."""
 
     def __init__(self, model: LanguageModel) -> None:
-        super().__init__()
         self.model = model
-        self.layers = model.layers
+        self.num_blocks, self.fast_weight_blocks = model.num_blocks, model.fast_weight_blocks
         self.embed, self.head = model.embed, model.head
-
-    @property
-    def fast_weight_blocks(self) -> list[int]:
-        return list(self.model.fast_weight_blocks)
 
     def blocks(
         self, h: Tensor, state: State, start: int, stop: int, *, span: int, output: bool = True
@@ -104,7 +97,7 @@ def _scores(run: Path, examples: int) -> dict[str, dict[str, Any]]:
     recipe = checkpoint.recipe
     model = build_model(recipe.model, recipe.train.seed)
 
-    def score(model: LanguageModel, **sleep: Any) -> dict[str, Any]:
+    def score(model: SleepingModel, **sleep: Any) -> dict[str, Any]:
         config = SleepConfig.model_validate({**recipe.sleep.model_dump(), **sleep})
         return evaluate(model, recipe.task, config, examples).score.summary()
 

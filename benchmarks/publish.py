@@ -1,7 +1,5 @@
 """What the scripts of this folder share: options, where a card comes from, and what is left and printed at the end."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import sys

@@ -1,7 +1,5 @@
 """Atomic writes: a file is the old one or the new one, never a part of either. And lock files."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -1,7 +1,5 @@
 """SIGTERM and Ctrl-C: training finishes its step and saves before it ends; everything else ends at once."""
 
-from __future__ import annotations
-
 import contextlib
 import signal
 import threading

@@ -1,7 +1,5 @@
 """Prefetching: worker processes compute results ahead of time, which come back in order."""
 
-from __future__ import annotations
-
 import os
 import signal
 import sys

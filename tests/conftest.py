@@ -12,6 +12,7 @@ import pytest
 import torch
 from annotations import check_annotations
 
+gc.disable()  # until all tests are imported
 # Before reverie is imported, and for its public functions alone: a check costs more than many a small operation.
 check_annotations("reverie.ops.dispatch", "reverie.model.hybrid", "reverie.sleep.algorithm", "reverie.sleep.rollouts")
 torch.set_num_threads(1)
@@ -51,9 +52,9 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
 
 
 def pytest_collection_finish() -> None:
-    """What torch and transformers made when they were imported is garbage never: no collection looks at it again."""
-    gc.collect()
+    """Exempts what imports have made, which lives on, from garbage collection: torch and transformers make much."""
     gc.freeze()
+    gc.enable()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
@@ -24,8 +23,8 @@ from reverie.results.run import CARD_NAME
 from reverie.tasks import Batch, Task
 from reverie.train import checkpoint, data, run
 from reverie.train import step as step_module
+from reverie.train.checkpoint import LOCK_NAME
 from reverie.train.data import make_batch
-from reverie.train.lock import LOCK_NAME
 from reverie.train.run import train
 
 TERM, INT = signal.SIGTERM, signal.SIGINT
@@ -168,20 +167,14 @@ def test_a_signal_while_a_checkpoint_is_written(tmp_path: Path, monkeypatch: pyt
 def test_processes_that_make_data_may_hear_the_signal_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: Path
 ):
-    @contextlib.contextmanager
-    def dying(
-        task: Task, config: TrainConfig, first_step: int, examples: range, deepest: Any
-    ) -> Iterator[Iterator[Batch]]:
-        def made() -> Iterator[Batch]:
-            for step in range(first_step, 5):
-                yield make_batch(task, config, step)
+    def dying(task: Task, config: TrainConfig, step: int, *rest: Any) -> Batch:
+        if step == 5:
             signal.raise_signal(TERM)
             raise BrokenProcessPool
-
-        yield made()
+        return make_batch(task, config, step, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(data, "batches", dying)
+        patch.setattr(data, "make_batch", dying)
         with pytest.raises(Stopped, match=r"stopped after step 5 of 6 \(SIGTERM\), saved"):
             train(tiny_recipe(), tmp_path)
     train(tiny_recipe(), tmp_path, resume=True)
@@ -259,6 +252,7 @@ def long_undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [TERM, INT])
 def test_a_process_says_how_to_go_on(tmp_path: Path, number: signal.Signals, long_undisturbed: Path):
     """The whole process group hears it, as from a terminal or from timeout(1): those that make the data too."""

@@ -37,10 +37,12 @@ def test_the_quoted_sleep_loop_is_the_source() -> None:
     assert loop in words((ROOT / "reverie" / "sleep" / "algorithm.py").read_text(encoding="utf-8"))
 
 
+@pytest.mark.slow
 def test_the_python_example_runs() -> None:
     subprocess.run([sys.executable, "-c", blocks("python")[1]], check=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_the_walk_through_of_memories_runs(tmp_path: Path) -> None:
     text = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
     code = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0]

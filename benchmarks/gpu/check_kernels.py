@@ -8,8 +8,6 @@ compiled ones, and models of transformers too. A line for each comparison; what 
 reason. The exit code is 1 if something is wrong.
 """
 
-from __future__ import annotations
-
 import argparse
 import random
 import sys

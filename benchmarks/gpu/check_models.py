@@ -5,8 +5,6 @@
 `check_pretrained`  models of transformers that sleep, in bfloat16, on the device where `device_map` puts them
 """
 
-from __future__ import annotations
-
 import importlib.util
 import tempfile
 from collections.abc import Iterator

@@ -4,8 +4,6 @@ Inputs have the number formats in which the model calls the rule: q, k and v tha
 weights float32.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from itertools import product
 from typing import Any, Literal, NamedTuple

@@ -1,7 +1,5 @@
 """Findings of the checks: how far values or gradients are from what they should be."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from torch import Tensor

@@ -9,8 +9,6 @@ The parts are `2a`, `2b` and `throughput`; `--only` names some of them.
 
 # ruff: noqa: E402
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import gc
@@ -18,26 +16,29 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 BEGUN = time.monotonic()  # importing torch counts as well
 
-import curves
+import matplotlib
 import throughput
 import torch
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from reverie.cli.options import device_named
 from reverie.errors import UserError
 from reverie.files import write_atomic
 from reverie.interrupts import Stopped
 from reverie.recipe import Recipe, changed, load_recipe
-from reverie.results.card import RunCard, load_card
+from reverie.results.card import RunCard, depth_name, load_card
 from reverie.results.checkpoint import Progress, find_checkpoint
 from reverie.results.plots import save_figure
 from reverie.results.provenance import commit_id, hardware
 from reverie.results.run import CARD_NAME
+from reverie.results.style import GREY, STYLE, look_of
 from reverie.train.run import train
 
 COMMON = ("train.dtype=bfloat16", "train.eval_examples=2048", "train.compile=true", "train.cuda_graph=true")
@@ -106,7 +107,7 @@ class Speedrun:
         finally:
             cards = {run: card for run in plan.runs if (card := self._card(plan, run))}
             if cards:
-                save_figure(curves.figure(plan.title, cards), self.out / f"{plan.name}.png")
+                save_figure(curves(plan.title, cards), self.out / f"{plan.name}.png")
 
     def _card(self, plan: Plan, run: str) -> RunCard | None:
         place = self.out / f"{plan.name}-{run}.json"
@@ -191,6 +192,30 @@ class Speedrun:
             longest = max(longest, time.monotonic() - begun)
         if card["wrong"]:
             raise UserError(f"two ways that are one function differ: {card['wrong']}")
+
+
+def curves(title: str, cards: Mapping[str, RunCard]) -> Figure:
+    """Draw the curve of each run, labelled with what tells it from the others: its depth, or its number of passes."""
+    several = len({card.depths[0] for card in cards.values()}) > 1
+    ordered = sorted(cards.values(), key=lambda card: (float(card.depths[0]), card.num_sleep_passes))
+    with matplotlib.rc_context(STYLE):
+        drawing = Figure(figsize=(5.6, 3.6), layout="constrained")
+        axes = drawing.subplots()
+        for i, card in enumerate(ordered):
+            colour = matplotlib.colormaps["viridis"](i / len(ordered)) if several else look_of(card.num_sleep_passes)[0]
+            label = f"{depth_name(card.recipe)} = {card.depths[0]}" if several else card.label
+            tokens = [point.tokens / 1e6 for point in card.curve]
+            axes.plot(tokens, [point.score["exact_accuracy"] for point in card.curve], color=colour, label=label)
+        guesses = [card.chance.exact for card in ordered]
+        axes.axhspan(min(guesses), max(guesses) + 0.002, color=GREY, alpha=0.4, linewidth=0, label="guessing")
+        axes.set_title(title)
+        axes.set_xlabel("million training tokens")
+        axes.set_ylabel("exact accuracy (all labels right)")
+        axes.set_xlim(left=0)
+        axes.set_ylim(0, 1.02)
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.legend()
+    return drawing
 
 
 def let_go() -> None:

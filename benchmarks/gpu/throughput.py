@@ -4,8 +4,6 @@ A step is forward, backward, clip, Muon and AdamW, under bfloat16 autocast, with
 makes it; the rates are zero, so that every way starts from the same weights.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import statistics

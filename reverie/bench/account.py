@@ -7,8 +7,6 @@ MLP. A matrix product [m, k] × [k, n] is 2 m k n operations; elementwise steps 
 hard eviction, and the gated delta rule on the "chunked" backend, which fills up the last chunk of a window.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from functools import cache
 from math import ceil, prod

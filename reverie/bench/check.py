@@ -1,7 +1,5 @@
 """Checks that come before any measurement: a wrong result never gets a number beside it."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """The machine: what it can do at best, measured in the same run as what is compared with it, and its memory."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import os
 import sys
@@ -13,7 +11,6 @@ from pydantic import BaseModel, ConfigDict
 
 from reverie.bench.timer import alternate
 from reverie.errors import UserError
-from reverie.results.provenance import hardware
 
 MATRIX_SIZE = 2048
 COPY_BYTES = 2**29  # both ends together are larger than any cache
@@ -79,12 +76,3 @@ def resident_bytes() -> int:
         import resource
 
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def available_bytes() -> float:
-    """Memory that is free for the asking, on Linux; elsewhere all of it."""
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-    except OSError:
-        return (hardware().memory_gib or 0.0) * 2**30
-    return next(float(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))

@@ -1,7 +1,5 @@
 """The rivals: the gated delta rule and hybrid models of transformers, and fla's plain torch function."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import importlib.util

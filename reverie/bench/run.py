@@ -1,7 +1,5 @@
 """Runs a benchmark and makes its card."""
 
-from __future__ import annotations
-
 import importlib
 import time
 from datetime import UTC, datetime

@@ -1,7 +1,5 @@
 """The sides of `reverie bench train`: models of the same sizes, with the same data and optimisers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple

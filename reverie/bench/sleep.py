@@ -1,7 +1,5 @@
 """`reverie bench sleep`: what N passes cost forward and backward, in units of one ordinary pass over the same text."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple

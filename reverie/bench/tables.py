@@ -1,7 +1,5 @@
 """Benchmark cards as tables: for the terminal, and in Markdown for docs/PERFORMANCE.md."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 

@@ -1,7 +1,5 @@
 """Times of several callables, measured in turn in one process, on a CPU or a GPU."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable, Mapping
 

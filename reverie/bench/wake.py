@@ -1,7 +1,5 @@
 """`reverie bench wake`: what a token awake costs after more and more consolidated tokens, in time, bytes and memory."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -13,9 +11,8 @@ from torch import Tensor
 from reverie.bench.card import Details, Findings, Row
 from reverie.bench.check import SEED, random_model, require_equal
 from reverie.bench.count import tensor_bytes
-from reverie.bench.machine import RESIDENT, Peak, available_bytes, resident_bytes
+from reverie.bench.machine import RESIDENT, Peak, resident_bytes
 from reverie.bench.timer import Timing, alternate, clock
-from reverie.bench.transformer import FullCache, cache_bytes, check_full_cache
 from reverie.model import HybridConfig, HybridLM
 from reverie.model.hybrid import count_parameters
 from reverie.results.card import Report
@@ -42,7 +39,6 @@ PASSES_TARGET = 1.02  # a token awake at the largest N, over one at the smallest
 MEMORY_TARGET = 1.02  # of the process, at the last stop over the first
 CONTEXT_TARGET = 1.0
 
-ROOM = 0.5  # of the memory that is free: the most that the transformer's cache may take
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-9}  # of the largest entry
 MB = 1e6
 
@@ -61,10 +57,10 @@ class Side(NamedTuple):
 
     model: str
     tokens: int
-    decode: Callable[[], object] | None  # None where there is no room for the cache
+    decode: Callable[[], object]
     decoded: int  # tokens a call
     context_bytes: int  # at most, apart from the parameters
-    process_bytes: int | None = None
+    process_bytes: int
 
     @property
     def name(self) -> str:
@@ -80,7 +76,7 @@ def measure(
     passes: Sequence[int] = PASSES,
     seconds: float = 150.0,
 ) -> Findings:
-    """Decoding after each of `stops` consolidated tokens, for every N of `passes`, and beside a transformer.
+    """Decoding after each of `stops` consolidated tokens, for every N of `passes`.
 
     Args:
         stops: rising; multiples of the window.
@@ -95,9 +91,7 @@ def measure(
     configs = [SleepConfig(window_size=window_size, num_sleep_passes=n) for n in passes]
     for sleep_config in configs:
         check_sleep(config, sleep_config)
-    transformer = config.model_copy(update={"layers": ("attn",) * len(config.layers)})
-    check_full_cache(transformer)
-    model, other = random_model(config), random_model(transformer)
+    model = random_model(config)
     reached: list[list[Stop]] = []
     for i, sleep_config in enumerate(configs):
         stop = start(model)
@@ -110,9 +104,8 @@ def measure(
     report(total - 1, total, "time of a token awake")
     runs = list(zip(configs, reached, strict=True))
     asleep = [[_asleep(model, sleep_config, stop, stops[-1]) for stop in own] for sleep_config, own in runs]
-    models = [*asleep, _transformer_sides(other, stops)]
-    sides = [side for own in models for side in own]
-    times = alternate({side.name: side.decode for side in sides if side.decode is not None}, seconds=seconds)
+    sides = [side for own in asleep for side in own]
+    times = alternate({side.name: side.decode for side in sides}, seconds=seconds)
     return Findings(
         name="wake",
         ratio=statistics.median(_ratios(times, asleep[-1][-1], asleep[-1][0])),
@@ -121,11 +114,11 @@ def measure(
         details=Details(
             tables={
                 "targets": _targets(asleep, times),
-                "a token awake": [_token_row(side, own[0], times) for own in models for side in own],
+                "a token awake": [_token_row(side, own[0], times) for own in asleep for side in own],
                 "memory": [_memory_row(side) for side in sides],
                 "consolidation": [_consolidation(sleep_config.num_sleep_passes, own[-1]) for sleep_config, own in runs],
             },
-            notes=_notes(model, other, window_size, sides),
+            notes=_notes(model, window_size),
         ),
     )
 
@@ -211,24 +204,6 @@ def _asleep(model: HybridLM, config: SleepConfig, stop: Stop, last: int) -> Side
     )
 
 
-def _transformer_sides(model: HybridLM, stops: Sequence[int]) -> list[Side]:
-    """One cache serves all stops that there is room for; after a stop the same token is decoded again and again."""
-    room = ROOM * available_bytes()
-    fitting = [stop for stop in stops if cache_bytes(model.config, stop + 1) <= room]
-    cache = FullCache(model, max(fitting, default=0) + 1)
-    token = torch.zeros(1, 1, dtype=torch.long)
-    return [
-        Side(
-            model="transformer",
-            tokens=stop,
-            decode=partial(cache.decode, token, stop) if stop in fitting else None,
-            decoded=1,
-            context_bytes=cache_bytes(model.config, stop),
-        )
-        for stop in stops
-    ]
-
-
 # What comes of it
 
 
@@ -244,7 +219,7 @@ def _targets(asleep: Sequence[Sequence[Side]], times: Mapping[str, Timing]) -> l
     found = [(f"ms: {most[0].model} over {fewest[0].model}", statistics.median(of_passes), PASSES_TARGET)]
     for first, *_, last in asleep:
         what = f"{last.tokens:,} over {first.tokens:,} tokens, {first.model}"
-        process = (last.process_bytes or 0) / (first.process_bytes or 1)
+        process = last.process_bytes / first.process_bytes
         found += [
             (f"ms: {what}", statistics.median(_ratios(times, last, first)), TIME_TARGET),
             (f"memory of the process: {what}", process, MEMORY_TARGET),
@@ -257,16 +232,13 @@ def _targets(asleep: Sequence[Sequence[Side]], times: Mapping[str, Timing]) -> l
 
 
 def _token_row(side: Side, first: Side, times: Mapping[str, Timing]) -> Row:
-    row: Row = {"model": side.model, "tokens": side.tokens}
-    if side.decode is None:
-        return row
-    ms = 1e3 * times[side.name].median / side.decoded
-    return row | {"ms": ms, "over_first": statistics.median(_ratios(times, side, first)), "tokens_per_s": 1e3 / ms}
+    ms, over = 1e3 * times[side.name].median / side.decoded, statistics.median(_ratios(times, side, first))
+    return {"model": side.model, "tokens": side.tokens, "ms": ms, "over_first": over, "tokens_per_s": 1e3 / ms}
 
 
 def _memory_row(side: Side) -> Row:
-    process = None if side.process_bytes is None else side.process_bytes / MB
-    return {"model": side.model, "tokens": side.tokens, "context_MB": side.context_bytes / MB, "process_MB": process}
+    sizes: Row = {"context_MB": side.context_bytes / MB, "process_MB": side.process_bytes / MB}
+    return {"model": side.model, "tokens": side.tokens, **sizes}
 
 
 def _consolidation(N: int, stop: Stop) -> Row:
@@ -276,22 +248,16 @@ def _consolidation(N: int, stop: Stop) -> Row:
     return {"N": N, "tokens": tokens, "seconds": seconds, **speed}
 
 
-def _notes(model: HybridLM, transformer: HybridLM, window_size: int, sides: Sequence[Side]) -> list[str]:
-    ours, theirs = (f"{count_parameters(one) / 1e6:.2f}M parameters" for one in (model, transformer))
-    left_out = [
-        f"{side.tokens:,} tokens ({side.context_bytes / 2**30:.1f} GiB)" for side in sides if side.decode is None
-    ]
+def _notes(model: HybridLM, window_size: int) -> list[str]:
     return [
-        f"Width {model.config.width}, {len(model.config.layers)} blocks, random parameters, one text, float32. sleep "
-        f"({ours}): attention and Gated DeltaNet in turn, windows of {window_size}, hard eviction; the tokens that it "
-        "slept over, and the mean ms over a fresh window after them, token by token. "
-        f"transformer ({theirs}): attention alone; tokens in its KV cache, and ms of the next one.",
+        f"Width {model.config.width}, {len(model.config.layers)} blocks, {count_parameters(model) / 1e6:.2f}M random "
+        f"parameters, one text, float32: attention and Gated DeltaNet in turn, windows of {window_size}, hard "
+        "eviction; the tokens that it slept over, and the mean ms over a fresh window after them, token by token.",
         "over_first, and the ratios of ms: medians over rounds of the two times in the same round; of the two N over "
         "all stops.",
-        "context_MB: all that outlives a call but the parameters, with the window full; for the transformer its KV "
-        f"cache. process_MB: {RESIDENT}, right after the last sleep.",
+        "context_MB: all that outlives a call but the parameters, with the window full. "
+        f"process_MB: {RESIDENT}, right after the last sleep.",
         "consolidation: waking pass and sleep over whole windows. A text that is decoded pays the other N − 1 passes "
         "at the end of each window, apart from ms.",
         "The headline is ms after the last stop over the first, for the largest N. Lower is better.",
-        *([f"No room in half of the free memory for the transformer at {', '.join(left_out)}."] if left_out else []),
     ]

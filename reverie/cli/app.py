@@ -1,7 +1,5 @@
 """The command line: a file for each group of commands. They parse and call, and import what they need when they run."""
 
-from __future__ import annotations
-
 import sys
 import warnings
 

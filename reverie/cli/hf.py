@@ -14,7 +14,7 @@ import typer
 
 from reverie.cli.options import AsJson, Device, device_named, number_list
 from reverie.cli.progress import ReadDisplay
-from reverie.cli.terminal import err_console, interruptible, out_console, tell_if_untrained
+from reverie.cli.terminal import err_console, interruptible, show, tell_if_untrained
 from reverie.errors import UserError
 
 if TYPE_CHECKING:
@@ -55,10 +55,7 @@ def convert_command(
     with interruptible("nothing is left of it"), err_console.status("converting"), _in_options():
         done = convert(source, out, config, kind=kind, layers=6 if layers is None else layers, after=blocks)
     tell_if_untrained(done.remembers, out)
-    if as_json:
-        typer.echo(json.dumps(asdict(done) | {"behind": done.after}))  # its earlier name
-    else:
-        out_console.print(conversion_table(done))
+    show(as_json, asdict(done) | {"behind": done.after}, conversion_table(done))  # its earlier name
 
 
 @app.command("generate")

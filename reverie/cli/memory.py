@@ -14,7 +14,7 @@ import typer
 from reverie.cli.hf import quiet_transformers
 from reverie.cli.options import AsJson, Device, device_named
 from reverie.cli.progress import ReadDisplay
-from reverie.cli.terminal import err_console, interruptible, out_console, tell_if_untrained
+from reverie.cli.terminal import err_console, interruptible, out_console, show, tell_if_untrained
 from reverie.errors import UserError, plain
 
 if TYPE_CHECKING:
@@ -114,10 +114,7 @@ def ask_command(
         else:
             answers = ask(sleeper, known, questions, max_tokens=tokens)
             table, rows = answers_table(answers), [vars(answer) for answer in answers]
-    if as_json:
-        typer.echo(json.dumps({"memory": str(memory), "remembers": remembers, "answers": rows}))
-    else:
-        out_console.print(table)
+    show(as_json, {"memory": str(memory), "remembers": remembers, "answers": rows}, table)
 
 
 @app.command("chat")

@@ -1,7 +1,5 @@
 """`reverie eval` and `plot`: parse and call; no logic."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +8,7 @@ import typer
 
 from reverie.cli.options import AsJson, Device, device_named, passes_list, tolerance_list
 from reverie.cli.progress import PartDisplay
-from reverie.cli.terminal import err_console, out_console
+from reverie.cli.terminal import err_console, show
 from reverie.errors import UserError
 
 app = typer.Typer(rich_markup_mode=None)
@@ -43,9 +41,7 @@ def eval_command(
 
         N = numbers[0] if numbers else None
         card = evaluate_run(runs[0], num_sleep_passes=N, num_examples=examples, device=device_named(device))
-        if as_json:
-            return typer.echo(card.model_dump_json())
-        return out_console.print(depth_table(card))
+        return show(as_json, card, depth_table(card))
     if numbers is None:
         raise UserError("several runs, --tolerance and --out need --passes, such as --passes 1..8")
     if out is not None and out.suffix != ".json":
@@ -57,11 +53,7 @@ def eval_command(
 
     with PartDisplay(err_console, "eval") as display:
         found = evaluate_passes(runs, numbers, tolerances, num_examples=examples, device=where, report=display.update)
-    if as_json:
-        typer.echo(found.model_dump_json())
-    else:
-        for table in passes_tables(found):
-            out_console.print(table, "")
+    show(as_json, found, *(part for table in passes_tables(found) for part in (table, "")))
     if out is not None:  # last: what took minutes is shown even where it cannot be written
         from reverie.results.plots import plot_cards
 

@@ -1,7 +1,5 @@
 """A real example of a task as coloured text: by window, by what the model does there, and with its labels."""
 
-from __future__ import annotations
-
 from rich.text import Text
 
 from reverie.recipe import Recipe, list_recipes

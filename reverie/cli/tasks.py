@@ -1,7 +1,5 @@
 """`reverie tasks`: parses and calls; no logic."""
 
-from __future__ import annotations
-
 from typing import Annotated
 
 import typer

@@ -1,13 +1,13 @@
 """Consoles that commands share, and how a signal ends a command."""
 
-from __future__ import annotations
-
 import contextlib
+import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import typer
-from rich.console import Console
+from rich.console import Console, RenderableType
 
 from reverie.errors import UNTRAINED
 from reverie.interrupts import exit_code, sigterm_interrupts
@@ -22,6 +22,15 @@ def tell_if_untrained(remembers: bool, folder: str | Path | None = None) -> None
     if not remembers:
         to_train = folder is not None and (Path(folder) / "config.json").is_file()
         typer.echo(UNTRAINED + (f"; train them: reverie adapt {folder} --data notes" if to_train else ""), err=True)
+
+
+def show(as_json: bool, result: Any, *parts: RenderableType) -> None:
+    """Print a result as JSON, or these parts of a page."""
+    if as_json:
+        typer.echo(result.model_dump_json() if hasattr(result, "model_dump_json") else json.dumps(result))
+    else:
+        for part in parts:
+            out_console.print(part)
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ import typer
 
 from reverie.cli.options import AsJson, Device, Overrides, RecipeName, device_named, number_list, passes_list
 from reverie.cli.progress import RunDisplay
-from reverie.cli.terminal import err_console, interruptible, out_console
+from reverie.cli.terminal import err_console, interruptible, show
 from reverie.errors import UserError
 from reverie.train.torchrun import is_first, restarted, started_by_torchrun
 
@@ -143,12 +143,10 @@ def _compare(
 def _print_card(card: RunCard | ComparisonCard, as_json: bool) -> None:
     from reverie.results.tables import comparison_table, kinds_table, run_table
 
-    if as_json:
-        typer.echo(card.model_dump_json())
+    if card.kind == "comparison":
+        show(as_json, card, comparison_table(card))
     else:
-        out_console.print(comparison_table(card) if card.kind == "comparison" else run_table(card))
-        if card.kind == "run" and "by_kind" in card.score:
-            out_console.print(kinds_table(card))
+        show(as_json, card, run_table(card), *([kinds_table(card)] if "by_kind" in card.score else []))
 
 
 def _parallel(name: str) -> Parallel:

@@ -1,14 +1,12 @@
 """`reverie watch`: parses and calls; no logic."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from reverie.cli.options import AsJson, Device, device_named
-from reverie.cli.terminal import out_console, tell_if_untrained
+from reverie.cli.terminal import show, tell_if_untrained
 from reverie.errors import UserError
 
 app = typer.Typer(rich_markup_mode=None)
@@ -57,10 +55,7 @@ def watch_command(
     else:
         watch, figure = watch_memory(source), source.with_suffix(".watch.png")
     tell_if_untrained(watch.remembers)
-    if as_json:
-        typer.echo(watch.model_dump_json())
-    else:
-        out_console.print(watch_table(watch))
+    show(as_json, watch, watch_table(watch))
     from reverie.results.plots import save_figure
     from reverie.results.watch.figure import draw
 

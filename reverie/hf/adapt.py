@@ -1,7 +1,5 @@
 """Training fast-weight layers: of which parameters, and the model that a recipe asks for."""
 
-from __future__ import annotations
-
 from typing import Any, cast
 
 import torch

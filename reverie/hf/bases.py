@@ -1,7 +1,5 @@
 """Models and tokenizers by the name that an adapter gives its base: smollm2, a folder, or a hub id."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Iterator, Mapping

@@ -4,8 +4,6 @@ The rows of a batch may have begun at different tokens (left padding), so their 
 began together are a group with a `Context` of its own, and every row is computed as if it were alone.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

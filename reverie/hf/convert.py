@@ -1,7 +1,5 @@
 """`reverie convert`: a model of transformers that sleeps, as a folder."""
 
-from __future__ import annotations
-
 import os
 import tempfile
 from collections.abc import Sequence

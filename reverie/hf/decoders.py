@@ -1,7 +1,5 @@
 """Which models of transformers can sleep, and what their decoders are made of."""
 
-from __future__ import annotations
-
 import inspect
 
 from torch import nn

@@ -1,7 +1,5 @@
 """`reverie generate`: a text of any length is read, then continued, in the memory of one window."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """`ChatLanguage`: the `Language` of a pretrained model, by its tokenizer and the chat template if that has one."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 from typing import cast

@@ -1,7 +1,5 @@
 """Reading sleeping models: `load(folder)`, of what `model.save_pretrained(folder)` left (`save.py`)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Read a batch through `reverie.sleep.read`, called as models of transformers are: padding, caches, logits."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Fingerprint of a model, a hash of its weights and config: memories belong to one."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

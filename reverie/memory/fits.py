@@ -3,8 +3,6 @@
 The model's states after one token and after two show each tensor's shape, and along which dimension a cache grows.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -3,8 +3,6 @@
 Files are named relative to the folder and written atomically.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import posixpath

@@ -6,8 +6,6 @@
 There is no index that could disagree with the files.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import re

@@ -6,8 +6,6 @@ The paper writes S as [V, K]; here fast weights are [B, H, K, V]. `GatedDeltaNet
 convolution before q, k and v alone.
 """
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -4,8 +4,6 @@ Small models on CPU are bound by such steps, not by matrix products; written out
 half the kernels that autograd would launch and store less. Each docstring has the formula.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

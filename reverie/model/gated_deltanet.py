@@ -1,7 +1,5 @@
 """Gated DeltaNet (arXiv 2412.06464): a short depthwise causal convolution and SiLU before q, k and v."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """`HybridLM`, a `LanguageModel` of attention and fast-weight blocks. It knows nothing of windows or sleep."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import torch

@@ -1,7 +1,5 @@
 """Jet layer (Jet-Nemotron, arXiv 2508.15884): a dynamic convolution over v; q and k have SiLU alone."""
 
-from __future__ import annotations
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn

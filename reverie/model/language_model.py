@@ -1,7 +1,6 @@
 """`LanguageModel`, the interface of models that train and sleep: `HybridLM`, and adapted models of transformers."""
 
-from __future__ import annotations
-
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
@@ -24,22 +23,24 @@ class SleepingModel(Protocol):
     """
 
     @property
+    @abstractmethod
     def num_blocks(self) -> int: ...
 
     @property
+    @abstractmethod
     def fast_weight_blocks(self) -> Sequence[int]:
         """Indices of the blocks that hold fast weights."""
-        ...
 
+    @abstractmethod
     def embed(self, tokens: Tokens) -> Float[Tensor, "B T D"]:
         """Input embeddings of token ids; embeddings are returned as they are."""
-        ...
 
     @property
     def reads_embedded(self) -> bool:
         """True if `blocks` wants the embedded tokens too."""
         return False
 
+    @abstractmethod
     def blocks(
         self,
         h: Float[Tensor, "B T D"],
@@ -58,11 +59,10 @@ class SleepingModel(Protocol):
             output: if False only the state is wanted, and the h returned must not be read.
             embedded: the same tokens as `embed` made them; given if `reads_embedded`.
         """
-        ...
 
+    @abstractmethod
     def head(self, h: Float[Tensor, "... D"]) -> Float[Tensor, "... vocab"]:
         """Logits of the next token."""
-        ...
 
 
 class LanguageModel(nn.Module, SleepingModel):
@@ -74,9 +74,9 @@ class LanguageModel(nn.Module, SleepingModel):
     def num_blocks(self) -> int:
         return len(self.layers)
 
+    @abstractmethod
     def fast_weight_parameters(self) -> list[nn.Parameter]:
         """Parameters of the mixers with fast weights: what they add to a transformer."""
-        raise NotImplementedError
 
     def compile_blocks(self, backend: str) -> None:
         """Make every block run through `torch.compile` with this backend, in place."""

@@ -1,7 +1,5 @@
 """The gated MLP of every block: SwiGLU (arXiv 2002.05202)."""
 
-from __future__ import annotations
-
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn

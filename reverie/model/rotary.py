@@ -1,7 +1,5 @@
 """Rotary position embedding (arXiv 2104.09864): neighbouring pairs of a head are rotated as complex numbers."""
 
-from __future__ import annotations
-
 import functools
 
 import torch

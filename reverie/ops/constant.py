@@ -1,7 +1,5 @@
 """Marking functions whose result `torch.compile` takes as a constant."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, TypeVar
 

@@ -1,7 +1,5 @@
 """The update rules on the GPU kernels of flash-linear-attention (`pip install reverie[fla]`)."""
 
-from __future__ import annotations
-
 import importlib.metadata
 import importlib.util
 

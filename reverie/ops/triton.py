@@ -5,8 +5,6 @@ gradient are declared: `torch.compile` keeps them inside its graphs, and CUDA gr
 waits for the GPU.
 """
 
-from __future__ import annotations
-
 import importlib.util
 import os
 from collections.abc import Iterable

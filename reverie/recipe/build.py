@@ -1,7 +1,5 @@
 """The model of a recipe."""
 
-from __future__ import annotations
-
 from reverie.model import HybridConfig, LanguageModel, new_model
 from reverie.pretrained.config import PretrainedModelConfig
 

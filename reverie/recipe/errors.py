@@ -1,7 +1,5 @@
 """Pydantic's report on a recipe as one sentence, in the words of the TOML file."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Container, Iterable, Mapping, Sequence

@@ -4,8 +4,6 @@ A recipe may build on another one: with `base = "depo/base"` (a shipped recipe) 
 tables merge key by key, and the recipe's own value wins. Every mistake is a `UserError` of one sentence.
 """
 
-from __future__ import annotations
-
 import tomllib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches

@@ -1,7 +1,5 @@
 """Result cards: what a run, or a comparison of runs, has found, as JSON. Figures and quoted numbers come from them."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

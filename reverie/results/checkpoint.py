@@ -6,8 +6,6 @@ state `rng`, and recipe and progress as JSON in its metadata. Under FSDP it is a
 a checkpoint without weights that lists the shards. Pickles are neither written nor read.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

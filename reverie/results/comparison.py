@@ -1,7 +1,5 @@
 """Runs of one task compared: results by model and number of sleep passes, over seeds."""
 
-from __future__ import annotations
-
 import math
 import statistics
 from collections import Counter

@@ -1,7 +1,5 @@
 """Accuracy of a model on held-out examples, through the same rollout that trained it."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

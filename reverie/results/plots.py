@@ -1,7 +1,5 @@
 """Figures from result cards alone: of runs and comparisons here, of other kinds by what `plot_cards` is given."""
 
-from __future__ import annotations
-
 import math
 import os
 import statistics

@@ -1,7 +1,5 @@
 """Provenance of a result: the machine, and the commit of the code."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import platform

@@ -1,7 +1,5 @@
 """A run on disk: its model ready to use, its result card, and its checkpoint evaluated again."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal

@@ -1,12 +1,12 @@
 """Looks that figures share: fonts, greys, the colour of a number of sleep passes, and panels of accuracy."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib
+from matplotlib import rc_params_from_file
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
@@ -17,28 +17,7 @@ from reverie.results.card import AnyCard
 INK = "#333333"
 GREY = "#8c8c8c"
 CHANCE: dict[str, Any] = {"linestyle": "--", "color": INK, "linewidth": 1, "label": "chance", "zorder": 1.9}
-STYLE: dict[Any, Any] = {
-    "font.size": 9,
-    "axes.titlesize": 9,
-    "axes.titlelocation": "left",
-    "axes.titlecolor": INK,
-    "axes.labelcolor": INK,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": GREY,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.grid.axis": "y",
-    "grid.color": "#e8e8e8",
-    "grid.linewidth": 0.7,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "lines.linewidth": 1.7,
-    "lines.markersize": 4.5,
-    "legend.frameon": False,
-}
+STYLE: Any = rc_params_from_file(Path(__file__).with_name("reverie.mplstyle"), use_default_template=False)
 _MARKERS = ("o", "s", "^", "D")
 _LETTERS = 14  # of a legend, on an inch
 

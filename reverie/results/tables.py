@@ -1,7 +1,5 @@
 """Result cards as tables for the terminal; accuracies in percent."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal, TypeVar
 

@@ -1,7 +1,5 @@
 """Decoding through the ordinary wake path: one forward pass a token, in bounded memory."""
 
-from __future__ import annotations
-
 from collections.abc import Collection
 
 import torch

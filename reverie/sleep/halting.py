@@ -4,8 +4,6 @@ Rows that have stopped leave the batch, so the passes that they save are time sa
 alone.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

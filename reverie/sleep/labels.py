@@ -1,7 +1,5 @@
 """Which windows of a batch hold labels: there a row is predicted in, the others it sleeps over."""
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor

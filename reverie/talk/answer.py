@@ -1,7 +1,5 @@
 """Questions to a model that remembers: each is answered from a copy of the memory, which stays as it is."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections.abc import Sequence

@@ -4,8 +4,6 @@ The session knows a memory, and the tokens heard since the last sleep. Sleep goe
 it leaves depends on the words alone, not on how they were cut into turns.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import time

@@ -1,7 +1,5 @@
 """`reverie chat`: lines from a terminal or a pipe, to the model or to the session."""
 
-from __future__ import annotations
-
 import os
 import select
 import signal

@@ -4,8 +4,6 @@ The file is saved every minute and at the end. Since sleep over a window depends
 tokens alone, a reading that went on is bit for bit one that was never broken off.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
 import signal

@@ -3,8 +3,6 @@
 The example is a model trained by the recipe gsm_infinite/example, a held-out text of its task, and questions about it.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import NamedTuple
 

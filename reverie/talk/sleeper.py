@@ -5,8 +5,6 @@ memory = sleep_over(model, [model.text(open("book.txt").read())])
 logits, context = read(model, question, memory.context, model.sleep_config)
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path

@@ -4,8 +4,6 @@ Row i depends on the settings and on i alone. So several processes may make rows
 from the last whole row to the same bytes: until it is complete, rows lie in FILE.part and settings in FILE.part.json.
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import json

@@ -3,8 +3,6 @@
 Pretrained models have their own tokenizer instead (`hf/language.py`).
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from typing import Protocol

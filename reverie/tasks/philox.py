@@ -4,8 +4,6 @@ torch has hardly any unsigned arithmetic. Sums and products of int64 wrap, so th
 shifts, the upper half of a product, and remainders differ and are written out here.
 """
 
-from __future__ import annotations
-
 import torch
 from jaxtyping import Int
 from torch import Tensor

@@ -3,8 +3,6 @@
 The options are those of `reverie train`.
 """
 
-from __future__ import annotations
-
 import sys
 
 import typer

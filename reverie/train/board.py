@@ -1,7 +1,5 @@
 """TensorBoard curves of a run."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path

@@ -3,11 +3,10 @@
 `results/checkpoint.py` has the format and reads it. Everything is written atomically, without pickles.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reverie.errors import UserError
-from reverie.files import move_into_place, write_atomic, writing
+from reverie.files import locked, move_into_place, remove_unfinished, write_atomic, writing
 from reverie.recipe import Recipe
 from reverie.results.checkpoint import (
     FILE_NAME,
@@ -29,6 +28,22 @@ from reverie.results.checkpoint import (
     weights_by_name,
 )
 from reverie.train.distributed import Processes
+
+LOCK_NAME = ".lock"
+PATIENCE_S = 2.0  # processes that made data for a killed run hold its lock until they notice
+
+
+@contextlib.contextmanager
+def run_lock(out: Path) -> Iterator[None]:
+    """The folder, made if it is missing, for this process alone, and without what a killed one left half-written.
+
+    Raises:
+        UserError: another process has it, or nothing can be written there.
+    """
+    taken = f"another process is training in {out}: wait for it, or choose another folder"
+    with locked(out / LOCK_NAME, taken, PATIENCE_S):
+        remove_unfinished(out)
+        yield
 
 
 def save_run(

@@ -1,26 +1,19 @@
 """The same recipe with several models, numbers of passes and seeds: one process a run, then one card for all."""
 
-from __future__ import annotations
-
 import contextlib
-import json
-import os
-import queue
-import subprocess
-import sys
-import tempfile
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from reverie.errors import UserError
 from reverie.recipe import Recipe, changed
 from reverie.results.card import ComparisonCard, Metric, RunCard, load_card, save_card
 from reverie.results.comparison import compare_runs
 from reverie.results.run import CARD_NAME, model_kind
-from reverie.train.worker import Event, finished
+from reverie.train.worker import Event, child, finished
 
 FIGURE_NAME = "figure.png"
 
@@ -105,25 +98,29 @@ def compare(
         UserError: a run failed; the others that were going are stopped, and can be taken up again.
     """
     waiting = [run for run in runs if finished(run.recipe, run.out) is None]
+    going: dict[Any, tuple[Run, BaseProcess]] = {}
     with (
-        tempfile.TemporaryDirectory() as folder,
         contextlib.ExitStack() as children,
         contextlib.ExitStack() as stops,  # all at once, before any is waited for: each still finishes its step
     ):
-        events: queue.Queue[tuple[Run, dict[str, Any] | None]] = queue.Queue()
-        going = 0
         while waiting or going:
-            while waiting and going < jobs:
-                process = children.enter_context(_child(waiting.pop(0), device, Path(folder), events))
+            while waiting and len(going) < jobs:
+                run = waiting.pop(0)
+                process, events = children.enter_context(child(run.recipe, run.out, device))
                 stops.callback(process.terminate)
-                going += 1
-            run, event = events.get()
-            if event is None:
-                going -= 1
-            elif "error" in event:
-                raise UserError(f"run {run.name} failed: {event['error']}")
-            else:
-                report(run, Event(**event))
+                going[events] = run, process
+            for events in wait([*going]):
+                run, process = going[events]
+                try:
+                    event = cast(Any, events).recv()
+                except (EOFError, OSError):  # it has ended, perhaps killed while it sent
+                    del going[events]
+                    process.join()
+                    event = f"its process ended (exit code {process.exitcode})" if process.exitcode else None
+                if isinstance(event, str):
+                    raise UserError(f"run {run.name} failed: {event}")
+                if event is not None:
+                    report(run, event)
     cards = [load_card(run.out / CARD_NAME) for run in runs]
     card = compare_runs(name, metric, [card for card in cards if isinstance(card, RunCard)])
     save_card(card, out / CARD_NAME)
@@ -131,51 +128,3 @@ def compare(
 
     save_figure(figure(card), out / FIGURE_NAME)
     return card
-
-
-@contextlib.contextmanager
-def _child(
-    run: Run, device: str, folder: Path, events: queue.Queue[tuple[Run, dict[str, Any] | None]]
-) -> Iterator[subprocess.Popen[str]]:
-    """A process for the run, with one thread; its events arrive in the queue, None last."""
-    job = folder / f"{run.name}.json"
-    content = {"recipe": run.recipe.model_dump(mode="json"), "out": str(run.out), "device": device}
-    job.write_text(json.dumps(content), encoding="utf-8")
-    # PASSIVE: spinning threads of two runs would slow each other down several times
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-    process = subprocess.Popen(
-        [sys.executable, "-m", "reverie.train.worker", str(job)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    complaints: list[str] = []
-    assert process.stdout is not None
-    assert process.stderr is not None
-    errors = threading.Thread(target=lambda stream: complaints.extend(stream), args=(process.stderr,), daemon=True)
-
-    def listen(stream: Iterator[str]) -> None:
-        told = False
-        for line in stream:
-            try:
-                event = dict(json.loads(line))
-            except (ValueError, TypeError):  # some library prints
-                continue
-            told = told or "error" in event
-            events.put((run, event))
-        errors.join()
-        if process.wait() != 0 and not told:
-            spoken = [line.strip() for line in complaints if line.strip()]
-            reason = spoken[-1] if spoken else f"exit code {process.returncode}"
-            events.put((run, {"error": f"its process ended ({reason})"}))
-        events.put((run, None))
-
-    listener = threading.Thread(target=listen, args=(process.stdout,), daemon=True)
-    errors.start()
-    listener.start()
-    try:
-        yield process
-    finally:
-        process.wait()
-        listener.join()

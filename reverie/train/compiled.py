@@ -1,7 +1,5 @@
 """`train.compile`: blocks through `torch.compile`, which fuses the many small steps between matrix products."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import sys

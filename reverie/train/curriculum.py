@@ -5,8 +5,6 @@ By success the mean loss of every `STRETCH` steps decides; that is part of a run
 it would have seen.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from reverie.recipe import BySuccess, TrainConfig

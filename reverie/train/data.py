@@ -3,10 +3,8 @@
 A batch depends on task, seed, step and depth alone, whoever makes it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from multiprocessing import get_context
 from multiprocessing.context import BaseContext
@@ -62,7 +60,8 @@ def ready_batches(
 ) -> Iterator[Iterator[Ready]]:
     """The batches of all steps from `first_step` on, or these examples of each, in order.
 
-    On a GPU, tasks that can make them there do; it makes no difference to what is in them.
+    On a GPU, tasks that can make them there do; else `data_workers` processes, which end with the context; else a batch
+    is made when it is asked for. It makes no difference to what is in them.
 
     Args:
         deepest: question of a step, asked when the batch is made; on a GPU, when the first one of its stretch is.
@@ -74,31 +73,16 @@ def ready_batches(
     if device.type == "cuda" and isinstance(task, DeviceTask):
         yield made_there(task, config, window_size, first_step, examples, device, deepest)
         return
-    with batches(task, config, first_step, examples, deepest) as made:
-        yield (Ready(_moved(batch, device), count_labels(batch.loss_mask, window_size)) for batch in made)
-
-
-@contextmanager
-def batches(
-    task: Task, config: TrainConfig, first_step: int, examples: range, deepest: Callable[[int], int]
-) -> Iterator[Iterator[Batch]]:
-    """The batches of all steps from `first_step` on, on the CPU, whoever makes them.
-
-    With `data_workers` it is that many processes, as scheduled, which end with the context. Without, a batch is made
-    when it is asked for.
-
-    Raises:
-        UserError: such a process was killed.
-    """
     steps = range(first_step, config.steps)
-    if not config.data_workers:
-        yield (make_batch(task, config, step, examples, deepest(step)) for step in steps)
-        return
-    # Not PyTorch's DataLoader: a worker that dies makes it raise one of several errors, from a signal handler, wherever
-    # the main thread is just then.
-    make = partial(_arrays, task, config, examples)
-    with made_ahead(make, steps, config.data_workers, if_killed=KILLED, context=_context()) as made:
-        yield (Batch(*map(torch.from_numpy, arrays)) for arrays in made)
+    with ExitStack() as processes:
+        made = (make_batch(task, config, step, examples, deepest(step)) for step in steps)
+        if config.data_workers:
+            # Not PyTorch's DataLoader: a worker that dies makes it raise one of several errors, from a signal handler,
+            # wherever the main thread is just then.
+            make = partial(_arrays, task, config, examples)
+            ahead = made_ahead(make, steps, config.data_workers, if_killed=KILLED, context=_context())
+            made = (Batch(*map(torch.from_numpy, arrays)) for arrays in processes.enter_context(ahead))
+        yield (Ready(_moved(batch, device), count_labels(batch.loss_mask, window_size)) for batch in made)
 
 
 def made_there(

@@ -5,8 +5,6 @@ processes; so the rollout with its loss is one forward here, and losses are weig
 gradient of the whole batch.
 """
 
-from __future__ import annotations
-
 import contextlib
 import gc
 import os

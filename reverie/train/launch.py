@@ -3,8 +3,6 @@
 A process that fails leaves a sentence in the file that the agent gives it for that; all are told here, once.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import os
@@ -51,7 +49,9 @@ def launch(
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    _quiet("torch.distributed.elastic")
+    logger = logging.getLogger("torch.distributed.elastic")  # about what is told here in a sentence
+    logger.addHandler(logging.NullHandler())
+    logger.propagate = False
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_STOPPING_S))
@@ -96,13 +96,6 @@ def wait_for_the_cause() -> None:
     The launcher ends this process as soon as it has seen the other.
     """
     time.sleep(_PATIENCE_S)
-
-
-def _quiet(name: str) -> None:
-    """No log lines of a library about what is told here in a sentence."""
-    logger = logging.getLogger(name)
-    logger.addHandler(logging.NullHandler())
-    logger.propagate = False
 
 
 def _first(failures: dict[int, Any]) -> tuple[int, Any]:

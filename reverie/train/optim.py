@@ -1,7 +1,5 @@
 """Muon for hidden matrices, AdamW for the rest, and the course of both learning rates (paper, "Optimiser")."""
 
-from __future__ import annotations
-
 import math
 from collections import defaultdict
 from typing import Any

@@ -25,13 +25,12 @@ from reverie.results.run import CARD_NAME, make_card
 from reverie.sleep import SleepConfig
 from reverie.tasks import Score
 from reverie.train.board import board, write_point
-from reverie.train.checkpoint import refuse_existing, remove_unfinished_folders, restore, save_run
+from reverie.train.checkpoint import refuse_existing, remove_unfinished_folders, restore, run_lock, save_run
 from reverie.train.compiled import compile_blocks, uncompiled
 from reverie.train.curriculum import Curriculum
 from reverie.train.data import KILLED, ready_batches
 from reverie.train.distributed import ALONE, ParallelModel, Processes, check_batch
 from reverie.train.graphed import GraphedSteps, check_graphable
-from reverie.train.lock import run_lock
 from reverie.train.optim import build_optimizers
 from reverie.train.schedule import Schedule
 from reverie.train.step import EagerSteps, Step, not_finite

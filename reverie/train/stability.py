@@ -3,8 +3,6 @@
 Many passes are a deep network: these numbers show whether memory and gradients grow, vanish or settle along it.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from functools import partial
 from math import fsum

@@ -1,7 +1,5 @@
 """Training for a number of seconds: it stops while there is still time to save."""
 
-from __future__ import annotations
-
 import contextlib
 import time
 from collections import defaultdict, deque

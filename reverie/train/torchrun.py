@@ -1,7 +1,5 @@
 """Environment variables by which torchrun, or `reverie train --nproc`, tells its processes who they are."""
 
-from __future__ import annotations
-
 import os
 
 

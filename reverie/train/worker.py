@@ -1,16 +1,23 @@
-"""One training run as a process of its own: `python -m reverie.train.worker JOB.json`; events as JSON lines on stdout.
+"""One training run as a process of its own, which tells how far it is.
 
 A process a run, with one thread each, is the fastest way to train several small models on a few cores.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
+import io
+import os
 import sys
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import torch
 from pydantic import ValidationError
 
 from reverie.errors import UserError
@@ -22,6 +29,7 @@ from reverie.results.run import CARD_NAME
 from reverie.train.run import train
 
 EVENT_INTERVAL_S = 0.3
+CONTEXT = get_context("spawn")  # a fresh interpreter each time
 
 
 @dataclass(frozen=True)
@@ -62,32 +70,50 @@ def finished(recipe: Recipe, out: Path) -> RunCard | None:
     return card
 
 
-def run_job(path: Path) -> None:
-    """Train by a job file, {"recipe": …, "out": …} and perhaps a "device", from the run's checkpoint if it has one."""
-    job = json.loads(path.read_text(encoding="utf-8"))
-    recipe, out = Recipe.model_validate(job["recipe"]), Path(job["out"])
+@contextlib.contextmanager
+def child(
+    recipe: Recipe, out: Path, device: str = "cpu", interval_s: float = EVENT_INTERVAL_S
+) -> Iterator[tuple[BaseProcess, Connection]]:
+    """A process that runs `work`, and what it sends, until EOFError; it is waited for at the end of the context."""
+    # PASSIVE: spinning threads of two runs would slow each other down several times
+    ours = {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    before = {key: os.environ.get(key) for key in ours}
+    os.environ.update(ours)
+    receiver, sender = CONTEXT.Pipe(duplex=False)
+    process = CONTEXT.Process(target=work, args=(recipe, out, device, sender, interval_s))
+    process.start()
+    for key, value in before.items():
+        del os.environ[key]
+        if value is not None:
+            os.environ[key] = value
+    sender.close()
+    try:
+        yield process, receiver
+    finally:
+        process.join()
+
+
+def work(recipe: Recipe, out: Path, device: str, events: Connection, interval_s: float) -> None:
+    """Train, from the run's checkpoint if it has one, and send an `Event` each `interval_s`, and at the last step.
+
+    Sends a sentence if it fails. Prints nothing, whatever libraries have to say.
+    """
+    torch.set_num_threads(1)
     last = 0.0
 
     def report(progress: Progress, loss: float) -> None:
         nonlocal last
-        if progress.step == recipe.train.steps or time.monotonic() - last > EVENT_INTERVAL_S:
-            print(json.dumps(asdict(Event.of(recipe, progress, loss))), flush=True)
+        if progress.step == recipe.train.steps or time.monotonic() - last > interval_s:
+            events.send(Event.of(recipe, progress, loss))
             last = time.monotonic()
 
-    train(recipe, out, resume=find_checkpoint(out) is not None, device=job.get("device", "cpu"), report=report)
-
-
-def main() -> None:
+    printed = io.StringIO()
     try:
-        with sigterm_interrupts():
-            run_job(Path(sys.argv[1]))
-    except UserError as error:
-        print(json.dumps({"error": str(error)}), flush=True)
-        sys.exit(2)
+        with sigterm_interrupts(), contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            train(recipe, out, resume=find_checkpoint(out) is not None, device=device, report=report)
     except KeyboardInterrupt as interruption:
-        print(str(interruption) or "interrupted", file=sys.stderr)
         sys.exit(exit_code(interruption))
-
-
-if __name__ == "__main__":
-    main()
+    except Exception as error:
+        died = f"its process ended ({type(error).__name__}: {error})"
+        events.send(str(error) if isinstance(error, UserError) else died)
+        sys.exit(2)

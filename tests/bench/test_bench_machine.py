@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from reverie.bench import machine
-from reverie.bench.machine import Peak, available_bytes, library_versions, measure_peak, resident_bytes
+from reverie.bench.machine import Peak, library_versions, measure_peak, resident_bytes
 from reverie.bench.timer import Timing
 from reverie.errors import UserError
 
@@ -63,12 +63,3 @@ def test_resident_memory_elsewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     monkeypatch.setattr(machine.sys, "platform", "win32")
     with pytest.raises(UserError, match="Windows does not"):
         resident_bytes()
-
-
-def test_free_memory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    file = tmp_path / "meminfo"
-    file.write_text("MemTotal:       2000 kB\nMemFree:     100 kB\nMemAvailable:   1500 kB\n")
-    monkeypatch.setattr(machine, "Path", lambda path: file)
-    assert available_bytes() == 1500 * 1024
-    file.unlink()  # not Linux
-    assert available_bytes() == (machine.hardware().memory_gib or 0) * 2**30

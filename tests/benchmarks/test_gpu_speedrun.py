@@ -11,7 +11,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import check_kernels
-import curves
 import pytest
 import speedrun
 import throughput
@@ -159,7 +158,7 @@ def test_operations_are_those_that_torch_counts(way: throughput.Way):
 
 def test_a_curve_for_each_run(tmp_path: Path):
     call(tmp_path / "out").figure(plan_in(tmp_path))
-    drawing = curves.figure("t", {run: card_of(tmp_path / "out", run) for run in ("n1", "n2")})
+    drawing = speedrun.curves("t", {run: card_of(tmp_path / "out", run) for run in ("n1", "n2")})
     lines = [line for line in drawing.axes[0].get_lines() if len(line.get_xdata()) == 3]  # pyright: ignore[reportArgumentType]
     assert len({line.get_label() for line in lines}) == 2
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import re
@@ -9,18 +10,23 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.distributed.run import get_args_parser
 
 from reverie.bench import account
-from reverie.bench.count import count_flops
-from reverie.model import HybridConfig, HybridLM, State, new_model
+from reverie.bench.account import Work
+from reverie.bench.count import LiveBytes, count_flops, flop_counter
+from reverie.model import HybridConfig, HybridLM, LanguageModel, State, new_model
 from reverie.recipe import OptimConfig
-from reverie.sleep import rollout
+from reverie.sleep import SleepConfig, rollout
+from reverie.sleep.gradients import Backward
 from reverie.train.optim import build_optimizers
 
 pytestmark = pytest.mark.slow
@@ -28,10 +34,88 @@ pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 benchmark: Any = importlib.import_module("scaling")
-paper: Any = importlib.import_module("scaling_paper")
 
 PAGE = (ROOT / "docs" / "SCALING.md").read_text(encoding="utf-8")
 CARD = json.loads((ROOT / "results" / "scaling.json").read_text(encoding="utf-8"))
+
+
+def small(
+    layers: tuple[str, ...] = ("attn", "gdn", "attn", "gdn"),
+    labelled: str = "---x",
+    window: int = 128,
+    passes: int = 3,
+    looped: tuple[int, int] | None = None,
+    **backward: Any,
+) -> Work:
+    """Two texts through a model of width 48; "-" is a window asleep, "x" one with 8 labels a text."""
+    sizes = {"vocab_size": 96, "width": 48, "mlp_width": 128, "num_heads": 4, "num_kv_heads": 2}
+    model = HybridConfig.model_validate({**sizes, "layers": layers, "fast_heads": 3, "key_size": 12, "value_size": 24})
+    sleep = SleepConfig(window_size=window, num_sleep_passes=passes, looped_blocks=looped)
+    windows = tuple(mark == "x" for mark in labelled)
+    return Work(model, sleep, Backward.model_validate(backward), 2, windows, 16 * sum(windows))
+
+
+CASES = {
+    "N = 1": small(passes=1),
+    "N = 3": small(),
+    "N = 3, L = 64": small(window=64),
+    "N = 4, blocks 0 and 1 looped": small(passes=4, looped=(0, 2)),
+    "N = 3, labels in windows 1 and 3": small(labelled="-x-x"),
+    "gdn and jet, blocks 1 to 3 looped": small(("gdn", "attn", "attn", "jet", "attn"), looped=(1, 4)),
+    "transformer": small(("attn",) * 4, labelled="-xxx"),
+    "pass, N = 4, labels in windows 1 and 3": small(passes=4, labelled="-x-x", activation_checkpoint="pass"),
+    "pass, blocks 1 and 2 looped": small(looped=(1, 3), activation_checkpoint="pass"),
+    "window, jet, N = 2": small(("attn", "jet", "attn", "jet"), passes=2, activation_checkpoint="window"),
+    "window, N = 4, blocks 0 and 1 looped": small(passes=4, looped=(0, 2), activation_checkpoint="window"),
+    "last 2 of 4 passes": small(passes=4, bptt_passes=2),
+    "labels reach 1 window": small(bptt_windows=1),
+}
+
+
+def batch_of(work: Work) -> tuple[Tensor, Tensor]:
+    """Tokens and loss mask: the labels stand at the end of labelled windows, the same number in each."""
+    random, L = torch.Generator().manual_seed(0), work.sleep.window_size
+    length = work.tokens or L * len(work.labelled)
+    tokens = torch.randint(work.model.vocab_size, (work.batch, length), generator=random)
+    mask = torch.zeros_like(tokens, dtype=torch.bool)
+    each = work.scored // (work.batch * sum(work.labelled))
+    for window, labelled in enumerate(work.labelled):
+        end = window * L + work.length(window)
+        mask[:, end - each : end] = labelled
+    return tokens, mask
+
+
+def loss_of(work: Work, model: LanguageModel) -> Tensor:
+    tokens, mask = batch_of(work)
+    logits, _ = rollout(model, tokens, mask, work.sleep, backward=work.backward)
+    return F.cross_entropy(logits.float(), tokens[mask])
+
+
+def operations(work: Work) -> tuple[int, int]:
+    """Operations of the forward, and of the backward with what it makes again."""
+    model, counter = new_model(work.model, 0), flop_counter()
+    with counter:
+        loss = loss_of(work, model)
+        forward = counter.get_total_flops()
+        loss.backward()
+    return forward, counter.get_total_flops() - forward
+
+
+def live_bytes(work: Work, dtype: torch.dtype | None = None) -> tuple[int, int]:
+    """Bytes alive between forward and backward, casts of parameters left out, and the most alive in the backward."""
+    model = new_model(work.model, 0)
+    loss_of(work, model)  # rotary tables are made once
+    with LiveBytes() as live:
+        with nullcontext() if dtype is None else torch.autocast("cpu", dtype):
+            loss = loss_of(work, model)
+        gc.collect()
+        kept = live.bytes
+        live.peak = 0
+        loss.backward()
+    casts = 0 if dtype is None else sum(p.numel() * dtype.itemsize for p in model.parameters() if p.ndim == 2)
+    return kept - casts, live.peak
+
+
 SAMPLE = ("N = 3", "window, jet, N = 2", "pass, blocks 1 and 2 looped", "window, N = 4, blocks 0 and 1 looped")
 
 
@@ -53,9 +137,9 @@ class Recorder(HybridLM):
 @pytest.mark.parametrize("passes", [1, 2, 4])
 @pytest.mark.parametrize("looped", [None, (0, 1), (1, 2)])
 def test_runs_are_those_of_rollout(layers: tuple[str, ...], passes: int, looped: tuple[int, int] | None) -> None:
-    work = benchmark.small(layers, "-x--x", window=4, passes=passes, looped=looped)._replace(scored=4)
+    work = small(layers, "-x--x", window=4, passes=passes, looped=looped)._replace(scored=4)
     model = Recorder(work.model)
-    tokens, mask = benchmark.batch_of(work)
+    tokens, mask = batch_of(work)
     rollout(model, tokens, mask, work.sleep)
     made = [run for run in model.made if run[0] < run[1]]
     assert [(run.start, run.stop, run.output) for run in account.runs(work)] == made
@@ -63,17 +147,17 @@ def test_runs_are_those_of_rollout(layers: tuple[str, ...], passes: int, looped:
 
 @pytest.mark.parametrize("kind", ["attn", "gdn", "jet"])
 def test_what_muon_costs(kind: str) -> None:
-    work = benchmark.small((kind, "attn"))
+    work = small((kind, "attn"))
     model = new_model(work.model, 0)
     muon, _ = build_optimizers(model, OptimConfig(muon_lr=1e-3, adamw_lr=1e-3))
-    benchmark.loss_of(work, model).backward()
+    loss_of(work, model).backward()
     assert account.muon_operations(work.model) == count_flops(muon.step)
 
 
 @pytest.mark.parametrize("name", ["1.4B", "8B"])
 def test_parameters_are_those_of_the_docs(name: str) -> None:
     """Attention 2D² + 2D·Hkv·d, MLP 3DM, Gated DeltaNet D·H(2K + 3V + 2), and twice vocabulary × D."""
-    model, _ = paper.MODELS[name]
+    model, _ = benchmark.MODELS[name]
     D, H, K, V = model.width, model.fast_heads, model.key_size, model.value_size
     mixers = {"attn": 2 * D * D + 2 * D * model.kv_heads * model.head_size, "gdn": D * H * (2 * K + 3 * V + 2)}
     matrices = sum(mixers[kind] + 3 * D * model.mlp_width for kind in model.layers)
@@ -85,23 +169,23 @@ def test_parameters_are_those_of_the_docs(name: str) -> None:
 
 @pytest.mark.parametrize("case", [*SAMPLE, "last 2 of 4 passes"])
 def test_operations(case: str) -> None:
-    work = benchmark.CASES[case]
-    forward, backward = benchmark.operations(work)
+    work = CASES[case]
+    forward, backward = operations(work)
     expected = account.operations(work)
     assert expected.forward == pytest.approx(forward, rel=0.02)
     assert expected.backward + expected.recompute == pytest.approx(backward, rel=0.02)
 
 
 def test_a_last_window_that_is_shorter_and_layers_without_mlp() -> None:
-    work = benchmark.small(("attn", "jet-only", "gdn"), "--x", window=75, passes=2)._replace(tokens=190)
+    work = small(("attn", "jet-only", "gdn"), "--x", window=75, passes=2)._replace(tokens=190)
     assert [work.length(window) for window in range(3)] == [75, 75, 40]
     for mode in ("none", "pass", "window"):
         again = work._replace(backward=work.backward.model_copy(update={"activation_checkpoint": mode}))
-        forward, backward = benchmark.operations(again)
+        forward, backward = operations(again)
         expected = account.operations(again)
         assert expected.forward == pytest.approx(forward, rel=0.02)
         assert expected.backward + expected.recompute == pytest.approx(backward, rel=0.02)
-        kept, peak = benchmark.live_bytes(again)
+        kept, peak = live_bytes(again)
         assert account.kept_bytes(again) == pytest.approx(kept, rel=0.03)
         # Filling up chunks takes copies for a moment, which the formula leaves out.
         assert account.peak_bytes(again) == pytest.approx(peak, rel=0.12)
@@ -109,41 +193,31 @@ def test_a_last_window_that_is_shorter_and_layers_without_mlp() -> None:
 
 @pytest.mark.parametrize("case", SAMPLE)
 def test_bytes(case: str) -> None:
-    work = benchmark.CASES[case]
-    kept, peak = benchmark.live_bytes(work)
+    work = CASES[case]
+    kept, peak = live_bytes(work)
     assert account.kept_bytes(work) == pytest.approx(kept, rel=0.03)
     assert account.peak_bytes(work) == pytest.approx(peak, rel=0.05)
 
 
 def test_bytes_of_autocast() -> None:
-    assert abs(benchmark.autocast_check().deviation) < 0.05
+    """Bytes that runs keep under bfloat16 autocast, in shares of float32's: what the large models take for granted."""
+    sizes = {"vocab_size": 64, "width": 256, "mlp_width": 896, "num_heads": 8, "num_kv_heads": 2}
+    layers = ("attn", "attn", "attn", "gdn")
+    model = HybridConfig.model_validate({**sizes, "layers": layers, "fast_heads": 3, "key_size": 64, "value_size": 128})
+    work = Work(model, SleepConfig(window_size=256, num_sleep_passes=2), Backward(), 1, (False, True), 16)
+    half, full = (live_bytes(work, dtype)[0] for dtype in (torch.bfloat16, None))
+    assert half / full == pytest.approx(benchmark.AUTOCAST_SHARE, rel=0.05)
 
 
 @pytest.mark.parametrize("name", ["1.4B", "8B", "70B"])
 def test_the_large_models_have_the_size_of_their_names(name: str) -> None:
-    model, _ = paper.MODELS[name]
+    model, _ = benchmark.MODELS[name]
     assert account.count(account.parameter_shapes(model)) == pytest.approx(float(name[:-1]) * 1e9, rel=0.1)
 
 
-def test_the_result_is_the_worst_deviation() -> None:
-    checks = [benchmark.Check("a", "x", 102.0, 100.0), benchmark.Check("a", "y", 100.0, 100.0)]
-    card = {"name": "scaling", "checks": [check._asdict() for check in checks]}
-    assert benchmark.result(card) == {
-        "name": "scaling",
-        "ratio": 0.02,
-        "target": 0.05,
-        "met": True,
-        "details": {"a": 0.02},
-    }
-    card["checks"].append(benchmark.Check("b", "x", 90.0, 100.0)._asdict())
-    assert not benchmark.result(card)["met"]
-
-
 def test_the_docs_show_the_card_in_results() -> None:
-    assert benchmark.result(CARD)["met"]
-    for table in benchmark.tables(CARD).split("\n\n"):
-        assert table in PAGE
-    assert CARD["paper"]["texts"] == json.loads(json.dumps({name: paper.text(name) for name in paper.MODELS}))
+    assert benchmark.table(CARD) in PAGE
+    assert CARD["paper"]["texts"] == json.loads(json.dumps({name: benchmark.text(name) for name in benchmark.MODELS}))
 
 
 def test_the_docs_launch_with_options_that_there_are() -> None:

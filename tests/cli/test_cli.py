@@ -195,6 +195,7 @@ def test_tasks_show(reverie: Reverie, name: str):
     assert "sleep, 3 passes" in headings[0]
 
 
+@pytest.mark.slow
 def test_python_dash_m_reverie(tmp_path: Path):
     command = [sys.executable, "-m", "reverie", "eval", "nowhere"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)

@@ -45,6 +45,7 @@ def sleeper(folder: Path) -> Sleeper:
     return load_sleeper(folder, CPU, num_sleep_passes=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [1, 2, L, L + 1, L + 2, 2 * L, 71])
 def test_in_pieces_as_at_once(sleeper: Sleeper, length: int) -> None:
     """Around the edges of windows: the last token of a prompt is always read by generate()."""
@@ -72,6 +73,7 @@ def test_windows_slept_over(sleeper: Sleeper, monkeypatch: pytest.MonkeyPatch, r
     assert done.windows_slept_over == len(naps)
 
 
+@pytest.mark.slow
 def test_state_does_not_grow_with_the_text(sleeper: Sleeper) -> None:
     peaks = {generate(*sleeper, BOOK * n, max_tokens=1).peak_state_bytes for n in (1, 2, 5)}
     assert len(peaks) == 1

@@ -117,6 +117,7 @@ def test_layers_that_were_never_trained_are_said_to_be(reverie: Reverie, sleeper
         assert "Warning" not in done.err
 
 
+@pytest.mark.slow
 def test_generate_options(reverie: Reverie, sleeper: str) -> None:
     def text(*options: object) -> str:
         return the_json(reverie("generate", sleeper, "--prompt", BOOK, "--tokens", 20, "--json", *options))["text"]

@@ -49,6 +49,7 @@ def test_one_window_is_the_model_as_it_was(kind: str) -> None:
             assert torch.equal(add_sleep(model, asleep(N))(tokens[:, :T]).logits, wanted)
 
 
+@pytest.mark.slow
 @each_kind
 @pytest.mark.parametrize("N", [1, 2])
 def test_only_fast_weights_cross_a_window(kind: str, N: int) -> None:
@@ -85,6 +86,7 @@ def change_fast_weights(cache: SleepCache, change: Callable[[Tensor], Tensor]) -
         cache.groups[i] = group._replace(context=changed_context)
 
 
+@pytest.mark.slow
 @each_kind
 @pytest.mark.parametrize(
     ("eviction", "edges"), [("hard", [0, 3, 8, 9, 15, 20]), ("sliding", list(range(21)))], ids=["pieces", "tokens"]

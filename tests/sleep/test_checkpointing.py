@@ -30,6 +30,7 @@ def assert_the_same_however_much_is_kept(take: Callable[[Backward], list[Tensor]
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eviction", ["hard", "sliding"])
 @pytest.mark.parametrize(
     ("loop", "N", "backward"),
@@ -50,6 +51,7 @@ def test_activation_checkpointing_changes_no_bit(
     assert_the_same_however_much_is_kept(lambda kept: gradients(model, mask, config, kept), backward)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("windows", [(0,), (1,), (0, 2), (1, 2, 3)], ids=str)
 def test_activation_checkpointing_changes_no_bit_wherever_the_labels_are(
     tiny_model: MakeModel, windows: tuple[int, ...]
@@ -105,6 +107,7 @@ def bytes_kept(model: HybridLM, windows: int, config: SleepConfig, checkpoint: C
     return made.alive()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop", [None, (1, 3)], ids=["all", "middle"])
 def test_memory_grows_with_windows_and_passes_only_as_far_as_wanted(
     tiny_model: MakeModel, loop: tuple[int, int] | None
@@ -152,6 +155,7 @@ class Kept(saved_tensors_hooks):
         return tensor
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", ["none", "pass", "window"])
 @pytest.mark.parametrize(
     ("windows", "m", "to_end", "reached"),

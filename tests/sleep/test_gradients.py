@@ -31,6 +31,7 @@ from reverie.model import HybridLM, State
 from reverie.sleep import Context, SleepConfig, consolidate, forget, rollout, sleep, wake
 
 
+@pytest.mark.slow
 @each_eviction
 @each_loop
 @pytest.mark.parametrize("N", [1, 3])
@@ -135,6 +136,7 @@ class Rollout(nn.Module):
         return rollout(self.model, tokens, mask, self.config)[0]
 
 
+@pytest.mark.slow
 @each_kind
 @each_eviction
 @pytest.mark.parametrize("loop", [None, (1, 3)], ids=["all", "middle"])

@@ -74,6 +74,7 @@ def assert_same(got: Any, wanted: Any) -> None:
     torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.slow
 @each_eviction
 @each_loop
 def test_every_row_wakes_behind_its_own_pass_with_what_that_many_passes_leave(
@@ -99,6 +100,7 @@ def test_tolerances_at_the_ends_are_two_passes_and_all_of_them(tiny_model: MakeM
         assert_same(after.state, slept(model, tokens, asleep(N, None, eviction)).state)
 
 
+@pytest.mark.slow
 @each_eviction
 def test_it_goes_on_over_many_windows_each_row_as_if_alone(tiny_model: MakeModel, eviction: str):
     model, tokens = tiny_model(*LAYERS), text(4 * L + 2)

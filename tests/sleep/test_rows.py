@@ -47,6 +47,7 @@ def loss_of(logits: Tensor, mask: Tensor, context: Context, rows: list[int]) -> 
     return loss
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("eviction", "loop", "N"),
     [("hard", None, 3), ("hard", (1, 3), 3), ("sliding", (1, 3), 1), ("sliding", (1, 3), 3)],
@@ -68,6 +69,7 @@ def test_each_row_is_algorithm_1_by_itself(
     assert torch.as_tensor(context.passes).expand(B).tolist() == (N * sleeps.sum(1)).tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("eviction", "changes"),
     [

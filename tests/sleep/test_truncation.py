@@ -15,6 +15,7 @@ from reverie.sleep.gradients import EXACT, Backward
 each_loop = pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
 
 
+@pytest.mark.slow
 @each_loop
 @pytest.mark.parametrize("windows", [(1,), (3,), (0, 3)], ids=str)
 @pytest.mark.parametrize(("k", "m"), [(None, 1), (1, 0), (2, 1)])
@@ -26,6 +27,7 @@ def test_gradients_end_where_they_are_cut(
     assert_cut_as_by_hand(tiny_model(*LAYERS), labels(*windows), asleep(3, "hard", loop), backward, lambda w: w - m)
 
 
+@pytest.mark.slow
 @each_loop
 @pytest.mark.parametrize("k", [1, 2, None])
 def test_cut_passes_leave_gradients_the_way_to_the_windows_before(
@@ -60,6 +62,7 @@ def test_truncation_that_cuts_nothing_changes_no_bit(tiny_model: MakeModel, evic
         assert not equal(truncated, exact[1:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("eviction", "checkpoint"), [("hard", "none"), ("hard", "pass"), ("sliding", "window")])
 def test_of_windows_out_of_reach_no_token_gets_a_gradient(
     tiny_model: MakeModel, eviction: str, checkpoint: Checkpoint

@@ -297,12 +297,14 @@ def test_a_full_disk_is_one_sentence_and_its_rows_are_kept(out: Path):
 # -- workers
 
 
+@pytest.mark.slow
 def test_workers_change_nothing(tmp_path: Path):
     alone = written(problems(), 30, tmp_path / "a" / "rows.jsonl")
     assert alone == written(problems(), 30, tmp_path / "b" / "rows.jsonl", workers=2)
     assert multiprocessing.active_children() == []
 
 
+@pytest.mark.slow
 def test_what_is_wrong_in_a_worker_is_one_sentence(out: Path):
     with pytest.raises(UserError, match="more before padding"):
         write_data(problems("characters", length=(50, 60)), 100, out, workers=2)
@@ -310,6 +312,7 @@ def test_what_is_wrong_in_a_worker_is_one_sentence(out: Path):
     assert not list(out.parent.iterdir())
 
 
+@pytest.mark.slow
 def test_a_worker_that_died_is_one_sentence(out: Path):
     def kill_one(rows: int) -> None:
         worker = multiprocessing.active_children()[0].pid if rows else None

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import subprocess
+import multiprocessing
+import os
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from itertools import product
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +24,12 @@ from reverie.results.card import ComparisonCard, load_card
 from reverie.results.checkpoint import FILE_NAME, Progress, load_checkpoint
 from reverie.results.run import CARD_NAME
 from reverie.train import compare as module
+from reverie.train import worker
 from reverie.train.compare import FIGURE_NAME, Run, compare, plan_runs
 from reverie.train.run import train
 from reverie.train.worker import Event
 
 pytestmark = pytest.mark.slow
-
-Popen = subprocess.Popen
 
 
 # -- the plan
@@ -113,18 +116,19 @@ def test_a_recipe_without_fast_weights_has_nothing_to_compare(tmp_path: Path):
 class Children:
     """Remembers the processes that were started."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, command: Callable[[list[str]], list[str]] = list) -> None:
-        self.started: list[Any] = []
-        self.environments: list[dict[str, str]] = []
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.started: list[BaseProcess] = []
+        start = module.child
 
-        def start(arguments: list[str], **options: Any) -> Any:
-            if "reverie.train.worker" not in arguments:  # git, for the card
-                return Popen(arguments, **options)
-            self.environments.append(options["env"])
-            self.started.append(Popen(command(arguments), **options))
-            return self.started[-1]
+        @contextlib.contextmanager
+        def noted(*arguments: Any) -> Iterator[Any]:
+            with start(*arguments) as (process, events):
+                self.started.append(process)
+                yield process, events
 
-        monkeypatch.setattr(module.subprocess, "Popen", start)
+        monkeypatch.setattr(module, "child", noted)
+        for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY"):  # these are set, and must not stay
+            monkeypatch.setenv(name, os.environ.get(name, ""))
 
 
 class Killed(Exception):
@@ -148,8 +152,7 @@ def test_a_comparison_from_start_to_end(tmp_path: Path, monkeypatch: pytest.Monk
     card = compare("tiny", "question", runs, out, jobs=2, report=lambda run, event: told.append((run.name, event)))
 
     assert len(children.started) == 2
-    assert all(child.returncode == 0 for child in children.started)
-    assert {environment["OMP_NUM_THREADS"] for environment in children.environments} == {"1"}
+    assert all(child.exitcode == 0 for child in children.started)
     assert {name for name, _ in told} == {half.name, fresh.name}
     assert next(event.step for name, event in told if name == half.name) == 5  # behind the checkpoint of step 4
     assert [event.step for name, event in told if name == fresh.name][-1] == 6
@@ -180,67 +183,70 @@ def test_a_comparison_from_start_to_end(tmp_path: Path, monkeypatch: pytest.Monk
     assert (out / FIGURE_NAME).exists()
 
 
-def test_a_run_that_diverges_stops_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    good, later = some_runs(tmp_path, "good", "later")
+def test_a_run_that_diverges_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     bad = Run("bad", tiny_recipe(optim={"muon_lr": 1e38, "adamw_lr": 1e38}), tmp_path / "bad")
-    slow = [sys.executable, "-c", "import time; time.sleep(600)"]
-    children = Children(monkeypatch, lambda arguments: arguments if "bad" in arguments[-1] else slow)
+    children = Children(monkeypatch)
     with pytest.raises(UserError, match=r"^run bad failed: training diverged at step \d"):
-        compare("tiny", "question", [good, bad, later], tmp_path, jobs=2)
-    assert len(children.started) == 2
-    assert all(child.returncode is not None for child in children.started)
+        compare("tiny", "question", [bad], tmp_path, jobs=1)
+    assert len(children.started) == 1
     assert not (tmp_path / CARD_NAME).exists()
-    assert not [path for path in tmp_path.rglob("*") if ".tmp" in path.name]
 
 
 # -- processes that misbehave, without the time that importing torch takes
 
 
-def children_that(monkeypatch: pytest.MonkeyPatch, script: str) -> Children:
-    """Instead of training, each child runs a script with `name` (of its run) and `tell(event)`."""
-    prelude = """
-import json, os, pathlib, signal, sys, time
-name = pathlib.Path(json.loads(pathlib.Path(sys.argv[1]).read_text())["out"]).name
-def tell(step=1, **error):
-    event = error or dict(step=step, steps=9, tokens=1, wall_time_s=0.1, loss=1.0, accuracy=None)
-    print(json.dumps(event), flush=True)
-"""
-    return Children(monkeypatch, lambda arguments: [sys.executable, "-c", prelude + script, arguments[-1]])
+def children_that(monkeypatch: pytest.MonkeyPatch, do: Callable[[str, Callable[..., None]], object]) -> Children:
+    """Instead of training, each child, which is a fork, calls `do` with the name of its run and `tell(step)`."""
+
+    def fake(recipe: Recipe, out: Path, *, report: Callable[[Progress, float], None], **_: object) -> None:
+        do(out.name, lambda step=1: report(Progress(step=step), 1.0))
+
+    monkeypatch.setattr(worker, "train", fake)
+    monkeypatch.setattr(torch, "set_num_threads", lambda number: None)  # may wait for threads that no fork has
+    monkeypatch.setattr(worker, "CONTEXT", multiprocessing.get_context("fork"))
+    return Children(monkeypatch)
 
 
 def some_runs(out: Path, *names: str) -> list[Run]:
     return [Run(name, tiny_recipe(), out / name) for name in names]
 
 
+def fail(error: BaseException) -> None:
+    raise error
+
+
 @pytest.mark.parametrize(
-    ("script", "sentence"),
+    ("do", "sentence"),
     [
-        ("tell(error='no luck'); sys.exit(2)", "run a failed: no luck"),
-        ("sys.exit('Traceback\\nNameError: x\\n\\n')", "run a failed: its process ended (NameError: x)"),
-        ("os.kill(os.getpid(), 9)", "run a failed: its process ended (exit code -9)"),
-        ("sys.exit(3)", "run a failed: its process ended (exit code 3)"),
+        (lambda name, tell: fail(UserError("no luck")), "run a failed: no luck"),
+        (lambda name, tell: fail(NameError("x")), "run a failed: its process ended (NameError: x)"),
+        (lambda name, tell: os.kill(os.getpid(), 9), "run a failed: its process ended (exit code -9)"),
+        (lambda name, tell: sys.exit(3), "run a failed: its process ended (exit code 3)"),
     ],
-)  # fmt: skip
+)
 def test_a_failure_is_one_sentence_that_names_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, sentence: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, do: Any, sentence: str
 ):
-    children_that(monkeypatch, script)
+    children_that(monkeypatch, do)
     with pytest.raises(UserError) as caught:
         compare("tiny", "question", some_runs(tmp_path, "a"), tmp_path, jobs=1)
     assert str(caught.value) == sentence
 
 
-def test_what_a_library_prints_is_no_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    children_that(monkeypatch, "print('MKL_VERBOSE 5'); print(5); print('[1]'); tell(4); tell(error='enough')")
-    told: list[Event] = []
-    runs = some_runs(tmp_path, "a")
-    with pytest.raises(UserError, match="enough"):
-        compare("tiny", "question", runs, tmp_path, jobs=1, report=lambda run, event: told.append(event))
-    assert [event.step for event in told] == [4]
+def test_a_failure_stops_the_others_and_no_more_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    children = children_that(monkeypatch, lambda name, tell: fail(UserError("!")) if name == "b" else time.sleep(60))
+    with pytest.raises(UserError, match="run b failed: !"):
+        compare("tiny", "question", some_runs(tmp_path, *"abc"), tmp_path, jobs=2)
+    assert [child.exitcode is None for child in children.started] == [False, False]
 
 
 def test_no_more_runs_at_a_time_than_jobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    children = children_that(monkeypatch, "tell()\nif name == 'e': tell(error='the end')")
+    def do(name: str, tell: Callable[..., None]) -> None:
+        tell(6)  # the last
+        if name == "e":
+            raise UserError("the end")
+
+    children = children_that(monkeypatch, do)
     started: list[int] = []
     with pytest.raises(UserError, match="run e failed: the end"):
         compare(
@@ -255,30 +261,29 @@ def test_no_more_runs_at_a_time_than_jobs(tmp_path: Path, monkeypatch: pytest.Mo
 def test_no_child_outlives_an_interruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: type[BaseException]
 ):
-    children = children_that(monkeypatch, "tell(); time.sleep(600)")
+    children = children_that(monkeypatch, lambda name, tell: (tell(6), time.sleep(60)))
 
     def report(run: Run, event: Event) -> None:
         raise interruption
 
     with pytest.raises(interruption):
         compare("tiny", "question", some_runs(tmp_path, "a", "b"), tmp_path, jobs=2, report=report)
-    assert [child.poll() is None for child in children.started] == [False, False]
+    assert [child.exitcode is None for child in children.started] == [False, False]
 
 
 def test_all_children_are_asked_to_stop_before_one_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Each needs the time of a step and of a checkpoint, and they need it side by side."""
-    script = """
-def stop(*_):
-    told = time.time()
-    time.sleep(0.3)
-    pathlib.Path(name).write_text(json.dumps([told, time.time()]))
-    sys.exit(143)
-signal.signal(signal.SIGTERM, stop)
-tell()
-time.sleep(600)
-"""
-    monkeypatch.chdir(tmp_path)
-    children_that(monkeypatch, script)
+
+    def do(name: str, tell: Callable[..., None]) -> None:
+        try:
+            tell(6)
+            time.sleep(60)
+        finally:
+            told = time.time()
+            time.sleep(0.3)
+            (tmp_path / name).write_text(json.dumps([told, time.time()]))
+
+    children_that(monkeypatch, do)
     runs, ready = some_runs(tmp_path / "out", *"abc"), set[str]()
 
     def report(run: Run, event: Event) -> None:
@@ -298,7 +303,7 @@ def test_a_folder_with_other_runs_is_refused_before_anything_is_trained(
     first, second = some_runs(tmp_path, "first", "second")
     with pytest.raises(Killed):
         train(tiny_recipe(train={"seed": 8}), second.out, report=kill_at_5)
-    children = children_that(monkeypatch, "sys.exit(1)")
+    children = children_that(monkeypatch, lambda name, tell: sys.exit(1))
     with pytest.raises(UserError, match="second holds a run with other settings"):
         compare("tiny", "question", [first, second], tmp_path, jobs=1)
     assert children.started == []

@@ -104,6 +104,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [5, 7, 8, 13])
 def test_broken_off_anywhere_it_goes_on_as_if_it_had_not_been(tmp_path: Path, whole: Path, step: int):
     with pytest.raises(Killed):

@@ -33,7 +33,7 @@ from reverie.results import evaluate
 from reverie.sleep import rollout
 from reverie.tasks import Batch
 from reverie.train import distributed
-from reverie.train.data import batches, make_batch
+from reverie.train.data import make_batch, ready_batches
 from reverie.train.distributed import ALONE, Parallel, ParallelModel, Processes, joined, whole
 from reverie.train.optim import Muon, ShardedMuon
 from reverie.train.run import train
@@ -215,10 +215,11 @@ def test_shares_are_the_whole_batch_in_order_and_even():
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_share_of_the_batches(workers: int):
     recipe = tiny_recipe(train={"data_workers": workers})
-    with batches(recipe.task, recipe.train, 3, range(2, 5), lambda step: recipe.task.depths()[-1]) as made:
-        for step, batch in zip(range(3, 6), made, strict=True):
+    deepest = recipe.task.depths()[-1]
+    with ready_batches(recipe.task, recipe.train, 4, 3, range(2, 5), "cpu", lambda step: deepest) as made:
+        for step, ready in zip(range(3, 6), made, strict=True):
             expected = make_batch(recipe.task, recipe.train, step)
-            assert all(torch.equal(ours, theirs[2:5]) for ours, theirs in zip(batch, expected, strict=True))
+            assert all(torch.equal(ours, theirs[2:5]) for ours, theirs in zip(ready.batch, expected, strict=True))
 
 
 def test_scores_of_shares_add_up(monkeypatch: pytest.MonkeyPatch):

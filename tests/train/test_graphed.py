@@ -134,6 +134,7 @@ def test_what_is_recorded_has_been_computed_before(monkeypatch: pytest.MonkeyPat
     assert seen == ["computed", "recorded"] + ["computed"] * replayed
 
 
+@pytest.mark.slow
 @each_recipe
 def test_nothing_asks_what_is_in_a_tensor_or_stands_elsewhere(recipe: Recipe, monkeypatch: pytest.MonkeyPatch):
     """Tensors on "meta" have no content, and there is no operation between them and those on the CPU."""

@@ -23,7 +23,7 @@ from reverie.recipe import Recipe
 from reverie.results.checkpoint import FILE_NAME, Progress, load_checkpoint
 from reverie.results.run import CARD_NAME
 from reverie.train import checkpoint
-from reverie.train.lock import LOCK_NAME
+from reverie.train.checkpoint import LOCK_NAME
 from reverie.train.run import train
 
 pytestmark = pytest.mark.slow

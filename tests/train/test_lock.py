@@ -16,8 +16,8 @@ from same_run import Killed, kill_at
 from tiny_recipe import tiny_recipe
 
 from reverie.errors import UserError
-from reverie.train import lock
-from reverie.train.lock import LOCK_NAME, run_lock
+from reverie.train import checkpoint
+from reverie.train.checkpoint import LOCK_NAME, run_lock
 from reverie.train.run import train
 
 fork = multiprocessing.get_context("fork")
@@ -46,7 +46,7 @@ def taken(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.mark.parametrize("resume", [False, True])
 def test_the_second_one_is_refused(taken: Path, monkeypatch: pytest.MonkeyPatch, resume: bool):
-    monkeypatch.setattr(lock, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(checkpoint, "PATIENCE_S", 0.0)
     before = {path: path.read_bytes() for path in taken.rglob("*") if path.is_file()}
     with pytest.raises(UserError) as caught:
         train(tiny_recipe(), taken, resume=resume)
@@ -81,7 +81,7 @@ def test_the_lock_goes_with_its_process(tmp_path: Path):
     started = time.monotonic()
     with run_lock(tmp_path):
         pass
-    assert time.monotonic() - started < lock.PATIENCE_S / 2
+    assert time.monotonic() - started < checkpoint.PATIENCE_S / 2
     assert list(tmp_path.iterdir()) == []
 
 

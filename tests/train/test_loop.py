@@ -19,6 +19,7 @@ from tiny_recipe import tiny_recipe
 from together import together
 from torch import Tensor
 
+import reverie.train.run
 import reverie.train.step
 from reverie.errors import UserError
 from reverie.interrupts import Stopped
@@ -26,10 +27,10 @@ from reverie.model import HybridLM
 from reverie.recipe import Recipe, TrainConfig, load_recipe
 from reverie.results.checkpoint import FILE_NAME, load_checkpoint
 from reverie.results.run import CARD_NAME
+from reverie.sleep.labels import count_labels
 from reverie.tasks import Batch, Task
-from reverie.train import data
 from reverie.train.curriculum import scheduled_depth
-from reverie.train.data import KILLED, make_batch
+from reverie.train.data import KILLED, Ready, make_batch
 from reverie.train.distributed import Processes
 from reverie.train.run import train
 
@@ -85,6 +86,7 @@ def test_kill_and_resume_is_the_run_without_the_break(tmp_path: Path, step: int,
     assert_same_run(tmp_path, undisturbed(recipe))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sections",
     [
@@ -247,6 +249,7 @@ def test_it_learns(tmp_path: Path):
     assert read_run_card(tmp_path).score["exact_accuracy"] == 1.0
 
 
+@pytest.mark.slow
 def test_a_task_that_cannot_make_its_examples_leaves_no_run_behind(tmp_path: Path) -> None:
     short = ["task.length=[20, 30]", "task.num_questions=1", "train.steps=2"]
     with pytest.raises(UserError, match="so length must allow that"):
@@ -266,23 +269,26 @@ def ends(processes: Processes, out: Path) -> list[str]:
         def dying(
             task: Task,
             config: TrainConfig,
+            window_size: int,
             first: int,
             examples: range,
+            device: torch.device,
             deepest: Any,
             rank: int = rank,
             sent: bool = sent,
-        ) -> Iterator[Iterator[Batch]]:
-            def made() -> Iterator[Batch]:
+        ) -> Iterator[Iterator[Ready]]:
+            def made() -> Iterator[Ready]:
                 for step in range(first, config.steps):
                     if (processes.rank, step) == (rank, 3):
                         if sent:
                             signal.raise_signal(signal.SIGTERM)
                         raise BrokenProcessPool
-                    yield make_batch(task, config, step, examples)
+                    batch = make_batch(task, config, step, examples)
+                    yield Ready(batch, count_labels(batch.loss_mask, window_size))
 
             yield made()
 
-        data.batches = dying
+        reverie.train.run.ready_batches = dying
         with pytest.raises((UserError, Stopped)) as caught:
             train(tiny_recipe(), out / f"{rank}{sent}", processes=processes)
         said.append(str(caught.value))

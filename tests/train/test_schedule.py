@@ -201,6 +201,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [2, 3, 5, 9])
 def test_a_break_inside_a_stage_or_at_its_edge_changes_nothing(tmp_path: Path, step: int, undisturbed: Path):
     with pytest.raises(Killed):

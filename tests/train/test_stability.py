@@ -106,6 +106,7 @@ def test_norms_and_changes_by_hand(
         assert statistics.fast_weight_change[n - 1] == pytest.approx(float(torch.stack(changes[n]).mean()), rel=1e-12)
 
 
+@pytest.mark.slow
 @each_eviction
 @each_loop
 @pytest.mark.parametrize("windows", [(3,), (0, 2)], ids=str)
@@ -154,6 +155,7 @@ def test_gradient_norms_by_hand(
     assert (statistics.hidden_gradient[-1] > 0) == read_after_the_loop
 
 
+@pytest.mark.slow
 @each_eviction
 @pytest.mark.parametrize("loop", [None, (1, 3)], ids=["all", "middle"])
 @pytest.mark.parametrize("backward", [EXACT, Backward(bptt_passes=2, bptt_windows=2)], ids=["exact", "truncated"])

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from reverie.sleep.labels import count_labels
 from reverie.tasks import Batch, DeviceTask, Rule110
 from reverie.train import data as module
 from reverie.train.curriculum import scheduled_depth
-from reverie.train.data import Ready, batches, made_there, make_batch, ready_batches
+from reverie.train.data import Ready, made_there, make_batch, ready_batches
 from reverie.train.run import train
 from reverie.workers import AHEAD
 
@@ -39,8 +39,10 @@ def scheduled(recipe: Recipe) -> Callable[[int], int]:
     return partial(scheduled_depth, recipe.train, recipe.task.depths())
 
 
-def batches_of(recipe: Recipe, first: int) -> AbstractContextManager[Iterator[Batch]]:
-    return batches(recipe.task, recipe.train, first, range(recipe.train.batch_size), scheduled(recipe))
+@contextmanager
+def batches_of(recipe: Recipe, first: int) -> Iterator[Iterator[Batch]]:
+    with ready(recipe, first, None) as made:
+        yield (one.batch for one in made)
 
 
 def ready(
@@ -90,6 +92,7 @@ def forked_batch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[int], B
 
     def use(make: Callable[[int], Batch]) -> None:
         monkeypatch.setattr(module, "_context", lambda: multiprocessing.get_context("fork"))
+        monkeypatch.setattr(module, "count_labels", lambda mask, size: count_labels(mask, size) if mask.ndim else mask)
         monkeypatch.setattr(Rule110, "batch", lambda self, split, seed, step, *_, **__: make(step))
 
     return use

@@ -1,14 +1,13 @@
-"""A run as a process: events on stdout, errors in one of them, and nothing half-written when it is stopped."""
+"""A run as a process: events, an error as a sentence, and nothing half-written when it is stopped."""
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from fake_cards import comparison
@@ -21,7 +20,7 @@ from reverie.results.checkpoint import FILE_NAME, Progress, load_checkpoint
 from reverie.results.run import CARD_NAME
 from reverie.train import checkpoint, worker
 from reverie.train.run import train
-from reverie.train.worker import Event, finished
+from reverie.train.worker import finished
 
 
 @pytest.fixture(autouse=True)
@@ -32,19 +31,19 @@ def _own_signals() -> Iterator[None]:
     signal.signal(signal.SIGTERM, before)
 
 
-@pytest.fixture
-def job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    return write_job(tmp_path, monkeypatch, tiny_recipe())
+class Told(list[Any]):
+    """A connection, which keeps what is sent."""
+
+    send = list.append
 
 
-def write_job(folder: Path, monkeypatch: pytest.MonkeyPatch, recipe: Recipe) -> Path:
-    """The job as the only argument; returns the folder of its run."""
-    path, out = folder / "job.json", folder / "run"
-    path.write_text(
-        json.dumps({"recipe": recipe.model_dump(mode="json"), "out": str(out), "device": "cpu"}), encoding="utf-8"
-    )
-    monkeypatch.setattr(sys, "argv", ["worker", str(path)])
-    return out
+def run(recipe: Recipe, out: Path, interval_s: float = -1.0, device: str = "cpu") -> Told:
+    told = Told()
+    try:
+        worker.work(recipe, out, device, cast(Any, told), interval_s)
+    except SystemExit as ended:
+        told.append(ended.code)
+    return told
 
 
 def stop(progress: Progress, loss: float) -> None:
@@ -52,72 +51,56 @@ def stop(progress: Progress, loss: float) -> None:
         raise InterruptedError
 
 
-def events(capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-
-
-def test_it_trains_and_tells_every_step(job: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(worker, "EVENT_INTERVAL_S", -1.0)
-    worker.main()
-    told = [Event(**event) for event in events(capsys)]
+def test_it_trains_and_tells_every_step(tmp_path: Path):
+    told = run(tiny_recipe(), tmp_path)
     assert [event.step for event in told] == [1, 2, 3, 4, 5, 6]
     assert {event.steps for event in told} == {6}
     assert [event.tokens for event in told] == [step * 8 * 16 for step in range(1, 7)]
     assert [event.accuracy is None for event in told] == [True, True, False, False, False, False]
-    card = finished(tiny_recipe(), job)
+    card = finished(tiny_recipe(), tmp_path)
     assert card is not None
     assert told[-1].accuracy == pytest.approx(card.score["question_accuracy"], rel=1e-4)
 
 
-def test_the_device_is_that_of_the_job(job: Path, monkeypatch: pytest.MonkeyPatch):
-    content, devices = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8")), []
-    monkeypatch.setattr(worker, "train", lambda *_, device, **__: devices.append(device))
+def test_the_device_is_passed_on_and_what_is_printed_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    devices: list[str] = []
+
+    def fake(*_: object, device: str, **__: object) -> None:
+        devices.append(device)
+        print("MKL_VERBOSE")
+        print("a warning", file=sys.stderr)
+
+    monkeypatch.setattr(worker, "train", fake)
     for device in ("cpu", "cuda"):
-        Path(sys.argv[1]).write_text(json.dumps({**content, "device": device}), encoding="utf-8")
-        worker.main()
+        assert run(tiny_recipe(), tmp_path, device=device) == []
     assert devices == ["cpu", "cuda"]
+    assert capfd.readouterr() == ("", "")
 
 
-def test_events_are_rare_but_for_the_last(
-    job: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(worker, "EVENT_INTERVAL_S", 1000.0)
-    monkeypatch.setattr(worker.time, "monotonic", lambda: 5000.0)
-    worker.main()
-    assert [event["step"] for event in events(capsys)] == [1, 6]
+def test_events_are_rare_but_for_the_last(tmp_path: Path):
+    assert [event.step for event in run(tiny_recipe(), tmp_path, interval_s=1e9)] == [6]
 
 
-def test_it_goes_on_with_a_run_that_broke_off(job: Path, capsys: pytest.CaptureFixture[str]):
+def test_it_goes_on_with_a_run_that_broke_off(tmp_path: Path):
     with pytest.raises(InterruptedError):
-        train(tiny_recipe(), job, report=stop)
-    worker.main()
-    assert events(capsys)[0]["step"] == 5  # behind the checkpoint of step 4
-    assert finished(tiny_recipe(), job) is not None
+        train(tiny_recipe(), tmp_path, report=stop)
+    assert run(tiny_recipe(), tmp_path)[0].step == 5  # after the checkpoint of step 4
+    assert finished(tiny_recipe(), tmp_path) is not None
 
 
-def test_an_error_is_an_event_and_exit_code_2(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-):
-    write_job(tmp_path, monkeypatch, tiny_recipe(optim={"muon_lr": 1e38, "adamw_lr": 1e38}))
-    with pytest.raises(SystemExit) as caught:
-        worker.main()
-    assert caught.value.code == 2
-    assert events(capsys)[-1]["error"].startswith("training diverged at step ")
+def test_an_error_is_a_sentence_and_exit_code_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    *_, sentence, code = run(tiny_recipe(optim={"muon_lr": 1e38, "adamw_lr": 1e38}), tmp_path)
+    assert sentence.startswith("training diverged at step ")
+    assert code == 2
+    monkeypatch.setattr(worker, "train", lambda *_, **__: {}["x"])
+    assert run(tiny_recipe(), tmp_path) == ["its process ended (KeyError: 'x')", 2]
 
 
-@pytest.mark.parametrize(
-    ("number", "sentence"),
-    [
-        (signal.SIGTERM, "stopped after step 4 of 6 (SIGTERM), saved"),
-        (signal.SIGINT, "stopped after step 4 of 6 (Ctrl-C), saved"),
-    ],
-)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_it_finishes_its_step_and_goes_on_when_it_is_called_again(
-    job: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    number: signal.Signals,
-    sentence: str,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ):
     """Here in the middle of writing a checkpoint."""
     save, calls = checkpoint.save_file, []
@@ -129,30 +112,24 @@ def test_stopped_it_finishes_its_step_and_goes_on_when_it_is_called_again(
         save(tensors, path, **arguments)
 
     monkeypatch.setattr(checkpoint, "save_file", stopped_halfway)
-    with pytest.raises(SystemExit) as caught:
-        worker.main()
-    assert caught.value.code == 128 + number
-    assert capsys.readouterr().err == sentence + "\n"
-    assert sorted(os.listdir(job)) == [FILE_NAME, "tensorboard"]
-    assert load_checkpoint(job / FILE_NAME).progress.step == 4
-    worker.main()
-    assert events(capsys)[0]["step"] == 5
-    assert finished(tiny_recipe(), job) is not None
+    assert run(tiny_recipe(), tmp_path)[-1] == 128 + number
+    assert sorted(os.listdir(tmp_path)) == [FILE_NAME, "tensorboard"]
+    assert load_checkpoint(tmp_path / FILE_NAME).progress.step == 4
+    assert run(tiny_recipe(), tmp_path)[0].step == 5
+    assert finished(tiny_recipe(), tmp_path) is not None
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_before_its_first_step_it_leaves_nothing(
-    job: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ):
     def stopped_halfway(tensors: Any, path: Path, **arguments: Any) -> None:
         path.write_bytes(b"half")
         os.kill(os.getpid(), number)
 
     monkeypatch.setattr(checkpoint, "save_file", stopped_halfway)
-    with pytest.raises(SystemExit) as caught:
-        worker.main()
-    assert caught.value.code == 128 + number
-    assert os.listdir(job) == []
+    assert run(tiny_recipe(), tmp_path) == [128 + number]
+    assert os.listdir(tmp_path) == []
 
 
 # -- what counts as finished
@@ -186,3 +163,15 @@ def test_a_card_of_another_kind_or_version_is_refused(tmp_path: Path):
     save_card(comparison().runs[0], tmp_path / CARD_NAME)  # its recipe is none of ours
     with pytest.raises(UserError, match="holds a run with other settings"):
         finished(tiny_recipe(), tmp_path)
+
+
+@pytest.mark.slow
+def test_what_is_set_for_a_child_is_not_left_in_our_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    before = dict(os.environ)
+    with worker.child(tiny_recipe(), tmp_path) as (process, _):
+        assert dict(os.environ) == before
+        process.kill()

@@ -5,8 +5,6 @@ block stands in attention's place: the gated delta rule, with a convolution on v
 text may have any length, in training too, and come in any pieces: the result is that of one call.
 """
 
-from __future__ import annotations
-
 import math
 from inspect import unwrap
 from typing import Any
@@ -43,7 +41,7 @@ from reverie import ops
 from reverie.errors import UserError
 from reverie.model.fused import normalise
 
-one_pass = unwrap(Qwen2Model.forward)
+qwen2_forward = unwrap(Qwen2Model.forward)
 LAYER_TYPES = {"jet": "linear_attention", "attn": "full_attention", "swa": "sliding_attention"}
 """What config.json says, and what transformers calls it: caches and masks are made by these names."""
 MASKS = {
@@ -232,7 +230,7 @@ class JetNemotronModel(JetNemotronPreTrainedModel):
                 for kind in dict.fromkeys(types)
             }
         given = {"attention_mask": masks, "position_ids": position_ids, "use_cache": use_cache, **kwargs}
-        return one_pass(self, inputs_embeds=h, past_key_values=past_key_values, **given)
+        return qwen2_forward(self, inputs_embeds=h, past_key_values=past_key_values, **given)
 
 
 class JetNemotronForCausalLM(JetNemotronPreTrainedModel, GenerationMixin):

@@ -5,8 +5,6 @@ before and one after it. The gate that says how likely it is to stop after a ste
 is loaded and kept, and decides nothing: at the published threshold of 1 the output is the last step's.
 """
 
-from __future__ import annotations
-
 from inspect import unwrap
 from typing import Any
 
@@ -33,7 +31,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from reverie.errors import UserError
 
-one_pass = unwrap(Qwen2Model.forward)
+qwen2_forward = unwrap(Qwen2Model.forward)
 
 
 @strict
@@ -150,7 +148,7 @@ class OuroModel(OuroPreTrainedModel):
                 while len(cache.layers) < (step + 1) * len(self.layers):  # `generate` makes one layer of cache a block
                     cache.layers.extend(DynamicCache(config=self.config).layers)
                 cache = StepCache(cache, step * len(self.layers))
-            h = one_pass(self, inputs_embeds=h, past_key_values=cache, **given).last_hidden_state
+            h = qwen2_forward(self, inputs_embeds=h, past_key_values=cache, **given).last_hidden_state
         return BaseModelOutputWithPast(last_hidden_state=h, past_key_values=past_key_values if use_cache else None)
 
 

@@ -5,8 +5,6 @@ LlamaForCausalLM, bit for bit as by transformers, in a tenth of the time and wit
 that transformers makes of the file would not split digits from the spaces before them: the exact one is taken.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

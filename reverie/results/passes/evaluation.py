@@ -1,7 +1,5 @@
 """Any N at sleep time: trained models evaluated at several numbers of sleep passes, and with adaptive sleep."""
 
-from __future__ import annotations
-
 import contextlib
 import sys
 import time

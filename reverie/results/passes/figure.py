@@ -1,7 +1,5 @@
 """The figure of a passes card, from the card alone: accuracy over N, and over the passes that adaptive sleep spends."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Numbers on a text that is read: changes of the fast weights by window and pass, and answers after each window."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean

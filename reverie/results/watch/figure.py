@@ -1,7 +1,5 @@
 """The figure of what was watched, from the numbers alone."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Any

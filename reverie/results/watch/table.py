@@ -1,7 +1,5 @@
 """The table of what was watched, for the terminal."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from statistics import fmean
 

@@ -1,7 +1,5 @@
 """Checking a file of GSM-Infinite problems, ours or the benchmark's, with the solver."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import zlib

@@ -1,7 +1,5 @@
 """`Core`: a problem in numbers, without text. Its quantities, a fact for each, and which of them the answer needs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple

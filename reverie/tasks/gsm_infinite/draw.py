@@ -5,8 +5,6 @@ exact by construction. Quantities that are not needed then get facts of the same
 `random.Random`, and no set of strings is iterated over, so a seed determines a problem.
 """
 
-from __future__ import annotations
-
 from math import exp
 from random import Random
 

@@ -122,9 +122,7 @@ def draw_problem(
             to it.
     """
     rng = Random(((seed * 2 + (split == "test")) << 128) | (step << 64) | index)
-    if (
-        len(kinds := list(product(config.levels, config.modes))) > 1
-    ):  # drawn before the first try, else those that fit easily would prevail
+    if len(kinds := list(product(config.levels, config.modes))) > 1:  # before any try: what fits easily would prevail
         level, mode = rng.choice(kinds)
         config = config.model_copy(update={"levels": (level,), "modes": (mode,)})
     shortest, misfits = None, 0

@@ -1,7 +1,5 @@
 """Padding: facts about other places, computed from core quantities, that no fact of the core uses."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from random import Random
 

@@ -3,8 +3,6 @@
 It shares nothing with the generator, so that it can check what that makes.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Worked solutions: one entry for every needed quantity, in dependency order."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from operator import add, mul, sub
 from random import Random

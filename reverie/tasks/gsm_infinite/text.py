@@ -4,8 +4,6 @@ A sentence is a list of pieces. Each begins with the space before a word, so tha
 of the text; and there are few different pieces, so that their tokens can be cached.
 """
 
-from __future__ import annotations
-
 from reverie.tasks.gsm_infinite.core import Core, Fact, Quantity
 from reverie.tasks.gsm_infinite.worlds import World
 

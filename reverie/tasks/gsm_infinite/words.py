@@ -3,8 +3,6 @@
 Names and fixed phrases are one token each and numbers are digits, so a fact takes about ten tokens instead of thirty.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterable
 from functools import lru_cache

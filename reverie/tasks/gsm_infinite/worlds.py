@@ -5,8 +5,6 @@ place group and all its types from one type group. Padding has places and types 
 padding place is a core place. No name contains a comma, a period or a digit.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
