@@ -2,6 +2,7 @@
 
 from rich.text import Text
 
+from reverie.errors import UserError
 from reverie.recipe import Recipe, list_recipes
 
 WINDOW_STYLES = ("cyan", "magenta", "blue", "yellow")
@@ -9,8 +10,14 @@ LABEL_STYLE = "bold green"
 
 
 def recipe_of_task(name: str) -> str:
-    """The smallest shipped recipe of a task: its nano, or the first one."""
+    """The smallest shipped recipe of a task: its nano, or the first one.
+
+    Raises:
+        UserError: no shipped recipe has this task.
+    """
     shipped = [recipe for recipe in list_recipes() if recipe.startswith(f"{name}/")]
+    if not shipped:
+        raise UserError(f"no shipped recipe has the task {name!r}: give a recipe file that has it")
     return min(shipped, key=lambda recipe: not recipe.endswith("/nano"))
 
 

@@ -115,9 +115,9 @@ class HybridLM(LanguageModel):
 
     def forward(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T vocab"]:
         """Logits of one forward pass over the whole text, without windows or sleep."""
-        embedded, empty = self.embed(tokens), State.empty(self.num_blocks)
-        more = {"embedded": embedded} if self.reads_embedded else {}
-        h, _ = self.blocks(embedded, empty, 0, self.num_blocks, span=tokens.shape[1], **more)
+        h, empty = self.embed(tokens), State.empty(self.num_blocks)
+        embedded = h if self.reads_embedded else None
+        h, _ = self.blocks(h, empty, 0, self.num_blocks, span=tokens.shape[1], embedded=embedded)
         return self.head(h)
 
 

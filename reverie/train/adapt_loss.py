@@ -63,12 +63,15 @@ def adapt_loss(
     windows, context = batch.tokens.shape[1] // sleep.window_size, None
     with _recorded(model) as inputs:
         if alone:
-            _run_to_last_layer(after, model, *(x.reshape(-1, sleep.window_size, *x.shape[2:]) for x in batch[1::-1]))
+            _run_to_last_layer(
+                after, model, *(x.reshape(-1, sleep.window_size, *x.shape[2:]) for x in (batch.states, batch.tokens))
+            )
         else:
             context = consolidate(after, after.input(batch.states, batch.tokens), Context.empty(after), config_after)
     keys = {i: _keys(model, i, calls, windows, len(batch.tokens)) for i, calls in inputs.items()}
     known = _competitors(model, [batch.tokens, *(part.targets for part in parts)], config, generator)
-    total, told = torch.zeros(()), dict.fromkeys(("answer", "end", "address", "found", "distillation"), 0.0)
+    total = torch.zeros(())
+    told: dict[str, float] = dict.fromkeys(("answer", "end", "address", "found", "distillation"), 0.0)
 
     def add(name: str, value: Tensor, weight: float) -> Tensor:
         told[name] += float(value.detach()) / count

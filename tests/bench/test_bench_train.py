@@ -53,8 +53,10 @@ def test_a_step_of_ours_that_is_wrong_gets_no_time(monkeypatch: pytest.MonkeyPat
     right = bench_sides.take_step
 
     def uphill(schedule: Schedule, *rest: Any) -> Any:
-        rates = {"muon_lr": -10 * schedule.optim.muon_lr, "adamw_lr": -10 * schedule.optim.adamw_lr}
-        return right(replace(schedule, optim=schedule.optim.model_copy(update=rates)), *rest)
+        optim = schedule.optim
+        assert optim.muon_lr is not None
+        rates = {"muon_lr": -10 * optim.muon_lr, "adamw_lr": -10 * optim.adamw_lr}
+        return right(replace(schedule, optim=optim.model_copy(update=rates)), *rest)
 
     monkeypatch.setattr(bench_sides, "take_step", uphill)
     monkeypatch.setattr(train, "CURVE_STEPS", 8)

@@ -127,7 +127,7 @@ class Recorder(HybridLM):
         self.made: list[tuple[int, int, bool]] = []
 
     def blocks(
-        self, h: Tensor, state: State, start: int, stop: int, *, span: int, output: bool = True
+        self, h: Tensor, state: State, start: int, stop: int, *, span: int, output: bool = True, **_: Any
     ) -> tuple[Tensor, State]:
         self.made.append((start, stop, output))
         return h, state

@@ -117,7 +117,7 @@ def _differences(one: Recipe, other: Recipe) -> list[str]:
     if one.train.num_sleep_passes is not None:
         ignored.add("sleep.num_sleep_passes")  # training drew them
     sections = (recipe.model_dump(mode="json", exclude={"name"}) for recipe in (one, other))
-    a, b = ({f"{name}.{key}": x for name, table in of.items() for key, x in table.items()} for of in sections)
+    a, b = ({f"{name}.{key}": x for name, table in of.items() if table for key, x in table.items()} for of in sections)
     return sorted(key for key in (a.keys() | b.keys()) - ignored if a.get(key) != b.get(key))
 
 
