@@ -96,6 +96,7 @@ def test_a_run_that_was_killed_goes_on_to_the_same_curve(
     assert_same_run(tmp_path, undisturbed)
 
 
+@pytest.mark.slow
 def test_sigterm_finishes_the_step_and_saves(undisturbed: Path, base: Path, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         train(tiny_adapter(base), tmp_path, report=lambda progress, loss: os.kill(os.getpid(), signal.SIGTERM))
@@ -129,6 +130,7 @@ def test_losses_fall(base: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "start", [False, {"pages": 16, "read_out": ["state"], "query_tokens": 2}], ids=["none", "state"]
 )
+@pytest.mark.slow
 def test_other_starts_and_low_rank_updates(base: Path, tmp_path: Path, start: Any) -> None:
     pytest.importorskip("peft")
     model = {"lora_rank": 2, "lora_blocks": [[2, 3]]}
@@ -148,6 +150,7 @@ def score_of(model: Any, recipe: Recipe) -> Any:
     return evaluate(model.sleeping, recipe.task, recipe.sleep, recipe.train.eval_examples).score.summary()["by_depth"]
 
 
+@pytest.mark.slow
 def test_two_hops_with_looped_blocks(base: Path, tmp_path: Path) -> None:
     """Questions of the curriculum's depth alone, N = 2."""
     task = {"name": "hops", "window_tokens": 48}
