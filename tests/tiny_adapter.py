@@ -13,9 +13,9 @@ from reverie.recipe import Recipe, changed, load_recipe
 W = 48  # tokens of a window
 
 
-def tiny_base(folder: Path, **changes: Any) -> Path:
+def tiny_base(folder: Path, kind: str = "llama", **changes: Any) -> Path:
     """With SmolLM2's vocabulary."""
-    tiny("llama", dtype=torch.float32, vocab_size=49152, num_hidden_layers=3, **changes).save_pretrained(folder)
+    tiny(kind, dtype=torch.float32, vocab_size=49152, num_hidden_layers=3, **changes).save_pretrained(folder)
     return folder
 
 

@@ -93,6 +93,11 @@ class PretrainedLM(DecoderBlocks, LanguageModel):  # pyright: ignore[reportIncom
 
     def head(self, h: Tensor) -> Tensor:
         """Logits, by all that the model does after its last block."""
-        flat = h.reshape(1, -1, h.shape[-1])
-        end = Finished(super().head(flat))
-        return self.lm(inputs_embeds=flat, past_key_values=end, use_cache=True).logits.reshape(*h.shape[:-1], -1)
+        return self.unembed(super().head(h))
+
+    def unembed(self, final: Tensor) -> Tensor:
+        """Logits of h after the final norm: the head's, scaled and capped as the model does it."""
+        h = final.reshape(1, -1, final.shape[-1])
+        return self.lm(inputs_embeds=h, past_key_values=Finished(h), use_cache=True).logits.reshape(
+            *final.shape[:-1], -1
+        )

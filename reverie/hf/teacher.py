@@ -21,9 +21,9 @@ class Teacher:
     """A pretrained model as it was published."""
 
     def __init__(self, name: str) -> None:
-        lm = load_base(name)
+        lm = load_base(name, dtype=torch.float32)
         install(lm)
-        self.model = PretrainedLM(lm.float())
+        self.model = PretrainedLM(lm)
         self.digest = f"teacher {weights_digest(lm.state_dict())}"
 
     @torch.no_grad()

@@ -53,10 +53,10 @@ class LossConfig(BaseModel):
     distillation: float = Field(
         default=0.0, ge=0, description="KL divergence from the untouched model with the page in its context"
     )
-    sampled_vocabulary: int | None = Field(
+    sampled_vocabulary: int = Field(
         default=3000,
-        ge=1,
-        description="random tokens that answers compete with, beside those of the texts; null: all there are",
+        ge=0,
+        description="random tokens that answers compete with, beside those of the texts; 0: all there are",
     )
 
 

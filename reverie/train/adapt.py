@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -34,7 +34,7 @@ from reverie.sleep import Context, wake
 from reverie.tasks import Score
 from reverie.tasks.plain_text import plain_windows
 from reverie.tasks.reading import ReadingTask
-from reverie.train.adapt_loss import PlainText, adapt_loss
+from reverie.train.adapt_loss import PlainText, adapt_loss, has_plain_head
 from reverie.train.data import KILLED
 from reverie.train.distributed import ParallelModel, Processes, whole
 from reverie.train.schedule import Schedule
@@ -78,6 +78,11 @@ class Adaptation:
         self.recipe, self.config, self.task, self.model = recipe, recipe.adapt, recipe.task, model
         self.processes = processes
         self.told: dict[str, float] = {}  # parts of the newest loss
+        if self.config.loss.sampled_vocabulary and not has_plain_head(model):
+            raise UserError(
+                f"adapt.loss.sampled_vocabulary must be 0 for {recipe.model.pretrained}: "  # pyright: ignore[reportAttributeAccessIssue]
+                "its logits are more than products with the rows of its head"
+            )
         choose_trainable(model, self.config)
         self.first = frozen_blocks(model, recipe.sleep)
         beginning = _beginning(recipe, model, self.first)
@@ -181,10 +186,10 @@ class Adaptation:
     def plain_loss(self) -> dict[str, float]:
         """Mean loss on held-out plain text, in nats a token, of the untouched model and of this one."""
         text, targets = self._held_out, self._held_out.tokens[:, 1:].flatten()
-        after, head = AfterFrozen(self.model, self.first), cast(Any, self.model.lm.get_output_embeddings())
+        after = AfterFrozen(self.model, self.first)
         x = after.input(text.states, text.tokens)
         h, _ = wake(after, x, Context.empty(after), after.config(self.recipe.sleep))
-        logits = {"untouched": head(text.final.to(h.dtype)), "adapted": self.model.head(h)}
+        logits = {"untouched": self.model.unembed(text.final.to(h.dtype)), "adapted": self.model.head(h)}
         return {
             name: nn.functional.cross_entropy(x[:, :-1].flatten(0, 1).float(), targets).item()
             for name, x in logits.items()

@@ -178,7 +178,7 @@ def _competitors(
     model: PretrainedLM, texts: list[Tensor], config: LossConfig, generator: torch.Generator
 ) -> Tensor | None:
     """Ids that answers are told apart from, in ascending order; None: all."""
-    if config.sampled_vocabulary is None:
+    if not config.sampled_vocabulary:
         return None
     vocab_size = len(_head(model).weight)
     some = torch.randint(vocab_size, (config.sampled_vocabulary,), generator=generator)
@@ -192,15 +192,20 @@ def _index(known: Tensor | None, ids: Tensor) -> Tensor:
 
 def _logits(model: PretrainedLM, h: Float[Tensor, "... D"], known: Tensor | None) -> Tensor:
     """Logits of h after the last block, for these ids."""
-    if known is None:
-        return model.head(h).float()
     return _of_final(model, sleeping_decoder(model.lm).sleeping.head(h), known)
 
 
 def _of_final(model: PretrainedLM, final: Tensor, known: Tensor | None) -> Tensor:
     """Logits of h after the final norm, for these ids."""
-    head = _head(model)
-    return F.linear(final, head.weight if known is None else head.weight[known]).float()
+    return (model.unembed(final) if known is None else F.linear(final, _head(model).weight[known])).float()
+
+
+def has_plain_head(model: PretrainedLM) -> bool:
+    """True if logits are products with the head's rows, without a bias, scale or cap: then some can be had alone."""
+    weight = _head(model).weight
+    probe = torch.randn(4, weight.shape[1], generator=torch.Generator().manual_seed(0)).to(weight)
+    with torch.no_grad():
+        return torch.allclose(model.unembed(100 * probe), F.linear(100 * probe, weight), rtol=1e-2, atol=1e-2)
 
 
 def _head(model: PretrainedLM) -> Any:

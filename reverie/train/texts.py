@@ -149,7 +149,6 @@ def side_by_side(asked: Sequence[Asked]) -> QuestionBatch:
             ends.append(j == len(one.question.words))
             sources.append(-100 if one.source is None or ends[-1] else one.source + j)
     rows = torch.tensor([one.row for one in asked])
-    taught = [one.taught for one in asked if one.taught is not None]
     return QuestionBatch(
         tokens,
         states,
@@ -158,5 +157,5 @@ def side_by_side(asked: Sequence[Asked]) -> QuestionBatch:
         torch.tensor(targets),
         torch.tensor(ends),
         torch.tensor(sources),
-        torch.cat(taught) if taught else None,
+        None if asked[0].taught is None else torch.cat([one.taught for one in asked]),  # pyright: ignore[reportArgumentType]
     )

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from fake_benchmark import PEAK, Parts, clock, one_round
 from test_bench_sides import TINY
+from torch.optim import Optimizer
 
 from reverie.bench import sides as bench_sides
 from reverie.bench import train
@@ -17,6 +17,7 @@ from reverie.bench.card import number
 from reverie.bench.sides import OURS, WINDOW, OurSide, Shape, Side, recipe_of
 from reverie.bench.train import COMPILED, measure
 from reverie.errors import UserError
+from reverie.model import LanguageModel
 from reverie.recipe import Recipe
 from reverie.tasks import Batch
 from reverie.train.schedule import Schedule
@@ -52,11 +53,10 @@ def test_a_step_of_ours_that_is_wrong_gets_no_time(monkeypatch: pytest.MonkeyPat
     """It runs uphill; what transformers' models do is right."""
     right = bench_sides.take_step
 
-    def uphill(schedule: Schedule, *rest: Any) -> Any:
-        optim = schedule.optim
-        assert optim.muon_lr is not None
-        rates = {"muon_lr": -10 * optim.muon_lr, "adamw_lr": -10 * optim.adamw_lr}
-        return right(replace(schedule, optim=optim.model_copy(update=rates)), *rest)
+    def uphill(schedule: Schedule, model: LanguageModel, optimizers: list[Optimizer], *rest: Any) -> Any:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["peak"] = -10 * group.setdefault("right", group["peak"])
+        return right(schedule, model, optimizers, *rest)
 
     monkeypatch.setattr(bench_sides, "take_step", uphill)
     monkeypatch.setattr(train, "CURVE_STEPS", 8)

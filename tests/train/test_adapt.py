@@ -169,6 +169,9 @@ def test_two_hops_with_looped_blocks(base: Path, tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(base: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="trained_blocks has \\[2, 4\\], but the model has 3 blocks"):
         train(tiny_adapter(base, adapt={"trained_blocks": [[2, 4]]}), tmp_path / "a")
+    scaled = tiny_base(tmp_path / "granite", "granite", logits_scaling=7.0)
+    with pytest.raises(UserError, match="sampled_vocabulary must be 0 for "):
+        train(tiny_adapter(scaled), tmp_path / "d")
     with pytest.raises(UserError, match="trained on the CPU"):
         train(tiny_adapter(base), tmp_path / "b", device="cuda")
     with pytest.raises(UserError, match=r"text\.txt"):
@@ -182,7 +185,7 @@ def _train_together(processes: Processes, recipe: Recipe, out: Path) -> Any:
 @pytest.mark.slow
 def test_two_processes_agree(base: Path, tmp_path: Path) -> None:
     """On what they found; without sampling, which each does for itself, the curve is that of one."""
-    loss = {"plain_text": 0.0, "sampled_vocabulary": None, "address_alone": 0.4}
+    loss = {"plain_text": 0.0, "sampled_vocabulary": 0, "address_alone": 0.4}
     recipe = tiny_adapter(base, adapt={"loss": loss})
     ours, theirs = together(2, _train_together, recipe, tmp_path / "two")
     assert ours == theirs

@@ -93,7 +93,7 @@ def gradients(recipe: Recipe, processes: Processes, batch: Callable[[Recipe, ran
     """Of one step, its loss, and what was measured of its passes."""
     model = awake(recipe)
     parallel = ParallelModel(model, "cpu", processes)
-    optimizers: list[torch.optim.Optimizer] = [Kept(model.parameters(), lr=0.0) for _ in range(2)]
+    optimizers: list[torch.optim.Optimizer] = [Kept([{"params": model.parameters(), "peak": 0.0}], lr=0.0)]
     own = batch(recipe, processes.share(recipe.train.batch_size))
     step = take_step(Schedule.of(recipe), model, optimizers, 0, own, parallel, watch=True)
     assert step.passes is not None
