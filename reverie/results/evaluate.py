@@ -58,7 +58,8 @@ def evaluate(
             return FedPage.of(task.pages("test", 0, 0, range(example, example + 1))[0], device)
 
         later = [page((i + 1) % num_examples) for i in own] if generate and num_examples > 1 else []
-        return Evaluation(examine_pages(model, task, sleep, [page(i) for i in own], later))
+        found, passes = examine_pages(model, task, sleep, [page(i) for i in own], later)
+        return Evaluation(found, len(own) * task.text_tokens // sleep.window_size, passes)
     total = Evaluation()
     size = min(max(BATCH_TOKENS // task.sequence_length, 1), LARGEST_BATCH)
     for first in range(size * share[0], num_examples, size * share[1]):

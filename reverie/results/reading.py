@@ -89,14 +89,15 @@ class ReadingScore(Score):
 @torch.no_grad()
 def examine_pages(
     model: SleepingModel, task: ReadingTask, sleep: SleepConfig, pages: Sequence[FedPage], later: Sequence[FedPage] = ()
-) -> ReadingScore:
-    """Sleep over each page, then ask its questions from its memory and from an empty one.
+) -> tuple[ReadingScore, int]:
+    """Sleep over each page, then ask its questions from its memory and from an empty one; the score, and how many
+    passes the pages took.
 
     Args:
         later: for each page another one. Questions are asked again after that was read too, if it does not say anything
             about the same, and if they have no depth of their own: those may hang on more facts than one.
     """
-    total = ReadingScore(later=bool(later))
+    total, passes = ReadingScore(later=bool(later)), 0
     for first in range(0, len(pages), _PAGES):
         some, next_ones = pages[first : first + _PAGES], later[first : first + _PAGES]
         context = consolidate(model, torch.stack([fed.text for fed in some]), Context.empty(model), sleep)
@@ -104,7 +105,8 @@ def examine_pages(
         if next_ones:
             others = consolidate(model, torch.stack([fed.text for fed in next_ones]), context, sleep)
         total = total + _examine(model, task, sleep, some, next_ones, context, others)
-    return total
+        passes += int(torch.as_tensor(context.passes).expand(len(some)).sum())
+    return total, passes
 
 
 def _examine(

@@ -180,7 +180,7 @@ class Adaptation:
                 after.input(x[None], torch.tensor(ids)[None])[0] for x, ids in zip((states, *asked), texts, strict=True)
             ]
             fed.append(FedPage(page, inputs[0], tuple(inputs[1:])))
-        return examine_pages(after, self.task, after.config(self.recipe.sleep), fed)
+        return examine_pages(after, self.task, after.config(self.recipe.sleep), fed)[0]
 
     @torch.no_grad()
     def plain_loss(self) -> dict[str, float]:

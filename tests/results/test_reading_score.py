@@ -108,7 +108,7 @@ def counted(model: HybridLM, pages: list[TokenPage], task: ReadingTask) -> tuple
 def test_counts_are_those_of_a_plain_loop(model: HybridLM, count: int) -> None:
     pages, task = some_pages(model, count), Pages()
     later = [*pages[1:], pages[0]]
-    score = examine_pages(model, task, SLEEP, *([FedPage.of(page) for page in some] for some in (pages, later)))
+    score, passes = examine_pages(model, task, SLEEP, *([FedPage.of(page) for page in some] for some in (pages, later)))
     wanted, loss = counted(model, pages, task)
     assert {name: Counter(kind._asdict()) for name, kind in score.by_kind.items()} == wanted
     assert score.total.loss_sum == pytest.approx(loss, rel=1e-5)
@@ -125,6 +125,8 @@ def test_counts_are_those_of_a_plain_loop(model: HybridLM, count: int) -> None:
     depths = Counter(task.depth_of(q) for page in pages for q in page.questions if q.kind != "too long")
     assert by_depth == depths
     assert score.examples == count
+    assert passes == count * W * SLEEP.num_sleep_passes
+    assert evaluate(model, Pages(made=pages), SLEEP, count).mean_passes == SLEEP.num_sleep_passes
 
 
 def test_embeddings_say_the_same_as_tokens(model: HybridLM) -> None:
@@ -154,5 +156,5 @@ def test_processes_share_the_pages_out(model: HybridLM) -> None:
 
 def test_pages_without_a_question_count_for_nothing(model: HybridLM) -> None:
     (page,) = some_pages(model, 1)
-    score = examine_pages(model, Pages(), SLEEP, [FedPage.of(page._replace(questions=page.questions[-1:]))])
+    score, _ = examine_pages(model, Pages(), SLEEP, [FedPage.of(page._replace(questions=page.questions[-1:]))])
     assert (score.examples, score.total.questions) == (0, 0)
