@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from reverie.cli.hf import quiet_transformers
-from reverie.cli.options import AsJson, Device, Overrides
+from reverie.cli.options import AsJson, Device, Overrides, device_named
 from reverie.cli.train import train_command
 from reverie.errors import UserError
 
@@ -36,13 +36,16 @@ def adapt_command(
 ) -> None:
     """Teach a pretrained model to remember what it reads; leaves an adapter, checkpoint, curves and a card.
 
-    A recipe is underneath, notes/smollm2 or hops/smollm2, which --set changes.
+    A recipe is underneath, notes/smollm2 or hops/smollm2, which --set changes. Products are in bfloat16 where that is
+    fast.
     """
+    from reverie.train.precision import has_fast_bfloat16
     from reverie.train.run import ADAPTER
 
     quiet_transformers()
     parts = [_part(one) for one in data]
     settings = {} if model == "smollm2" else _settings(model)
+    settings["train.dtype"] = "bfloat16" if has_fast_bfloat16(device_named(device)) else "float32"
     task = (
         parts[0][1] if len(parts) == 1 else {"name": "mixture", "parts": [{"weight": w, "task": t} for w, t in parts]}
     )

@@ -59,8 +59,14 @@ def train_command(
             [recipe, *options], nproc, folder, where, batch_size=resolved.train.batch_size, max_restarts=max_restarts
         )
     from reverie.train.distributed import joined
+    from reverie.train.precision import has_fast_bfloat16
     from reverie.train.run import train
     from reverie.train.worker import Event
+
+    if resolved.train.dtype == "bfloat16" and not has_fast_bfloat16(where) and is_first():
+        typer.echo(
+            "slow: this processor has no products of bfloat16; train.dtype=float32 is many times as fast", err=True
+        )
 
     resumable = interruptible(f"the same command with --resume goes on from the last checkpoint in {folder}")
     with resumable, joined(how, where) as (processes, own_device), RunDisplay(err_console) as display:

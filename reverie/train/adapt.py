@@ -90,7 +90,8 @@ class Adaptation:
         self.pool = PagePool(beginning, self.task, "train", recipe.train.seed, teacher)
         self._test = PagePool(beginning, self.task, "test", 0)
         windows = plain_windows(self.config.plain_text, self.task.tokenizer, self.task.window_tokens)
-        self._plain = self._untouched(beginning, windows[:-_HELD_OUT][:_PLAIN_WINDOWS])
+        needed = min(recipe.train.steps * self.config.plain_windows, _PLAIN_WINDOWS)
+        self._plain = self._untouched(beginning, windows[:-_HELD_OUT][:needed])
         self._held_out = self._untouched(beginning, windows[-_HELD_OUT:])
 
     @torch.no_grad()

@@ -32,6 +32,7 @@ from reverie.train.data import KILLED, ready_batches
 from reverie.train.distributed import ALONE, ParallelModel, Processes, check_batch
 from reverie.train.graphed import GraphedSteps, check_graphable
 from reverie.train.optim import build_optimizers
+from reverie.train.precision import float32_products
 from reverie.train.schedule import Schedule
 from reverie.train.step import EagerSteps, Step, not_finite
 from reverie.train.time_limit import TimeLimit
@@ -79,7 +80,7 @@ def train(
     recipe.task.batch("test", 0, 0, range(len(recipe.task.depths())))
     with (
         run_lock(out) if processes.is_first else contextlib.nullcontext(),
-        _float32_products(recipe.train.dtype, device),
+        float32_products(recipe.train.dtype, device),
     ):
         run = _Run(recipe, out, device, report, processes, limit)
         run.begin(resume)
@@ -334,15 +335,3 @@ def _take_weights(run: Path, recipe: Recipe, model: LanguageModel) -> None:
             f"train.init_from is {run}, whose model is not the one of this recipe: their [model] must agree"
         )
     checkpoint.restore_model(model)
-
-
-@contextlib.contextmanager
-def _float32_products(dtype: str, device: torch.device | str) -> Iterator[None]:
-    """Let a GPU compute float32 products in TF32 where most products are in bfloat16, which is less precise still."""
-    before = torch.get_float32_matmul_precision()
-    if dtype == "bfloat16" and torch.device(device).type == "cuda":
-        torch.set_float32_matmul_precision("high")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)

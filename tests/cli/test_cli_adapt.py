@@ -124,3 +124,19 @@ def test_the_recipes_it_builds_on() -> None:
         assert load_recipe(name).adapt is not None
     with pytest.raises(UserError, match="trained_blocks"):
         load_recipe("notes/smollm2", ["adapt.trained_blocks=[[2, 2]]"])
+
+
+@pytest.mark.slow
+def test_smollm2_remembers_after_a_few_minutes(reverie: Reverie) -> None:
+    """Names and values that no training has seen (40 % where this was measured); and nothing of it without a memory."""
+    few = {"train.steps": 80, "train.eval_every": 80, "train.eval_examples": 6, "adapt.pool": 64}
+    few |= {"adapt.pages": [1, 1], "adapt.plain_windows": 1, "adapt.loss.address_alone": 0.3}
+    card = the_json(
+        reverie("adapt", "smollm2", "--data=notes", "--out=run", "--json", *(f"--set={k}={v}" for k, v in few.items()))
+    )
+    kinds = {name: kind for name, kind in card["score"]["by_kind"].items() if not name.startswith("unknown")}
+    assert kinds["names"]["right"] > 0.2
+    assert sum(kind["right_when_empty"] * kind["questions"] for kind in kinds.values()) <= 0.02 * sum(
+        kind["questions"] for kind in kinds.values()
+    )
+    assert card["score"]["plain_text_loss"]["adapted"] < 1.03 * card["score"]["plain_text_loss"]["untouched"]
