@@ -14,8 +14,7 @@ from found import Found, apart, failed
 from torch import Tensor
 
 from reverie.errors import UserError
-from reverie.model.fast_weights import RULES
-from reverie.ops import BACKENDS
+from reverie.ops import BACKENDS, RULES, run_rule
 
 # TF32 products are off by some 3e-4 and those of bfloat16 by some 3e-3; gradients take several in a row. A token that
 # is lost, or a decay taken twice, is off by 1e-1.
@@ -128,7 +127,7 @@ def draw(sizes: Sizes, case: Case, dtype: torch.dtype, device: torch.device, ran
 def outcome(rule: str, inputs: Inputs, slopes: list[Tensor], case: Case, backend: str) -> dict[str, Tensor]:
     """o, S and the gradient of every input."""
     leaves: Any = {key: None if x is None else x.detach().clone().requires_grad_() for key, x in inputs.items()}
-    o, S = RULES[rule](**leaves, backend=backend)
+    o, S = run_rule(rule, **leaves, backend=backend)
     parts: dict[str, Any] = {"o": o, "S": S}
     seen = [(parts[name], slope) for name, slope in zip("oS", slopes, strict=True) if case.loss_of in (name, "both")]
     loss: Any = sum((part * slope.to(part.dtype)).sum() for part, slope in seen if part is not None)

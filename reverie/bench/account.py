@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 
+from reverie.errors import UserError
 from reverie.model import HybridConfig, HybridLM
 from reverie.model.config import BlockKind
 from reverie.sleep import SleepConfig
@@ -66,7 +67,13 @@ class Run(NamedTuple):
 
 
 def runs(work: Work) -> list[Run]:
-    """All runs of a step, in the order in which `rollout` makes them."""
+    """All runs of a step, in the order in which `rollout` makes them.
+
+    Raises:
+        UserError: the model has a mixer or an injection of which there is no account.
+    """
+    if others := set(work.model.layers) - {"attn", "gdn", "jet", "jet-only"} | {work.model.injection} - {"none"}:
+        raise UserError(f"there is no account of the operations of {min(others)}")
     blocks, fast = len(work.model.layers), [i for i, kind in enumerate(work.model.layers) if kind != "attn"]
     a, b = work.sleep.looped_blocks or (0, blocks)
     kept = max(fast, default=-1) + 1  # nothing after the last fast weights outlives the window

@@ -7,7 +7,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from reverie.errors import UserError
-from reverie.hf.add import insert_fast_weights, install
+from reverie.hf.add import insert_fast_weights, install, set_injection
 from reverie.hf.bases import check_name, load_base, loading
 from reverie.hf.causal_lm import PretrainedLM
 from reverie.hf.decoder import inserted_mixer, inserted_parameters
@@ -42,7 +42,8 @@ def pretrained_lm(config: PretrainedModelConfig, seed: int) -> PretrainedLM:
     if config.after:
         sizes: Any = {"fast_heads": config.fast_heads, "key_size": config.key_size, "value_size": config.value_size}
         sizes["value_embedding"] = config.value_embedding
-        insert_fast_weights(lm, config.after, config.kind, **sizes, seed=seed)
+        insert_fast_weights(lm, config.after, config.kind, **sizes, settings=config.settings, seed=seed)
+    set_injection(lm, config.injection)
     if config.lora_rank is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)

@@ -13,10 +13,10 @@ memory. (Others start linear attention in pretrained models likewise.)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache, wraps
 from types import MethodType
-from typing import Any, NamedTuple, TypeVar, cast, get_args
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -25,7 +25,7 @@ from transformers import PreTrainedModel
 
 from reverie.errors import UserError
 from reverie.hf.causal_lm import SleepingCausalLM
-from reverie.hf.decoder import INSERTED, InsertConfig, Kind, SleepingBlock, SleepingDecoder, sleeping_decoder
+from reverie.hf.decoder import INSERTED, InsertConfig, SleepingBlock, SleepingDecoder, sleeping_decoder
 from reverie.hf.decoders import block_kinds, check_decoder, decoder_of, final_norm
 from reverie.hf.reading import AWAKE
 from reverie.hf.save import origin_of
@@ -33,8 +33,10 @@ from reverie.model import ConvTail, HybridConfig, count_parameters
 from reverie.model.fast_weights import FastWeightMixer
 from reverie.model.fused import rms_norm
 from reverie.model.gated_deltanet import GatedDeltaNet
-from reverie.model.hybrid import MIXERS
+from reverie.model.injection import injection_named
 from reverie.model.jet import JetLayer
+from reverie.model.mixers import MIXERS, check_settings, mixer_kind
+from reverie.named import is_named
 from reverie.sleep import SleepConfig, plan
 from reverie.sleep.gradients import EXACT
 
@@ -42,11 +44,13 @@ Model = TypeVar("Model", bound=PreTrainedModel)
 Mixin = TypeVar("Mixin", bound=nn.Module)
 
 
-def add_sleep(model: Model, config: SleepConfig) -> Model:
+def add_sleep(model: Model, config: SleepConfig, *, injection: str | None = None) -> Model:
     """Make a causal language model of transformers sleep, in place. Called again, it changes how the model sleeps.
 
     Args:
         model: a decoder with fast weights of its own, or with inserted ones (`insert_fast_weights`).
+        injection: "none", "add", "gate" or module:Class, what passes from the second on read beside h; its parameters
+            become the model's. As it was if absent: none, at first.
 
     Returns `model`.
 
@@ -62,10 +66,29 @@ def add_sleep(model: Model, config: SleepConfig) -> Model:
         )
     plan(decoder.sleeping, config)
     attention = decoder.config._attn_implementation
-    if config.eviction == "sliding" and attention not in ("eager", "sdpa"):
-        raise UserError(f'eviction "sliding" needs attn_implementation "sdpa" or "eager", got "{attention}"')
+    for wanted, what in (
+        (config.eviction == "sliding", 'eviction "sliding"'),
+        (config.bidirectional_sleep, "bidirectional_sleep"),
+    ):
+        if wanted and attention not in ("eager", "sdpa"):
+            raise UserError(f'{what} needs attn_implementation "sdpa" or "eager", got "{attention}"')
+    if injection is not None:
+        set_injection(model, injection)
     decoder.sleep_config = config
     return model
+
+
+def set_injection(model: PreTrainedModel, name: str) -> None:
+    """Make passes of sleep read what this injection says. Raises UserError if there is none of this name."""
+    install(model)
+    decoder, made = sleeping_decoder(model), injection_named(name)
+    if name == decoder.injection_name:
+        return
+    weight = next(p for p in decoder.parameters() if p.is_floating_point())
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(0)
+        module = None if made is None else made(decoder.config.hidden_size).to(weight.device, weight.dtype)
+    decoder.sleep_injection, decoder.injection_name = module, name
 
 
 def install(model: PreTrainedModel) -> None:
@@ -85,6 +108,7 @@ def install(model: PreTrainedModel) -> None:
     decoder = _mix_in(stock, SleepingDecoder)
     decoder.final_norm = norm
     decoder.sleep_config, decoder.backward_config, decoder.inserted_configs = AWAKE, EXACT, ()
+    decoder.sleep_injection, decoder.injection_name = None, "none"
     sleeping = _mix_in(model, SleepingCausalLM)
     sleeping.origin = origin
     if checkpointing:
@@ -131,6 +155,7 @@ class InsertedMixer(nn.Module):
             vocab_size=2,  # of the sizes that a mixer does not read, any will do
             width=width,
             layers=(config.kind,),
+            mixers={config.kind: dict(config.settings)} if config.settings else {},
             mlp_width=1,
             num_heads=1,
             fast_heads=config.fast_heads,
@@ -143,12 +168,13 @@ class InsertedMixer(nn.Module):
         )
         self.norm_eps = norm_eps
         self.norm_weight = nn.Parameter(torch.ones(width))
-        self.mixer = MIXERS[config.kind](sizes)
+        self.mixer: Any = mixer_kind(config.kind).build(sizes, config.settings or {})
         for module in self.mixer.modules():
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
         nn.init.zeros_(self.mixer.out_proj.weight)
-        if self.mixer.value_embed is not None:
+        self.value_embed = getattr(self.mixer, "value_embed", None) is not None
+        if self.value_embed:
             nn.init.orthogonal_(self.mixer.value_embed.weight)  # so that every token's value is its own
             nn.init.zeros_(self.mixer.value_embed.bias)
 
@@ -157,20 +183,21 @@ class InsertedMixer(nn.Module):
     ) -> tuple[Tensor, Tensor, ConvTail]:
         """h [B, T, D], with what the layer adds; its fast weights and the convolution's tail, before and after."""
         x = rms_norm(h, self.norm_eps) * self.norm_weight
-        embedded = embedded if self.mixer.value_embed is None or embedded is None else embedded.to(h.device)
-        y, new_fast_weights, new_tail = self.mixer(x, fast_weights, tail, span=0, embedded=embedded)
+        more = {"embedded": embedded.to(h.device)} if self.value_embed and embedded is not None else {}
+        y, new_fast_weights, new_tail = self.mixer(x, fast_weights, tail, span=0, **more)
         return h + y.to(h.dtype), new_fast_weights, new_tail
 
 
 def insert_fast_weights(
     model: PreTrainedModel,
     after: Sequence[int] | None = None,
-    kind: Kind = "jet",
+    kind: str = "jet",
     *,
     fast_heads: int | None = None,
     key_size: int | None = None,
     value_size: int | None = None,
     value_embedding: bool = False,
+    settings: Mapping[str, Any] | None = None,
     seed: int = 0,
     layers: Sequence[int] | None = None,
     heads: int | None = None,
@@ -179,11 +206,13 @@ def insert_fast_weights(
 
     Args:
         after: indices of blocks, from 0.
+        kind: "jet", "gdn", or another mixer with fast weights, registered or named module:Class.
         fast_heads, key_size, value_size: of a new layer. If all are absent, it starts with queries, keys and values of
             the next block's attention. Of sizes that are given, the rest follows in Jet-Nemotron's proportions, and the
             layer starts at random.
         value_embedding: values come from the token's embedding too, not from the hidden state alone, which late in a
             deep model no longer knows its own token.
+        settings: of a mixer that has some.
         layers, heads: earlier names of `after` and `fast_heads`.
 
     Raises:
@@ -191,8 +220,7 @@ def insert_fast_weights(
     """
     after = list((layers if after is None else after) or [])
     fast_heads = heads if fast_heads is None else fast_heads
-    if kind not in get_args(Kind):
-        raise UserError(f"kind must be {' or '.join(get_args(Kind))}, got {kind}")
+    check_kind(kind, settings, value_embedding=value_embedding)
     for name, size in {"fast_heads": fast_heads, "key_size": key_size, "value_size": value_size}.items():
         if size is not None and size < 1:
             raise UserError(f"{name} must be at least 1, got {size}")
@@ -201,11 +229,12 @@ def insert_fast_weights(
     blocks = decoder.layers
     _check(model, len(blocks), decoder.sleeping.fast_weight_blocks, after)
     width = decoder.config.hidden_size
-    inherited = None if fast_heads or key_size or value_size else _inherited(blocks, after)
+    sized = fast_heads or key_size or value_size or kind not in ("jet", "gdn")
+    inherited = None if sized else _inherited(blocks, after)
     if inherited:
         (fast_heads, key_size), value_size = inherited[after[0]].q.shape[:2], inherited[after[0]].v.shape[1]
     config = _sizes(width, tuple(sorted(after)), kind, fast_heads, key_size, value_size)
-    config = config._replace(value_embedding=value_embedding)
+    config = config._replace(value_embedding=value_embedding, settings=settings)
     before = count_parameters(model)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
@@ -223,7 +252,7 @@ def insert_fast_weights(
 
 
 def _sizes(
-    width: int, after: tuple[int, ...], kind: Kind, fast_heads: int | None, key_size: int | None, value_size: int | None
+    width: int, after: tuple[int, ...], kind: str, fast_heads: int | None, key_size: int | None, value_size: int | None
 ) -> InsertConfig:
     """Sizes as in Jet-Nemotron 2B (width 1,536, 12 heads of 96 keys and 256 values) where they are not given.
 
@@ -232,6 +261,18 @@ def _sizes(
     fast_heads = fast_heads or max(round(width / 128), 1)
     key_size = key_size or max(round(0.75 * width / fast_heads), 1)
     return InsertConfig(after, kind, fast_heads, key_size, value_size or round(key_size * 8 / 3))
+
+
+def check_kind(kind: str, settings: Mapping[str, Any] | None = None, *, value_embedding: bool = False) -> None:
+    """Raise UserError unless this is a mixer with fast weights and these settings, which can follow a block."""
+    known = [name for name, one in MIXERS.items() if one.fast_weights and one.mlp]
+    if kind not in known and not is_named(kind):
+        raise UserError(f"kind must be {' or '.join(known)}, or module:Class, got {kind}")
+    if not mixer_kind(kind).fast_weights:
+        raise UserError(f"mixer {kind} has no fast weights, so nothing would outlive the window")
+    check_settings(kind, dict(settings or {}))
+    if value_embedding and kind not in ("jet", "gdn"):
+        raise UserError(f"value_embedding is for jet and gdn, and mixer {kind} does not read it")
 
 
 def _check(model: PreTrainedModel, num_blocks: int, taken: Sequence[int], after: Sequence[int]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float
@@ -23,24 +23,24 @@ from reverie.errors import UserError
 from reverie.hf.decoders import decoder_of
 from reverie.hf.reading import cache_for, read_batch, refuse_recording
 from reverie.hf.state import LayerCache, StateCache
-from reverie.model import ConvTail, State, Tokens
+from reverie.model import ConvTail, Injection, State, Tokens
 from reverie.sleep import SleepConfig
 from reverie.sleep.gradients import Backward
 
-INSERTED = "fast_weight_mixer"
-Kind = Literal["jet", "gdn"]
+INSERTED, INJECTION = "fast_weight_mixer", "sleep_injection"
 
 
 class InsertConfig(NamedTuple):
     """The layers that one call of `insert_fast_weights` inserted; sizes as in `HybridConfig`."""
 
     after: tuple[int, ...]  # indices of the blocks that such a layer follows
-    kind: Kind
+    kind: str  # of mixer
     fast_heads: int
     key_size: int
     value_size: int
     conv_size: int = 4
     value_embedding: bool = False
+    settings: Mapping[str, Any] | None = None  # of the mixer's own
 
 
 def inserted_mixer(layer: nn.Module) -> nn.Module | None:
@@ -49,13 +49,13 @@ def inserted_mixer(layer: nn.Module) -> nn.Module | None:
 
 
 def inserted_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of inserted layers, by name."""
+    """The parameters of inserted layers and of what passes of sleep read, by name."""
     return {name: p for name, p in model.named_parameters() if is_inserted(name)}
 
 
 def is_inserted(name: str) -> bool:
-    """True if a parameter of this name belongs to an inserted layer."""
-    return f".{INSERTED}." in name
+    """True if a parameter of this name belongs to an inserted layer, or to what passes of sleep read."""
+    return any(f".{place}." in f".{name}" for place in (INSERTED, INJECTION))
 
 
 class SleepingBlock(nn.Module):
@@ -95,7 +95,9 @@ def _write(inserted: nn.Module, h: Tensor, call: StateCache, index: int) -> Tens
     entry = call.entries[index]
     tail = ConvTail(entry.conv[0]) if entry.conv and entry.conv[0] is not None else None
     h, call.fast_weights[index], tail = inserted(h, call.fast_weights[index], tail, call.embedded)
-    call.entries[index] = entry._replace(conv=(tail.x,))
+    if not isinstance(tail, ConvTail | None):
+        raise UserError(f"an inserted mixer may keep a ConvTail or nothing, and this one keeps a {type(tail).__name__}")
+    call.entries[index] = entry._replace(conv=() if tail is None else (tail.x,))
     return h
 
 
@@ -150,6 +152,14 @@ class DecoderBlocks:
     def reads_embedded(self) -> bool:
         return any(config.value_embedding for config in self.decoder.inserted_configs)
 
+    @property
+    def injects(self) -> bool:
+        return self.decoder.sleep_injection is not None
+
+    def inject(self, n: int, h: Tensor, embedded: Tensor) -> Tensor:
+        """What pass n ≥ 2 reads; the decoder's injection says it."""
+        return cast(Injection, self.decoder.sleep_injection)(n, h, embedded.to(h.device))
+
     def compile_blocks(self, backend: str) -> None:
         """Blocks run through `torch.compile` from now on. Raises UserError where they hold more than attention does."""
         blocks = cast(Sequence[SleepingBlock], self.layers)
@@ -178,19 +188,22 @@ class DecoderBlocks:
         span: int,
         output: bool = True,
         embedded: Tensor | None = None,
+        bidirectional: bool = False,
     ) -> tuple[Tensor, State]:
-        call = StateCache(state, start, stop, h, span, embedded=embedded)
+        call = StateCache(state, start, stop, h, span, embedded=embedded, bidirectional=bidirectional)
         self._run(h, call)
         return cast(Tensor, call.h), call.state()
 
     def embed_blocks(
-        self, tokens: Tokens, state: State, loop_end: int, stop: int, *, span: int
-    ) -> tuple[Tensor, Tensor, Tensor, State]:
-        """`embed` and blocks [0, stop) in one forward: the embedded tokens, h before block `loop_end`, h at the end,
-        and the state."""
-        call = StateCache(state, 0, stop, None, span, loop_end)
+        self, tokens: Tokens, state: State, loop: tuple[int, int], stop: int, *, span: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, State]:
+        """`embed` and blocks [0, stop) in one forward: the embedded tokens, h before blocks a and b of the loop, h at
+        the end, and the state."""
+        call = StateCache(state, 0, stop, None, span, loop)
         self._run(tokens, call)
-        return cast(Tensor, call.embedded), cast(Tensor, call.loop_h), cast(Tensor, call.h), call.state()
+        embedded = cast(Tensor, call.embedded)
+        entered = embedded if loop[0] == 0 else cast(Tensor, call.entered)
+        return embedded, entered, cast(Tensor, call.looped), cast(Tensor, call.h), call.state()
 
     def head(self, h: Tensor) -> Tensor:
         """All that the decoder does after its last block, to h [..., D]."""
@@ -254,6 +267,8 @@ class SleepingDecoder(nn.Module):
     config: PreTrainedConfig
     layers: nn.ModuleList
     final_norm: str | None  # the name of the norm that is all there is after the last block
+    sleep_injection: Injection | None
+    injection_name: str
     sleep_config: SleepConfig
     backward_config: Backward
     inserted_configs: tuple[InsertConfig, ...]  # one for each call of insert_fast_weights

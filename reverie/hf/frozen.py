@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -58,6 +58,7 @@ class AfterFrozen:
     def __init__(self, model: SleepingModel, first: int) -> None:
         self.model, self.first = model, first
         self.reads_embedded: bool = getattr(model, "reads_embedded", False)
+        self.injects: bool = getattr(model, "injects", False)
 
     @property
     def num_blocks(self) -> int:
@@ -66,6 +67,9 @@ class AfterFrozen:
     @property
     def fast_weight_blocks(self) -> Sequence[int]:
         return [i - self.first for i in self.model.fast_weight_blocks]
+
+    def inject(self, n: int, h: Tensor, embedded: Tensor) -> Tensor:
+        return cast(Any, self.model).inject(n, h, embedded)
 
     def config(self, sleep: SleepConfig) -> SleepConfig:
         """How these blocks sleep where the whole model sleeps by `sleep`."""
@@ -84,15 +88,17 @@ class AfterFrozen:
         return tokens.chunk(2, dim=-1)[0] if self.reads_embedded else tokens
 
     def embed_blocks(
-        self, tokens: Tensor, state: State, loop_end: int, stop: int, *, span: int
-    ) -> tuple[Tensor | None, Tensor, Tensor, State]:
-        h = self.embed(tokens)
+        self, tokens: Tensor, state: State, loop: tuple[int, int], stop: int, *, span: int
+    ) -> tuple[Tensor | None, Tensor, Tensor, Tensor, State]:
+        entered, (a, b) = self.embed(tokens), loop
         embedded = tokens.chunk(2, dim=-1)[1] if self.reads_embedded else None
         more = {} if embedded is None else {"embedded": embedded}
-        looped, state = self.blocks(h, state, 0, loop_end, span=span, **more)
-        if stop == loop_end:
-            return embedded, looped, looped, state
-        return embedded, looped, *self.blocks(looped, state, loop_end, stop, span=span, **more)
+        if a:
+            entered, state = self.blocks(entered, state, 0, a, span=span, **more)
+        looped, state = self.blocks(entered, state, a, b, span=span, **more)
+        if stop == b:
+            return embedded, entered, looped, looped, state
+        return embedded, entered, looped, *self.blocks(looped, state, b, stop, span=span, **more)
 
     def blocks(self, h: Tensor, state: State, start: int, stop: int, **call: Any) -> tuple[Tensor, State]:
         nothing = (None,) * self.first

@@ -1,6 +1,6 @@
 """Reading sleeping models: `load(folder)`, of what `model.save_pretrained(folder)` left (`save.py`)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,9 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from reverie.errors import UserError
-from reverie.hf.add import add_sleep, insert_fast_weights, install
+from reverie.hf.add import add_sleep, insert_fast_weights, install, set_injection
 from reverie.hf.bases import check_name, check_weights, load_base, loading
-from reverie.hf.decoder import InsertConfig, is_inserted
+from reverie.hf.decoder import is_inserted
 from reverie.hf.save import FORMAT_VERSION, Saved, SleepingModelConfig, weights_digest
 
 
@@ -90,7 +90,7 @@ def _load_adapter(name: str, saved: Saved, own: PreTrainedConfig, base: str, kwa
     if comparable and weights_digest(model.state_dict(), torch.bfloat16) != saved.base_fingerprint:
         raise UserError(f"{base} is not the model that {name} is an adapter of: its weights are others")
     install(model)
-    _insert(model, saved.inserted)
+    _insert(model, saved)
     with loading("the adapter", name):
         tensors = load_file(str(cached_file(name, SAFE_WEIGHTS_NAME, **_from_hub(kwargs))))
         model.generation_config = GenerationConfig.from_pretrained(name, **_from_hub(kwargs))
@@ -108,7 +108,7 @@ def _load_adapter(name: str, saved: Saved, own: PreTrainedConfig, base: str, kwa
 
 def _load_whole(name: str, saved: Saved, own: PreTrainedConfig, kwargs: dict[str, Any]) -> PreTrainedModel:
     with loading("the model", name):
-        model_class = _with_inserted(MODEL_FOR_CAUSAL_LM_MAPPING[type(own)], saved.inserted)
+        model_class = _with_inserted(MODEL_FOR_CAUSAL_LM_MAPPING[type(own)], saved)
         model, report = model_class.from_pretrained(
             name, **kwargs, config=own, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
         )
@@ -118,20 +118,23 @@ def _load_whole(name: str, saved: Saved, own: PreTrainedConfig, kwargs: dict[str
     return model
 
 
-def _with_inserted(model_class: Any, inserted: Sequence[InsertConfig]) -> Any:
+def _with_inserted(model_class: Any, saved: Saved) -> Any:
     """A class of models that are made with these layers, so that transformers has a place for their weights."""
 
     def __init__(self: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
         model_class.__init__(self, *args, **kwargs)
-        _insert(self, inserted)
+        _insert(self, saved)
 
     return type(model_class.__name__, (model_class,), {"__init__": __init__, "__module__": model_class.__module__})
 
 
-def _insert(model: PreTrainedModel, inserted: Sequence[InsertConfig]) -> None:
-    for one in inserted:
+def _insert(model: PreTrainedModel, saved: Saved) -> None:
+    for one in saved.inserted:
         sizes: Any = {"fast_heads": one.fast_heads, "key_size": one.key_size, "value_size": one.value_size}
-        insert_fast_weights(model, one.after, one.kind, **sizes, value_embedding=one.value_embedding)
+        more: Any = {"value_embedding": one.value_embedding, "settings": one.settings}
+        insert_fast_weights(model, one.after, one.kind, **sizes, **more)
+    if saved.injection != "none":
+        set_injection(model, saved.injection)
 
 
 class SleepingModelForCausalLM:

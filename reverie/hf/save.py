@@ -33,6 +33,7 @@ from reverie.errors import UserError
 from reverie.files import move_into_place, writing
 from reverie.hf.decoder import InsertConfig, is_inserted, sleeping_decoder
 from reverie.hf.reading import AWAKE
+from reverie.model.config import InjectionName
 from reverie.sleep import SleepConfig
 
 FORMAT_VERSION = 1
@@ -55,6 +56,7 @@ class Saved(BaseModel):
     base_fingerprint: str | None  # of an adapter: that of the base, in bfloat16
     sleep: SleepConfig | None  # None: never
     inserted: tuple[InsertConfig, ...]  # one for each call of insert_fast_weights
+    injection: InjectionName = "none"
     trained: tuple[str, ...] = ()  # of an adapter: tensors of the base that it has of its own
     base_config: dict[str, Any]  # config.json of the model as it was before it could sleep
 
@@ -131,6 +133,7 @@ def _save_config(model: Any, folder: Path, origin: Origin | None, trained: tuple
         base_fingerprint=None if origin is None else origin.fingerprint,
         sleep=None if decoder.sleep_config == AWAKE else decoder.sleep_config,
         inserted=decoder.inserted_configs,
+        injection=decoder.injection_name,
         trained=() if origin is None else trained,
         base_config=own
         | {

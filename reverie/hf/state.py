@@ -61,21 +61,23 @@ class StateCache(Cache):
         stop: int,
         h: Tensor | None,
         span: int,
-        loop_end: int | None = None,
+        loop: tuple[int, int] | None = None,
         embedded: Tensor | None = None,
+        bidirectional: bool = False,
     ) -> None:
         """
         Args:
             h: [B, T, D], read by block `start`; None: that block reads what the decoder embeds.
             span: tokens that attention may look back on, itself included.
-            loop_end: a block before which h is kept too, as `loop_h`.
+            loop: blocks a and b before which h is kept too, as `entered` and `looped`.
             embedded: [B, T, D], what the decoder embeds, for inserted layers that read it; found by the first block
                 where it runs.
+            bidirectional: attention sees all of h, not its past alone.
         """
         super().__init__(layers=[])
         self.start, self.stop, self.h, self.span = start, stop, h, span
-        self.loop_end, self.loop_h = loop_end, h
-        self.embedded = embedded
+        self.loop, self.entered, self.looped = loop or (-1, -1), h, h
+        self.embedded, self.bidirectional = embedded, bidirectional
         self.fast_weights = list(state.fast_weights)
         self.entries = [LayerCache() if entry is None else cast(LayerCache, entry) for entry in state.cache]
         cached = next((entry for entry in self.entries[start:stop] if entry.k is not None), LayerCache())
@@ -83,22 +85,25 @@ class StateCache(Cache):
         self._narrowed: tuple[Tensor | None, Tensor | None] | None = None
 
     def narrowed(self, mask: Tensor | None, h: Tensor) -> Tensor | None:
-        """The model's own mask [1, 1, T, past + T], such that a token sees no more than `span`, itself included.
+        """The model's own mask [1, 1, T, past + T], such that a token sees no more than `span`, itself included; if the
+        call is bidirectional, what comes later as it sees what came before.
 
         None is a causal mask, which attention kernels know by themselves, and stays None where nothing is out of sight.
         """
-        if self.past + h.shape[1] <= self.span:
+        if self.past + h.shape[1] <= self.span and not self.bidirectional:
             return mask
         if self._narrowed is None or self._narrowed[0] is not mask:  # all blocks are given the same
-            self._narrowed = mask, _within(self.span, mask, self.past, h)
+            self._narrowed = mask, _within(self.span, mask, self.past, h, bidirectional=self.bidirectional)
         return self._narrowed[1]
 
     def passed(self, index: int, h: Tensor) -> None:
         """Block `index` has run and made h."""
         if index == self.stop - 1:
             self.h = h
-        if self.loop_end is not None and index == self.loop_end - 1:
-            self.loop_h = h
+        if index == self.loop[0] - 1:
+            self.entered = h
+        if index == self.loop[1] - 1:
+            self.looped = h
 
     def state(self) -> State:
         cache = (entry if entry.k is not None or entry.conv else None for entry in self.entries)
@@ -187,13 +192,18 @@ class StateCache(Cache):
         return False
 
 
-def _within(span: int, mask: Tensor | None, past: int, h: Tensor) -> Tensor:
+def _within(span: int, mask: Tensor | None, past: int, h: Tensor, *, bidirectional: bool) -> Tensor:
     T, seen = h.shape[1], past + h.shape[1]
     query = torch.arange(past, seen, device=h.device)[:, None]
     key = torch.arange(seen, device=h.device)
     allowed = (key <= query) & (key > query - span)
     if mask is None:
         mask = torch.ones(1, 1, T, seen, dtype=torch.bool, device=h.device)
+    seen_by_mask = mask if mask.dtype == torch.bool else mask == 0
+    allowed = seen_by_mask & allowed
+    if bidirectional:
+        window = allowed[..., past:]
+        allowed = torch.cat([allowed[..., :past], window | window.transpose(-1, -2)], dim=-1)
     if mask.dtype == torch.bool:
-        return mask & allowed
-    return mask.masked_fill(~allowed, torch.finfo(mask.dtype).min)
+        return allowed
+    return torch.zeros_like(mask).masked_fill(~allowed, torch.finfo(mask.dtype).min)

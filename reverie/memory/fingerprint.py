@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from reverie.errors import UserError
 
 # Settings that configs did not have when the first memories were written, off as those models have them.
-_ADDED = {"value_embedding": False}
+_ADDED = {"value_embedding": False, "mixers": {}, "injection": "none"}
 
 # Keys of a config that transformers adds or drops from one save to the next, or that only decoding reads.
 _VOLATILE = re.compile(r"_.*|.*_token_id|architectures|dtype|torch_dtype|transformers_version|use_cache")

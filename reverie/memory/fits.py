@@ -23,7 +23,7 @@ def check_settings(made: SleepConfig, wanted: SleepConfig, where: str, num_block
     The number of passes and the tolerance may differ, since every window is consolidated by itself.
     """
     all_blocks = (0, num_blocks)
-    for name in ("window_size", "looped_blocks", "eviction"):
+    for name in ("window_size", "looped_blocks", "eviction", "bidirectional_sleep"):
         ours, theirs = (getattr(config, name) for config in (wanted, made))
         if name == "looped_blocks":
             ours, theirs = list(ours or all_blocks), list(theirs or all_blocks)

@@ -36,9 +36,17 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(config.num_heads * self.head_size, config.width, bias=False)
 
     def forward(
-        self, x: Float[Tensor, "B T D"], fast_weights: None, cache: KVCache | None, *, span: int, output: bool = True
+        self,
+        x: Float[Tensor, "B T D"],
+        fast_weights: None,
+        cache: KVCache | None,
+        *,
+        span: int,
+        output: bool = True,
+        bidirectional: bool = False,
     ) -> tuple[Float[Tensor, "B T D"] | None, None, KVCache]:
-        """Let each token attend to itself and the span − 1 tokens before it, in `cache` or in x.
+        """Let each token attend to itself and the span − 1 tokens before it, in `cache` or in x; if it is
+        bidirectional, to the span − 1 tokens after it in x too.
 
         Returns y [B, T, D] (None without `output`), None (no fast weights), and the cache with x's tokens appended.
         """
@@ -51,28 +59,35 @@ class Attention(nn.Module):
         new_cache = KVCache(k, v, self.rope_base)
         if not output:
             return None, None, new_cache
-        y = self._attend(q * self.q_gain, k, v, span)
+        y = self._attend(q * self.q_gain, k, v, span, bidirectional)
         return self.out_proj(y.flatten(-2)), None, new_cache
 
     def _attend(
-        self, q: Float[Tensor, "B T H d"], k: Float[Tensor, "B S Hkv d"], v: Float[Tensor, "B S Hkv d"], span: int
+        self,
+        q: Float[Tensor, "B T H d"],
+        k: Float[Tensor, "B S Hkv d"],
+        v: Float[Tensor, "B S Hkv d"],
+        span: int,
+        bidirectional: bool,
     ) -> Float[Tensor, "B T H d"]:
-        """Attention outputs of the newest T of S tokens, each over the newest `span` keys up to its own."""
+        """Attention outputs of the newest T of S tokens, each over keys less than `span` away, none of them later
+        unless it is bidirectional."""
         T = q.shape[1]
         in_reach = T + span - 1  # from the oldest key that the first query sees to the newest
         k, v = k[:, -in_reach:], v[:, -in_reach:]
         S = k.shape[1]
         q, k, v = (x.to(v.dtype).transpose(1, 2) for x in (q, k, v))  # q has its gain's type under autocast
         grouped = self.heads[0] != self.heads[1]
+        flex = torch.compiler.is_compiling() and q.device.type in FLEX_DEVICES and T * S >= FLEX_SCORES
         if T == S <= span or T == 1:
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, enable_gqa=grouped)
-        elif torch.compiler.is_compiling() and q.device.type in FLEX_DEVICES and T * S >= FLEX_SCORES:
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1 and not bidirectional, enable_gqa=grouped)
+        elif flex and not bidirectional:
             _make_band(T, S, span, q.device)
             y = flex_attention(q, k, v, block_mask=_bands[T, S, span, q.device], enable_gqa=grouped)
             assert isinstance(y, Tensor)  # it returns more if asked
         else:
             distance = torch.arange(S - T, S, device=q.device)[:, None] - torch.arange(S, device=q.device)
-            mask = (distance >= 0) & (distance < span)
+            mask = (distance.abs() < span) & ((distance >= 0) | bidirectional)
             y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=grouped)
         return y.transpose(1, 2)
 

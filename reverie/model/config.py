@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Iterable
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticKnownError
 
-BlockKind = Literal["attn", "gdn", "jet", "jet-only"]
-UpdateRule = Literal["hebbian", "delta", "gated_delta"]
+from reverie import ops
+from reverie.model.injection import INJECTIONS, injection_named
+from reverie.model.mixers import MIXERS, check_settings, mixer_kind
+from reverie.named import is_named
+
+
+def _one_of(known: Iterable[str], find: Callable[[str], Any]) -> AfterValidator:
+    """A name among `known`, or "module:object" that `find` accepts."""
+
+    def check(name: str) -> str:
+        if name not in known and not is_named(name):
+            *rest, last = (f"'{one}'" for one in known if not is_named(one))
+            raise PydanticKnownError("literal_error", {"expected": f"{', '.join(rest)} or {last}"})
+        find(name)
+        return name
+
+    return AfterValidator(check)
+
+
+BlockKind = Annotated[str, _one_of(MIXERS, mixer_kind)]
+UpdateRule = Annotated[str, _one_of(ops.RULES, ops.find_rule)]
+InjectionName = Annotated[str, _one_of(INJECTIONS, injection_named)]
 Backend = Literal["auto", "chunked", "reference", "fla", "triton"]
 
 
@@ -15,7 +37,8 @@ class HybridConfig(BaseModel, frozen=True):
     """Sizes and layer pattern of a `HybridLM`.
 
     Blocks of kind "gdn" and "jet" hold fast weights, "attn" blocks a KV cache. "jet-only" is a Jet layer without an MLP
-    after it, as the paper inserts it into a pretrained transformer.
+    after it, as the paper inserts it into a pretrained transformer. Other kinds are registered (`register_mixer`) or
+    named module:Class, and so are update rules and injections.
 
     A pattern of "attn" alone is the `transformer` baseline (paper equation 4), an alternating one the `hybrid`
     (equation 5).
@@ -39,7 +62,11 @@ class HybridConfig(BaseModel, frozen=True):
     value_embedding: bool = Field(
         default=False, description="values of the fast-weight layers from the token's embedding too"
     )
+    mixers: dict[str, dict[str, Any]] = Field(default={}, description="settings of mixers that have some, by name")
     update_rule: UpdateRule = "gated_delta"
+    injection: InjectionName = Field(
+        default="none", description="what sleep passes from the second on read beside h: see injection.py"
+    )
     backend: Backend = "chunked"
 
     norm_eps: float = Field(default=1e-6, gt=0)
@@ -54,10 +81,21 @@ class HybridConfig(BaseModel, frozen=True):
             raise ValueError(f"num_heads {self.num_heads} must be a multiple of num_kv_heads {self.kv_heads}")
         return self
 
+    def __hash__(self) -> int:
+        return hash(self.model_dump_json())
+
+    @model_validator(mode="after")
+    def _mixers_have_these_settings(self) -> HybridConfig:
+        for name in self.mixers.keys() | set(self.layers):
+            if name not in self.layers:
+                raise ValueError(f"mixers has settings for {name}, which is not among the layers")
+            check_settings(name, self.mixers.get(name, {}))
+        return self
+
     @property
     def has_fast_weights(self) -> bool:
         """True if any block holds fast weights."""
-        return set(self.layers) != {"attn"}
+        return any(mixer_kind(name).fast_weights for name in self.layers)
 
     @property
     def kv_heads(self) -> int:

@@ -19,8 +19,6 @@ from reverie.model.config import HybridConfig
 from reverie.model.fused import normalise, rms_norm
 from reverie.model.state import ConvTail
 
-RULES = {"hebbian": ops.hebbian_rule, "delta": ops.delta_rule, "gated_delta": ops.gated_delta_rule}
-
 
 class Projected(NamedTuple):
     """What a mixer writes into its fast weights, and reads them with."""
@@ -42,7 +40,7 @@ class FastWeightMixer(nn.Module):
         self.sizes = (H * K, H * K, H * V)
         self.heads, self.key_size, self.value_size = H, K, V
         self.conv_size = config.conv_size
-        self.rule, self.backend = RULES[config.update_rule], config.backend
+        self.rule, self.backend = config.update_rule, config.backend
         self.qkv_proj = nn.Linear(config.width, sum(self.sizes), bias=False)
         self.gate_proj = nn.Linear(config.width, H * V, bias=False)
         self.ab_proj = nn.Linear(config.width, 2 * H, bias=False)
@@ -99,8 +97,8 @@ class FastWeightMixer(nn.Module):
         Returns y [B, T, D] (None without `output`), the new fast weights in float32, and the convolution's tail.
         """
         q, k, v, g, beta, tail = self.project(x, cache, embedded)
-        o, new_fast_weights = self.rule(
-            q if output else None, k, v, g, beta, initial_state=fast_weights, backend=self.backend
+        o, new_fast_weights = ops.run_rule(
+            self.rule, q if output else None, k, v, g, beta, initial_state=fast_weights, backend=self.backend
         )
         if o is None:
             return None, new_fast_weights, tail

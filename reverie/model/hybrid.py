@@ -1,6 +1,7 @@
 """`HybridLM`, a `LanguageModel` of attention and fast-weight blocks. It knows nothing of windows or sleep."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -8,24 +9,34 @@ from torch import Tensor, nn
 
 from reverie.model.attention import Attention
 from reverie.model.config import HybridConfig
+from reverie.model.fast_weights import FastWeightMixer
 from reverie.model.fused import rms_norm
 from reverie.model.gated_deltanet import GatedDeltaNet
+from reverie.model.injection import injection_named
 from reverie.model.jet import JetLayer
 from reverie.model.language_model import LanguageModel
+from reverie.model.mixers import MIXERS, MixerKind, mixer_kind
 from reverie.model.mlp import SwiGLU
 from reverie.model.state import Cache, State, Tokens
 
-MIXERS = {"attn": Attention, "gdn": GatedDeltaNet, "jet": JetLayer, "jet-only": JetLayer}
+MIXERS |= {
+    "attn": MixerKind(Attention, fast_weights=False),
+    "gdn": MixerKind(GatedDeltaNet),
+    "jet": MixerKind(JetLayer),
+    "jet-only": MixerKind(JetLayer, mlp=False),
+}
 
 
 class Block(nn.Module):
-    """Pre-norm → mixer → residual → pre-norm → SwiGLU → residual; "jet-only" ends after the first residual."""
+    """Pre-norm → mixer → residual → pre-norm → SwiGLU → residual; without an MLP it ends after the first residual."""
 
     def __init__(self, config: HybridConfig, kind: str) -> None:
         super().__init__()
         self.norm_eps = config.norm_eps
-        self.mixer = MIXERS[kind](config)
-        self.mlp = None if kind == "jet-only" else SwiGLU(config)
+        self.mixer = mixer_kind(kind).build(config, config.mixers.get(kind, {}))
+        self.mlp = SwiGLU(config) if mixer_kind(kind).mlp else None
+        self.looks_both_ways = isinstance(self.mixer, Attention)
+        self.reads_embedded = isinstance(self.mixer, FastWeightMixer) and config.value_embedding
 
     def forward(
         self,
@@ -36,9 +47,14 @@ class Block(nn.Module):
         span: int,
         output: bool = True,
         embedded: Float[Tensor, "B T D"] | None = None,
+        bidirectional: bool = False,
     ) -> tuple[Float[Tensor, "B T D"], Tensor | None, Cache]:
         """Return h after the block (h itself without `output`), and its fast weights and cache after these tokens."""
-        x, more = rms_norm(h, self.norm_eps), {} if embedded is None else {"embedded": embedded}
+        x, more = rms_norm(h, self.norm_eps), dict[str, Any]()
+        if self.reads_embedded:
+            more["embedded"] = embedded
+        if bidirectional and self.looks_both_ways:
+            more["bidirectional"] = True
         y, fast_weights, cache = self.mixer(x, fast_weights, cache, span=span, output=output, **more)
         if output:
             h = h + y
@@ -58,6 +74,8 @@ class HybridLM(LanguageModel):
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Block(config, kind) for kind in config.layers)
         self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
+        injection = injection_named(config.injection)
+        self.injection = None if injection is None else injection(config.width)
         self._initialise()
 
     def _initialise(self) -> None:
@@ -74,11 +92,18 @@ class HybridLM(LanguageModel):
 
     @property
     def fast_weight_blocks(self) -> Sequence[int]:
-        return [i for i, kind in enumerate(self.config.layers) if kind != "attn"]
+        return [i for i, kind in enumerate(self.config.layers) if mixer_kind(kind).fast_weights]
 
     @property
     def reads_embedded(self) -> bool:
-        return self.config.value_embedding and self.config.has_fast_weights
+        return any(block.reads_embedded for block in self.layers)
+
+    @property
+    def injects(self) -> bool:
+        return self.injection is not None
+
+    def inject(self, n: int, h: Tensor, embedded: Tensor) -> Tensor:
+        return h if self.injection is None else self.injection(n, h, embedded)
 
     def fast_weight_parameters(self) -> list[nn.Parameter]:
         return [p for i in self.fast_weight_blocks for p in self.get_submodule(f"layers.{i}.mixer").parameters()]
@@ -96,6 +121,7 @@ class HybridLM(LanguageModel):
         span: int,
         output: bool = True,
         embedded: Float[Tensor, "B T D"] | None = None,
+        bidirectional: bool = False,
     ) -> tuple[Float[Tensor, "B T D"], State]:
         """Run blocks start … stop − 1; without `output` the last of them computes its state alone."""
         fast_weights, cache = list(state.fast_weights), list(state.cache)
@@ -106,7 +132,8 @@ class HybridLM(LanguageModel):
                 cache[i],
                 span=span,
                 output=output or i < stop - 1,
-                embedded=None if self.config.layers[i] == "attn" else embedded,
+                embedded=embedded,
+                bidirectional=bidirectional,
             )
         return h, State(tuple(fast_weights), tuple(cache))
 

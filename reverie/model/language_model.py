@@ -17,9 +17,13 @@ class SleepingModel(Protocol):
     Optional are
         reads_embedded  a bool: if it is true, `blocks` is also given `embedded`, what `embed` made of the same tokens,
                         in every pass
-        embed_blocks    called with (tokens, state, loop_end, stop, *, span): `embed` and blocks [0, stop) in one call,
-                        which returns the embedded tokens, h before block `loop_end`, h after block stop − 1, and the
-                        state. Without it both are called in turn.
+        bidirectional   an argument of `blocks`, true under `SleepConfig.bidirectional_sleep`: attention sees all of h,
+                        not its past alone
+        injects         a bool: if it is true, pass n ≥ 2 of sleep reads `inject(n, h, embedded)` in the place of h,
+                        which the pass before made; `embedded` is what entered the first looped block in pass 1
+        embed_blocks    called with (tokens, state, (a, b), stop, *, span): `embed` and blocks [0, stop) in one call,
+                        which returns the embedded tokens, h before block a, h before block b, h after block stop − 1,
+                        and the state. Without it both are called in turn.
     """
 
     @property
@@ -35,29 +39,15 @@ class SleepingModel(Protocol):
     def embed(self, tokens: Tokens) -> Float[Tensor, "B T D"]:
         """Input embeddings of token ids; embeddings are returned as they are."""
 
-    @property
-    def reads_embedded(self) -> bool:
-        """True if `blocks` wants the embedded tokens too."""
-        return False
-
     @abstractmethod
     def blocks(
-        self,
-        h: Float[Tensor, "B T D"],
-        state: State,
-        start: int,
-        stop: int,
-        *,
-        span: int,
-        output: bool = True,
-        embedded: Float[Tensor, "B T D"] | None = None,
+        self, h: Float[Tensor, "B T D"], state: State, start: int, stop: int, *, span: int, output: bool = True
     ) -> tuple[Float[Tensor, "B T D"], State]:
         """Run blocks start … stop − 1 on h, the tokens after those in `state`; return h and the new state.
 
         Args:
             span: tokens that each token attends to at most, itself included.
             output: if False only the state is wanted, and the h returned must not be read.
-            embedded: the same tokens as `embed` made them; given if `reads_embedded`.
         """
 
     @abstractmethod
@@ -73,6 +63,20 @@ class LanguageModel(nn.Module, SleepingModel):
     @property
     def num_blocks(self) -> int:
         return len(self.layers)
+
+    @property
+    def reads_embedded(self) -> bool:
+        """True if `blocks` wants the embedded tokens too."""
+        return False
+
+    @property
+    def injects(self) -> bool:
+        """True if passes of sleep read more than h: `inject` is called."""
+        return False
+
+    def inject(self, n: int, h: Float[Tensor, "B T D"], embedded: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
+        """What pass n ≥ 2 over a window reads, of the h that the pass before made."""
+        return h
 
     @abstractmethod
     def fast_weight_parameters(self) -> list[nn.Parameter]:

@@ -1,17 +1,18 @@
-"""The three update rules with one signature, on a backend chosen by name.
+"""The update rules with one signature, on a backend chosen by name: the table `RULES`, to which anybody may add one.
 
 "chunked"    parallel form in plain torch, any device (the default)
 "reference"  token by token: the specification
 "triton"     one kernel forward and one backward for every 64 tokens; needs CUDA and triton
 "fla"        the kernels of flash-linear-attention; needs CUDA and `pip install reverie[fla]`
-"auto"       for CUDA tensors "triton" if one kernel is enough, else "fla" if it works; "chunked" otherwise. Each choice
-             is logged once
+"auto"       for CUDA tensors "triton" if one kernel is enough, else "fla" if it works; "chunked" otherwise, and
+             "reference" where the rule has no other. Each choice is logged once
 """
 
 from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,18 +20,73 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reverie.errors import UserError
+from reverie.named import find_named, is_named
 from reverie.ops import chunked, fla, reference, triton
 from reverie.ops.constant import constant_when_compiled
 
 logger = logging.getLogger("reverie")
 
-_RECURRENCES = {
+Recurrence = Callable[..., tuple[Tensor | None, Tensor]]
+"""A rule on one backend, with the arguments of `run_rule` but `rule` and `backend`; `scale` is a number by then."""
+
+_RECURRENCES: dict[str, Recurrence] = {
     "chunked": chunked.recurrence,
     "reference": reference.recurrence,
     "fla": fla.recurrence,
     "triton": triton.recurrence,
 }
 BACKENDS = ("auto", *_RECURRENCES)
+
+
+def _without_decay(recurrence: Recurrence) -> Recurrence:
+    return lambda q, k, v, g, beta, **options: recurrence(q, k, v, None, beta, erase=True, **options)
+
+
+RULES: dict[str, dict[str, Recurrence]] = {
+    "hebbian": {name: functools.partial(of, erase=False) for name, of in _RECURRENCES.items()},
+    "delta": {name: _without_decay(of) for name, of in _RECURRENCES.items()},
+    "gated_delta": {name: functools.partial(of, erase=True) for name, of in _RECURRENCES.items()},
+}
+"""Every rule's backends. "reference", token by token in plain torch, is the rule; the others are faster ways."""
+
+
+def register_rule(name: str, reference: Recurrence, **faster: Recurrence) -> None:
+    """Add an update rule, which recipes then name as `model.update_rule`.
+
+    Args:
+        reference: called with q [B, T, H, K] (or None: no output is wanted), k, v, g, beta, and with `initial_state`
+            [B, H, K, V] (or None) and `scale` by name; returns o [B, T, H, V] (or None) and the final state
+            [B, H, K, V] in float32 at least.
+        faster: the same on other backends, by their names; those also take `chunk_size`.
+
+    Raises:
+        UserError: the name is taken, or a backend is not known.
+    """
+    if name in RULES:
+        raise UserError(f"there is an update rule {name!r} already")
+    if unknown := faster.keys() - set(BACKENDS[1:]):
+        raise UserError(f"unknown backend {min(unknown)!r}: use one of {', '.join(BACKENDS[1:])}")
+    RULES[name] = {"reference": _without_chunks(reference), **faster}
+
+
+def find_rule(name: str) -> dict[str, Recurrence]:
+    """The backends of a rule; one of "module:function", a reference, is imported and registered.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in RULES:
+        if not is_named(name):
+            raise UserError(f"there is no update rule {name!r}: use {', '.join(RULES)}, or module:function")
+        reference = find_named(name, "an update rule")
+        if not callable(reference):
+            raise UserError(f"update rule {name} must be a function, got {reference!r}")
+        register_rule(name, reference)
+    return RULES[name]
+
+
+def _without_chunks(reference: Recurrence) -> Recurrence:
+    return lambda *inputs, chunk_size=None, **options: reference(*inputs, **options)
 
 
 @constant_when_compiled  # looks for packages and logs, which torch.compile cannot trace
@@ -50,7 +106,8 @@ def _log_choice(choice: str, tensors: str) -> None:
     logger.warning("backend 'auto' runs the fast weights on %r for %s", choice, tensors)
 
 
-def gated_delta_rule(
+def run_rule(
+    rule: str,
     q: Float[Tensor, "B T H K"] | None,
     k: Float[Tensor, "B T H K"],
     v: Float[Tensor, "B T H V"],
@@ -61,9 +118,8 @@ def gated_delta_rule(
     scale: float | None = None,
     backend: str = "chunked",
     chunk_size: int | None = None,
-    erase: bool = True,
 ) -> tuple[Float[Tensor, "B T H V"] | None, Float[Tensor, "B H K V"]]:
-    """Run the gated delta rule: decay, erase what is stored under the key, write (Gated DeltaNet, arXiv 2412.06464).
+    """Run an update rule of the table `RULES`.
 
     Args:
         q: [B, T, H, K]; None if only the final state is wanted (o is None then).
@@ -75,14 +131,14 @@ def gated_delta_rule(
         scale: multiplies q; K^-1/2 if None.
         backend: see the module.
         chunk_size: tokens per tile of the "chunked" and "triton" backends; it changes the speed, not the result.
-        erase: take away what is stored under the key before the write.
 
     Returns:
         o [B, T, H, V] in v's dtype, and the final state [B, H, K, V] in float32 (float64 for float64 inputs).
         Differentiable in every input and in the initial state.
 
     Raises:
-        UserError: unknown backend, T = 0, chunk_size below 1, or "triton" or "fla" where they cannot run.
+        UserError: unknown rule or backend, one that the rule does not have, T = 0, chunk_size below 1, or "triton" or
+            "fla" where they cannot run.
     """
     if backend not in BACKENDS:
         raise UserError(f"unknown backend {backend!r}: use one of {', '.join(BACKENDS)}")
@@ -90,23 +146,37 @@ def gated_delta_rule(
         raise UserError("the update rules need at least one token, got T = 0")
     if chunk_size is not None and chunk_size < 1:
         raise UserError(f"chunk_size must be at least 1, got {chunk_size}")
+    backends = find_rule(rule)
     if backend == "auto":
-        backend = _choose(k.device.type, triton.in_one_kernel(k, v))
-    recurrence = functools.partial(_RECURRENCES[backend], initial_state=initial_state, chunk_size=chunk_size)
+        backend = _choose(k.device.type, triton.in_one_kernel(k, v)) if len(backends) > 1 else "reference"
+        backend = backend if backend in backends else "chunked" if "chunked" in backends else "reference"
+    elif backend not in backends:
+        raise UserError(f"update rule {rule!r} has no backend {backend!r}: use auto or one of {', '.join(backends)}")
+    scale = k.shape[-1] ** -0.5 if scale is None else scale
     # Under autocast the products inside would fall to bfloat16, and the memory with them.
     with torch.autocast(k.device.type, enabled=False):
-        return recurrence(q, k, v, g, beta, scale=k.shape[-1] ** -0.5 if scale is None else scale, erase=erase)
+        return backends[backend](q, k, v, g, beta, initial_state=initial_state, scale=scale, chunk_size=chunk_size)
+
+
+def gated_delta_rule(
+    q: Tensor | None, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor, **options: Any
+) -> tuple[Tensor | None, Tensor]:
+    """Run the gated delta rule: decay, erase what is stored under the key, write (Gated DeltaNet, arXiv 2412.06464).
+
+    Arguments and results are those of `run_rule`.
+    """
+    return run_rule("gated_delta", q, k, v, g, beta, **options)
 
 
 def delta_rule(
     q: Tensor | None, k: Tensor, v: Tensor, g: Tensor | None, beta: Tensor, **options: Any
 ) -> tuple[Tensor | None, Tensor]:
     """Run the delta rule: `gated_delta_rule` without decay. `g` is ignored; it makes the rules interchangeable."""
-    return gated_delta_rule(q, k, v, None, beta, **options)
+    return run_rule("delta", q, k, v, g, beta, **options)
 
 
 def hebbian_rule(
     q: Tensor | None, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, **options: Any
 ) -> tuple[Tensor | None, Tensor]:
     """Run the hebbian rule: `gated_delta_rule` without erasing before it writes (paper equation 3; Mamba-2)."""
-    return gated_delta_rule(q, k, v, g, beta, erase=False, **options)
+    return run_rule("hebbian", q, k, v, g, beta, **options)

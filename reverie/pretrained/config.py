@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from reverie.model.config import Backend
+from reverie.model.config import Backend, BlockKind, InjectionName
 
 
 class PretrainedModelConfig(BaseModel):
@@ -19,13 +19,15 @@ class PretrainedModelConfig(BaseModel):
     vocab_size: int = Field(ge=2, description="tokens of the task; the model may know more")
     pretrained: str = Field(min_length=1, description='"smollm2", a folder, or a name on the Hugging Face hub')
     after: tuple[int, ...] = Field(default=(), description="blocks that a new layer with fast weights follows")
-    kind: Literal["jet", "gdn"] = "jet"
+    kind: BlockKind = "jet"
+    settings: dict[str, Any] | None = Field(default=None, description="of the new layers, where their kind has some")
     fast_heads: int | None = Field(
         default=None, ge=1, description="H of the new layers; Jet-Nemotron's sizes if absent"
     )
     key_size: int | None = Field(default=None, ge=1, description="K")
     value_size: int | None = Field(default=None, ge=1, description="V")
     value_embedding: bool = Field(default=False, description="values from the token's embedding too")
+    injection: InjectionName = Field(default="none", description="what sleep passes from the second on read beside h")
     lora_rank: int | None = Field(default=None, ge=1, description="of updates that lora_blocks train by")
     lora_blocks: tuple[tuple[int, int], ...] = Field(default=(), description="ranges [a, b) of the model's own blocks")
     backend: Backend = Field(default="auto", description="of the new layers, as in HybridConfig")

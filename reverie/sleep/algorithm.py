@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Literal
+from typing import Any, Literal, cast
 
 import torch
 from jaxtyping import Float
@@ -23,7 +23,7 @@ from torch import Tensor
 from reverie.errors import UserError
 from reverie.model import SleepingModel, State, Tokens, evict
 from reverie.sleep.config import SleepConfig, plan
-from reverie.sleep.context import Context, by_kind
+from reverie.sleep.context import Beside, Context, by_kind
 from reverie.sleep.gradients import EXACT, Backward, Observe
 from reverie.sleep.halting import Halting
 
@@ -48,15 +48,13 @@ def wake(
         raise UserError(
             f"{tokens.shape[1]} tokens do not fit after {context.length} in a window of {config.window_size}"
         )
-    N, _, b, kept = plan(model, config)
+    N, a, b, kept = plan(model, config)
     stop = model.num_blocks if output else b if N > 1 else kept
     run = backward.first_runner(model, config.window_size, 1 if output else backward.first_pass(N), observe)
-    embedded, looped, h, state = run(tokens, context.state, b if N > 1 else stop, stop, output=output or N > 1)
+    loop = (a, b) if N > 1 else (0, stop)
+    beside, looped, h, state = run(tokens, context.state, loop, stop, output=output or N > 1)
     context = context._replace(state=state, length=context.length + tokens.shape[1])
-    if N > 1:  # what the other passes read
-        kept = () if embedded is None else (embedded,)
-        context = context._replace(window=(*context.window, looped), embedded=(*context.embedded, *kept))
-    return h, context
+    return h, context.with_first_pass(looped, beside) if N > 1 else context
 
 
 def sleep(
@@ -77,20 +75,23 @@ def sleep(
     N, a, b, kept = plan(model, config)
     if N == 1 or not context.length:
         return forget(context._replace(passes=context.passes + int(context.length > 0)), config)
-    embedded = torch.cat(context.embedded, dim=1) if context.embedded else None
-    run = partial(backward.runner(model.blocks, config.window_size, backward.first_pass(N), observe), embedded=embedded)
+    run = backward.runner(model.blocks, config.window_size, backward.first_pass(N), observe)
+    run = partial(run, bidirectional=config.bidirectional_sleep)
 
-    def one_pass(n: int, h: Tensor, state: State, before: State) -> tuple[Tensor, State]:
+    def one_pass(n: int, h: Tensor, state: State, before: State, beside: Beside) -> tuple[Tensor, State]:
         read = n < N or b < kept  # who reads this pass's h: the next pass, or the blocks after the loop
         stop = b if read else min(b, kept)
-        h, passed = run(n, h, State(state.fast_weights, before.cache), a, stop, output=read)
+        if beside.entered is not None:
+            h = cast(Any, model).inject(n, h, beside.entered)
+        h, passed = run(n, h, State(state.fast_weights, before.cache), a, stop, output=read, embedded=beside.embedded)
         return h, state.splice(passed, a, stop)
 
     once = Halting(backward.truncated(one_pass, config, N), N, config.tolerance)
-    h, state, before = torch.cat(context.window, dim=1), context.state, context.window_start
+    h, state, before, beside = torch.cat(context.window, dim=1), context.state, context.window_start, context.beside
     for n in range(2, N + 1):
-        h, state = once(n, h, state, before)
-    _, state = run(once.newest, h, state.splice(before, b, model.num_blocks), b, kept, output=False)
+        h, state = once(n, h, state, before, beside)
+    state = state.splice(before, b, model.num_blocks)
+    _, state = run(once.newest, h, state, b, kept, output=False, embedded=beside.embedded)
     return forget(Context(state, before, passes=context.passes + once.passes), config)
 
 

@@ -20,6 +20,9 @@ class SleepConfig(BaseModel):
     num_sleep_passes: int = Field(default=1, ge=1, description="N; 1 is the ordinary hybrid")
     looped_blocks: tuple[int, int] | None = Field(default=None, description="blocks [a, b) of a pass; all if absent")
     eviction: Eviction = "hard"
+    bidirectional_sleep: bool = Field(
+        default=False, description="attention of passes 2 to N looks both ways in the window"
+    )
     # A row stops after the first pass that changes its fast weights by less, relatively; N is then the most.
     tolerance: float | None = Field(default=None, gt=0, allow_inf_nan=False, description="see halting.py")
 

@@ -16,6 +16,13 @@ from reverie.model import SleepingModel, State, Tokens, select_rows
 Tree = TypeVar("Tree", bound=tuple[Any, ...])
 
 
+class Beside(NamedTuple):
+    """What the passes of sleep read beside h [B, T, D]; None what the model does not ask for."""
+
+    embedded: Tensor | None = None  # the window's tokens
+    entered: Tensor | None = None  # what entered the first looped block in pass 1
+
+
 class Context(NamedTuple):
     """What a model knows between two calls."""
 
@@ -25,11 +32,24 @@ class Context(NamedTuple):
     length: int = 0  # tokens in this window
     passes: int | Int[Tensor, " B"] = 0  # spent on all windows slept over; by row where rows differ
     embedded: tuple[Tensor, ...] = ()  # this window's tokens [B, T, D] as embedded, for a model whose blocks read them
+    entered: tuple[Tensor, ...] = ()  # what entered the first looped block in pass 1, for a model that injects it
 
     @classmethod
     def empty(cls, model: SleepingModel) -> Context:
         state = State.empty(model.num_blocks)
         return cls(state, state)
+
+    def with_first_pass(self, looped: Tensor, beside: Beside) -> Context:
+        """After pass 1 over more tokens of the window: what the other passes will read."""
+        embedded, entered = (() if x is None else (x,) for x in beside)
+        return self._replace(
+            window=(*self.window, looped), embedded=(*self.embedded, *embedded), entered=(*self.entered, *entered)
+        )
+
+    @property
+    def beside(self) -> Beside:
+        """What the passes over this window read beside h."""
+        return Beside(*(torch.cat(kept, dim=1) if kept else None for kept in (self.embedded, self.entered)))
 
     def windows(self, tokens: Tokens, window_size: int) -> list[Tokens]:
         """Tokens that come next, window by window: the first of them go on in this one, unless it is full.

@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from reverie.errors import UserError
 from reverie.model import SleepingModel, State
 from reverie.sleep.config import SleepConfig
+from reverie.sleep.context import Beside
 
 Parameters = ParamSpec("Parameters")
 Result = TypeVar("Result")
@@ -28,8 +29,9 @@ Result = TypeVar("Result")
 Observe = Callable[[int, Tensor, State, State], None]
 """Called after blocks ran in pass n over a window, with n, the h they made, the state before and the state after."""
 
-Pass = Callable[[int, Tensor, State, State], tuple[Tensor, State]]
-"""Pass n over a window: n, h, the state after pass n − 1, the state before the window; gives h and the state after."""
+Pass = Callable[[int, Tensor, State, State, Beside], tuple[Tensor, State]]
+"""Pass n over a window: n, h, the state after pass n − 1, the state before the window, and what it reads beside h
+(`Beside`); gives h and the state after."""
 
 Run = Callable[..., tuple[Tensor, State]]
 """`SleepingModel.blocks` with the number of the pass as first argument and without the span."""
@@ -81,8 +83,8 @@ class Backward(BaseModel):
         if config.tolerance is not None:
             raise UserError("bptt_passes counts from the last pass, which a tolerance does not know: give one of them")
 
-        def cut(n: int, h: Tensor, state: State, before: State) -> tuple[Tensor, State]:
-            return one_pass(n, h, through(state, before) if n == first else state, before)
+        def cut(n: int, h: Tensor, state: State, before: State, beside: Beside) -> tuple[Tensor, State]:
+            return one_pass(n, h, through(state, before) if n == first else state, before, beside)
 
         return cut
 
@@ -97,18 +99,11 @@ class Backward(BaseModel):
         """`blocks` in pass n of a window, with gradients from pass `first` on."""
 
         def run(
-            n: int,
-            h: Tensor,
-            state: State,
-            start: int,
-            stop: int,
-            *,
-            output: bool = True,
-            embedded: Tensor | None = None,
+            n: int, h: Tensor, state: State, start: int, stop: int, *, output: bool = True, **more: Any
         ) -> tuple[Tensor, State]:
             if start >= stop:
                 return h, state
-            more = {} if embedded is None else {"embedded": embedded}
+            more = {key: x for key, x in more.items() if x is not None and x is not False}
             with torch.set_grad_enabled(torch.is_grad_enabled() and n >= first):
                 # No more of the state than these blocks read: all that goes in may be kept for the backward pass.
                 part = State.empty(len(state.cache)).splice(state, start, stop)
@@ -122,28 +117,33 @@ class Backward(BaseModel):
 
     def first_runner(
         self, model: SleepingModel, span: int, first: int, observe: Observe | None
-    ) -> Callable[..., tuple[Tensor | None, Tensor, Tensor, State]]:
+    ) -> Callable[..., tuple[Beside, Tensor, Tensor, State]]:
         """Pass 1 over tokens: blocks [0, stop) after the embedding, with gradients if `first` is 1.
 
-        It returns the embedded tokens if the model reads them, h before block `loop_end`, h at the end, and the state:
-        in one call of a model with `embed_blocks`.
+        It returns what later passes read beside h if the model does, h after the loop [a, b), h at the end, and the
+        state: in one call of a model with `embed_blocks`.
         """
-        reads_embedded = getattr(model, "reads_embedded", False)
+        reads_embedded, injects = getattr(model, "reads_embedded", False), getattr(model, "injects", False)
         run = self.runner(model.blocks, span, first, observe)
         at_once: Any = getattr(model, "embed_blocks", None)
 
-        def in_parts(tokens: Tensor, state: State, loop_end: int, stop: int, *, output: bool) -> Any:
-            h = model.embed(tokens)
-            embedded = h if reads_embedded else None
-            looped, state = run(1, h, state, 0, loop_end, output=output, embedded=embedded)
-            return embedded, looped, *run(1, looped, state, loop_end, stop, embedded=embedded)
+        def beside(embedded: Tensor, entered: Tensor) -> Beside:
+            return Beside(embedded if reads_embedded else None, entered if injects else None)
 
-        def whole(tokens: Tensor, state: State, loop_end: int, stop: int, *, output: bool) -> Any:
+        def in_parts(tokens: Tensor, state: State, loop: tuple[int, int], stop: int, *, output: bool) -> Any:
+            h, (a, b) = model.embed(tokens), loop if injects else (0, loop[1])
+            embedded = h if reads_embedded else None
+            entered, state = run(1, h, state, 0, a, embedded=embedded)
+            looped, state = run(1, entered, state, a, b, output=output, embedded=embedded)
+            return beside(h, entered), looped, *run(1, looped, state, b, stop, embedded=embedded)
+
+        def whole(tokens: Tensor, state: State, loop: tuple[int, int], stop: int, *, output: bool) -> Any:
             with torch.set_grad_enabled(torch.is_grad_enabled() and first == 1):
-                embedded, looped, h, new_state = self.keep("pass", at_once)(tokens, state, loop_end, stop, span=span)
+                made = self.keep("pass", at_once)(tokens, state, loop, stop, span=span)
+            embedded, entered, looped, h, new_state = made
             if observe is not None:
                 observe(1, h if output else h.detach(), state, new_state)
-            return embedded if reads_embedded else None, looped, h, new_state
+            return beside(embedded, entered), looped, h, new_state
 
         return in_parts if at_once is None else whole
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from reverie.model import State, fast_weight_change, select_rows
-from reverie.sleep.context import put_rows
+from reverie.sleep.context import Beside, put_rows
 from reverie.sleep.gradients import Pass
 
 
@@ -28,15 +28,16 @@ class Halting:
         self._pass, self._num_passes, self._tolerance = one_pass, num_passes, tolerance
         self._rows: Tensor | None = None  # that have not stopped; None: all
 
-    def __call__(self, n: int, h: Tensor, state: State, before: State) -> tuple[Tensor, State]:
+    def __call__(self, n: int, h: Tensor, state: State, before: State, beside: Beside) -> tuple[Tensor, State]:
         if self._tolerance is None:
-            return self._pass(n, h, state, before)
+            return self._pass(n, h, state, before, beside)
         if not isinstance(self.passes, Tensor):
             self.passes = torch.full((len(h),), self._num_passes, device=h.device)
         rows = self._rows
         if rows is not None and not len(rows):
             return h, state
-        given = (h, state, before) if rows is None else select_rows((h, state, before), rows)
+        given = (h, state, before, beside)
+        given = given if rows is None else select_rows(given, rows)
         made = self._pass(n, *given)
         self.newest = n
         if n < self._num_passes:

@@ -8,7 +8,7 @@ logits, context = read(model, question, memory.context, model.sleep_config)
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Int
@@ -49,6 +49,13 @@ class Sleeper:
     @property
     def reads_embedded(self) -> bool:
         return getattr(self.sleeping, "reads_embedded", False)
+
+    @property
+    def injects(self) -> bool:
+        return getattr(self.sleeping, "injects", False)
+
+    def inject(self, n: int, h: Tensor, embedded: Tensor) -> Tensor:
+        return cast(Any, self.sleeping).inject(n, h, embedded)
 
     def blocks(self, h: Tensor, state: State, start: int, stop: int, **call: Any) -> tuple[Tensor, State]:
         return self.sleeping.blocks(h, state, start, stop, **call)

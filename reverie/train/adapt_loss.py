@@ -114,7 +114,7 @@ def _run_to_last_layer(after: AfterFrozen, model: PretrainedLM, states: Tensor, 
     """One pass over texts that begin a window, as far as queries and keys need it."""
     stop = max(model.fast_weight_blocks) + 1 - after.first
     x = after.input(states, tokens)
-    after.embed_blocks(x, State.empty(after.num_blocks), stop, stop, span=states.shape[1])
+    after.embed_blocks(x, State.empty(after.num_blocks), (0, stop), stop, span=states.shape[1])
 
 
 # Addresses

@@ -131,13 +131,16 @@ def test_parts_are_the_whole(kind: str) -> None:
         h = lm.embed(tokens)
         inner, state = lm.blocks(h, empty, 0, 2, span=L)
         end, state = lm.blocks(inner, state, 2, n, span=L)
-        _, looped, at_once, whole = lm.embed_blocks(tokens, empty, 2, n, span=L)
+        embedded, entered, looped, at_once, whole = lm.embed_blocks(tokens, empty, (1, 2), n, span=L)
+        assert torch.equal(embedded, h)
+        assert torch.equal(entered, lm.blocks(h, empty, 0, 1, span=L)[0])
+        assert torch.equal(lm.embed_blocks(tokens, empty, (0, 2), n, span=L)[1], h)
         assert torch.equal(looped, inner)
         assert torch.equal(at_once, end)
         assert all(x is y or torch.equal(x, y) for x, y in zip(whole.fast_weights, state.fast_weights, strict=True))
         assert torch.equal(lm.head(end), model(tokens).logits)
         x = model.get_input_embeddings()(tokens)
-        end = lm.embed_blocks(x, empty, 2, n, span=L)[2]
+        end = lm.embed_blocks(x, empty, (0, 2), n, span=L)[3]
         assert torch.equal(lm.head(end), model(inputs_embeds=x).logits)
 
 

@@ -86,7 +86,10 @@ def sleeping_layers(kind: str) -> torch.nn.ModuleList:
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
-    [({"kind": "gsa"}, "kind must be jet or gdn, got gsa"), ({"fast_heads": 0}, "fast_heads must be at least 1")],
+    [
+        ({"kind": "gsa"}, "kind must be gdn or jet, or module:Class, got gsa"),
+        ({"fast_heads": 0}, "fast_heads must be at least 1"),
+    ],
 )
 def test_what_cannot_be_inserted(options: dict[str, Any], sentence: str) -> None:
     model = tiny("llama", dtype=torch.float32)

@@ -32,8 +32,12 @@ def x() -> Tensor:
     return torch.randn((2, T, 8), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def slow_attention(attention: Attention, x: Tensor, span: int) -> Tensor:
-    """o_t = V_tᵀ softmax(K_t q_t / √d) for each row, token and head by itself."""
+def slow_attention(attention: Attention, x: Tensor, span: int, window: int | None = None) -> Tensor:
+    """o_t = V_tᵀ softmax(K_t q_t / √d) for each row, token and head by itself.
+
+    Args:
+        window: tokens from this one on see each other both ways.
+    """
     H, Hkv = attention.heads
     d = attention.head_size
     projected = (x @ attention.qkv_proj.weight.T).unflatten(-1, (H + 2 * Hkv, d))
@@ -43,7 +47,8 @@ def slow_attention(attention: Attention, x: Tensor, span: int) -> Tensor:
     o = torch.zeros_like(q)
     for b in range(x.shape[0]):
         for t in range(x.shape[1]):
-            band = slice(max(t - span + 1, 0), t + 1)
+            both_ways = window is not None and t >= window
+            band = slice(max(t - span + 1, 0), min(t + span, x.shape[1]) if both_ways else t + 1)
             for head in range(H):
                 group = head // (H // Hkv)
                 weights = (k[b, band, group] @ q[b, t, head] / d**0.5).softmax(0)
@@ -56,6 +61,18 @@ def test_it_is_softmax_over_a_band(attention: Attention, x: Tensor, span: int) -
     y, fast_weights, _ = attention(x, None, None, span=span)
     torch.testing.assert_close(y, slow_attention(attention, x, span))
     assert fast_weights is None
+
+
+@pytest.mark.parametrize("span", [1, 2, 5, T, 100])
+@pytest.mark.parametrize("before", [0, 1, 4, T - 1])
+def test_both_ways_it_is_softmax_over_the_window_and_the_band_before_it(
+    attention: Attention, x: Tensor, span: int, before: int
+) -> None:
+    cache = attention(x[:, :before], None, None, span=span)[2] if before else None
+    y, _, ours = attention(x[:, before:], None, cache, span=span, bidirectional=True)
+    torch.testing.assert_close(y, slow_attention(attention, x, span, before)[:, before:])
+    _, _, whole = attention(x, None, None, span=span)
+    torch.testing.assert_close((ours.k, ours.v), (whole.k, whole.v))
 
 
 @pytest.mark.parametrize("span", [1, 2, 5, T, 100])

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reverie.model import ConvTail, HybridLM
-from reverie.model.fast_weights import RULES, FastWeightMixer
+from reverie.model.fast_weights import FastWeightMixer
 from reverie.model.gated_deltanet import GatedDeltaNet
 from reverie.model.jet import JetLayer
+from reverie.ops import RULES
 
 T = 7
 each_rule = pytest.mark.parametrize("rule", RULES)

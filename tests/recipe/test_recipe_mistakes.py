@@ -32,7 +32,7 @@ BAD_OVERRIDES = {
     "task.rolout_steps=3": "task.rolout_steps is not a known key; did you mean task.rollout_steps?",
     "model.window_size=3": "model.window_size is not a known key; did you mean sleep.window_size?",
     "sleep.xyz=3": "sleep.xyz is not a known key; "
-    "known are window_size, num_sleep_passes, looped_blocks, eviction, tolerance",
+    "known are window_size, num_sleep_passes, looped_blocks, eviction, bidirectional_sleep, tolerance",
     "slep.window_size=3": "slep is not a known section; did you mean sleep?",
     "windwo_size=3": "windwo_size is not a known section; did you mean sleep.window_size?",
     "xyz.a=3": "xyz is not a known section; known are task, model, sleep, optim, train, adapt",

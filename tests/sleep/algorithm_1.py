@@ -49,11 +49,18 @@ def labels(*windows: int, length: int = T) -> Tensor:
 
 
 def one_block(
-    model: HybridLM, i: int, h: Tensor, S: Tensor | None, cache: CacheEntry | None, embedded: Tensor
+    model: HybridLM,
+    i: int,
+    h: Tensor,
+    S: Tensor | None,
+    cache: CacheEntry | None,
+    embedded: Tensor,
+    bidirectional: bool = False,
 ) -> tuple[Tensor, Tensor | None, CacheEntry | None]:
     slots = [None] * model.num_blocks
     fast_weights, caches = [*slots[:i], S, *slots[i + 1 :]], [*slots[:i], cache, *slots[i + 1 :]]
     more: Any = {"embedded": embedded} if model.config.value_embedding else {}
+    more |= {"bidirectional": True} if bidirectional else {}
     h, state = model.blocks(h, State(tuple(fast_weights), tuple(caches)), i, i + 1, span=L, **more)
     return h, state.fast_weights[i], state.cache[i]
 
@@ -74,11 +81,15 @@ def algorithm_1(
         h, new_S, cache = model.embed(window), list[Any](S), list[Any](kept)
         for i in range(a):
             h, new_S[i], cache[i] = one_block(model, i, h, S[i], kept[i], embedded)
-        for _ in range(config.num_sleep_passes if sleeps_here else 1):
+        entered, passes = h, config.num_sleep_passes if sleeps_here else 1
+        for k in range(1, passes + 1):
+            h = model.inject(k, h, entered) if k > 1 else h
             for i in range(a, b):
-                h, new_S[i], cache[i] = one_block(model, i, h, new_S[i], kept[i], embedded)
+                both_ways = config.bidirectional_sleep and k > 1
+                h, new_S[i], cache[i] = one_block(model, i, h, new_S[i], kept[i], embedded, both_ways)
         for i in range(b, n):
-            h, new_S[i], cache[i] = one_block(model, i, h, S[i], kept[i], embedded)
+            both_ways = config.bidirectional_sleep and passes > 1
+            h, new_S[i], cache[i] = one_block(model, i, h, S[i], kept[i], embedded, both_ways)
         S, kept = new_S, [newest(entry) if config.eviction == "sliding" else None for entry in cache]
     return torch.cat(logits, 1), tuple(S)
 

@@ -48,6 +48,8 @@ class ReverieHybridConfig(PreTrainedConfig):
     value_size: int = 16
     conv_size: int = 4
     value_embedding: bool = False
+    mixers: dict[str, Any] | None = None
+    injection: str = "none"
     update_rule: str = "gated_delta"
     backend: str = "chunked"
     norm_eps: float = 1e-6
@@ -63,7 +65,8 @@ class ReverieHybridConfig(PreTrainedConfig):
 
     @property
     def hybrid(self) -> HybridConfig:
-        return _checked(HybridConfig, {name: getattr(self, name) for name in HybridConfig.model_fields})
+        fields = {name: getattr(self, name) for name in HybridConfig.model_fields}
+        return _checked(HybridConfig, fields | {"mixers": self.mixers or {}})
 
     @property
     def sleep_config(self) -> SleepConfig:
