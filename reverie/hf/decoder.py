@@ -158,7 +158,8 @@ class DecoderBlocks:
 
     def inject(self, n: int, h: Tensor, embedded: Tensor) -> Tensor:
         """What pass n ≥ 2 reads; the decoder's injection says it."""
-        return cast(Injection, self.decoder.sleep_injection)(n, h, embedded.to(h.device))
+        injection = self.decoder.sleep_injection
+        return h if injection is None else injection(n, h, embedded.to(h.device))
 
     def compile_blocks(self, backend: str) -> None:
         """Blocks run through `torch.compile` from now on. Raises UserError where they hold more than attention does."""

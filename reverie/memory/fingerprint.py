@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reverie.errors import UserError
+from reverie.model import Injection
 
 # Settings that configs did not have when the first memories were written, off as those models have them.
 _ADDED = {"value_embedding": False, "mixers": {}, "injection": "none"}
@@ -65,8 +66,10 @@ def content_hash(text: str, tensors: Iterable[tuple[str, Tensor]]) -> str:
 def _config(module: nn.Module) -> dict[str, Any]:
     """Config of the module or the first one inside that has one, of reverie or transformers; {} without."""
     config = next((part.config for part in module.modules() if hasattr(part, "config")), None)
+    # Which transformers' configs don't know, and which may have no weights.
+    added = {"injection": type(part).__qualname__ for part in module.modules() if isinstance(part, Injection)}
     for name in ("model_dump", "to_dict"):
         if hasattr(config, name):
-            content = getattr(config, name)().items()
+            content = (getattr(config, name)() | added).items()
             return {k: x for k, x in content if not _VOLATILE.fullmatch(k) and not (k in _ADDED and x == _ADDED[k])}
-    return {}
+    return added
