@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from reverie.errors import UserError
 from reverie.interrupts import exit_code, sigterm_interrupts
-from reverie.recipe import Recipe
+from reverie.recipe import Recipe, recipe_again
 from reverie.results.card import RunCard, load_card
 from reverie.results.checkpoint import FILE_NAME, Progress, checkpoint_recipe, find_checkpoint
 from reverie.results.run import CARD_NAME
@@ -62,7 +62,7 @@ def finished(recipe: Recipe, out: Path) -> RunCard | None:
         return None
     card = load_card(out / CARD_NAME)
     try:
-        same = isinstance(card, RunCard) and Recipe.model_validate(card.recipe) == recipe
+        same = isinstance(card, RunCard) and recipe_again(card.recipe) == recipe
     except ValidationError:  # a recipe of another version
         same = False
     if not isinstance(card, RunCard) or not same:
