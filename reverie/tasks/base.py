@@ -105,6 +105,7 @@ class TaskSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     depth_name: ClassVar[str] = "depth"
+    data_recipe: ClassVar[str | None] = None  # whose settings `reverie data` takes if it is given none
 
     if TYPE_CHECKING:
         name: Any = ""  # a field of those that are registered; else "module:Class", as a recipe asks for it

@@ -34,6 +34,7 @@ class Depo(TaskSettings):
     """
 
     depth_name: ClassVar[str] = "hops k"
+    data_recipe: ClassVar[str | None] = "depo/paper"
 
     name: Literal["depo"] = "depo"
     max_nodes: int = Field(default=75, ge=2)

@@ -35,6 +35,7 @@ class Rule110(TaskSettings):
     """
 
     depth_name: ClassVar[str] = "rollout steps t"
+    data_recipe: ClassVar[str | None] = "rule110/paper-depth"
 
     name: Literal["rule110"] = "rule110"
     num_states: int = Field(default=4, ge=1)

@@ -26,7 +26,8 @@ from reverie.sleep import SleepConfig
 
 # Of a recipe's section train: may differ between the runs of a regime, for it does not bear on what is learned.
 _NO_MATTER = {
-    "seed", "eval_every", "eval_examples", "checkpoint_every", "data_workers", "compile", "activation_checkpoint"
+    "seed", "eval_every", "eval_examples", "checkpoint_every", "data_workers", "compile", "activation_checkpoint",
+    "trackers",
 }  # fmt: skip
 
 
