@@ -1,6 +1,18 @@
 """Synthetic tasks that ask for reasoning over evicted context."""
 
-from reverie.tasks.base import Batch, DepthScore, DeviceTask, Score, Section, Split, Task, TaskSettings, score
+from reverie.tasks.base import (
+    Batch,
+    DepthScore,
+    DeviceTask,
+    Score,
+    Section,
+    Split,
+    Task,
+    TaskSettings,
+    as_batch,
+    draw,
+    score,
+)
 from reverie.tasks.depo import Depo
 from reverie.tasks.gsm_infinite import GsmInfinite
 from reverie.tasks.hops import Hops
@@ -35,6 +47,8 @@ __all__ = [
     "Task",
     "TaskSettings",
     "TextFiles",
+    "as_batch",
+    "draw",
     "find_task",
     "register_task",
     "score",
