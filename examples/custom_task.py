@@ -19,7 +19,7 @@ class ModularAddition(TaskSettings):
     depth_name: ClassVar[str] = "terms k"  # as plots and tables say it
 
     modulus: int = Field(default=5, ge=2)
-    num_terms: int = Field(default=4, ge=1)
+    num_terms: int = Field(default=3, ge=1)
 
     @property
     def vocab_size(self) -> int:
