@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from reverie.model import HybridConfig, HybridLM, model_remembers, new_model
     from reverie.sleep import Context, SleepConfig, consolidate, read, rollout
     from reverie.talk import load_model
+    from reverie.tasks import register_task
 
 _ROOMS = {
     "Context": "sleep",
@@ -23,6 +24,7 @@ _ROOMS = {
     "model_remembers": "model",
     "new_model": "model",
     "read": "sleep",
+    "register_task": "tasks",
     "rollout": "sleep",
     "sleep_over": "memory",
 }
@@ -39,6 +41,7 @@ __all__ = [
     "model_remembers",
     "new_model",
     "read",
+    "register_task",
     "rollout",
     "sleep_over",
 ]

@@ -1,7 +1,7 @@
 """What is outside the package and named "module:Name": found and imported, each failure one sentence.
 
-A module is looked for on Python's path and in the current folder; `look_beside` adds the folder of a recipe. It is never
-taken from the folder of a run: one that was downloaded must not bring code of its own.
+A module is looked for on Python's path and in the current folder; `look_beside` adds the folder of a recipe. It is
+never taken from the folder of a run: one that was downloaded must not bring code of its own.
 """
 
 import importlib

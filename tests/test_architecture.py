@@ -17,6 +17,7 @@ PACKAGE = Path(__file__).parent.parent / "reverie"
 # Lowest first: a room imports its own files and those of rooms before it, and nothing of inference imports training.
 ROOMS = (
     "errors",
+    "named",
     "files",
     "workers",
     "interrupts",

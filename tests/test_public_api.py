@@ -13,7 +13,7 @@ import reverie
 
 PATHS = {
     "reverie": "HybridConfig HybridLM new_model SleepConfig Context read rollout consolidate Memory MemoryStore "
-    "sleep_over load_model model_remembers",
+    "sleep_over load_model model_remembers register_task",
     "reverie.sleep": "SleepConfig Context read rollout wake sleep consolidate",
     "reverie.ops": "gated_delta_rule",
     "reverie.model": "HybridConfig HybridLM new_model",
@@ -22,6 +22,7 @@ PATHS = {
     "reverie.hf.bases": "load_base load_tokenizer",
     "reverie.memory": "History Memory MemoryStore sleep_over",
     "reverie.recipe": "load_recipe",
+    "reverie.tasks": "Task TaskSettings register_task",
     "reverie.tasks.gsm_infinite": "solve count_operations",
 }
 

@@ -8,6 +8,7 @@ import typer
 from reverie.cli.adapt import app as adapt_app
 from reverie.cli.bench import app as bench_app
 from reverie.cli.data import app as data_app
+from reverie.cli.gsm_infinite import app as gsm_infinite_app
 from reverie.cli.hf import app as hf_app
 from reverie.cli.memory import app as memory_app
 from reverie.cli.results import app as results_app
@@ -28,6 +29,7 @@ app.add_typer(train_app)
 app.add_typer(adapt_app)
 app.add_typer(results_app)
 app.add_typer(tasks_app, name="tasks")
+data_app.add_typer(gsm_infinite_app)
 app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 app.add_typer(hf_app)

@@ -19,9 +19,9 @@ def show_command(
     """Print a real example, coloured by window, phase and label."""
     from reverie.cli.show import recipe_of_task, show_example
     from reverie.recipe import load_recipe
-    from reverie.tasks import TASKS
+    from reverie.tasks import task_names
 
-    resolved = load_recipe(recipe_of_task(name) if name in TASKS else name, overrides or [])
+    resolved = load_recipe(recipe_of_task(name) if name in task_names() else name, overrides or [])
     out_console.print(show_example(resolved, example), soft_wrap=False)
 
 

@@ -1,7 +1,7 @@
 """Typed recipes: a TOML file, the bases it builds on, and overrides, checked into one frozen `Recipe`."""
 
 from reverie.recipe.adapt import AdaptConfig
-from reverie.recipe.load import changed, list_recipes, load_recipe
+from reverie.recipe.load import changed, list_recipes, load_recipe, recipe_again
 from reverie.recipe.random_passes import RandomPasses
 from reverie.recipe.schema import BySuccess, OptimConfig, Recipe, StageConfig, TrainConfig
 
@@ -16,4 +16,5 @@ __all__ = [
     "changed",
     "list_recipes",
     "load_recipe",
+    "recipe_again",
 ]

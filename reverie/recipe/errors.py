@@ -9,7 +9,10 @@ from typing import Any
 from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
-from reverie.tasks import TASKS
+from reverie.errors import UserError
+from reverie.named import OutsideError
+from reverie.tasks import task_names
+from reverie.tasks.registry import nearest_task
 
 # By pydantic's type of error: what the value must be.
 _MUST_BE = {
@@ -50,13 +53,18 @@ def sentence(error: ValidationError, keys: Keys, model_kinds: Container[object])
     return _mistake(mistakes[0], keys) + (f" (and {others} other error{'s' * (others > 1)})" if others else "")
 
 
+def user_error(error: ValidationError) -> UserError | None:
+    """The first error in it that is a sentence for the user already; None if it has none."""
+    raised = (details.get("ctx", {}).get("error") for details in error.errors())
+    return next((one for one in raised if isinstance(one, UserError)), None)
+
+
 def _place(loc: tuple[int | str, ...], model_kinds: Container[object]) -> tuple[int | str, ...]:
     """Pydantic's location as (section, key, what follows inside the value), without the tags of unions.
 
     A key of a stage counts as one key: "stages[0].share".
     """
-    tags: dict[int | str, Container[object]] = {"task": TASKS, "model": model_kinds}
-    if loc[1:2] and loc[1] in tags.get(loc[0], ()):
+    if loc[:1] == ("model",) and loc[1:2] and loc[1] in model_kinds:
         return loc[:1] + loc[2:]
     if loc[:2] == ("train", "stages") and loc[3:]:
         return ("train", f"stages[{loc[2]}].{loc[3]}", *loc[4:])
@@ -84,13 +92,15 @@ def _mistake(errors: list[ErrorDetails], keys: Keys) -> str:
         case "missing" if len(first["loc"]) == 2:
             return f"{key} is missing; it has no default, so the recipe must set it"
         case "union_tag_not_found":
-            return f"task.name is missing; it must be {any_of(TASKS)}"
+            return f"task.name is missing; it must be {any_of(task_names())}"
         case "union_tag_invalid":
-            near = get_close_matches(context["tag"], TASKS, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            return f"task.name must be {any_of(TASKS)}, got {shown(first['input']['name'])}{hint}"
+            near = nearest_task(context["tag"])
+            hint = f"; did you mean {near}?" if near else ""
+            return f"task.name must be {any_of(task_names())}, got {shown(first['input']['name'])}{hint}"
         case "value_error":  # mostly of a validator over a whole section, which names its keys without the section
             message = str(context["error"])
+            if isinstance(context["error"], OutsideError):
+                return message
             if "." in key:  # of a validator over one key
                 return f"{key} {message}"
             named = re.split(r"\W", message)[0]

@@ -13,11 +13,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from reverie.errors import UserError
+from reverie.named import look_beside
 from reverie.recipe.adapt import AdaptConfig, LossConfig, StartConfig
-from reverie.recipe.errors import any_of, sentence, shown
+from reverie.recipe.errors import any_of, sentence, shown, user_error
 from reverie.recipe.random_passes import RandomPasses
 from reverie.recipe.schema import MODELS, BySuccess, Recipe, StageConfig, kind_of_section, with_present_names
-from reverie.tasks import TASKS
+from reverie.tasks import find_task
 
 _PACKAGE = Path(__file__).parent.parent
 # A wheel holds the recipes inside the package (setup.py), a checkout beside it.
@@ -34,7 +35,8 @@ def list_recipes() -> list[str]:
 def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """A shipped recipe by name ("depo/nano") or any recipe by the path of its .toml file.
 
-    The recipe is named after its file.
+    The recipe is named after its file. Modules that it names, as in `task.name = "my_module:MyTask"`, are looked for
+    beside a .toml file too.
 
     Args:
         overrides: "section.key=value", applied in order; the value is TOML, or else taken as a string.
@@ -42,10 +44,25 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises UserError, in one sentence, for anything that is wrong with them.
     """
     path = _find(str(name), Path(), named_by="")
+    if str(name).endswith(".toml"):
+        look_beside(path)
     data = _read_with_bases(path)
     for override in overrides:
         data = _merge(data, _with_present_names(_parse_override(override)))
     return _validate(_name_of(path), data)
+
+
+def recipe_again(dumped: str | Mapping[str, Any]) -> Recipe:
+    """The recipe that was dumped, as JSON or as its values.
+
+    Raises:
+        UserError: something that it names from outside the package, or a package that it needs, is not here.
+        ValidationError: it is none of this version.
+    """
+    try:
+        return Recipe.model_validate_json(dumped) if isinstance(dumped, str) else Recipe.model_validate(dumped)
+    except ValidationError as error:
+        raise user_error(error) or error from None
 
 
 def changed(recipe: Recipe, **sections: Mapping[str, Any]) -> Recipe:
@@ -154,7 +171,10 @@ def _with_tuples(value: Any) -> Any:
 def _keys(data: Mapping[str, Any]) -> dict[str, list[str]]:
     """The keys that each section knows, and a stage; those of the task depend on its name."""
     task = data.get("task")
-    chosen = TASKS.get(str(task.get("name"))) if isinstance(task, Mapping) else None
+    try:
+        chosen = find_task(str(task.get("name"))) if isinstance(task, Mapping) else None
+    except UserError:  # which is the mistake to tell
+        chosen = None
     configs: dict[str, Any] = {section: Recipe.model_fields[section].annotation for section in _SECTIONS} | {
         "task": chosen,
         "model": MODELS[kind_of_section(data.get("model"))],

@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, Validatio
 
 from reverie.errors import UserError
 from reverie.model import Eviction, HybridConfig
+from reverie.named import is_named
 from reverie.pretrained.config import PretrainedModelConfig
 from reverie.recipe.adapt import AdaptConfig
 from reverie.recipe.random_passes import RandomPasses
@@ -18,6 +19,8 @@ from reverie.sleep import SleepConfig
 from reverie.sleep.gradients import Backward
 from reverie.tasks import AnyTask
 from reverie.tasks.reading import ReadingTask
+
+TRACKERS = "tensorboard", "wandb"
 
 
 class OptimConfig(BaseModel):
@@ -110,6 +113,9 @@ class TrainConfig(BaseModel):
     init_from: str | None = Field(
         default=None, description="folder of a run whose weights this one begins with; fresh ones if absent"
     )
+    trackers: tuple[str, ...] = Field(
+        default=("tensorboard",), description='what follows the run: "tensorboard", "wandb" or a module:Class'
+    )
     activation_checkpoint: Literal["none", "pass", "window"] = Field(
         default="none", description="what is computed again in the backward pass to save memory: passes, or windows too"
     )
@@ -128,6 +134,17 @@ class TrainConfig(BaseModel):
     def _earlier_names(cls, data: Any) -> Any:
         return with_present_names(data)
 
+    @field_validator("trackers")
+    @classmethod
+    def _trackers_have_names(cls, trackers: tuple[str, ...]) -> tuple[str, ...]:
+        for i, name in enumerate(trackers):
+            if name not in TRACKERS and not is_named(name):
+                known = ", ".join(map(repr, TRACKERS)).replace("'", '"')
+                raise ValueError(f'must be of {known} or like "my_module:MyTracker", got "{name}"')
+            if name in trackers[:i]:
+                raise ValueError(f'has "{name}" twice')
+        return trackers
+
     @model_validator(mode="after")
     def _success_is_not_known_ahead(self) -> TrainConfig:
         if isinstance(self.curriculum, BySuccess) and self.data_workers:
@@ -139,6 +156,11 @@ class TrainConfig(BaseModel):
         if self.cuda_graph and self.micro_batch is not None:
             raise ValueError("cuda_graph records a step that takes its batch at once: leave out micro_batch, or it")
         return self
+
+    @property
+    def untracked(self) -> TrainConfig:
+        """The same without trackers."""
+        return self.model_copy(update={"trackers": ()})
 
     @property
     def backward(self) -> Backward:
@@ -192,6 +214,11 @@ class Recipe(BaseModel):
     optim: OptimConfig
     train: TrainConfig
     adapt: AdaptConfig | None = None
+
+    def same_curve(self, other: Recipe) -> bool:
+        """True if both recipes train to the same curve: they may have other trackers."""
+        ours, theirs = (one.model_copy(update={"train": one.train.untracked}) for one in (self, other))
+        return ours == theirs
 
     @property
     def hybrid(self) -> HybridConfig:

@@ -14,6 +14,7 @@ from typing_extensions import TypedDict
 from reverie.errors import UserError
 from reverie.files import write_atomic
 from reverie.results.provenance import Hardware
+from reverie.tasks import find_task
 
 ModelKind = Literal["transformer", "hybrid", "sleep"]
 Metric = Literal["question", "exact", "deepest"]
@@ -23,8 +24,6 @@ METRIC_NAMES: dict[Metric, str] = {
     "deepest": "accuracy on the deepest questions",
 }
 
-_DEPTHS = {"rule110": "rollout steps t", "depo": "hops k", "gsm_infinite": "operations", "recall": "stretches back"}
-_DEPTHS |= {"hops": "hops k", "notes": "windows back", "qa": "windows back"}
 _SIGNIFICANT_DIGITS = 5
 _LINE_WIDTH = 120
 
@@ -224,9 +223,15 @@ def _label(model: ModelKind, num_sleep_passes: int) -> str:
 
 
 def depth_name(recipe: dict[str, Any]) -> str:
-    """The name of what "depth" counts in a recipe's task."""
+    """The name of what "depth" counts in a recipe's task, as that says it; "depth" where it is not known.
+
+    Raises:
+        OutsideError: the task is from outside the package, and is not here.
+    """
     task = recipe.get("task")
-    return _DEPTHS.get(task.get("name", ""), "depth") if isinstance(task, dict) else "depth"
+    name = task.get("name") if isinstance(task, dict) else None
+    found = find_task(name) if isinstance(name, str) else None
+    return "depth" if found is None else found.depth_name
 
 
 def group_of(item: RunCard | Result) -> tuple[bool, int, str]:

@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from reverie.errors import UserError
-from reverie.recipe import Recipe
+from reverie.recipe import Recipe, recipe_again
 
 FILE_NAME = "checkpoint.safetensors"
 LIST_NAME = "run.safetensors"  # in the folder of a sharded checkpoint
@@ -130,6 +130,7 @@ def load_checkpoint(place: Path) -> Checkpoint:
 
     Raises:
         UserError: there is none, or it is cut short, or a part of it is missing, or it was not written by a run.
+        OutsideError: its recipe names a task that is not here.
     """
     return _load_folder(place) if _FOLDER.fullmatch(place.name) else _read(place)
 
@@ -146,7 +147,7 @@ def _read(path: Path, *, with_tensors: bool = True) -> Checkpoint:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in (file.keys() if with_tensors else ())}
-        recipe = Recipe.model_validate_json(metadata["recipe"])
+        recipe = recipe_again(metadata["recipe"])
         progress = Progress(**json.loads(metadata["progress"]))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error

@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 
 from reverie.errors import UserError
 from reverie.files import write_atomic
-from reverie.recipe import Recipe
+from reverie.named import OutsideError
 from reverie.results.card import load_card, save_card
 from reverie.results.checkpoint import (
     Checkpoint,
@@ -21,7 +21,7 @@ from reverie.results.checkpoint import (
     weights_by_name,
 )
 from reverie.results.run import CARD_NAME, load_run, trained_model
-from reverie.tasks import GsmInfinite
+from reverie.tasks.base import TextTask
 
 EXAMPLE = Path(__file__).parent.parent / "example"
 WANTED = "a run of reverie train, a folder of reverie convert, or example"
@@ -42,7 +42,7 @@ def load_model_file(path: Path) -> Checkpoint:
     try:
         return load_checkpoint(path)
     except UserError as error:
-        if isinstance(error.__cause__, OSError):
+        if isinstance(error, OutsideError) or isinstance(error.__cause__, OSError):
             raise
         raise UserError(f"{path} holds no model that this version of reverie can read: give {WANTED}") from error
 
@@ -70,22 +70,9 @@ def export_example(run: str | Path, out: str | Path, index: int) -> None:
     run, out = Path(run), Path(out)
     export_model(run, out / MODEL)
     save_card(load_card(run / CARD_NAME), out / CARD_NAME)
-    shown = held_out_text(checkpoint_recipe(out / MODEL), index)
-    write_atomic(out / TEXT, f"{shown.text}\n".encode())
-    write_atomic(out / QUESTIONS, "".join(f"{question}\t{answer}\n" for question, answer in shown.questions).encode())
-
-
-def held_out_text(recipe: Recipe, index: int) -> ShippedText:
-    """The facts of a held-out example of GSM-Infinite, a sentence a line, and what is asked about them."""
-    task = recipe.task
-    if not isinstance(task, GsmInfinite) or task.num_questions == 1:
+    recipe = checkpoint_recipe(out / MODEL)
+    if not isinstance(recipe.task, TextTask):
         raise UserError(f"recipe {recipe.name} has no texts with several questions: take gsm_infinite/example")
-    batch = task.batch("test", seed=0, step=0, examples=range(index, index + 1))
-    tokens, text, start = batch.tokens[0], task.text, task.sections()[0].length
-    facts = text.decode(tokens[:start].tolist()).replace(". ", ".\n").replace("Problem: ", "Problem:\n")
-    asked, begin = list[tuple[str, str]](), start
-    for end in (batch.loss_mask[0].nonzero()[:, 0] + 1).tolist():
-        answer = text.decode([int(batch.targets[0, end - 1])])
-        asked.append((text.decode(tokens[begin:end].tolist()), answer))
-        begin = end
-    return ShippedText(facts, tuple(asked))
+    text, questions = recipe.task.held_out_text(index)
+    write_atomic(out / TEXT, f"{text}\n".encode())
+    write_atomic(out / QUESTIONS, "".join(f"{question}\t{answer}\n" for question, answer in questions).encode())

@@ -22,7 +22,7 @@ from reverie.results.checkpoint import Checkpoint, find_checkpoint, load_checkpo
 from reverie.results.run import trained_model
 from reverie.sleep import SleepConfig
 from reverie.talk.shipped import EXAMPLE, MODEL, WANTED, load_model_file
-from reverie.tasks.language import Language, language_of
+from reverie.tasks.language import Language
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +123,7 @@ def load_memory(path: Path, sleeper: Sleeper) -> Memory:
 
 def _of_task(checkpoint: Checkpoint, name: str, device: torch.device) -> Sleeper:
     recipe, model = checkpoint.recipe, trained_model(checkpoint, device)
-    return Sleeper(name, model.eval(), recipe.sleep, language_of(recipe.task), device)
+    return Sleeper(name, model.eval(), recipe.sleep, recipe.task.language(), device)
 
 
 def _of_transformers(folder: Path, device: torch.device) -> Sleeper:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field
 from operator import add
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol, cast, runtime_checkable
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor
+
+from reverie.tasks.language import Language, TokenNames
 
 Split = Literal["train", "test"]
 
@@ -36,6 +39,14 @@ class Section(NamedTuple):
 
 class Task(Protocol):
     """A synthetic task with unlimited data; an example is a function of (split, seed, step, index in the step)."""
+
+    depth_name: ClassVar[str]
+    """What depth counts, in a few words, as plots and tables say it."""
+
+    @property
+    def name(self) -> str:
+        """By which a recipe asks for it: its own, or "module:Class"."""
+        ...
 
     @property
     def vocab_size(self) -> int:
@@ -79,14 +90,28 @@ class Task(Protocol):
         """Parts of the sequence, first to last; their lengths sum to `sequence_length`."""
         ...
 
+    def language(self) -> Language:
+        """The language of models that were trained on it.
+
+        Raises:
+            UserError: it has none, or its tokenizer is not installed.
+        """
+        ...
+
 
 class TaskSettings(BaseModel):
-    """Base of the tasks here, which are their own settings: what follows from `sections`."""
+    """Base of tasks, which are their own settings: what follows from their other members."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def sections(self) -> list[Section]:
-        raise NotImplementedError
+    depth_name: ClassVar[str] = "depth"
+    data_recipe: ClassVar[str | None] = None  # whose settings `reverie data` takes if it is given none
+
+    if TYPE_CHECKING:
+        name: Any = ""  # a field of those that are registered; else "module:Class", as a recipe asks for it
+
+    @abstractmethod
+    def sections(self) -> list[Section]: ...
 
     @property
     def sequence_length(self) -> int:
@@ -95,6 +120,12 @@ class TaskSettings(BaseModel):
     @property
     def answer_is_last(self) -> bool:
         return False
+
+    def language(self) -> Language:
+        """Token names with spaces between; an answer has as many tokens as the longest of a held-out example."""
+        task = cast(Task, self)
+        question = task.batch("test", 0, 0, range(1)).question[0]
+        return TokenNames(task.token_names(), longest=int(question[question >= 0].bincount().max()))
 
 
 @runtime_checkable
@@ -108,6 +139,19 @@ class DeviceTask(Protocol):
 
         They equal `Task.batch("train", …)` of each step, with its entry of `max_depths`, bit for bit. The host only
         launches kernels, about as many for hundreds of steps as for one, and never waits for the device.
+        """
+        ...
+
+
+@runtime_checkable
+class TextTask(Protocol):
+    """A task that can show what it is about as text."""
+
+    def held_out_text(self, index: int) -> tuple[str, tuple[tuple[str, str], ...]]:
+        """The text of a held-out example, and what is asked about it: questions with the right answers.
+
+        Raises:
+            UserError: these settings have none.
         """
         ...
 

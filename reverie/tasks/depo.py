@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from functools import cached_property, lru_cache
 from math import sqrt
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
 from reverie.tasks.base import Batch, Section, Split, TaskSettings, as_batch, draw, uniform
+from reverie.tasks.language import TokenNames
 
 Hops = Annotated[int, Field(ge=1)]
 
@@ -31,6 +32,9 @@ class Depo(TaskSettings):
     from 1..max_hops. Tests have n = max_nodes, and k runs through `test_hops` from a random start, so that every k is
     asked about equally often. x is uniform over the nodes, and queries of an example may repeat.
     """
+
+    depth_name: ClassVar[str] = "hops k"
+    data_recipe: ClassVar[str | None] = "depo/paper"
 
     name: Literal["depo"] = "depo"
     max_nodes: int = Field(default=75, ge=2)
@@ -127,6 +131,11 @@ class Depo(TaskSettings):
         endings = [f"{i}" for i in range(self.mini_vocab)]
         separator = ["|"] if self.max_name_tokens > 1 else []
         return [".", *plain, *endings, *separator, *(f"k={k}" for k in range(1, self.max_hops + 1))]
+
+    def language(self) -> TokenNames:
+        names = self.token_names()
+        whole_names = frozenset(i for i, name in enumerate(names) if name.isdigit())  # "7", and not "3-"
+        return TokenNames(names, longest=self.max_name_tokens, ends=whole_names, pad_id=_PAD, question="k=")
 
     def sections(self) -> list[Section]:
         return [Section("cycle", self.cycle_length), Section("queries", self.num_queries * self.query_length)]

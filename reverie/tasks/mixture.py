@@ -6,16 +6,21 @@ from itertools import accumulate
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainSerializer, PlainValidator, model_validator
 
 from reverie.tasks.base import Split, check_draw
-from reverie.tasks.hops import Hops
-from reverie.tasks.notes import Notes
-from reverie.tasks.question_file import QuestionFile
 from reverie.tasks.reading import ReadingTask, TokenPage, TokenQuestion, generator_of
-from reverie.tasks.text_files import TextFiles
+from reverie.tasks.registry import dumped, task_from
 
-ReadingTasks = Annotated[Notes | Hops | QuestionFile | TextFiles, Field(discriminator="name")]
+
+def _reading_task(value: Any) -> ReadingTask:
+    task = task_from(value)
+    if not isinstance(task, ReadingTask) or isinstance(task, Mixture):
+        raise ValueError(f"a part must be of a task of reading, and {task.name} is none")
+    return task
+
+
+ReadingTasks = Annotated[ReadingTask, PlainValidator(_reading_task), PlainSerializer(dumped)]
 """The tasks that a mixture may have."""
 
 _SHARED = "tokenizer", "window_tokens", "num_windows", "num_questions"
@@ -72,7 +77,7 @@ class Mixture(ReadingTask):
 
         return [one(example) for example in examples]
 
-    def _drawn(self, split: Split, seed: int, step: int, example: int) -> ReadingTasks:
+    def _drawn(self, split: Split, seed: int, step: int, example: int) -> ReadingTask:
         """The task that an example belongs to."""
         edges = list(accumulate(part.weight for part in self.parts))
         at = generator_of(split, seed, step, example, _PART).random() * edges[-1]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field
@@ -62,6 +62,8 @@ class QuestionFile(ReadingTask):
 
     A text belongs to the tests or to training by its hash, whatever else is in the file.
     """
+
+    depth_name: ClassVar[str] = "windows back"
 
     name: Literal["qa"] = "qa"
     file: str = Field(min_length=1, description="ends in .jsonl or .parquet")

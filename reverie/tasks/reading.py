@@ -13,9 +13,11 @@ from typing import Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
+from reverie.errors import UserError
 from reverie.pretrained.smollm2 import load_smollm2
 from reverie.pretrained.speaker import Speaker, speaker_of
 from reverie.tasks.base import STREAMS, Batch, Section, Split, TaskSettings, as_batch, check_draw
+from reverie.tasks.language import Language
 
 Form = Literal["cloze", "qa", "chat"]
 NOTHING_KNOWN = "not in my notes"
@@ -163,6 +165,10 @@ class ReadingTask(TaskSettings):
 
     def token_names(self) -> list[str]:
         return load_smollm2().token_names() if self.tokenizer == "smollm2" else [str(i) for i in range(self.vocab_size)]
+
+    def language(self) -> Language:
+        """Models that read pages are pretrained, and speak as they do."""
+        raise UserError(f"models of {type(self).__name__} cannot read text: the task has no language")
 
     def chance(self) -> dict[int, float]:
         """0 at each depth: nobody guesses a name out of thousands."""

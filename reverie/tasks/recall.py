@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -11,6 +12,7 @@ from pydantic import Field, model_validator
 from reverie.pretrained import smollm2
 from reverie.pretrained.smollm2 import load_smollm2
 from reverie.tasks.base import Batch, Section, Split, TaskSettings, as_batch, draw
+from reverie.tasks.language import Language, one_line
 
 # Each word with the space before it is one token of SmolLM2.
 _NOUNS = """
@@ -30,6 +32,24 @@ SENTENCE_LENGTH = 5
 _NOUN, _IS, _VALUE = 1, 2, 3
 
 
+class Sentences(Language):
+    """Language of Recall: plain English in SmolLM2's tokens; "The apple is" asks for one word."""
+
+    max_answer_tokens = 1
+
+    def __init__(self) -> None:
+        self._text = load_smollm2()
+
+    def encode(self, text: str) -> list[int]:
+        return self._text.encode(one_line(text))
+
+    def is_question(self, text: str) -> bool:
+        return not text.rstrip().endswith(".")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._text.decode(ids).strip()
+
+
 class Recall(TaskSettings):
     """Task: `num_facts` sentences like " The apple is red.", then `num_questions` that repeat some of them.
 
@@ -43,6 +63,8 @@ class Recall(TaskSettings):
     Training and tests draw from different random streams. No text is held out, but repetitions are unlikely: with 8
     facts and the default values there are more than 10^26 texts.
     """
+
+    depth_name: ClassVar[str] = "stretches back"
 
     name: Literal["recall"] = "recall"
     num_facts: int = Field(ge=1, le=len(NOUNS))
@@ -105,6 +127,9 @@ class Recall(TaskSettings):
     def chance_exact(self) -> float:
         """Chance of guessing all questions of a text: values of different facts are independent."""
         return (1 / self.num_values) ** self.num_questions
+
+    def language(self) -> Sentences:
+        return Sentences()
 
     def token_names(self) -> list[str]:
         return load_smollm2().token_names()

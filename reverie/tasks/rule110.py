@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import groupby
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from reverie.tasks.base import Batch, Section, Split, TaskSettings, draw
+from reverie.tasks.language import TokenNames
 from reverie.tasks.philox import draw_on, unsigned_remainder
 
 Steps = Annotated[int, Field(ge=0)]
@@ -32,6 +33,9 @@ class Rule110(TaskSettings):
     With a range of rollout steps, t is drawn uniformly for each state and shown as the first token of its window. If
     `ladder` is set as well, all states have the deepest t that the curriculum has reached, and t is not shown.
     """
+
+    depth_name: ClassVar[str] = "rollout steps t"
+    data_recipe: ClassVar[str | None] = "rule110/paper-depth"
 
     name: Literal["rule110"] = "rule110"
     num_states: int = Field(default=4, ge=1)
@@ -139,6 +143,9 @@ class Rule110(TaskSettings):
     def token_names(self) -> list[str]:
         low, high = self._steps_range
         return ["0", "1", "?", *(f"t={t}" for t in range(low, high + 1) if self._shows_steps)]
+
+    def language(self) -> TokenNames:
+        return TokenNames(self.token_names(), longest=self.num_states)
 
     def sections(self) -> list[Section]:
         states = [Section(f"state {i}", self.context_window) for i in range(self.num_states)]

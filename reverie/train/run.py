@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch.utils.tensorboard import SummaryWriter
 
 from reverie.errors import UserError
 from reverie.interrupts import TIME_IS_UP, Stopped, StopRequest, stop_requests
@@ -24,7 +23,6 @@ from reverie.results.provenance import commit_id
 from reverie.results.run import CARD_NAME, make_card
 from reverie.sleep import SleepConfig
 from reverie.tasks import Score
-from reverie.train.board import board, write_point
 from reverie.train.checkpoint import refuse_existing, remove_unfinished_folders, restore, run_lock, save_run
 from reverie.train.compiled import compile_blocks, uncompiled
 from reverie.train.curriculum import Curriculum
@@ -36,6 +34,7 @@ from reverie.train.precision import float32_products
 from reverie.train.schedule import Schedule
 from reverie.train.step import EagerSteps, Step, not_finite
 from reverie.train.time_limit import TimeLimit
+from reverie.train.trackers import find_trackers, following
 
 if TYPE_CHECKING:
     from reverie.train.adapt import Adaptation
@@ -56,7 +55,7 @@ def train(
     processes: Processes = ALONE,
     max_seconds: float | None = None,
 ) -> RunCard:
-    """Train by a recipe; leave checkpoint, TensorBoard curves and card in `out`.
+    """Train by a recipe; leave checkpoint, card and what the trackers write in `out`.
 
     Same recipe, same machine, same curve; and with `resume` the same curve as without the break (with
     `train.cuda_graph` to rounding: the first steps after a break are not recorded ones). Several processes share out
@@ -102,6 +101,7 @@ class _Run:
     ) -> None:
         self.recipe, self.out, self.device = recipe, out, device
         self.report, self.processes, self.limit = report, processes, limit
+        self.trackers = find_trackers(recipe.train.trackers)
         if recipe.adapt is not None and torch.device(device).type != "cpu":
             raise UserError(f"an adapter is trained on the CPU so far, and not on {device}")
         self.model = build_model(recipe.model, recipe.train.seed)
@@ -147,7 +147,7 @@ class _Run:
         if not resume:
             refuse_existing(self.out)
         checkpoint = load_checkpoint(place)
-        if checkpoint.recipe != self.recipe:
+        if not checkpoint.recipe.same_curve(self.recipe):
             raise UserError(f"{place} was made by another recipe; resume with the settings it was started with")
         restore(checkpoint, self.model, self.optimizers)
         self.progress = checkpoint.progress
@@ -157,7 +157,7 @@ class _Run:
         config, progress, first = self.recipe.train, self.progress, self.progress.step
         with (
             stop_requests() as stop,
-            board(self.out, first + 1) if self.processes.is_first else contextlib.nullcontext() as writer,
+            following(self.trackers if self.processes.is_first else {}, self.out, self.recipe, first + 1) as write,
             self._ready(first) as made,
         ):
             self.started = time.perf_counter() - progress.wall_time_s
@@ -175,7 +175,7 @@ class _Run:
                     continue
                 if measured:
                     with self.limit.timing("evaluation"):
-                        self._measure(newest, writer)
+                        write(self._measure(newest))
                 if self.curriculum.decides():
                     self.curriculum.decide()
                 if saved:
@@ -262,7 +262,7 @@ class _Run:
         progress.loss_count += len(found)
         return found[-1] if found else None
 
-    def _measure(self, step: Step, writer: SummaryWriter | None) -> None:
+    def _measure(self, step: Step) -> dict[str, Any]:
         """Evaluate under the eviction that the newest step trained with, and add a point to the curve."""
         progress = self.progress
         score = self._evaluate(self.schedule.stage(progress.step - 1).sleep)
@@ -279,8 +279,7 @@ class _Run:
             }
         )
         progress.loss_sum, progress.loss_count = 0.0, 0
-        if writer is not None:
-            write_point(writer, progress.curve[-1])
+        return progress.curve[-1]
 
     def _evaluate(self, sleep: SleepConfig, *, generate: bool = False) -> Score:
         """The score on held-out examples, whose batches the processes share out."""

@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from reverie.errors import UserError
 from reverie.interrupts import exit_code, sigterm_interrupts
-from reverie.recipe import Recipe
+from reverie.recipe import Recipe, recipe_again
 from reverie.results.card import RunCard, load_card
 from reverie.results.checkpoint import FILE_NAME, Progress, checkpoint_recipe, find_checkpoint
 from reverie.results.run import CARD_NAME
@@ -57,12 +57,12 @@ def finished(recipe: Recipe, out: Path) -> RunCard | None:
     """
     other = UserError(f"{out} holds a run with other settings: choose another folder, or delete it")
     if not (out / CARD_NAME).is_file():
-        if (out / FILE_NAME).is_file() and checkpoint_recipe(out / FILE_NAME) != recipe:
+        if (out / FILE_NAME).is_file() and not recipe.same_curve(checkpoint_recipe(out / FILE_NAME)):
             raise other
         return None
     card = load_card(out / CARD_NAME)
     try:
-        same = isinstance(card, RunCard) and Recipe.model_validate(card.recipe) == recipe
+        same = isinstance(card, RunCard) and recipe.same_curve(recipe_again(card.recipe))
     except ValidationError:  # a recipe of another version
         same = False
     if not isinstance(card, RunCard) or not same:

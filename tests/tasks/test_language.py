@@ -10,7 +10,6 @@ from reverie.pretrained.smollm2 import load_smollm2
 from reverie.recipe import load_recipe
 from reverie.tasks import TASKS as KINDS
 from reverie.tasks import GsmInfinite, Recall, Task
-from reverie.tasks.language import language_of
 
 
 def task(name: str) -> Task:
@@ -21,7 +20,7 @@ def task(name: str) -> Task:
 def test_texts_of_the_task_come_back(name: str) -> None:
     """The words of any example are its tokens again."""
     kind = task(name)
-    language, names = language_of(kind), kind.token_names()
+    language, names = kind.language(), kind.token_names()
     tokens = kind.batch("test", 0, 0, range(4)).tokens
     for row in tokens.tolist():
         if isinstance(kind, GsmInfinite):
@@ -35,19 +34,19 @@ def test_facts_are_padded_in_front_as_in_training() -> None:
     """To windows that end where those of the task end."""
     kind = task("words")
     assert isinstance(kind, GsmInfinite)
-    language = language_of(kind)
+    language = kind.language()
     row = kind.batch("test", 0, 0, range(1)).tokens[0, : kind.sections()[0].length].tolist()
     own = [i for i in row if i != kind.pad_id]
     padded = language.padded(language.encode(kind.text.decode(own)), 8)
     assert len(padded) % 8 == 0
     assert padded == [kind.pad_id] * (len(padded) - len(own)) + own
     assert row[-(len(row) // 8 * 8) :][-len(padded) :] == padded[-len(row) :]
-    assert language_of(task("rule110")).padded([0, 1, 1], 8) == [0, 1, 1]
-    assert language_of(task("depo")).padded([3, 1, 1], 8) == [0, 0, 0, 0, 0, 3, 1, 1]
+    assert task("rule110").language().padded([0, 1, 1], 8) == [0, 1, 1]
+    assert task("depo").language().padded([3, 1, 1], 8) == [0, 0, 0, 0, 0, 3, 1, 1]
 
 
 def test_answers() -> None:
-    many, one = language_of(task("words")), language_of(task("word"))
+    many, one = task("words").language(), task("word").language()
     assert many.max_answer_tokens == 1
     assert many.question(f" {QUESTION}\n") == [0, *many.encode(QUESTION)]  # in a slot of 6 tokens
     assert many.question(FACTS) == many.encode(FACTS)
@@ -57,14 +56,14 @@ def test_answers() -> None:
     assert one.question(f"Question: {QUESTION} Answer:") == one.question(QUESTION)
     digits = [*one.encode("42"), *one.end_ids]
     assert one.decode(digits) == "42"
-    rule110 = language_of(task("rule110"))
+    rule110 = task("rule110").language()
     assert (rule110.max_answer_tokens, rule110.end_ids) == (2, frozenset())
     assert rule110.decode(rule110.encode("0 1")) == "0 1"
 
 
 def test_names_of_two_tokens_end_with_the_second() -> None:
     kind = load_recipe("depo/paper").task
-    language, names = language_of(kind), kind.token_names()
+    language, names = kind.language(), kind.token_names()
     assert language.max_answer_tokens == 2
     assert {names[i] for i in language.end_ids} == {str(i) for i in range(50)}
     assert language.decode(language.encode("3- 7")) == "3- 7"
@@ -78,7 +77,7 @@ def test_smollm2_tokens_of_facts_and_problems() -> None:
         pytest.skip(str(error))
     recall = Recall(num_facts=4, num_questions=2)
     row = recall.batch("test", 0, 0, range(1)).tokens[0].tolist()
-    language = language_of(recall)
+    language = recall.language()
     assert language.encode(text.decode(row).replace(".", ".\n")) == row
     assert language.question("The apple is") == language.encode("The apple is red.")[:3]
     assert language.is_question("The apple is")
@@ -88,13 +87,13 @@ def test_smollm2_tokens_of_facts_and_problems() -> None:
     row = problems.batch("test", 0, 0, range(1)).tokens[0, : problems.sections()[0].length].tolist()
     own = [i for i in row if i != problems.pad_id]
     facts, _, question = text.decode(own).partition(" Question: ")
-    language = language_of(problems)
+    language = problems.language()
     assert language.encode(facts) + language.question(question.removesuffix(" Answer:")) == own
     assert language.padded(language.encode(facts), 8)[0] in (problems.pad_id, own[0])
 
 
 def test_what_is_a_question() -> None:
-    words, depo, rule110 = (language_of(task(name)) for name in ("words", "depo", "rule110"))
+    words, depo, rule110 = (task(name).language() for name in ("words", "depo", "rule110"))
     assert words.is_question(QUESTION)
     assert not words.is_question(FACTS)
     assert depo.is_question("k=2 3")
@@ -105,8 +104,8 @@ def test_what_is_a_question() -> None:
 
 def test_words_that_it_does_not_know() -> None:
     with pytest.raises(UserError, match=r"'unicorn in Heron Marsh equals 3\.' is not in the vocabulary .* tasks show"):
-        language_of(task("words")).encode("The number of unicorn in Heron Marsh equals 3.")
+        task("words").language().encode("The number of unicorn in Heron Marsh equals 3.")
     with pytest.raises(UserError, match=r"'2' is no token of this model's task: they are 0, 1, \?, … t=4"):
-        language_of(task("rule110")).encode("0 1 2")
+        task("rule110").language().encode("0 1 2")
     with pytest.raises(UserError, match="'k=4' is no token of"):
-        language_of(task("depo")).encode("k=4 3")
+        task("depo").language().encode("k=4 3")

@@ -26,7 +26,8 @@ from reverie.sleep import SleepConfig
 
 # Of a recipe's section train: may differ between the runs of a regime, for it does not bear on what is learned.
 _NO_MATTER = {
-    "seed", "eval_every", "eval_examples", "checkpoint_every", "data_workers", "compile", "activation_checkpoint"
+    "seed", "eval_every", "eval_examples", "checkpoint_every", "data_workers", "compile", "activation_checkpoint",
+    "trackers",
 }  # fmt: skip
 
 
@@ -95,7 +96,7 @@ def _require_comparable(runs: Sequence[_Found]) -> None:
         if not run.recipe.model.has_fast_weights:
             raise UserError(f"{run.place} has attention layers alone: the number of sleep passes changes nothing")
         both = f"{runs[0].place} and {run.place} cannot be in one figure"
-        if run.recipe.task.model_dump() != runs[0].recipe.task.model_dump():
+        if run.recipe.task != runs[0].recipe.task:
             raise UserError(f"{both}: they were trained on other tasks")
         metrics = [recipe.train.metric for recipe in (runs[0].recipe, run.recipe)]
         if metrics[0] != metrics[1]:

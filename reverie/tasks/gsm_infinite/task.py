@@ -9,16 +9,18 @@ from itertools import product
 from math import prod
 from random import Random
 from statistics import fmean
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
 
+from reverie.errors import UserError
 from reverie.pretrained import smollm2
 from reverie.pretrained.smollm2 import SmolLM2Tokenizer, load_smollm2
 from reverie.tasks.base import Batch, Section, Split, TaskSettings, as_batch, draw, uniform
 from reverie.tasks.gsm_infinite.core import Core
 from reverie.tasks.gsm_infinite.generator import Problem, ProblemConfig, draw_problem
+from reverie.tasks.gsm_infinite.language import WordProblems
 from reverie.tasks.gsm_infinite.text import question_text
 from reverie.tasks.gsm_infinite.words import END, PAD, WordTokenizer, word_tokenizer
 
@@ -35,6 +37,8 @@ class GsmInfinite(ProblemConfig, TaskSettings):
 
     Depth is the number of operations. It is drawn uniformly in training, and takes turns in tests.
     """
+
+    depth_name: ClassVar[str] = "operations"
 
     name: Literal["gsm_infinite"] = "gsm_infinite"
     tokenizer: Literal["smollm2", "words"] = "smollm2"
@@ -95,6 +99,26 @@ class GsmInfinite(ProblemConfig, TaskSettings):
         return draw_problem(
             self, split, seed, step, index, operations, measure=token_counter(self.text), reserved=reserved
         )
+
+    def language(self) -> WordProblems:
+        last = self.sections()[-1].length
+        return WordProblems(
+            self.text, num_questions=self.num_questions, last=last, pad_id=self.pad_id, end_id=self.end_id
+        )
+
+    def held_out_text(self, index: int) -> tuple[str, tuple[tuple[str, str], ...]]:
+        """The facts of a held-out example, a sentence a line, and what is asked about them."""
+        if self.num_questions == 1:
+            raise UserError("there are no texts with several questions where num_questions is 1")
+        batch = self.batch("test", seed=0, step=0, examples=range(index, index + 1))
+        tokens, start = batch.tokens[0], self.sections()[0].length
+        facts = self.text.decode(tokens[:start].tolist()).replace(". ", ".\n").replace("Problem: ", "Problem:\n")
+        asked, begin = list[tuple[str, str]](), start
+        for end in (batch.loss_mask[0].nonzero()[:, 0] + 1).tolist():
+            answer = self.text.decode([int(batch.targets[0, end - 1])])
+            asked.append((self.text.decode(tokens[begin:end].tolist()), answer))
+            begin = end
+        return facts, tuple(asked)
 
     def depths(self) -> range:
         return range(self.min_operations, self.max_operations + 1)

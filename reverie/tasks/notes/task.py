@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -27,6 +27,8 @@ class Notes(ReadingTask):
     relation in "kinds". "unknown/relation" asks for what the page does not say of a subject that it names,
     "unknown/subject" for one that it never names.
     """
+
+    depth_name: ClassVar[str] = "windows back"
 
     name: Literal["notes"] = "notes"
     questions_per_fact: int = Field(default=2, ge=1, description="at most, in different forms and wordings")
