@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import re
 from pathlib import Path
 
 import jaxtyping
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from reverie.ops import hebbian_rule
+from reverie.tasks import TASKS
 
 PACKAGE = Path(__file__).parent.parent / "reverie"
 
@@ -152,3 +154,26 @@ def test_annotations_are_checked_in_tests() -> None:
     q, k, v, gate = torch.zeros(1, 2, 3, 4), torch.zeros(1, 2, 3, 5), torch.zeros(1, 2, 3, 6), torch.zeros(1, 2, 3)
     with pytest.raises(jaxtyping.TypeCheckError):
         hebbian_rule(q, k, v, gate, gate)
+
+
+def test_tasks_are_asked_and_not_named() -> None:
+    """Outside their room no file imports a task, or has the name of one or of its class in a string.
+
+    (But `reverie adapt --data` has words for those with pages; a file may be named after a task; and names of recipes
+    may stand anywhere. "notes" and "text" are words of other things too.)
+    """
+    classes = {task.__name__: name for name, task in TASKS.items()}
+    words = "|".join({*classes, *classes.values()} - {"notes", "text", "Notes"})
+    places = {task.__module__ for task in TASKS.values()}
+    named = set[str]()
+    for module in IMPORTS:
+        path = FILES[module]
+        if room(module) == "tasks" or path.stem in TASKS:
+            continue
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            strings = [node.value] if isinstance(node, ast.Constant) and isinstance(node.value, str) else []
+            names = {alias.name for alias in node.names} if isinstance(node, ast.ImportFrom) else set()
+            found = [string for string in strings if re.search(rf"(?<![\w/])({words})(?![\w/])", string)]
+            if found or names & classes.keys() or IMPORTS[module] & places:
+                named.add(module.removeprefix("reverie."))
+    assert named == {"cli.adapt"}

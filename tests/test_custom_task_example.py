@@ -12,6 +12,7 @@ import torch
 from outside import as_in_a_new_process
 
 from reverie.recipe import load_recipe
+from reverie.tasks import Split
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "custom_task.py"
 
@@ -19,7 +20,8 @@ EXAMPLE = Path(__file__).parents[1] / "examples" / "custom_task.py"
 def test_its_answers_are_sums_of_what_was_evicted() -> None:
     with as_in_a_new_process(EXAMPLE.parent):
         task = load_recipe(EXAMPLE.with_suffix(".toml")).task
-        for split, deepest in (("test", None), ("train", None), ("train", 2)):
+        cases: list[tuple[Split, int | None]] = [("test", None), ("train", None), ("train", 2)]
+        for split, deepest in cases:
             batch = task.batch(split, 3, 4, range(5, 40), max_depth=deepest)
             terms, asked = batch.tokens[:, :3].numpy(), batch.tokens[:, 3:].numpy() - 4
             sums = np.stack([[row[:k].sum() % 5 for k in ks] for row, ks in zip(terms, asked, strict=True)])

@@ -72,14 +72,16 @@ def _settings(model: str) -> dict[str, Any]:
 
 def _part(data: str) -> tuple[float, dict[str, Any]]:
     """The weight and the task of one --data."""
-    found = re.fullmatch(r"(notes|hops|qa:.+?|text:.+?)(?:=(\d+\.?\d*))?", data)
+    found = re.fullmatch(r"(notes|hops|qa:.+?|text:.+?|[\w.]+:[\w.]+?)(?:=(\d+\.?\d*))?", data)
     if found is None or float(found[2] or 1) == 0:
         raise UserError(
-            f"--data must be notes, hops, qa:FILE or text:DIR, perhaps with a weight above 0 as in notes=3; got {data}"
+            "--data must be notes, hops, qa:FILE or text:DIR, or the module:Class of a task of pages, perhaps with a "
+            f"weight above 0 as in notes=3; got {data}"
         )
     name, _, place = found[1].partition(":")
-    where = {"qa": {"file": place}, "text": {"path": place}}.get(name, {})
-    return float(found[2] or 1), {"name": name, **where}
+    where = {"qa": {"file": place}, "text": {"path": place}}.get(name)
+    task = {"name": found[1]} if where is None else {"name": name, **where}
+    return float(found[2] or 1), task
 
 
 def _toml(value: Any) -> str:

@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from typer.core import TyperGroup
@@ -65,7 +65,7 @@ def _task_command(name: str, usual_recipe: str | None) -> Any:
     def command(
         count: Count,
         out: DataFile,
-        recipe: TaskRecipe = usual_recipe or ...,
+        recipe: TaskRecipe = cast(str, usual_recipe or ...),  # required where there is no usual one
         overrides: Overrides = None,
         split: DataSplit = "train",
         seed: Seed = 0,

@@ -84,6 +84,17 @@ def test_settings_come_back_from_json(mixture: Mixture) -> None:
     assert all(part.task.window_tokens == 48 for part in mixture.parts)
 
 
+class Whispers(Hops):
+    """A task that no part of the package knows."""
+
+
+def test_a_part_may_be_from_outside_the_package() -> None:
+    mixture = Mixture.model_validate({"parts": [{"task": {"name": f"{__name__}:Whispers"}}]})
+    assert type(mixture.parts[0].task) is Whispers
+    assert kinds(mixture, range(1)) == [f"{__name__}:Whispers/hops"]
+    assert Mixture.model_validate_json(mixture.model_dump_json()) == mixture
+
+
 def test_parts_that_disagree_are_refused() -> None:
     with pytest.raises(ValidationError, match="window_tokens of part hops is 41, it must be the mixture's, 48"):
         Mixture(window_tokens=48, parts=(Part(task=Hops()),))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,6 +105,14 @@ def test_trackers_decide_nothing(lines: Path, tmp_path: Path) -> None:
     assert load_card(tmp_path / "run" / CARD_NAME).curve[-1].score == (  # pyright: ignore[reportAttributeAccessIssue]
         load_card(tmp_path / "whole" / CARD_NAME).curve[-1].score  # pyright: ignore[reportAttributeAccessIssue]
     )
+
+
+def test_the_tracker_of_the_documentation_runs(lines: Path, tmp_path: Path) -> None:
+    """docs/extending.md"""
+    text = (Path(__file__).parents[2] / "docs" / "extending.md").read_text(encoding="utf-8")
+    lines.write_text(re.findall(r"```python\n(from reverie.train.trackers .*?)```", text, flags=re.DOTALL)[0])
+    train(tracked("line_trackers:Lines"), tmp_path / "run")
+    assert steps(tmp_path / "run" / "lines.txt") == [2, 4, 6]
 
 
 def test_one_that_fails_ends_the_run_in_a_sentence(lines: Path, tmp_path: Path) -> None:
