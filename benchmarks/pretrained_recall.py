@@ -40,22 +40,14 @@ class Forgetful:
     def __init__(self, model: LanguageModel) -> None:
         self.model = model
         self.num_blocks, self.fast_weight_blocks = model.num_blocks, model.fast_weight_blocks
-        self.embed, self.head, self.reads_embedded = model.embed, model.head, model.reads_embedded
+        self.embed, self.head = model.embed, model.head
 
     def blocks(
-        self,
-        h: Tensor,
-        state: State,
-        start: int,
-        stop: int,
-        *,
-        span: int,
-        output: bool = True,
-        embedded: Tensor | None = None,
+        self, h: Tensor, state: State, start: int, stop: int, *, span: int, output: bool = True
     ) -> tuple[Tensor, State]:
         """Evaluation gives it whole windows, so what comes in is what earlier windows left."""
         empty = state._replace(fast_weights=(None,) * len(state.fast_weights))
-        return self.model.blocks(h, empty, start, stop, span=span, output=output, embedded=embedded)
+        return self.model.blocks(h, empty, start, stop, span=span, output=output)
 
 
 def main() -> None:

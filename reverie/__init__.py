@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reverie.memory import Memory, MemoryStore, sleep_over
-    from reverie.model import HybridConfig, HybridLM, model_remembers, new_model
+    from reverie.model import HybridConfig, HybridLM, model_remembers, new_model, register_mixer
     from reverie.sleep import Context, SleepConfig, consolidate, read, rollout
     from reverie.talk import load_model
     from reverie.tasks import register_task
@@ -24,6 +24,7 @@ _ROOMS = {
     "model_remembers": "model",
     "new_model": "model",
     "read": "sleep",
+    "register_mixer": "model",
     "register_task": "tasks",
     "rollout": "sleep",
     "sleep_over": "memory",
@@ -41,6 +42,7 @@ __all__ = [
     "model_remembers",
     "new_model",
     "read",
+    "register_mixer",
     "register_task",
     "rollout",
     "sleep_over",

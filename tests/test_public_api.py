@@ -13,10 +13,10 @@ import reverie
 
 PATHS = {
     "reverie": "HybridConfig HybridLM new_model SleepConfig Context read rollout consolidate Memory MemoryStore "
-    "sleep_over load_model model_remembers register_task",
+    "sleep_over load_model model_remembers register_mixer register_task",
     "reverie.sleep": "SleepConfig Context read rollout wake sleep consolidate",
-    "reverie.ops": "gated_delta_rule",
-    "reverie.model": "HybridConfig HybridLM new_model",
+    "reverie.ops": "gated_delta_rule register_rule",
+    "reverie.model": "HybridConfig HybridLM Injection new_model register_mixer",
     "reverie.errors": "UserError",
     "reverie.hf": "add_sleep SleepConfig insert_fast_weights load cache_of freeze_pretrained model_remembers",
     "reverie.hf.bases": "load_base load_tokenizer",

@@ -61,11 +61,12 @@ def _recipe_of(task: Any) -> str | None:
 
 def _task_command(name: str, usual_recipe: str | None) -> Any:
     """The command that writes examples of a task."""
+    usual = cast(str, usual_recipe or ...)  # required where there is no usual one
 
     def command(
         count: Count,
         out: DataFile,
-        recipe: TaskRecipe = cast(str, usual_recipe or ...),  # required where there is no usual one
+        recipe: TaskRecipe = usual,
         overrides: Overrides = None,
         split: DataSplit = "train",
         seed: Seed = 0,

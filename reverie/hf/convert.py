@@ -15,7 +15,7 @@ from reverie.errors import UserError
 from reverie.files import writing
 from reverie.hf.add import add_sleep, insert_fast_weights, install
 from reverie.hf.bases import load_base, load_tokenizer
-from reverie.hf.decoder import Kind, sleeping_decoder
+from reverie.hf.decoder import sleeping_decoder
 from reverie.model import count_parameters, model_remembers
 from reverie.sleep import SleepConfig
 
@@ -33,7 +33,7 @@ class Conversion:
     num_blocks: int
     parameters: int  # without inserted layers
     added_parameters: int
-    kind: Kind | None  # of the inserted layers; None: the model has fast weights of its own
+    kind: str | None  # of the inserted layers; None: the model has fast weights of its own
     after: tuple[int, ...]  # blocks that an inserted layer follows
     window_size: int
     num_sleep_passes: int
@@ -48,7 +48,7 @@ def convert(
     out: Path,
     config: SleepConfig,
     *,
-    kind: Kind | None = None,
+    kind: str | None = None,
     layers: int = 6,
     after: Sequence[int] | None = None,
 ) -> Conversion:
@@ -132,7 +132,7 @@ def conversion_table(done: Conversion) -> Table:
     return table
 
 
-def _insert(model: PreTrainedModel, kind: Kind | None, layers: int, after: Sequence[int] | None) -> tuple[int, ...]:
+def _insert(model: PreTrainedModel, kind: str | None, layers: int, after: Sequence[int] | None) -> tuple[int, ...]:
     """Insert the layers, if there is a kind, and return the blocks that they follow."""
     install(model)
     decoder = sleeping_decoder(model)

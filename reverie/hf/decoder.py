@@ -8,21 +8,21 @@ several threads may use one model at the same time.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from reverie.errors import UserError
+from reverie.hf.compiled import Attend, compiled_attend
 from reverie.hf.decoders import decoder_of
 from reverie.hf.reading import cache_for, read_batch, refuse_recording
-from reverie.hf.state import LayerCache, StateCache
+from reverie.hf.state import StateCache
 from reverie.model import ConvTail, Injection, State, Tokens
 from reverie.sleep import SleepConfig
 from reverie.sleep.gradients import Backward
@@ -167,7 +167,7 @@ class DecoderBlocks:
         if any(block.recurrent or not block.attends for block in blocks):
             name = type(self.decoder).__name__
             raise UserError(f"compiling takes a decoder whose blocks all attend, and {name} has others")
-        compiled = _compiled(backend, self.layers)
+        compiled = compiled_attend(backend, self.layers)
         for block in blocks:
             block.attend = compiled
             if (inserted := inserted_mixer(block)) is not None:
@@ -308,50 +308,3 @@ class SleepingDecoder(nn.Module):
 def sleeping_decoder(model: nn.Module) -> SleepingDecoder:
     """The decoder of a model that can sleep (`add.install`)."""
     return cast(SleepingDecoder, decoder_of(cast(PreTrainedModel, model)))
-
-
-# Compiled blocks
-
-
-class Attended(NamedTuple):
-    """What a block returns, and its keys and values afterwards."""
-
-    output: Any
-    k: Float[Tensor, "B H T d"]
-    v: Float[Tensor, "B H T d"]
-
-
-Attend = Callable[[nn.Module, Tensor, Tensor | None, Tensor | None, Mapping[str, Any]], Attended]
-
-
-def _attend(layer: nn.Module, h: Tensor, k: Tensor | None, v: Tensor | None, kwargs: Mapping[str, Any]) -> Attended:
-    """A block of transformers as a function of h and of the keys and values cached before; None where there are none.
-
-    All blocks share one compiled form of this, so nothing in it may depend on which block it is.
-    """
-    cache = _OneLayer(k, v)
-    output = layer.stock.forward(layer, h, **kwargs, past_key_values=cache)  # pyright: ignore[reportAttributeAccessIssue]
-    assert cache.entry.k is not None
-    assert cache.entry.v is not None
-    return Attended(output, cache.entry.k, cache.entry.v)
-
-
-def _compiled(backend: str, layers: nn.ModuleList) -> Attend:
-    """`_attend`, compiled for these blocks: a handful of kernels for each where it was about fifty."""
-    for layer in layers:
-        for module in layer.modules():
-            # Their place in a cache, by which they would differ from each other; `_OneLayer` does not ask for it.
-            if isinstance(getattr(module, "layer_idx", None), int):
-                cast(Any, module).layer_idx = 0
-    return torch.compile(_attend, backend=backend, dynamic=False)
-
-
-class _OneLayer:
-    """As much of transformers' `Cache` as attention asks for."""
-
-    def __init__(self, k: Tensor | None, v: Tensor | None) -> None:
-        self.entry = LayerCache(k, v)
-
-    def update(self, k: Tensor, v: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor | None, Tensor | None]:
-        self.entry = self.entry.with_more(k, v)
-        return self.entry.k, self.entry.v

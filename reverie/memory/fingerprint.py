@@ -67,7 +67,8 @@ def _config(module: nn.Module) -> dict[str, Any]:
     """Config of the module or the first one inside that has one, of reverie or transformers; {} without."""
     config = next((part.config for part in module.modules() if hasattr(part, "config")), None)
     # Which transformers' configs don't know, and which may have no weights.
-    added = {"injection": type(part).__qualname__ for part in module.modules() if isinstance(part, Injection)}
+    injections = [type(part).__qualname__ for part in module.modules() if isinstance(part, Injection)]
+    added = {"injection": injections[0]} if injections else {}
     for name in ("model_dump", "to_dict"):
         if hasattr(config, name):
             content = (getattr(config, name)() | added).items()

@@ -7,6 +7,8 @@ convolution before q, k and v alone.
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -40,7 +42,8 @@ class FastWeightMixer(nn.Module):
         self.sizes = (H * K, H * K, H * V)
         self.heads, self.key_size, self.value_size = H, K, V
         self.conv_size = config.conv_size
-        self.rule, self.backend = config.update_rule, config.backend
+        self.rule: Callable[..., tuple[Tensor | None, Tensor]] = partial(ops.run_rule, config.update_rule)
+        self.backend = config.backend
         self.qkv_proj = nn.Linear(config.width, sum(self.sizes), bias=False)
         self.gate_proj = nn.Linear(config.width, H * V, bias=False)
         self.ab_proj = nn.Linear(config.width, 2 * H, bias=False)
@@ -97,8 +100,8 @@ class FastWeightMixer(nn.Module):
         Returns y [B, T, D] (None without `output`), the new fast weights in float32, and the convolution's tail.
         """
         q, k, v, g, beta, tail = self.project(x, cache, embedded)
-        o, new_fast_weights = ops.run_rule(
-            self.rule, q if output else None, k, v, g, beta, initial_state=fast_weights, backend=self.backend
+        o, new_fast_weights = self.rule(
+            q if output else None, k, v, g, beta, initial_state=fast_weights, backend=self.backend
         )
         if o is None:
             return None, new_fast_weights, tail

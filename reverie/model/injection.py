@@ -1,5 +1,5 @@
-"""What a pass of sleep reads: from the second on, the h of the pass before, and what the first pass read ("recall" in
-the deep-thinking literature; arXiv 2202.05826).
+"""What a pass of sleep reads: from the second on, the h of the pass before, and what the first pass read (as in
+deep thinking with recalled inputs, arXiv 2202.05826).
 
 Pass 1 is never touched, so N = 1 is what it was.
 """

@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float
@@ -81,7 +81,7 @@ def find_rule(name: str) -> dict[str, Recurrence]:
         reference = find_named(name, "an update rule")
         if not callable(reference):
             raise UserError(f"update rule {name} must be a function, got {reference!r}")
-        register_rule(name, reference)
+        register_rule(name, cast(Recurrence, reference))
     return RULES[name]
 
 
