@@ -12,7 +12,7 @@ from typing import Any
 
 from reverie.errors import UserError
 
-_OF_RUNS = "checkpoint*.safetensors", "checkpoint-*", "card.json"
+_OF_RUNS = "checkpoint.safetensors", "checkpoint-" + "[0-9]" * 9, "card.json"
 
 
 class OutsideError(UserError):
@@ -92,9 +92,11 @@ def _holds_run(folder: Path) -> bool:
 
 
 def _missing(module: str, but: str) -> OutsideError:
+    here = Path.cwd()
+    also = f" (and {here}, the folder of a run, is not looked in)" if _holds_run(here) else f" or in {here}"
     return OutsideError(
-        f"{but} there is no module {module} on Python's path, beside the recipe or in {Path.cwd()}: put its folder on "
-        "PYTHONPATH, or the module beside the recipe"
+        f"{but} there is no module {module} on Python's path, beside the recipe{also}: put its folder on PYTHONPATH, "
+        "or the module beside the recipe"
     )
 
 

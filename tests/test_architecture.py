@@ -160,10 +160,10 @@ def test_tasks_are_asked_and_not_named() -> None:
     """Outside their room no file imports a task, or has the name of one or of its class in a string.
 
     (But `reverie adapt --data` has words for those with pages; a file may be named after a task; and names of recipes
-    may stand anywhere. "notes" and "text" are words of other things too.)
+    may stand anywhere. "notes", "text" and "recall" are words of other things too.)
     """
     classes = {task.__name__: name for name, task in TASKS.items()}
-    words = "|".join({*classes, *classes.values()} - {"notes", "text", "Notes"})
+    words = "|".join({*classes, *classes.values()} - {"notes", "text", "recall", "Notes"})
     places = {task.__module__ for task in TASKS.values()}
     named = set[str]()
     for module in IMPORTS:

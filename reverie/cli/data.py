@@ -6,7 +6,7 @@ import json
 import os
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperGroup
@@ -50,23 +50,18 @@ Seed = Annotated[int, typer.Option(help="Of the data.")]
 Workers = Annotated[int | None, typer.Option(help="Processes that make rows; one a core if absent.")]
 
 
-@app.callback()
-def _options() -> None:
-    """Nothing to set for all commands; makes typer take this for a group."""
-
-
 def _recipe_of(task: Any) -> str | None:
     return getattr(task, "data_recipe", None)
 
 
 def _task_command(name: str, usual_recipe: str | None) -> Any:
     """The command that writes examples of a task."""
-    usual = cast(str, usual_recipe or ...)  # required where there is no usual one
+    default: Any = ... if usual_recipe is None else usual_recipe  # ...: it must be given
 
     def command(
         count: Count,
         out: DataFile,
-        recipe: TaskRecipe = usual,
+        recipe: TaskRecipe = default,
         overrides: Overrides = None,
         split: DataSplit = "train",
         seed: Seed = 0,

@@ -76,13 +76,13 @@ def sleep(
     if N == 1 or not context.length:
         return forget(context._replace(passes=context.passes + int(context.length > 0)), config)
     run = backward.runner(model.blocks, config.window_size, backward.first_pass(N), observe)
-    run = partial(run, bidirectional=config.bidirectional_sleep)
+    run, inject = partial(run, bidirectional=config.bidirectional_sleep), cast(Any, getattr(model, "inject", None))
 
     def one_pass(n: int, h: Tensor, state: State, before: State, beside: Beside) -> tuple[Tensor, State]:
         read = n < N or b < kept  # who reads this pass's h: the next pass, or the blocks after the loop
         stop = b if read else min(b, kept)
         if beside.entered is not None:
-            h = cast(Any, model).inject(n, h, beside.entered)
+            h = inject(n, h, beside.entered)
         h, passed = run(n, h, State(state.fast_weights, before.cache), a, stop, output=read, embedded=beside.embedded)
         return h, state.splice(passed, a, stop)
 
