@@ -151,15 +151,20 @@ def _parse_override(override: str) -> dict[str, Any]:
         raise UserError(
             f"the override {shown(override)} is not of the form section.key=value, like sleep.window_size=24"
         )
-    try:
-        [value] = tomllib.loads(f"value = {text}").values()
-    except ValueError:
-        value = text.strip()
     *tables, last = path
-    nested = {last: value}
+    nested = {last: override_value(text)}
     for table in reversed(tables):
         nested = {table: nested}
     return nested
+
+
+def override_value(text: str) -> Any:
+    """The value of an override: TOML, or else a string."""
+    try:
+        [value] = tomllib.loads(f"value = {text}").values()
+    except ValueError:
+        return text.strip()
+    return value
 
 
 def _validate(name: str, data: dict[str, Any]) -> Recipe:

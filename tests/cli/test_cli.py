@@ -21,7 +21,7 @@ from reverie.results.card import RunCard, load_card, save_card
 from reverie.results.checkpoint import FILE_NAME
 from reverie.results.passes.card import PassesCard
 from reverie.results.run import CARD_NAME
-from reverie.train.compare import Run
+from reverie.train.plan import Run
 from reverie.train.run import train
 
 

@@ -25,7 +25,8 @@ from reverie.results.checkpoint import FILE_NAME, Progress, load_checkpoint
 from reverie.results.run import CARD_NAME
 from reverie.train import compare as module
 from reverie.train import worker
-from reverie.train.compare import FIGURE_NAME, Run, compare, plan_runs
+from reverie.train.compare import FIGURE_NAME, compare
+from reverie.train.plan import Run, plan_runs
 from reverie.train.run import train
 from reverie.train.worker import Event
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from reverie.results.card import METRIC_NAMES
 from reverie.results.passes.card import PassesCard, Regime, trained_range
-from reverie.results.style import CHANCE, draw_panels, look_of
+from reverie.results.style import CHANCE, draw_panels, look_of, look_of_settings
 
 _RANDOM = (("#0f766e", "v"), ("#6d5a9e", "P"), ("#8a6d1f", "X"))  # regimes with a random N have no colour of their own
 _LABEL: dict[str, Any] = {"fontsize": 7, "zorder": 2.5}
@@ -43,6 +43,8 @@ def _random(card: PassesCard) -> list[Regime]:
 
 def _look(card: PassesCard, regime: Regime) -> tuple[str, str]:
     """Colour and marker."""
+    if any(other.settings for other in card.regimes):  # N alone would not tell them apart
+        return look_of_settings(card.regimes.index(regime), len(card.regimes))
     if isinstance(regime.trained_with, int):
         return look_of(regime.trained_with)
     return _RANDOM[_random(card).index(regime) % len(_RANDOM)]
