@@ -29,7 +29,7 @@ def joined(cards: Sequence[Card]) -> ComparisonCard:
         plain = run.model_copy(update={"settings": {}})
         if plain not in runs:  # a run and the comparison that it is in may both be given
             runs.append(plain)
-    metrics = dict.fromkeys(card.metric for card in cards if isinstance(card, ComparisonCard))
+    metrics: list[Metric] = list(dict.fromkeys(card.metric for card in cards if isinstance(card, ComparisonCard)))
     if len(metrics) > 1:
         raise UserError(f"cards by {' and '.join(metrics)} accuracy cannot be in one figure: compare by one metric")
     usual: Metric = "exact" if len(runs[0].depths) == 1 else "question"
@@ -40,4 +40,4 @@ def joined(cards: Sequence[Card]) -> ComparisonCard:
         for i, settings in zip(kind, told, strict=True):
             runs[i] = runs[i].model_copy(update={"settings": settings})
     name = " and ".join(dict.fromkeys(card.name for card in cards))
-    return compare_runs(name, next(iter(metrics), usual), runs)
+    return compare_runs(name, metrics[0] if metrics else usual, runs)

@@ -168,6 +168,37 @@ def test_compare_by_default_takes_three_numbers_of_passes_three_seeds_and_the_tr
     assert asked.jobs >= 1
 
 
+def test_compare_varies_any_keys(reverie: Reverie, tmp_path: Path, compared: list[Compared]):
+    """Commas inside brackets and quotes are of the value; other N and the transformer come only if asked for."""
+    recipe, keys = write_tiny(tmp_path), ["--vary", "model.update_rule = hebbian, delta", "--vary", "train.seed=1,2"]
+    lists = ["--vary", 'model.layers=["attn", "gdn"],["gdn","gdn"]']
+    the_json(reverie("compare", recipe, *keys, *lists, "--json"))
+    the_json(reverie("compare", recipe, *keys, "--passes", "1..2", "--transformer", "--json"))
+    first, second = (asked.runs for asked in compared)
+    assert len(first) == 2 * 2 * 2
+    assert {run.recipe.hybrid.layers for run in first} == {("attn", "gdn"), ("gdn", "gdn")}
+    assert {run.recipe.train.seed for run in first} == {1, 2}
+    assert {run.recipe.sleep.num_sleep_passes for run in first} == {2}
+    assert len(second) == 2 * 2 * (2 + 1)
+
+
+def test_passes_and_seeds_are_keys_like_others(reverie: Reverie, tmp_path: Path, compared: list[Compared]):
+    recipe = write_tiny(tmp_path)
+    the_json(reverie("compare", recipe, "--passes", "1,3", "--seeds", "4,5", "--json"))
+    keys = ["--vary", "sleep.num_sleep_passes=1,3", "--vary", "train.seed=4", "--vary", "train.seed=5"]
+    the_json(reverie("compare", recipe, *keys, "--json"))
+    first, second = compared
+    assert first == second
+
+
+def test_plot_together_draws_one_figure(reverie: Reverie):
+    for seed in range(2):
+        save_card(comparison(seeds=2, points=2).runs[-1 - seed], Path(f"{seed}.json"))
+    done = the_json(reverie("plot", "0.json", "1.json", "--together", "--json"))
+    assert done == {"figures": ["together.png"]}
+    assert Path("together.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_demo_trains_three_models_on_the_demo_recipe(reverie: Reverie, compared: list[Compared]):
     the_json(reverie("demo", "--json"))
     [asked] = compared
@@ -239,6 +270,14 @@ def test_python_dash_m_reverie(tmp_path: Path):
         ("eval . --passes 2 --out card.png", "--out must be the card's file and end in .json, got card.png"),
         ("plot absent.json", "there is no result card at absent.json"),
         ("plot .", "cannot read ."),
+        (
+            "compare rule110/nano --vary model.width",
+            "--vary must be KEY=VALUE,VALUE, such as model.update_rule=hebbian",
+        ),
+        ("compare rule110/nano --vary model.width=", "--vary must be KEY=VALUE,VALUE"),
+        ("compare rule110/nano --vary train.seed=1 --seeds 2", "--seeds and --vary train.seed are the same: leave one"),
+        ("compare rule110/nano --vary train.seed=x", "--vary train.seed must be whole numbers separated by commas"),
+        ("compare rule110/nano --vary model.wdth=8", "the variant model.wdth=8: model.wdth is not a known key"),
         ("compare nowhere", "there is no recipe nowhere"),
         ("compare rule110/nano --passes 1,x", "--passes must be whole numbers separated by commas, such as 1,2,4"),
         ("compare rule110/nano --passes 0", "num_sleep_passes must be at least 1, got 0"),
