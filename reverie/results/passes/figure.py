@@ -98,8 +98,8 @@ def _over_passes(axes: Axes, card: PassesCard) -> None:
         points = [(result.passes.mean, result.accuracy.mean) for result in regime.adaptive]
         axes.plot(*zip(*points, strict=True), ":", linewidth=1.1, gid="adaptive", clip_on=False, zorder=3, **hollow)
         for place, text in _labels(points, [result.tolerance for result in regime.adaptive]):
-            # Regimes may lie on each other, so that each has its own height.
-            offset = (0, -12 - 10 * row)
+            # Regimes may lie on each other, so that each has its own height; many rather have them beside their points.
+            offset = (0, -12 - 10 * row) if len(card.regimes) < 4 else (14, 2)
             label = axes.annotate(text, place, offset, textcoords="offset points", ha="center", **_LABEL, color=colour)
             label.set_path_effects([withStroke(linewidth=2, foreground="white")])
         least = min([least, *(passes for passes, _ in points)])
