@@ -29,8 +29,8 @@ window_size = 14
 num_sleep_passes = 2
 
 [optim]
-muon_lr = 1e-2
-adamw_lr = 1e-2
+matrices = { name = "muon", lr = 1e-2 }
+rest = { name = "adamw", lr = 1e-2 }
 warmup_steps = 3
 
 [train]

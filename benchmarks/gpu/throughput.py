@@ -22,7 +22,7 @@ from reverie.model import HybridConfig, HybridLM, State
 from reverie.model.config import BlockKind
 from reverie.model.fast_weights import FastWeightMixer
 from reverie.ops import fla
-from reverie.recipe import OptimConfig
+from reverie.recipe import OptimConfig, OptimizerConfig
 from reverie.results.style import INK, STYLE
 from reverie.sleep import SleepConfig
 from reverie.sleep.gradients import EXACT
@@ -105,7 +105,8 @@ class Trainer:
             for layer in self.model.modules():
                 if isinstance(layer, FastWeightMixer):  # whose chunks would be unrolled: 188 for 12,000 tokens
                     layer.rule = torch.compiler.disable(layer.rule)
-        self.optimizers = build_optimizers(self.model, OptimConfig(muon_lr=1e-3, adamw_lr=1e-3))
+        muon, adamw = (OptimizerConfig(name=name, lr=1e-3) for name in ("muon", "adamw"))
+        self.optimizers = build_optimizers(self.model, OptimConfig(matrices=muon, rest=adamw))
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = 0.0
         tokens = torch.randint(study.model.vocab_size, (study.texts, study.text + 1), device=device)

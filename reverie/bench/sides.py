@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from reverie.bench.check import SEED
 from reverie.bench.rivals import transformers_hybrids
 from reverie.model import new_model
-from reverie.recipe import Recipe, load_recipe
+from reverie.recipe import OptimizerConfig, Recipe, load_recipe
 from reverie.sleep import rollout
 from reverie.tasks import Batch
 from reverie.train.compiled import RECOMPILE_LIMIT, compile_blocks
@@ -24,7 +24,11 @@ VOCAB = 64
 WINDOW = 24
 PERIOD = 8
 CURVE_STEPS = 100
-CURVE_OPTIM = {"muon_lr": 3e-2, "adamw_lr": 1e-2, "warmup_steps": 10}  # good for all the models in so few steps
+CURVE_OPTIM = {  # good for all the models in so few steps
+    "matrices": OptimizerConfig(name="muon", lr=3e-2),
+    "rest": OptimizerConfig(name="adamw", lr=1e-2),
+    "warmup_steps": 10,
+}
 
 
 class Shape(NamedTuple):

@@ -78,12 +78,50 @@ def number_list(text: str, option: str, example: str = "1,2,4") -> list[int]:
     return [number for bound in bounds for number in range(bound[0], bound[-1] + 1)]
 
 
-def passes_list(text: str) -> list[int]:
-    """Numbers of sleep passes, as --passes says them."""
-    numbers = number_list(text, "--passes")
+def passes_list(text: str, option: str = "--passes") -> list[int]:
+    """Numbers of sleep passes, as an option says them."""
+    numbers = number_list(text, option)
     if max(numbers) > MOST_PASSES:
-        raise UserError(f"--passes must be at most {MOST_PASSES:,}, got {max(numbers):,}")
+        raise UserError(f"{option} must be at most {MOST_PASSES:,}, got {max(numbers):,}")
     return numbers
+
+
+def varied_keys(options: list[str]) -> dict[str, list[str]]:
+    """The values of each key of --vary KEY=A,B, which are separated by commas outside of brackets and quotes."""
+    varied = dict[str, list[str]]()
+    for option in options:
+        key, equals, text = (part.strip() for part in option.partition("="))
+        values = _values(text)
+        if not equals or not key or not all(values):
+            raise UserError(
+                f"--vary must be KEY=VALUE,VALUE, such as model.update_rule=hebbian,delta, got {option!r}; a list or a "
+                "string with commas keeps its brackets or quotes"
+            )
+        varied.setdefault(key, []).extend(values)
+    return varied
+
+
+def _values(text: str) -> list[str]:
+    values, depth, quote = [""], 0, ""
+    for letter in text:
+        if letter == "," and not depth and not quote:
+            values.append("")
+            continue
+        values[-1] += letter
+        if quote or letter in ("'", '"'):
+            quote = "" if letter == quote else quote or letter
+        else:
+            depth += (letter in "[{") - (letter in "]}")
+    return [value.strip() for value in values]
+
+
+def either(varied: dict[str, list[str]], key: str, text: str | None, option: str) -> tuple[str | None, str]:
+    """Numbers that --vary gives, which are taken out of `varied`, or an option of their own; and what gave them."""
+    if key not in varied:
+        return text, option
+    if text is not None:
+        raise UserError(f"{option} and --vary {key} are the same: leave one out")
+    return ",".join(varied.pop(key)), f"--vary {key}"
 
 
 def tolerance_list(text: str) -> list[float]:

@@ -65,10 +65,16 @@ def eval_command(
 def plot_command(
     cards: Annotated[list[Path], typer.Argument(metavar="CARD...", help="Result cards (JSON).")],
     out: Annotated[Path | None, typer.Option(help="Folder for the figures; beside each card if absent.")] = None,
+    together: Annotated[bool, typer.Option("--together", help="All runs in one figure, together.png.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Draw the figure of each card."""
-    from reverie.results.plots import plot_cards
+    """Draw the figure of each card, or one of all."""
+    if together:
+        from reverie.results.together import plot_together
 
-    figures = [str(path) for path in plot_cards(cards, out)]
+        figures = [str(plot_together(cards, out))]
+    else:
+        from reverie.results.plots import plot_cards
+
+        figures = [str(path) for path in plot_cards(cards, out)]
     typer.echo(json.dumps({"figures": figures}) if as_json else "\n".join(figures))

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reverie.cli.options import AsJson, Device, Overrides, RecipeName, device_named, number_list, passes_list
+from reverie.cli.options import (
+    AsJson,
+    Device,
+    Overrides,
+    RecipeName,
+    device_named,
+    either,
+    number_list,
+    passes_list,
+    varied_keys,
+)
 from reverie.cli.progress import RunDisplay
 from reverie.cli.terminal import err_console, interruptible, show
 from reverie.errors import UserError
@@ -19,8 +29,8 @@ if TYPE_CHECKING:
 
     from reverie.recipe import Recipe
     from reverie.results.card import ComparisonCard, RunCard
-    from reverie.train.compare import Run
     from reverie.train.distributed import Parallel
+    from reverie.train.plan import Run
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -89,25 +99,42 @@ def train_command(
 @app.command("compare")
 def compare_command(
     recipe: RecipeName,
-    passes: Annotated[str, typer.Option(help="Numbers of sleep passes, comma-separated.")] = "1,2,4",
-    seeds: Annotated[str, typer.Option(help="Seeds, comma-separated.")] = "0,1,2",
+    vary: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=A,B", help="Every value of a key, with all of the others.")
+    ] = None,
+    passes: Annotated[
+        str | None, typer.Option(help="Numbers of sleep passes; 1,2,4 if absent, the recipe's if other keys vary.")
+    ] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds; 0,1,2 if absent.")] = None,
     overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option(help="Folder of the runs; runs/compare/RECIPE if absent.")] = None,
-    transformer: Annotated[bool, typer.Option(help="Train the transformer baseline too.")] = True,
+    transformer: Annotated[
+        bool | None,
+        typer.Option("--transformer/--no-transformer", help="A baseline too; if absent, where N alone varies."),
+    ] = None,
     jobs: Annotated[int | None, typer.Option(help="Runs at a time; one a core if absent, one on a GPU.")] = None,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Train models that differ in passes and seeds, one process each; table, figure and card with mean and spread.
+    """Train models that differ in passes, seeds or any keys, one process each; table, figure and card over seeds.
 
     Called again, it takes finished runs as they are and goes on with broken-off ones.
     """
     from reverie.recipe import load_recipe
-    from reverie.train.compare import plan_runs
+    from reverie.train.plan import load_variants, plan_variants
 
-    resolved = load_recipe(recipe, overrides or [])
+    resolved, varied = load_recipe(recipe, overrides or []), varied_keys(vary or [])
+    passes, passes_option = either(varied, "sleep.num_sleep_passes", passes, "--passes")
+    seeds, seeds_option = either(varied, "train.seed", seeds, "--seeds")
+    passes = "1,2,4" if passes is None and not varied else passes
     folder = out or Path("runs/compare") / resolved.name
-    runs = plan_runs(resolved, passes_list(passes), number_list(seeds, "--seeds"), folder, transformer=transformer)
+    runs = plan_variants(
+        load_variants(recipe, overrides or [], varied),
+        None if passes is None else passes_list(passes, passes_option),
+        number_list("0,1,2" if seeds is None else seeds, seeds_option),
+        folder,
+        transformer=not varied if transformer is None else transformer,
+    )
     _compare(resolved, runs, folder, jobs, device_named(device), as_json)
 
 
@@ -117,7 +144,7 @@ def demo_command(
 ) -> None:
     """Train transformer, hybrid (N = 1) and sleep (N = 3) live on a small task, then table and figure."""
     from reverie.recipe import load_recipe
-    from reverie.train.compare import plan_runs
+    from reverie.train.plan import plan_runs
 
     resolved = load_recipe("demo")
     runs = plan_runs(resolved, [1, 3], [0], out, transformer=True)

@@ -72,8 +72,8 @@ def _place(loc: tuple[int | str, ...], model_kinds: Container[object]) -> tuple[
         return ("train", ".".join(("curriculum", *map(str, loc[3:]))))
     if loc[:2] == ("adapt", "start"):  # likewise
         return ("adapt", ".".join(("start", *map(str, loc[3:]))))
-    if loc[:2] == ("adapt", "loss"):
-        return ("adapt", ".".join(map(str, loc[1:])))
+    if loc[:2] == ("adapt", "loss") or (loc[:1] == ("optim",) and loc[1:]):
+        return (loc[0], ".".join(map(str, loc[1:])))
     if loc[:2] == ("train", "num_sleep_passes"):  # where `Recipe` has put it
         return ("sleep", ".".join(map(str, loc[1:])))
     return loc

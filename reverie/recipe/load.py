@@ -16,6 +16,7 @@ from reverie.errors import UserError
 from reverie.named import look_beside
 from reverie.recipe.adapt import AdaptConfig, LossConfig, StartConfig
 from reverie.recipe.errors import any_of, sentence, shown, user_error
+from reverie.recipe.optim import ready_to_merge, with_present_optimizers
 from reverie.recipe.random_passes import RandomPasses
 from reverie.recipe.schema import MODELS, BySuccess, Recipe, StageConfig, kind_of_section, with_present_names
 from reverie.tasks import find_task
@@ -48,7 +49,7 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         look_beside(path)
     data = _read_with_bases(path)
     for override in overrides:
-        data = _merge(data, _with_present_names(_parse_override(override)))
+        data = _merge_recipes(data, _with_present_names(_parse_override(override)))
     return _validate(_name_of(path), data)
 
 
@@ -71,7 +72,7 @@ def changed(recipe: Recipe, **sections: Mapping[str, Any]) -> Recipe:
     Raises UserError, in one sentence, for a value that is wrong.
     """
     data = recipe.model_dump(mode="json", exclude={"name": True, "model": {"vocab_size"}})  # the task decides it
-    return _validate(recipe.name, _merge(data, sections))
+    return _validate(recipe.name, _merge_recipes(data, _with_present_names(sections)))
 
 
 def _find(name: str, folder: Path, named_by: str) -> Path:
@@ -96,7 +97,7 @@ def _read_with_bases(path: Path) -> dict[str, Any]:
     while True:
         table = _with_present_names(_read(path))
         base = table.pop("base", None)
-        data = _merge(table, data)
+        data = _merge_recipes(table, data)
         if base is None:
             return data
         if not isinstance(base, str):
@@ -118,9 +119,19 @@ def _read(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
 
 
-def _with_present_names(table: dict[str, Any]) -> dict[str, Any]:
+def _with_present_names(table: Mapping[str, Any]) -> dict[str, Any]:
     """Before tables are merged, since a recipe of earlier may build on one of today, or the other way round."""
-    return {**table, "train": with_present_names(table["train"])} if "train" in table else table
+    translations = {"train": with_present_names, "optim": with_present_optimizers}
+    try:
+        return {**table} | {key: translate(table[key]) for key, translate in translations.items() if key in table}
+    except ValueError as error:
+        raise UserError(f"optim.{error}") from None
+
+
+def _merge_recipes(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    """Both recipes together; elsewhere than in tables, and of an optimiser's name, `over` wins."""
+    optim = {"optim": ready_to_merge(under["optim"], over["optim"])} if "optim" in under.keys() & over.keys() else {}
+    return _merge({**under, **optim}, over)
 
 
 def _merge(under: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,15 +151,20 @@ def _parse_override(override: str) -> dict[str, Any]:
         raise UserError(
             f"the override {shown(override)} is not of the form section.key=value, like sleep.window_size=24"
         )
-    try:
-        [value] = tomllib.loads(f"value = {text}").values()
-    except ValueError:
-        value = text.strip()
     *tables, last = path
-    nested = {last: value}
+    nested = {last: override_value(text)}
     for table in reversed(tables):
         nested = {table: nested}
     return nested
+
+
+def override_value(text: str) -> Any:
+    """The value of an override: TOML, or else a string."""
+    try:
+        [value] = tomllib.loads(f"value = {text}").values()
+    except ValueError:
+        return text.strip()
+    return value
 
 
 def _validate(name: str, data: dict[str, Any]) -> Recipe:

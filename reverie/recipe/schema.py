@@ -14,6 +14,7 @@ from reverie.model import Eviction, HybridConfig
 from reverie.named import is_named
 from reverie.pretrained.config import PretrainedModelConfig
 from reverie.recipe.adapt import AdaptConfig
+from reverie.recipe.optim import OptimConfig
 from reverie.recipe.random_passes import RandomPasses
 from reverie.sleep import SleepConfig
 from reverie.sleep.gradients import Backward
@@ -21,25 +22,6 @@ from reverie.tasks import AnyTask
 from reverie.tasks.reading import ReadingTask
 
 TRACKERS = "tensorboard", "wandb"
-
-
-class OptimConfig(BaseModel):
-    """Muon for matrices, AdamW for the rest, and the course of all learning rates."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
-    muon_lr: float | None = Field(default=None, gt=0, description="AdamW moves matrices too if absent")
-    adamw_lr: float = Field(gt=0)
-    pretrained_lr: float | None = Field(
-        default=None, gt=0, description="AdamW's of all but the fast-weight layers; adamw_lr if absent"
-    )
-    adamw_beta2: float = Field(default=0.999, gt=0, lt=1, description="memory of AdamW's squared gradients")
-    weight_decay: float = Field(default=0.0, ge=0)
-    warmup_steps: int = Field(default=0, ge=0, description="steps of a linear rise from zero, in every stage anew")
-    decay: Literal["constant", "linear", "cosine"] = "cosine"
-    decay_start: float = Field(default=0.0, ge=0, lt=1, description="share of a stage at which the decay begins")
-    final_lr_fraction: float = Field(default=0.1, ge=0, le=1, description="end of the decay, as a share of the peak")
-    grad_clip: float = Field(default=1.0, gt=0, description="largest norm of the gradient")
 
 
 class StageConfig(BaseModel):

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, ValidationError, model_serializer
 from typing_extensions import TypedDict
 
 from reverie.errors import UserError
 from reverie.files import write_atomic
 from reverie.results.provenance import Hardware
+from reverie.results.settings import settings_label
 from reverie.tasks import find_task
 
 ModelKind = Literal["transformer", "hybrid", "sleep"]
@@ -91,8 +92,18 @@ class CurvePoint(Part):
     score: ScoreSummary
 
 
-class RunCard(Part):
-    """A training run: one model, one number of sleep passes, one seed."""
+class WithSettings(Part):
+    """A part that may be told apart by `settings`: values of keys in which the recipes of a card differ."""
+
+    settings: dict[str, str] = Field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _as_ever_without(self, handler: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+        return {key: value for key, value in handler(self).items() if key != "settings" or value}
+
+
+class RunCard(WithSettings):
+    """A training run: one model, one number of sleep passes, one seed; `settings` are those in its comparison."""
 
     kind: Literal["run"] = "run"
     name: str
@@ -115,7 +126,7 @@ class RunCard(Part):
 
     @property
     def label(self) -> str:
-        return _label(self.model, self.num_sleep_passes)
+        return _label(self.model, self.num_sleep_passes, self.settings)
 
     @property
     def depths(self) -> list[str]:
@@ -130,8 +141,8 @@ class DepthResult(Part):
     values: list[float]
 
 
-class Result(Part):
-    """All seeds of one model at one number of sleep passes.
+class Result(WithSettings):
+    """All seeds of one model at one number of sleep passes, with the same settings.
 
     `seeds`, `accuracies` and the `values` of each depth are in the same order; `std` is that of a sample, 0 for one.
     """
@@ -149,11 +160,11 @@ class Result(Part):
 
     @property
     def label(self) -> str:
-        return _label(self.model, self.num_sleep_passes)
+        return _label(self.model, self.num_sleep_passes, self.settings)
 
 
 class ComparisonCard(Part):
-    """Runs of one task that differ in model, sleep passes and seed.
+    """Runs of one task that differ in model, sleep passes, seed and settings.
 
     `metric` is the accuracy in `Result.accuracy`. `recipe` is what all runs share, `hardware` that of the first run,
     `date` the last run's; tokens and time are sums.
@@ -176,6 +187,16 @@ class ComparisonCard(Part):
     @property
     def depths(self) -> list[str]:
         return sorted(self.results[0].by_depth, key=float)
+
+    @property
+    def one_model(self) -> str | None:
+        """The label of model and sleep passes where all have the same, and their settings tell them apart."""
+        labels = {_label(result.model, result.num_sleep_passes, {}) for result in self.results}
+        return labels.pop() if len(labels) == 1 and len(self.results) > 1 else None
+
+    def label_of(self, result: Result) -> str:
+        """The label of a result, without what `one_model` says."""
+        return settings_label(result.settings) if self.one_model else result.label
 
     def runs_of(self, result: Result) -> list[RunCard]:
         """The runs that `result` sums up, in the order of its seeds."""
@@ -218,8 +239,9 @@ def read_card(path: str | os.PathLike[str], kinds: Mapping[str, type[AnyCard]]) 
         raise UserError(f"{path} is not a {kind} card: {_first_fault(error)}") from error
 
 
-def _label(model: ModelKind, num_sleep_passes: int) -> str:
-    return model if model == "transformer" else f"N = {num_sleep_passes} ({model})"
+def _label(model: ModelKind, num_sleep_passes: int, settings: Mapping[str, str]) -> str:
+    name = model if model == "transformer" else f"N = {num_sleep_passes} ({model})"
+    return f"{name}, {settings_label(settings)}" if settings else name
 
 
 def depth_name(recipe: dict[str, Any]) -> str:
@@ -234,9 +256,9 @@ def depth_name(recipe: dict[str, Any]) -> str:
     return "depth" if found is None else found.depth_name
 
 
-def group_of(item: RunCard | Result) -> tuple[bool, int, str]:
-    """The key by which runs are grouped, and groups sorted."""
-    return item.model != "transformer", item.num_sleep_passes, item.model
+def group_of(item: RunCard | Result) -> tuple[bool, int, str, tuple[tuple[str, str], ...]]:
+    """The key by which runs are grouped."""
+    return item.model != "transformer", item.num_sleep_passes, item.model, tuple(item.settings.items())
 
 
 def headline(score: dict[str, Any], metric: Metric) -> float:

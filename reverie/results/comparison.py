@@ -23,12 +23,19 @@ from reverie.results.card import (
 
 
 def compare_runs(name: str, metric: Metric, runs: Sequence[RunCard]) -> ComparisonCard:
-    """Group runs by model and sleep passes: the transformer first, then by number of passes.
+    """Group runs by model, sleep passes and settings: the transformer first, settings in the order of the runs.
 
-    Groups may differ in their seeds (a control may need fewer), but not in task, depths or chance.
+    Groups may differ in their seeds (a control may need fewer), but not in depths or chance, nor in the task but for
+    keys that are among their settings.
     """
     _require_comparable(runs)
-    runs = sorted(runs, key=lambda run: (group_of(run), run.seed))
+    order = list(dict.fromkeys(tuple(run.settings.items()) for run in runs))
+
+    def place(run: RunCard) -> tuple[Any, ...]:
+        kind, passes, model, settings = group_of(run)
+        return kind, order.index(settings), passes, model, run.seed
+
+    runs = sorted(runs, key=place)
     return ComparisonCard(
         name=name,
         metric=metric,
@@ -61,7 +68,11 @@ def _require_comparable(runs: Sequence[RunCard]) -> None:
 
 def _questions(run: RunCard) -> tuple[Any, ...]:
     """Task, depths and chance, equal for runs that are comparable; a card from a file has rounded chances."""
-    return run.recipe.get("task"), run.depths, rounded(run.chance.model_dump())
+    task = run.recipe.get("task")
+    if isinstance(task, dict):
+        told = {key.split(".")[1] for key in run.settings if key.startswith("task.")} - {"name"}
+        task = {key: value for key, value in task.items() if key not in told}
+    return task, run.depths, rounded(run.chance.model_dump())
 
 
 def _result(runs: Sequence[RunCard], metric: Metric) -> Result:
@@ -69,6 +80,7 @@ def _result(runs: Sequence[RunCard], metric: Metric) -> Result:
     return Result(
         model=first.model,
         num_sleep_passes=first.num_sleep_passes,
+        settings=first.settings,
         seeds=[run.seed for run in runs],
         accuracy=overall.mean,
         accuracy_std=overall.std,

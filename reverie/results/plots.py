@@ -2,6 +2,7 @@
 
 import math
 import os
+import re
 import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -29,12 +30,14 @@ from reverie.results.card import (
 from reverie.results.comparison import compare_runs
 from reverie.results.passes.card import PassesCard
 from reverie.results.passes.figure import draw_passes
-from reverie.results.style import CHANCE, GREY, STYLE, draw_panels, look_of
+from reverie.results.style import CHANCE, GREY, STYLE, draw_panels, look_of, look_of_settings
 
 Kind = tuple[type[BaseModel], Callable[[Any], Figure]]
 """How a card of one kind is read and drawn."""
 
 _DPI = 150
+_LETTERS_BELOW = 64  # of the names of columns, beside each other
+_LINES = ("-", "--", ":", "-.")
 
 
 def figure(card: Card) -> Figure:
@@ -42,7 +45,8 @@ def figure(card: Card) -> Figure:
     if isinstance(card, RunCard):
         card = compare_runs(card.name, "exact" if len(card.depths) == 1 else "question", [card])
     y_label = METRIC_NAMES[card.metric] if len(card.depths) == 1 else "accuracy per question"
-    return draw_panels(f"{card.name}  ({_seed_note(card)})", y_label, card, [_over_depth, _over_tokens])
+    name = f"{card.name}, {card.one_model}" if card.one_model else card.name
+    return draw_panels(f"{name}  ({_seed_note(card)})", y_label, card, [_over_depth, _over_tokens])
 
 
 def save_figure(drawing: Figure, path: str | os.PathLike[str]) -> None:
@@ -94,13 +98,13 @@ def _over_depth(axes: Axes, card: ComparisonCard) -> None:
     axes.set_xlabel(depth_name(card.recipe))
     depths = [float(depth) for depth in card.depths]
     for result in card.results:
-        colour, marker = _look(result)
+        colour, marker, line = _look(card, result)
         values = [result.by_depth[depth].values for depth in card.depths]
         axes.fill_between(depths, [*map(min, values)], [*map(max, values)], color=colour, alpha=0.15, linewidth=0)
         for depth, at_depth in zip(depths, values, strict=True):
             axes.plot([depth] * len(at_depth), at_depth, ".", color=colour, alpha=0.35, markersize=3, gid="seeds")
         means = [result.by_depth[depth].mean for depth in card.depths]
-        axes.plot(depths, means, color=colour, marker=marker, label=result.label, clip_on=False)
+        axes.plot(depths, means, line, color=colour, marker=marker, label=card.label_of(result), clip_on=False)
     axes.plot(depths, [card.chance.by_depth[depth] for depth in card.depths], **CHANCE)
     _scale_depths(axes, depths)
 
@@ -121,17 +125,25 @@ def _telling_depth(card: ComparisonCard) -> str:
     return max(reversed(card.depths), key=lambda depth: max(means[depth], default=0) - min(means[depth], default=0))
 
 
+def _name_columns(axes: Axes, names: Sequence[str]) -> None:
+    """Write names under columns if there is room for them beside each other; else the legend has them."""
+    names = [re.sub(r" (?=\()|(?<= =)(?<!N =) |(?<=,) ", "\n", name) for name in names]
+    room = sum(max(map(len, name.split("\n"))) for name in names) <= _LETTERS_BELOW
+    axes.set_xticks(range(len(names)), names if room else [""] * len(names))
+
+
 def _over_models(axes: Axes, card: ComparisonCard) -> None:
     """Draw a column for each model and number of passes: its mean, and each seed."""
     axes.set_title(_title(card, f"after training, {depth_name(card.recipe)} = {card.depths[0]}", "shaded: seeds"))
-    axes.set_xticks(range(len(card.results)), [result.label.replace(" (", "\n(") for result in card.results])
+    _name_columns(axes, [card.label_of(result) for result in card.results])
     axes.set_xlim(-0.5, len(card.results) - 0.5)
     for column, result in enumerate(card.results):
-        colour, marker = _look(result)
+        colour, marker, _ = _look(card, result)
         values = result.accuracies
         axes.vlines(column, min(values), max(values), colors=colour, alpha=0.25, linewidth=7, capstyle="butt")
         axes.plot([column] * len(values), values, ".", color=colour, alpha=0.6, markersize=4, gid="seeds")
-        axes.plot([column], [result.accuracy], color=colour, marker=marker, markersize=6, label=result.label)
+        label = card.label_of(result)
+        axes.plot([column], [result.accuracy], color=colour, marker=marker, markersize=6, label=label)
     axes.axhline(card.results[0].chance, **CHANCE)
 
 
@@ -143,19 +155,30 @@ def _over_tokens(axes: Axes, card: ComparisonCard) -> None:
         return headline(point.score, card.metric) if single else point.score["by_depth"][depth]["accuracy"]
 
     for result in card.results:
-        colour, _ = _look(result)
+        colour, _, line = _look(card, result)
         curves = [{point.tokens: accuracy(point) for point in run.curve} for run in card.runs_of(result)]
         for curve in curves if len(curves) > 1 else []:
             axes.plot([*curve], [*curve.values()], color=colour, alpha=0.35, linewidth=0.7, gid="seeds")
         tokens = sorted(set.intersection(*map(set, curves)))
         means = [statistics.fmean(curve[count] for curve in curves) for count in tokens]
-        axes.plot(tokens, means, color=colour, label=result.label, clip_on=False)
+        axes.plot(tokens, means, line, color=colour, label=card.label_of(result), clip_on=False)
     axes.axhline(card.results[0].chance if single else card.chance.by_depth[depth], **CHANCE)
     axes.set_xlabel("training tokens")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlim(left=0)
 
 
-def _look(result: Result) -> tuple[str, str]:
-    """Colour and marker; the transformer is grey."""
-    return (GREY, "o") if result.model == "transformer" else look_of(result.num_sleep_passes)
+def _look(card: ComparisonCard, result: Result) -> tuple[str, str, str]:
+    """Colour, marker and line: of N, or where there are settings colours are theirs and lines those of N.
+
+    The transformer is grey.
+    """
+    settings = list(dict.fromkeys(tuple(other.settings.items()) for other in card.results if other.settings))
+    passes = sorted({other.num_sleep_passes for other in card.results if other.model != "transformer"})
+    place = settings.index(tuple(result.settings.items())) if result.settings else 0
+    if result.model == "transformer":
+        return GREY, "o", _LINES[place % len(_LINES)]
+    if not settings:
+        return *look_of(result.num_sleep_passes), "-"
+    colour, marker = look_of_settings(place, len(settings))
+    return colour, marker, _LINES[passes.index(result.num_sleep_passes) % len(_LINES)]

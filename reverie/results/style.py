@@ -19,7 +19,9 @@ GREY = "#8c8c8c"
 CHANCE: dict[str, Any] = {"linestyle": "--", "color": INK, "linewidth": 1, "label": "chance", "zorder": 1.9}
 STYLE: Any = rc_params_from_file(Path(__file__).with_name("reverie.mplstyle"), use_default_template=False)
 _MARKERS = ("o", "s", "^", "D")
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#6d5a9e", "#4d4d4d")
 _LETTERS = 14  # of a legend, on an inch
+_LEGEND_ROW = 0.19  # inches
 
 
 def look_of(num_sleep_passes: int) -> tuple[str, str]:
@@ -27,6 +29,14 @@ def look_of(num_sleep_passes: int) -> tuple[str, str]:
     rank = math.log2(max(1, num_sleep_passes))
     place = min(rank / 3, 1.0)
     return to_hex(matplotlib.colormaps["plasma_r"](0.22 + 0.73 * place)), _MARKERS[round(rank * 1.5) % len(_MARKERS)]
+
+
+def look_of_settings(index: int, count: int) -> tuple[str, str]:
+    """Colour and marker of one of `count` settings; where they are many, colours shade into each other."""
+    colour = (
+        _COLOURS[index] if count <= len(_COLOURS) else to_hex(matplotlib.colormaps["turbo"](0.05 + 0.9 * index / count))
+    )
+    return colour, _MARKERS[index % len(_MARKERS)]
 
 
 @matplotlib.rc_context(STYLE)
@@ -41,6 +51,8 @@ def draw_panels(title: str, y_label: str, card: AnyCard, panels: Sequence[Callab
     row[0].set_ylabel(y_label)
     lines, names = row[0].get_legend_handles_labels()
     columns = min(len(names), max(int(width * _LETTERS // (max(map(len, names)) + 8)), 1))
+    rows = math.ceil(len(names) / columns)
+    drawing.set_figheight(3.6 + _LEGEND_ROW * max(rows - 2, 0))
     drawing.legend(lines, names, loc="outside lower center", ncols=columns, columnspacing=1.4)
     set_title(drawing, title)
     return drawing

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from reverie.results.card import METRIC_NAMES, ComparisonCard, Result, RunCard, depth_name, headline_chance
 from reverie.results.passes.card import PassesCard
+from reverie.results.settings import short_names
 
 Verdict = Literal["chance", "failing", "solved"]
 
@@ -37,22 +38,33 @@ def result_verdict(result: Result) -> Verdict:
 
 
 def comparison_table(card: ComparisonCard) -> Table:
-    """One row for each model and number of sleep passes, means over seeds; the last row is chance."""
-    depths = _evenly(card.depths, _MAX_DEPTHS)
+    """One row for each model, number of sleep passes and settings, means over seeds; the last row is chance."""
+    settings = short_names(dict.fromkeys(key for result in card.results for key in result.settings))
+    columns = {name: [result.settings.get(key, "") for result in card.results] for key, name in settings.items()}
+    if not card.one_model:
+        columns = {
+            "model": [str(result.model) for result in card.results],
+            "N": [*map(_passes, card.results)],
+            **columns,
+        }
+    # Model and N take as much room as five depths leave them.
+    spare = _MAX_DEPTHS * 4 + 14 - sum(max(map(len, [name, *cells])) + 1 for name, cells in columns.items())
+    depths = _evenly(card.depths, min(_MAX_DEPTHS, max(spare // 4, 2)))
     counts = sorted({len(result.seeds) for result in card.results})
     over = f"mean ± standard deviation over {', '.join(map(str, counts))} seeds"
     if counts == [1]:
         over = f"seed {', '.join(map(str, card.seeds))}"
     caption = f"{METRIC_NAMES[card.metric]} in %, {over}; {_depth_note(card, depths)}"
-    table = new_table(card.name, caption, left=("model",), right=("N",))
+    table = new_table(f"{card.name}, {card.one_model}" if card.one_model else card.name, caption)
+    for name in columns:
+        _add_columns(table, **{"right" if name == "N" else "left": (name,)})
     _add_columns(table, left=("accuracy",), right=depths)
     _add_columns(table, left=("verdict",), right=("tokens", "time"))
-    for result in card.results:
+    for row, result in enumerate(card.results):
         judged = result_verdict(result)
         spread = f" ± {percent(result.accuracy_std)}" if len(result.seeds) > 1 else ""
         table.add_row(
-            result.model,
-            "" if result.model == "transformer" else str(result.num_sleep_passes),
+            *(cells[row] for cells in columns.values()),
             Text(f"{percent(result.accuracy):>5}{spread}", _STYLES[judged]),
             *(_cell(result.by_depth[depth].mean, card.chance.by_depth[depth]) for depth in depths),
             Text(judged, _STYLES[judged]),
@@ -61,8 +73,12 @@ def comparison_table(card: ComparisonCard) -> Table:
         )
     chances = [percent(card.chance.by_depth[depth], 0) for depth in depths]
     table.add_section()
-    table.add_row("chance", "", f"{percent(card.results[0].chance):>5}", *chances, style="dim")
+    table.add_row("chance", *[""] * (len(columns) - 1), f"{percent(card.results[0].chance):>5}", *chances, style="dim")
     return table
+
+
+def _passes(result: Result) -> str:
+    return "" if result.model == "transformer" else str(result.num_sleep_passes)
 
 
 def run_table(card: RunCard) -> Table:

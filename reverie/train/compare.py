@@ -1,83 +1,20 @@
-"""The same recipe with several models, numbers of passes and seeds: one process a run, then one card for all."""
+"""The runs of a comparison: one process each, then one card for all."""
 
 import contextlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, cast
 
 from reverie.errors import UserError
-from reverie.recipe import Recipe, changed
 from reverie.results.card import ComparisonCard, Metric, RunCard, load_card, save_card
 from reverie.results.comparison import compare_runs
-from reverie.results.run import CARD_NAME, model_kind
+from reverie.results.run import CARD_NAME
+from reverie.train.plan import Run
 from reverie.train.worker import Event, child, finished
 
 FIGURE_NAME = "figure.png"
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run of a comparison."""
-
-    name: str
-    recipe: Recipe
-    out: Path
-
-
-def plan_runs(
-    recipe: Recipe, passes: Sequence[int], seeds: Sequence[int], out: Path, *, transformer: bool
-) -> list[Run]:
-    """Every number of passes with every seed, and the transformer baseline with every seed.
-
-    The longest runs come first, so that no core is left waiting for one at the end.
-
-    Raises:
-        UserError: a number is out of range, or the recipe has no layers that could sleep.
-    """
-    if model_kind(recipe) == "transformer":
-        raise UserError(
-            f"{recipe.name} has attention layers alone, so the number of sleep passes changes nothing: there is "
-            "nothing to compare"
-        )
-    if recipe.train.num_sleep_passes is not None and len(set(passes)) > 1:
-        raise UserError(
-            f"{recipe.name} draws its passes anew for every step, so runs with other passes would be the same one: "
-            "give the one number to score it with"
-        )
-    runs = []
-    for seed in dict.fromkeys(seeds):
-        for n in dict.fromkeys(passes):
-            runs.append(_run(changed(recipe, sleep={"num_sleep_passes": n}, train={"seed": seed}), out))
-        if transformer:
-            runs.append(_run(changed(_baseline(recipe), train={"seed": seed}), out))
-    return sorted(runs, key=lambda run: -run.recipe.sleep.num_sleep_passes)
-
-
-def _baseline(recipe: Recipe) -> Recipe:
-    """The transformer: attention in all layers, and every step trains everything, there being no fast weights.
-
-    Stages for fast weights alone are left out and the others take their steps: the eviction of such a stage is there to
-    teach fast weights, and a transformer would lose those steps. If it is the last one it stays, for its eviction is
-    the one the model is used with.
-    """
-    stages = recipe.train.stages
-    kept = [stage for stage in stages[:-1] if stage.parameters == "all"] + list(stages[-1:])
-    return changed(
-        recipe,
-        model={"layers": ["attn"] * len(recipe.hybrid.layers)},
-        sleep={"num_sleep_passes": 1},
-        train={"num_sleep_passes": None, "stages": [{**stage.model_dump(), "parameters": "all"} for stage in kept]},
-    )
-
-
-def _run(recipe: Recipe, out: Path) -> Run:
-    kind = model_kind(recipe)
-    name = kind if kind != "sleep" else f"sleep-{recipe.sleep.num_sleep_passes}"
-    name += f"-seed-{recipe.train.seed}"
-    return Run(name, recipe, out / name)
 
 
 def compare(
@@ -121,8 +58,8 @@ def compare(
                     raise UserError(f"run {run.name} failed: {event}")
                 if event is not None:
                     report(run, event)
-    cards = [load_card(run.out / CARD_NAME) for run in runs]
-    card = compare_runs(name, metric, [card for card in cards if isinstance(card, RunCard)])
+    cards = [(load_card(run.out / CARD_NAME), {"settings": dict(run.settings)}) for run in runs]
+    card = compare_runs(name, metric, [card.model_copy(update=own) for card, own in cards if isinstance(card, RunCard)])
     save_card(card, out / CARD_NAME)
     from reverie.results.plots import figure, save_figure  # half a second that no other command need wait
 

@@ -1,4 +1,4 @@
-"""Muon for hidden matrices, AdamW for the rest, and the course of both learning rates (paper, "Optimiser")."""
+"""The optimisers of a recipe, the course of their learning rates, and Muon (paper, "Optimiser")."""
 
 import math
 from collections import defaultdict
@@ -10,8 +10,15 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from reverie.errors import UserError
 from reverie.model import LanguageModel
 from reverie.recipe import OptimConfig
+from reverie.recipe.optim import optimizer_class, takes
+
+SHARDED = (
+    "muon", "adamw", "Adam", "Adamax", "NAdam", "RAdam", "SGD", "ASGD", "RMSprop", "Adagrad", "Adadelta"
+)  # fmt: skip
+"""Optimisers whose steps and states are, under FSDP2, those of whole parameters."""
 
 
 def parameter_groups(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -32,38 +39,67 @@ def parameter_groups(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Ten
     return matrices, rest
 
 
+def optimized(model: LanguageModel, config: OptimConfig) -> dict[str, dict[str, Tensor]]:
+    """The parameters, by name, that each of the recipe's optimisers moves, by the key of the optimiser in `[optim]`."""
+    matrices, rest = parameter_groups(model)
+    if config.matrices is None:
+        matrices, rest = {}, {**matrices, **rest}
+    new = {id(p) for p in (rest.values() if config.pretrained is None else model.fast_weight_parameters())}
+    groups = {
+        "matrices": matrices,
+        "rest": {name: p for name, p in rest.items() if id(p) in new},
+        "pretrained": {name: p for name, p in rest.items() if id(p) not in new},
+    }
+    return {group: parameters for group, parameters in groups.items() if parameters}
+
+
 def build_optimizers(model: LanguageModel, config: OptimConfig, *, capturable: bool = False) -> list[Optimizer]:
-    """[Muon, AdamW] over the two parameter groups, both at their peak learning rate; without Muon's, AdamW over all.
+    """The optimisers of a recipe at their peak learning rates; groups with the same one, but for its rate, share it.
 
     With `capturable` learning rates and counts of steps are where the parameters are, so that a CUDA graph reads them.
+
+    Raises:
+        UserError: one of them cannot be recorded, or cannot move parameters that are shared out among processes.
     """
-    matrices, rest = parameter_groups(model)
-    if config.muon_lr is None:
-        matrices, rest = {}, {**matrices, **rest}
-    sharded = any(hasattr(matrix, "to_local") for matrix in matrices.values())
-    muon = ShardedMuon if sharded else Muon
-    device = next(model.parameters()).device
+    groups, device = optimized(model, config), next(model.parameters()).device
+    sharded = any(hasattr(p, "to_local") for p in model.parameters())
+    shared: list[tuple[type[Optimizer], dict[str, Any], list[dict[str, Any]]]] = []
+    for group, parameters in groups.items():
+        chosen = config.optimizers[group]
+        check_optimizer(group, chosen.name, capturable=capturable, sharded=sharded)
+        kind, options = optimizer_class(chosen.name), chosen.arguments
+        if kind is torch.optim.Muon:
+            kind = ShardedMuon if sharded else Muon
+        elif capturable:
+            options["capturable"] = True
+        if takes(chosen.name, "weight_decay"):
+            options["weight_decay"] = config.weight_decay_of(group)
+        # Of Muon, PyTorch declares that its learning rate is no tensor, and it may be one.
+        lr: Any = torch.tensor(chosen.lr, device=device) if capturable else chosen.lr
+        part = {"params": list(parameters.items()), "lr": lr, "peak": chosen.lr}
+        if same := [parts for other, its, parts in shared if (other, its) == (kind, options)]:
+            same[0].append(part)
+        else:
+            shared.append((kind, options, [part]))
+    optimizers = [kind(parts, **options) for kind, options, parts in shared]
+    for optimizer in optimizers if capturable else ():
+        # It would warn that its first steps are not captured, as if that were a mistake.
+        optimizer._warned_capturable_if_run_uncaptured = True  # pyright: ignore[reportAttributeAccessIssue]
+    return optimizers
 
-    def lr(peak: float) -> Any:  # of Muon, PyTorch declares that it takes no tensor, and it does
-        return torch.tensor(peak, device=device) if capturable else peak
 
-    new = {id(p) for p in model.fast_weight_parameters()} if config.pretrained_lr else {id(p) for p in rest.values()}
-    groups = [
-        {"params": [(name, p) for name, p in rest.items() if (id(p) in new) is of_new], "lr": lr(peak), "peak": peak}
-        for of_new, peak in ((True, config.adamw_lr), (False, config.pretrained_lr or config.adamw_lr))
-    ]
-    adamw = torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        betas=(0.9, config.adamw_beta2),
-        weight_decay=config.weight_decay,
-        capturable=capturable,
-    )
-    # It would warn that its first steps are not captured, as if that were a mistake.
-    adamw._warned_capturable_if_run_uncaptured = True  # pyright: ignore[reportAttributeAccessIssue]
-    if config.muon_lr is None:
-        return [adamw]
-    whole = {"params": list(matrices.items()), "lr": lr(config.muon_lr), "peak": config.muon_lr}
-    return [muon([whole], weight_decay=config.weight_decay), adamw]
+def check_optimizer(group: str, name: str, *, capturable: bool, sharded: bool) -> None:
+    """Raises UserError where an optimiser cannot take steps like these."""
+    if capturable and name != "muon" and not takes(name, "capturable"):
+        raise UserError(
+            f"optim.{group}.name is {name}, whose steps cannot be recorded: choose another one, such as adamw, or set "
+            "train.cuda_graph=false"
+        )
+    if sharded and name not in SHARDED:
+        raise UserError(
+            f"optim.{group}.name is {name}, which does not move parameters that are shared out among processes: choose "
+            f"one of {', '.join(SHARDED)}, or train without FSDP"
+        )
 
 
 def lr_factor(config: OptimConfig, step: int, total_steps: int) -> float:

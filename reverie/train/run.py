@@ -310,10 +310,8 @@ class _Run:
         )
 
     def _lower_lr(self) -> str:
-        optim = self.recipe.optim
-        if optim.muon_lr is None:
-            return f"a lower optim.adamw_lr than {optim.adamw_lr:g}"
-        return f"a lower optim.muon_lr than {optim.muon_lr:g}"
+        group, optimizer = next(iter(self.recipe.optim.optimizers.items()))
+        return f"a lower optim.{group}.lr than {optimizer.lr:g}"
 
 
 def _adaptation(recipe: Recipe, model: LanguageModel, processes: Processes) -> Adaptation:

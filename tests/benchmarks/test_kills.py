@@ -135,5 +135,7 @@ def test_the_number_of_kills(run: Callable[..., str], kills: int) -> None:
 
 def test_a_run_that_fails_is_no_result(run: Callable[..., str], tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"^error: a run failed: training diverged at step \d"):
-        run("--kills", 2, "--set", "optim.muon_lr=1e38", "--set", "optim.adamw_lr=1e38", "--out", tmp_path / "a.json")
+        run(
+            "--kills", 2, "--set", "optim.matrices.lr=1e38", "--set", "optim.rest.lr=1e38", "--out", tmp_path / "a.json"
+        )
     assert not (tmp_path / "a.json").exists()

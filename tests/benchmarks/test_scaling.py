@@ -24,7 +24,7 @@ from reverie.bench import account
 from reverie.bench.account import Work
 from reverie.bench.count import LiveBytes, count_flops, flop_counter
 from reverie.model import HybridConfig, HybridLM, LanguageModel, State, new_model
-from reverie.recipe import OptimConfig
+from reverie.recipe import OptimConfig, OptimizerConfig
 from reverie.sleep import SleepConfig, rollout
 from reverie.sleep.gradients import Backward
 from reverie.train.optim import build_optimizers
@@ -149,7 +149,8 @@ def test_runs_are_those_of_rollout(layers: tuple[str, ...], passes: int, looped:
 def test_what_muon_costs(kind: str) -> None:
     work = small((kind, "attn"))
     model = new_model(work.model, 0)
-    muon, _ = build_optimizers(model, OptimConfig(muon_lr=1e-3, adamw_lr=1e-3))
+    matrices, rest = (OptimizerConfig(name=name, lr=1e-3) for name in ("muon", "adamw"))
+    muon, _ = build_optimizers(model, OptimConfig(matrices=matrices, rest=rest))
     loss_of(work, model).backward()
     assert account.muon_operations(work.model) == count_flops(muon.step)
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +20,6 @@ from reverie.results.card import RunCard, load_card, save_card
 from reverie.results.checkpoint import FILE_NAME
 from reverie.results.passes.card import PassesCard
 from reverie.results.run import CARD_NAME
-from reverie.train.compare import Run
 from reverie.train.run import train
 
 
@@ -116,64 +114,12 @@ def test_plot(reverie: Reverie, tmp_path: Path):
     assert reverie("plot", "card.json") == (0, "card.png\n", "")
 
 
-class Compared(NamedTuple):
-    name: str
-    metric: str
-    runs: Sequence[Run]
-    out: Path
-    jobs: int
-    device: str
-
-
-@pytest.fixture
-def compared(monkeypatch: pytest.MonkeyPatch) -> list[Compared]:
-    """What the command line asks to compare; instead of training, the answer is an invented card."""
-    asked: list[Compared] = []
-
-    def fake(name: str, metric: str, runs: Sequence[Run], out: Path, *, jobs: int, device: str, report: Any) -> Any:
-        asked.append(Compared(name, metric, runs, out, jobs, device))
-        return comparison(seeds=1, points=2)
-
-    monkeypatch.setattr("reverie.train.compare.compare", fake)
-    return asked
-
-
-def test_compare_runs_what_was_asked_for(reverie: Reverie, tmp_path: Path, compared: list[Compared]):
-    recipe = write_tiny(tmp_path)
-    done = reverie(
-        "compare", recipe, "--passes", "1,3", "--seeds", "4, 5", "--no-transformer", "--jobs", "3", "--device", "cpu",
-        "--set", "train.steps=7", "--set", 'train.metric="exact"',
-    )  # fmt: skip
-    assert done.code == 0
-    assert "transformer" in done.out  # of the invented card
-    assert done.err == "figure in runs/compare/tiny/figure.png\n"
-    [asked] = compared
-    assert (asked.name, asked.metric, asked.out) == ("tiny", "exact", Path("runs/compare/tiny"))
-    assert (asked.jobs, asked.device) == (3, "cpu")
-    assert [run.name for run in asked.runs] == [
-        "sleep-3-seed-4", "sleep-3-seed-5", "hybrid-seed-4", "hybrid-seed-5",
-    ]  # fmt: skip
-    assert {run.recipe.train.steps for run in asked.runs} == {7}
-
-
-def test_compare_by_default_takes_three_numbers_of_passes_three_seeds_and_the_transformer(
-    reverie: Reverie, tmp_path: Path, compared: list[Compared]
-):
-    card = the_json(reverie("compare", write_tiny(tmp_path), "--out", "here", "--json"))
-    assert card["kind"] == "comparison"
-    [asked] = compared
-    assert len(asked.runs) == (3 + 1) * 3
-    assert asked.out == Path("here")
-    assert asked.device == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert asked.jobs >= 1
-
-
-def test_demo_trains_three_models_on_the_demo_recipe(reverie: Reverie, compared: list[Compared]):
-    the_json(reverie("demo", "--json"))
-    [asked] = compared
-    assert [run.name for run in asked.runs] == ["sleep-3-seed-0", "hybrid-seed-0", "transformer-seed-0"]
-    assert asked.out == Path("runs/demo")
-    assert asked.runs[0].recipe.task == load_recipe("demo").task
+def test_plot_together_draws_one_figure(reverie: Reverie):
+    for seed in range(2):
+        save_card(comparison(seeds=2, points=2).runs[-1 - seed], Path(f"{seed}.json"))
+    done = the_json(reverie("plot", "0.json", "1.json", "--together", "--json"))
+    assert done == {"figures": ["together.png"]}
+    assert Path("together.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.parametrize("name", ["depo", "rule110", "rule110/nano"])
@@ -239,6 +185,14 @@ def test_python_dash_m_reverie(tmp_path: Path):
         ("eval . --passes 2 --out card.png", "--out must be the card's file and end in .json, got card.png"),
         ("plot absent.json", "there is no result card at absent.json"),
         ("plot .", "cannot read ."),
+        (
+            "compare rule110/nano --vary model.width",
+            "--vary must be KEY=VALUE,VALUE, such as model.update_rule=hebbian",
+        ),
+        ("compare rule110/nano --vary model.width=", "--vary must be KEY=VALUE,VALUE"),
+        ("compare rule110/nano --vary train.seed=1 --seeds 2", "--seeds and --vary train.seed are the same: leave one"),
+        ("compare rule110/nano --vary train.seed=x", "--vary train.seed must be whole numbers separated by commas"),
+        ("compare rule110/nano --vary model.wdth=8", "the variant model.wdth=8: model.wdth is not a known key"),
         ("compare nowhere", "there is no recipe nowhere"),
         ("compare rule110/nano --passes 1,x", "--passes must be whole numbers separated by commas, such as 1,2,4"),
         ("compare rule110/nano --passes 0", "num_sleep_passes must be at least 1, got 0"),

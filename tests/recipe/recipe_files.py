@@ -19,8 +19,8 @@ value_size = 8
 [sleep]
 window_size = 24
 [optim]
-muon_lr = 1e-3
-adamw_lr = 1e-3
+matrices = { name = "muon", lr = 1e-3 }
+rest = { name = "adamw", lr = 1e-3 }
 [train]
 steps = 10
 batch_size = 4

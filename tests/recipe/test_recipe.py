@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from recipe_files import FULL, STAGED, write
 
-from reverie.recipe import Recipe, TrainConfig, changed, list_recipes, load_recipe
+from reverie.recipe import OptimizerConfig, Recipe, TrainConfig, changed, list_recipes, load_recipe
 
 
 @pytest.mark.parametrize("name", list_recipes())
@@ -88,7 +88,8 @@ def test_a_base_is_found_from_the_file_that_names_it(tmp_path: Path) -> None:
         ("sleep={window_size=7, num_sleep_passes=2}", "sleep", {"window_size": 7, "num_sleep_passes": 2}),
         ("task.rollout_steps=[1,8]", "task", {"rollout_steps": (1, 8)}),
         ("task.held_out_fraction=0.5", "task", {"held_out_fraction": 0.5}),
-        ("optim.muon_lr=1", "optim", {"muon_lr": 1.0}),
+        ("optim.matrices.lr=1", "optim", {"matrices": OptimizerConfig(name="muon", lr=1.0)}),
+        ("optim.muon_lr=1", "optim", {"matrices": OptimizerConfig(name="muon", lr=1.0)}),
         ("train.steps=1_000", "train", {"steps": 1000}),
     ],
 )

@@ -42,8 +42,8 @@ BAD_OVERRIDES = {
     # out of range
     "sleep.window_size=0": "sleep.window_size must be at least 1, got 0",
     "task.width=100": "task.width must be at most 48, got 100",
-    "optim.muon_lr=0": "optim.muon_lr must be above 0, got 0",
-    "optim.muon_lr=inf": "optim.muon_lr must be a finite number, got Infinity",
+    "optim.matrices.lr=0": "optim.matrices.lr must be above 0, got 0",
+    "optim.muon_lr=inf": "optim.matrices.lr must be a finite number, got Infinity",
     "task.held_out_fraction=1": "task.held_out_fraction must be below 1, got 1",
     "train.seed=9999999999": "train.seed must be below 4294967296, got 9999999999",
     "task.rollout_steps=-1": "task.rollout_steps must be at least 0, got -1",
@@ -60,7 +60,7 @@ BAD_OVERRIDES = {
     "sleep.window_size=": 'sleep.window_size must be an integer, got ""',
     "sleep.window_size=1\nb=2": 'sleep.window_size must be an integer, got "1\\nb=2"',
     "sleep.window_size.a=3": 'sleep.window_size must be an integer, got {"a": 3}',
-    "optim.muon_lr=1979-05-27": 'optim.muon_lr must be a number, got "1979-05-27"',
+    "optim.matrices.lr=1979-05-27": 'optim.matrices.lr must be a number, got "1979-05-27"',
     "task.rollout_steps=it's": 'task.rollout_steps must be an integer or a list, got "it\'s"',
     "sleep=3": "sleep must be a table, got 3",
     "task=3": "task must be a table, got 3",
@@ -153,7 +153,9 @@ def test_of_several_mistakes_an_unknown_key_comes_first_and_the_others_are_count
 
 
 BAD_FILES = {
-    FULL.replace("adamw_lr = 1e-3\n", ""): "optim.adamw_lr is missing; it has no default, so the recipe must set it",
+    FULL.replace(
+        'rest = { name = "adamw", lr = 1e-3 }\n', ""
+    ): "optim.rest is missing; it has no default, so the recipe must set it",
     FULL.replace(
         "[sleep]\nwindow_size = 24\n", ""
     ): "section sleep is missing; a recipe needs task, model, sleep, optim, train",

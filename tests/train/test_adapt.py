@@ -122,7 +122,7 @@ def test_a_process_that_makes_pages_ahead_changes_nothing(undisturbed: Path, bas
 def test_losses_fall(base: Path, tmp_path: Path) -> None:
     more = {"steps": 30, "eval_every": 5, "eval_examples": 1, "checkpoint_every": 1000}
     few = {"pool": 2, "pages": (1, 1), "loss": {"plain_text": 0.0, "address_alone": 0.0}}
-    train(tiny_adapter(base, train=more, adapt=few, optim={"adamw_lr": 3e-3, "pretrained_lr": 3e-3}), tmp_path)
+    train(tiny_adapter(base, train=more, adapt=few, optim={"rest": {"lr": 3e-3}, "pretrained": {"lr": 3e-3}}), tmp_path)
     losses = [point["train_loss"] for point in curve(tmp_path)]
     assert losses[-1] < 0.7 * losses[0]
 

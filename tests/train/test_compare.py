@@ -25,7 +25,8 @@ from reverie.results.checkpoint import FILE_NAME, Progress, load_checkpoint
 from reverie.results.run import CARD_NAME
 from reverie.train import compare as module
 from reverie.train import worker
-from reverie.train.compare import FIGURE_NAME, Run, compare, plan_runs
+from reverie.train.compare import FIGURE_NAME, compare
+from reverie.train.plan import Run, plan_runs
 from reverie.train.run import train
 from reverie.train.worker import Event
 
@@ -184,7 +185,7 @@ def test_a_comparison_from_start_to_end(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_run_that_diverges_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    bad = Run("bad", tiny_recipe(optim={"muon_lr": 1e38, "adamw_lr": 1e38}), tmp_path / "bad")
+    bad = Run("bad", tiny_recipe(optim={"matrices": {"lr": 1e38}, "rest": {"lr": 1e38}}), tmp_path / "bad")
     children = Children(monkeypatch)
     with pytest.raises(UserError, match=r"^run bad failed: training diverged at step \d"):
         compare("tiny", "question", [bad], tmp_path, jobs=1)

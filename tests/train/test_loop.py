@@ -203,7 +203,7 @@ def test_every_model_and_every_number_of_passes_sees_the_same_data(tmp_path: Pat
         {"sleep": {"num_sleep_passes": 1}},
         {"sleep": {"num_sleep_passes": 3}},
         {"sleep": {"num_sleep_passes": 1}, "model": {"layers": ["attn", "attn"]}},
-        {"model": {"width": 32}, "optim": {"muon_lr": 1e-4}},
+        {"model": {"width": 32}, "optim": {"matrices": {"lr": 1e-4}}},
     ]
     first, *others = (
         batches(monkeypatch, tiny_recipe(**shared, **sections), tmp_path / str(i))
@@ -240,7 +240,7 @@ def test_it_learns(tmp_path: Path):
     recipe = tiny_recipe(
         task={"num_states": 1, "width": 3, "rollout_steps": 0},
         sleep={"window_size": 3},
-        optim={"muon_lr": 3e-2, "adamw_lr": 3e-2},
+        optim={"matrices": {"lr": 3e-2}, "rest": {"lr": 3e-2}},
         train={"steps": 60, "batch_size": 16, "eval_every": 60, "checkpoint_every": 60},
     )
     losses = losses_of(recipe, tmp_path)

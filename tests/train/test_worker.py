@@ -91,7 +91,7 @@ def test_it_goes_on_with_a_run_that_broke_off(tmp_path: Path):
 
 
 def test_an_error_is_a_sentence_and_exit_code_2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    *_, sentence, code = run(tiny_recipe(optim={"muon_lr": 1e38, "adamw_lr": 1e38}), tmp_path)
+    *_, sentence, code = run(tiny_recipe(optim={"matrices": {"lr": 1e38}, "rest": {"lr": 1e38}}), tmp_path)
     assert sentence.startswith("training diverged at step ")
     assert code == 2
     monkeypatch.setattr(worker, "train", lambda *_, **__: {}["x"])

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, Literal
 
 from pydantic import Field
 
 from reverie.recipe.random_passes import RandomPasses
-from reverie.results.card import Chance, Metric, Part, ScoreSummary, headline
+from reverie.results.card import Chance, Metric, Part, ScoreSummary, WithSettings, headline
 from reverie.results.provenance import Hardware
+from reverie.results.settings import settings_label
 
 
 class Training(Part):
@@ -34,8 +35,8 @@ class Evaluated(Part):
     score: ScoreSummary
 
 
-class PassesRun(Part):
-    """One trained model at all settings. `name` is that of its recipe."""
+class PassesRun(WithSettings):
+    """One trained model at all numbers of passes and tolerances. `name` is that of its recipe."""
 
     name: str
     seed: int
@@ -48,7 +49,7 @@ class PassesRun(Part):
 
     @property
     def label(self) -> str:
-        return regime_label(self.trained_with)
+        return regime_label(self.trained_with, self.settings)
 
     @property
     def planned_steps(self) -> int:
@@ -93,8 +94,8 @@ class AdaptiveResult(Part):
     reached: list[bool]
 
 
-class Regime(Part):
-    """Runs that were trained with the same N, or the same random N, and differ in their seeds alone."""
+class Regime(WithSettings):
+    """Runs that were trained with the same N, or the same random N, and settings; they differ in their seeds alone."""
 
     trained_with: int | RandomPasses
     seeds: list[int]
@@ -103,7 +104,7 @@ class Regime(Part):
 
     @property
     def label(self) -> str:
-        return regime_label(self.trained_with)
+        return regime_label(self.trained_with, self.settings)
 
 
 class PassesCard(Part):
@@ -128,8 +129,10 @@ class PassesCard(Part):
     runs: list[PassesRun]
 
 
-def regime_label(trained_with: int | RandomPasses) -> str:
+def regime_label(trained_with: int | RandomPasses, settings: Mapping[str, str] | None = None) -> str:
     """The name of a regime, such as "N = 4" or "random N, 1 to 7"; distributions that are not uniform are named."""
+    if settings:
+        return f"{regime_label(trained_with)}, {settings_label(settings)}"
     low, high = trained_range(trained_with)
     if isinstance(trained_with, int):
         return f"N = {low}"
@@ -160,16 +163,17 @@ def passes_to_reach(accuracy: float, numbers: Sequence[int], accuracies: Sequenc
 
 
 def regimes_of(runs: Sequence[PassesRun], metric: Metric) -> list[Regime]:
-    """Sum up runs, in their order, by what they were trained with."""
-    groups: dict[int | RandomPasses, list[PassesRun]] = {}
+    """Sum up runs, in their order, by what they were trained with and their settings."""
+    groups: dict[tuple[Any, ...], list[PassesRun]] = {}
     for run in runs:
-        groups.setdefault(run.trained_with, []).append(run)
+        groups.setdefault((run.trained_with, *run.settings.items()), []).append(run)
     return [_regime(group, metric) for group in groups.values()]
 
 
 def _regime(runs: Sequence[PassesRun], metric: Metric) -> Regime:
     return Regime(
         trained_with=runs[0].trained_with,
+        settings=runs[0].settings,
         seeds=[run.seed for run in runs],
         fixed=[
             FixedResult(

@@ -22,13 +22,10 @@ from reverie.results.evaluate import evaluate
 from reverie.results.passes.card import Evaluated, PassesCard, PassesRun, Training, regime_label, regimes_of
 from reverie.results.provenance import commit_id, hardware
 from reverie.results.run import CARD_NAME, chance_of, load_run, trained_model
+from reverie.results.settings import differences
 from reverie.sleep import SleepConfig
 
-# Of a recipe's section train: may differ between the runs of a regime, for it does not bear on what is learned.
-_NO_MATTER = {
-    "seed", "eval_every", "eval_examples", "checkpoint_every", "data_workers", "compile", "activation_checkpoint",
-    "trackers",
-}  # fmt: skip
+_TRAINED_WITH = {"sleep.num_sleep_passes", "train.num_sleep_passes"}
 
 
 class _Found(NamedTuple):
@@ -36,6 +33,7 @@ class _Found(NamedTuple):
 
     place: Path
     recipe: Recipe
+    settings: dict[str, str]
 
     @property
     def trained_with(self) -> int | RandomPasses:
@@ -43,7 +41,7 @@ class _Found(NamedTuple):
 
     @property
     def label(self) -> str:
-        return regime_label(self.trained_with)
+        return regime_label(self.trained_with, self.settings)
 
     @property
     def order(self) -> tuple[int, str, int]:
@@ -68,10 +66,12 @@ def evaluate_passes(
         num_examples: the largest number in the recipes if absent.
 
     Raises:
-        UserError: a number is out of range, there is no run, one has no fast weights, the runs are of different tasks,
-            or two runs of one regime differ in more than the seed.
+        UserError: a number is out of range, there is no run, one has no fast weights, the runs are of different tasks
+            or metrics, or two do not differ at all.
     """
-    found = sorted((_Found(run, load_run(run).recipe) for run in runs), key=lambda run: run.order)
+    recipes = [load_run(run).recipe for run in runs]
+    told = differences([recipe.model_dump(mode="json") for recipe in recipes], but=_TRAINED_WITH)
+    found = sorted(map(_Found, runs, recipes, told), key=lambda run: run.order)
     _require_comparable(found)
     settings = list[list[SleepConfig]]()
     for run in found:
@@ -89,7 +89,7 @@ def evaluate_passes(
 
 
 def _require_comparable(runs: Sequence[_Found]) -> None:
-    """Raise UserError unless all sleep, with one task and metric, and runs of a regime differ in their seeds alone."""
+    """Raise UserError unless all sleep, with one task and metric, and no two are the same."""
     if not runs:
         raise UserError("there is no run to evaluate")
     for run in runs:
@@ -101,25 +101,9 @@ def _require_comparable(runs: Sequence[_Found]) -> None:
         metrics = [recipe.train.metric for recipe in (runs[0].recipe, run.recipe)]
         if metrics[0] != metrics[1]:
             raise UserError(f"{both}: train.metric is {metrics[0]} in one and {metrics[1]} in the other")
-        peer = next(other for other in runs if other.trained_with == run.trained_with)
-        if keys := _differences(peer.recipe, run.recipe):
-            raise UserError(
-                f"{peer.place} and {run.place} were both trained with {run.label} but differ in "
-                f"{', '.join(keys[:3])}: runs of one curve may differ in their seeds alone"
-            )
     (label, seed), number = Counter((run.label, run.recipe.train.seed) for run in runs).most_common(1)[0]
     if number > 1:
         raise UserError(f"there are {number} runs trained with {label} and seed {seed}; give one per seed")
-
-
-def _differences(one: Recipe, other: Recipe) -> list[str]:
-    """Keys in which the recipes of two runs of a regime differ and should not."""
-    ignored = {f"train.{key}" for key in _NO_MATTER}
-    if one.train.num_sleep_passes is not None:
-        ignored.add("sleep.num_sleep_passes")  # training drew them
-    sections = (recipe.model_dump(mode="json", exclude={"name"}) for recipe in (one, other))
-    a, b = ({f"{name}.{key}": x for name, table in of.items() if table for key, x in table.items()} for of in sections)
-    return sorted(key for key in (a.keys() | b.keys()) - ignored if a.get(key) != b.get(key))
 
 
 @contextlib.contextmanager
@@ -152,6 +136,7 @@ def _evaluate(
         name=run.recipe.name,
         seed=run.recipe.train.seed,
         trained_with=run.trained_with,
+        settings=run.settings,
         parameters=count_parameters(model),
         recipe=run.recipe.model_dump(mode="json"),
         training=_training(run, checkpoint.progress),

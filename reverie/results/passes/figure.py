@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from reverie.results.card import METRIC_NAMES
 from reverie.results.passes.card import PassesCard, Regime, trained_range
-from reverie.results.style import CHANCE, draw_panels, look_of
+from reverie.results.style import CHANCE, draw_panels, look_of, look_of_settings
 
 _RANDOM = (("#0f766e", "v"), ("#6d5a9e", "P"), ("#8a6d1f", "X"))  # regimes with a random N have no colour of their own
 _LABEL: dict[str, Any] = {"fontsize": 7, "zorder": 2.5}
@@ -43,6 +43,8 @@ def _random(card: PassesCard) -> list[Regime]:
 
 def _look(card: PassesCard, regime: Regime) -> tuple[str, str]:
     """Colour and marker."""
+    if any(other.settings for other in card.regimes):  # N alone would not tell them apart
+        return look_of_settings(card.regimes.index(regime), len(card.regimes))
     if isinstance(regime.trained_with, int):
         return look_of(regime.trained_with)
     return _RANDOM[_random(card).index(regime) % len(_RANDOM)]
@@ -96,8 +98,8 @@ def _over_passes(axes: Axes, card: PassesCard) -> None:
         points = [(result.passes.mean, result.accuracy.mean) for result in regime.adaptive]
         axes.plot(*zip(*points, strict=True), ":", linewidth=1.1, gid="adaptive", clip_on=False, zorder=3, **hollow)
         for place, text in _labels(points, [result.tolerance for result in regime.adaptive]):
-            # Regimes may lie on each other, so that each has its own height.
-            offset = (0, -12 - 10 * row)
+            # Regimes may lie on each other, so that each has its own height; many rather have them beside their points.
+            offset = (0, -12 - 10 * row) if len(card.regimes) < 4 else (14, 2)
             label = axes.annotate(text, place, offset, textcoords="offset points", ha="center", **_LABEL, color=colour)
             label.set_path_effects([withStroke(linewidth=2, foreground="white")])
         least = min([least, *(passes for passes, _ in points)])

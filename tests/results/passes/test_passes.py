@@ -152,10 +152,15 @@ def test_other_tasks_and_metrics(runs: dict[str, Path], tmp_path: Path):
         evaluate_passes([runs["fixed-0"], other], [1])
 
 
-def test_runs_of_a_regime_that_differ_in_more_than_the_seed(runs: dict[str, Path], tmp_path: Path):
-    other = changed_run(tmp_path, train={"seed": 5, "steps": 6}, model={"mlp_width": 32})
-    with pytest.raises(UserError, match=r"were both trained with N = 2 but differ in model.mlp_width: runs of one"):
-        evaluate_passes([runs["fixed-0"], other], [1])
+def test_runs_that_differ_in_more_than_the_seed_are_curves_of_their_own(runs: dict[str, Path], tmp_path: Path):
+    """Labelled by the keys in which they differ, but for those that do not bear on what is learned."""
+    other = changed_run(tmp_path, train={"seed": 5, "steps": 6, "eval_every": 2}, model={"mlp_width": 32})
+    card = evaluate_passes([runs["fixed-0"], other, runs["fixed-1"]], [1, 2], num_examples=2)
+    assert [(regime.settings, regime.seeds) for regime in card.regimes] == [
+        ({"model.mlp_width": "24"}, [0, 1]), ({"model.mlp_width": "32"}, [5])
+    ]  # fmt: skip
+    assert [regime.label for regime in card.regimes] == ["N = 2, mlp_width = 24", "N = 2, mlp_width = 32"]
+    assert PassesCard.model_validate(card.model_dump()) == card
 
 
 def test_a_run_that_never_sleeps(tmp_path: Path):
