@@ -104,7 +104,7 @@ class Trainer:
             compile_blocks(self.model, device)
             for layer in self.model.modules():
                 if isinstance(layer, FastWeightMixer):  # whose chunks would be unrolled: 188 for 12,000 tokens
-                    layer.rule = torch.compiler.disable(layer.rule)
+                    layer.rule = torch.compiler.disable(layer.rule)  # pyright: ignore[reportAttributeAccessIssue]
         muon, adamw = (OptimizerConfig(name=name, lr=1e-3) for name in ("muon", "adamw"))
         self.optimizers = build_optimizers(self.model, OptimConfig(matrices=muon, rest=adamw))
         for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
