@@ -29,8 +29,8 @@ window_size = 3
 num_sleep_passes = 2
 
 [optim]
-matrices = { name = "muon", lr = 1e-2 }
-rest = { name = "adamw", lr = 1e-2 }
+matrices = {{ name = "muon", lr = 1e-2 }}
+rest = {{ name = "adamw", lr = 1e-2 }}
 
 [train]
 steps = 6

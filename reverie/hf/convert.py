@@ -97,7 +97,7 @@ def convert(
         after=after,
         checked_tokens=tokens.shape[1],
         remembers=model_remembers(model),
-        **config.model_dump(exclude={"tolerance"}),
+        **config.model_dump(exclude={"tolerance", "bidirectional_sleep"}),
     )
 
 

@@ -37,8 +37,8 @@ window_size = 20
 num_sleep_passes = 2
 
 [optim]
-matrices = { name = "muon", lr = 1e-2 }
-rest = { name = "adamw", lr = 1e-3 }
+matrices = {{ name = "muon", lr = 1e-2 }}
+rest = {{ name = "adamw", lr = 1e-3 }}
 
 [train]
 steps = 2
