@@ -33,9 +33,9 @@ from reverie.model import ConvTail, HybridConfig, count_parameters
 from reverie.model.fast_weights import FastWeightMixer
 from reverie.model.fused import rms_norm
 from reverie.model.gated_deltanet import GatedDeltaNet
-from reverie.model.injection import injection_named
+from reverie.model.injection import new_injection
 from reverie.model.jet import JetLayer
-from reverie.model.mixers import MIXERS, check_settings, mixer_kind
+from reverie.model.mixers import MIXERS, known_mixers, mixer_kind, new_mixer, settings_of
 from reverie.named import is_named
 from reverie.sleep import SleepConfig, plan
 from reverie.sleep.gradients import EXACT
@@ -81,14 +81,15 @@ def add_sleep(model: Model, config: SleepConfig, *, injection: str | None = None
 def set_injection(model: PreTrainedModel, name: str) -> None:
     """Make passes of sleep read what this injection says. Raises UserError if there is none of this name."""
     install(model)
-    decoder, made = sleeping_decoder(model), injection_named(name)
+    decoder = sleeping_decoder(model)
     if name == decoder.injection_name:
         return
     weight = next(p for p in decoder.parameters() if p.is_floating_point())
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(0)
-        module = None if made is None else made(decoder.config.hidden_size).to(weight.device, weight.dtype)
-    decoder.sleep_injection, decoder.injection_name = module, name
+        module = new_injection(name, decoder.config.hidden_size)
+    decoder.sleep_injection = None if module is None else module.to(weight.device, weight.dtype)
+    decoder.injection_name = name
 
 
 def install(model: PreTrainedModel) -> None:
@@ -168,12 +169,13 @@ class InsertedMixer(nn.Module):
         )
         self.norm_eps = norm_eps
         self.norm_weight = nn.Parameter(torch.ones(width))
-        self.mixer: Any = mixer_kind(config.kind).build(sizes, config.settings or {})
+        self.mixer: Any = new_mixer(config.kind, sizes, config.settings or {})
         for module in self.mixer.modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and isinstance(self.mixer, FastWeightMixer):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
-        nn.init.zeros_(self.mixer.out_proj.weight)
-        self.value_embed = getattr(self.mixer, "value_embed", None) is not None
+        for parameter in self.mixer.out_proj.parameters():
+            nn.init.zeros_(parameter)
+        self.value_embed = isinstance(self.mixer, FastWeightMixer) and self.mixer.value_embed is not None
         if self.value_embed:
             nn.init.orthogonal_(self.mixer.value_embed.weight)  # so that every token's value is its own
             nn.init.zeros_(self.mixer.value_embed.bias)
@@ -265,12 +267,12 @@ def _sizes(
 
 def check_kind(kind: str, settings: Mapping[str, Any] | None = None, *, value_embedding: bool = False) -> None:
     """Raise UserError unless this is a mixer with fast weights and these settings, which can follow a block."""
-    known = [name for name, one in MIXERS.items() if one.fast_weights and one.mlp]
+    known = [name for name in known_mixers() if MIXERS[name].fast_weights and MIXERS[name].mlp]
     if kind not in known and not is_named(kind):
         raise UserError(f"kind must be {' or '.join(known)}, or module:Class, got {kind}")
     if not mixer_kind(kind).fast_weights:
         raise UserError(f"mixer {kind} has no fast weights, so nothing would outlive the window")
-    check_settings(kind, dict(settings or {}))
+    settings_of(kind, settings or {})
     if value_embedding and kind not in ("jet", "gdn"):
         raise UserError(f"value_embedding is for jet and gdn, and mixer {kind} does not read it")
 

@@ -133,6 +133,11 @@ def described(state: State) -> tuple[list[Part], dict[str, Tensor]]:
             tensors[f"fast_weights.{i}"] = fast_weights
         fields = {} if entry is None else _named(entry, f"cache.{i}", tensors)
         kind = None if entry is None else type(entry).__name__
+        if kind is not None and CACHE_ENTRIES.get(kind) is not type(entry):
+            raise UserError(
+                f"the mixer of block {i} keeps a {kind}, which is to be named as its cache: a file of a memory "
+                "could not be read again"
+            )
         parts.append(Part(fast_weights=fast_weights is not None, cache=kind, fields=fields))
     return parts, tensors
 

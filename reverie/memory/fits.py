@@ -22,8 +22,9 @@ def check_settings(made: SleepConfig, wanted: SleepConfig, where: str, num_block
 
     The number of passes and the tolerance may differ, since every window is consolidated by itself.
     """
-    all_blocks = (0, num_blocks)
-    for name in ("window_size", "looped_blocks", "eviction", "bidirectional_sleep"):
+    all_blocks, one_pass = (0, num_blocks), min(made.num_sleep_passes, wanted.num_sleep_passes) == 1
+    names = ("window_size", "looped_blocks", "eviction", *(() if one_pass else ("bidirectional_sleep",)))
+    for name in names:
         ours, theirs = (getattr(config, name) for config in (wanted, made))
         if name == "looped_blocks":
             ours, theirs = list(ours or all_blocks), list(theirs or all_blocks)

@@ -24,6 +24,8 @@ FLEX_DEVICES, FLEX_SCORES = {"cuda"}, 2**18
 class Attention(nn.Module):
     """Causal softmax attention with rotary positions, QK-norm and grouped query heads; its state is a `KVCache`."""
 
+    looks_both_ways = True
+
     def __init__(self, config: HybridConfig) -> None:
         super().__init__()
         self.heads = (config.num_heads, config.kv_heads)

@@ -10,7 +10,7 @@ from pydantic_core import PydanticKnownError
 
 from reverie import ops
 from reverie.model.injection import INJECTIONS, injection_named
-from reverie.model.mixers import MIXERS, check_settings, mixer_kind
+from reverie.model.mixers import MIXERS, mixer_kind, settings_of
 from reverie.named import is_named
 
 
@@ -87,9 +87,14 @@ class HybridConfig(BaseModel, frozen=True):
     @model_validator(mode="after")
     def _mixers_have_these_settings(self) -> HybridConfig:
         for name in self.mixers.keys() | set(self.layers):
-            if name not in self.layers:
-                raise ValueError(f"mixers has settings for {name}, which is not among the layers")
-            check_settings(name, self.mixers.get(name, {}))
+            settings_of(name, self.mixers.get(name, {}))
+        return self
+
+    @model_validator(mode="after")
+    def _rule_has_this_backend(self) -> HybridConfig:
+        backends = ("auto", *ops.find_rule(self.update_rule))
+        if self.backend not in backends:
+            raise ValueError(f"backend must be {' or '.join(backends)} for update rule {self.update_rule}")
         return self
 
     @property

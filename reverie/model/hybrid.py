@@ -12,10 +12,10 @@ from reverie.model.config import HybridConfig
 from reverie.model.fast_weights import FastWeightMixer
 from reverie.model.fused import rms_norm
 from reverie.model.gated_deltanet import GatedDeltaNet
-from reverie.model.injection import injection_named
+from reverie.model.injection import new_injection
 from reverie.model.jet import JetLayer
 from reverie.model.language_model import LanguageModel
-from reverie.model.mixers import MIXERS, MixerKind, mixer_kind
+from reverie.model.mixers import MIXERS, MixerKind, mixer_kind, new_mixer
 from reverie.model.mlp import SwiGLU
 from reverie.model.state import Cache, State, Tokens
 
@@ -33,9 +33,9 @@ class Block(nn.Module):
     def __init__(self, config: HybridConfig, kind: str) -> None:
         super().__init__()
         self.norm_eps = config.norm_eps
-        self.mixer = mixer_kind(kind).build(config, config.mixers.get(kind, {}))
+        self.mixer = new_mixer(kind, config, config.mixers.get(kind, {}))
         self.mlp = SwiGLU(config) if mixer_kind(kind).mlp else None
-        self.looks_both_ways = isinstance(self.mixer, Attention)
+        self.looks_both_ways: bool = getattr(self.mixer, "looks_both_ways", False)
         self.reads_embedded = isinstance(self.mixer, FastWeightMixer) and config.value_embedding
 
     def forward(
@@ -74,13 +74,17 @@ class HybridLM(LanguageModel):
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Block(config, kind) for kind in config.layers)
         self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
-        injection = injection_named(config.injection)
-        self.injection = None if injection is None else injection(config.width)
         self._initialise()
+        self.injection = new_injection(config.injection, config.width)
 
     def _initialise(self) -> None:
+        others = [block.mixer for block in self.layers if not isinstance(block.mixer, Attention | FastWeightMixer)]
+        theirs = {module for mixer in others for module in mixer.modules()}
+        for mixer in others:
+            for parameter in mixer.out_proj.parameters():
+                nn.init.zeros_(parameter)
         for name, module in self.named_modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and module not in theirs:
                 if name.endswith("out_proj"):
                     nn.init.zeros_(module.weight)
                 else:
@@ -97,6 +101,11 @@ class HybridLM(LanguageModel):
     @property
     def reads_embedded(self) -> bool:
         return any(block.reads_embedded for block in self.layers)
+
+    @property
+    def looks_both_ways(self) -> bool:
+        """True if attention of some block can, in sleep."""
+        return any(block.looks_both_ways for block in self.layers)
 
     @property
     def injects(self) -> bool:

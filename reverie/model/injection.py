@@ -55,6 +55,19 @@ class Gate(Injection):
 INJECTIONS: dict[str, type[Injection] | None] = {"none": None, "add": Add, "gate": Gate}
 
 
+def new_injection(name: str, width: int) -> Injection | None:
+    """The injection of this name for a model of this width; None for "none".
+
+    Raises:
+        UserError: there is none, or it cannot be made.
+    """
+    found = injection_named(name)
+    try:
+        return None if found is None else found(width)
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"injection {name} cannot be made: {error}") from error
+
+
 def injection_named(name: str) -> type[Injection] | None:
     """The class of this name; None for "none".
 

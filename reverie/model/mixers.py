@@ -8,17 +8,21 @@ after the tokens before them (None at the start of a text, or where it keeps non
 
 It returns y [B, T, D] (None without `output`), the new fast weights and the new cache, and changes nothing in place.
 Fast weights are a tensor [B, …] in float32 at least. A cache is a named tuple of tensors [B, …] with a method
-`newest(keep)`, as `KVCache` and `ConvTail`. The layer called `out_proj` starts at zero, so that a new block changes
-nothing.
+`newest(keep)`, as `KVCache` and `ConvTail`; a class of one's own is named to `register_mixer`, or is the attribute
+`Cache` of the mixer's class. The linear layer called `out_proj` is set to zero, so that a new block changes nothing;
+all else starts as the mixer makes it. With an attribute `looks_both_ways` that is true it is also given
+`bidirectional=True` in sleep, where `SleepConfig.bidirectional_sleep` asks for that.
 """
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 from torch import nn
 
 from reverie.errors import UserError
+from reverie.model.state import CACHE_ENTRIES
 from reverie.named import find_named, is_named
 
 
@@ -30,21 +34,17 @@ class MixerKind(NamedTuple):
     fast_weights: bool = True  # it keeps a memory that outlives the window
     mlp: bool = True  # an MLP follows in the block
 
-    def build(self, config: Any, settings: Any) -> nn.Module:
-        """The module for a model's sizes.
-
-        Args:
-            config: `HybridConfig`.
-            settings: values of the mixer's own settings.
-        """
-        return self.module(config) if self.settings is None else self.module(config, self.settings(**settings))
-
 
 MIXERS: dict[str, MixerKind] = {}
 
 
 def register_mixer(
-    name: str, settings: type[BaseModel] | None, module: type[nn.Module], *, fast_weights: bool = True
+    name: str,
+    settings: type[BaseModel] | None,
+    module: type[nn.Module],
+    *,
+    fast_weights: bool = True,
+    cache: type[Any] | None = None,
 ) -> None:
     """Add a mixer, which layer patterns and `insert_fast_weights` then name.
 
@@ -52,6 +52,7 @@ def register_mixer(
         settings: its own ones, a pydantic model; `model.mixers.NAME` of a recipe has their values. None: it has none.
         module: called with the model's `HybridConfig`, and with `settings` if there are any.
         fast_weights: False for one that keeps nothing but a cache.
+        cache: the class of its cache, if that is its own; files of memories know it by its name.
 
     Raises:
         UserError: the name is taken, or `module` is no module.
@@ -62,35 +63,65 @@ def register_mixer(
         raise UserError(f"mixer {name} must be a class of torch.nn.Module, got {module!r}")
     if settings is not None and not (isinstance(settings, type) and issubclass(settings, BaseModel)):
         raise UserError(f"the settings of mixer {name} must be a pydantic model, got {settings!r}")
+    if cache is not None and CACHE_ENTRIES.setdefault(cache.__name__, cache) is not cache:
+        raise UserError(f"the cache of mixer {name} needs another name than {cache.__name__}, which is taken")
     MIXERS[name] = MixerKind(module, settings, fast_weights)
 
 
+def known_mixers() -> list[str]:
+    """The names of registered mixers."""
+    return [name for name in MIXERS if not is_named(name)]
+
+
 def mixer_kind(name: str) -> MixerKind:
-    """The mixer of this name. One of "module:Class" is imported; its class may have settings, called `Config`.
+    """The mixer of this name. "module:Class" is imported, with the settings `Config` and the `Cache` of its class.
 
     Raises:
         UserError: there is none.
     """
     if name not in MIXERS:
         if not is_named(name):
-            raise UserError(f"there is no mixer {name!r}: use {', '.join(MIXERS)}, or module:Class")
+            raise UserError(f"there is no mixer {name!r}: use {', '.join(known_mixers())}, or module:Class")
         module = find_named(name, "a mixer")
-        register_mixer(
-            name, getattr(module, "Config", None), module, fast_weights=getattr(module, "fast_weights", True)
-        )
+        settings, cache = getattr(module, "Config", None), getattr(module, "Cache", None)
+        register_mixer(name, settings, module, fast_weights=getattr(module, "fast_weights", True), cache=cache)
     return MIXERS[name]
 
 
-def check_settings(name: str, settings: dict[str, Any]) -> None:
-    """Raise UserError where a mixer does not have these settings."""
-    kind = mixer_kind(name)
-    if kind.settings is None:
-        if settings:
-            raise UserError(f"mixer {name} has no settings, got {', '.join(settings)}")
-        return
+def settings_of(name: str, values: Mapping[str, Any]) -> BaseModel | None:
+    """The settings of a mixer with these values, taken as JSON is: nothing is quietly converted. None: it has none.
+
+    Raises:
+        UserError: it does not have these settings.
+    """
+    settings = mixer_kind(name).settings
+    known = settings.model_fields if settings else {}
+    if unknown := values.keys() - known.keys():
+        has = f"it has {', '.join(known)}" if known else "it has none"
+        raise UserError(f"mixers.{name}.{min(unknown)} is not a setting of this mixer; {has}")
     try:
-        kind.settings(**settings)
+        return settings and settings.model_validate_json(json.dumps(dict(values), default=str), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, (name, *first["loc"])))
         raise UserError(f"mixers.{where} is wrong: {first['msg']}") from None
+
+
+def new_mixer(name: str, config: Any, values: Mapping[str, Any]) -> nn.Module:
+    """The module for a model's sizes.
+
+    Args:
+        config: `HybridConfig`.
+        values: of the mixer's own settings.
+
+    Raises:
+        UserError: it cannot be made, or has no linear layer `out_proj`.
+    """
+    settings = settings_of(name, values)
+    try:
+        made = mixer_kind(name).module(*((config,) if settings is None else (config, settings)))
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"mixer {name} cannot be made: {error}") from error
+    if not isinstance(getattr(made, "out_proj", None), nn.Linear):
+        raise UserError(f"mixer {name} lacks a linear layer called out_proj, which is to start at zero")
+    return made

@@ -79,7 +79,7 @@ def find_rule(name: str) -> dict[str, Recurrence]:
         if not is_named(name):
             raise UserError(f"there is no update rule {name!r}: use {', '.join(RULES)}, or module:function")
         reference = find_named(name, "an update rule")
-        if not callable(reference):
+        if not callable(reference) or isinstance(reference, type):
             raise UserError(f"update rule {name} must be a function, got {reference!r}")
         register_rule(name, cast(Recurrence, reference))
     return RULES[name]

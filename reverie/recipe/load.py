@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from reverie.errors import UserError
-from reverie.named import look_beside
+from reverie.named import OutsideError, look_beside
 from reverie.recipe.adapt import AdaptConfig, LossConfig, StartConfig
 from reverie.recipe.errors import any_of, sentence, shown, user_error
 from reverie.recipe.optim import ready_to_merge, with_present_optimizers
@@ -63,7 +63,19 @@ def recipe_again(dumped: str | Mapping[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate_json(dumped) if isinstance(dumped, str) else Recipe.model_validate(dumped)
     except ValidationError as error:
-        raise user_error(error) or error from None
+        raise user_error(error) or _not_registered(error) or error from None
+
+
+def _not_registered(error: ValidationError) -> UserError | None:
+    """The sentence for a mixer, rule or injection of a name that somebody has registered elsewhere."""
+    for details in error.errors():
+        named = {"layers", "kind", "update_rule", "injection"} & {str(part) for part in details["loc"]}
+        if details["type"] == "literal_error" and named and isinstance(details["input"], str):
+            name = details["input"]
+            return OutsideError(
+                f"model.{min(named)} has {shown(name)}, which is not registered here: register it first"
+            )
+    return None
 
 
 def changed(recipe: Recipe, **sections: Mapping[str, Any]) -> Recipe:

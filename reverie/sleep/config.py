@@ -59,8 +59,10 @@ def plan(model: SleepingModel, config: SleepConfig) -> Plan:
     """Which blocks of the model run in which pass.
 
     Raises:
-        UserError: `looped_blocks` does not fit the model.
+        UserError: `looped_blocks` does not fit the model, or no attention can look both ways.
     """
+    if config.bidirectional_sleep and not getattr(model, "looks_both_ways", True):
+        raise UserError("bidirectional_sleep needs a block whose attention can look both ways, and the model has none")
     a, b = config.looped_blocks or (0, model.num_blocks)
     if b > model.num_blocks:
         raise UserError(f"looped_blocks [{a}, {b}] must end at or before {model.num_blocks}, the number of blocks")
