@@ -175,10 +175,11 @@ class InsertedMixer(nn.Module):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
         for parameter in self.mixer.out_proj.parameters():
             nn.init.zeros_(parameter)
-        self.value_embed = isinstance(self.mixer, FastWeightMixer) and self.mixer.value_embed is not None
-        if self.value_embed:
-            nn.init.orthogonal_(self.mixer.value_embed.weight)  # so that every token's value is its own
-            nn.init.zeros_(self.mixer.value_embed.bias)
+        embed = self.mixer.value_embed if isinstance(self.mixer, FastWeightMixer) else None
+        self.value_embed = embed is not None
+        if embed is not None:
+            nn.init.orthogonal_(embed.weight)  # so that every token's value is its own
+            nn.init.zeros_(embed.bias)
 
     def forward(
         self, h: Tensor, fast_weights: Tensor | None, tail: ConvTail | None, embedded: Tensor | None = None

@@ -78,7 +78,7 @@ class HybridLM(LanguageModel):
         self.injection = new_injection(config.injection, config.width)
 
     def _initialise(self) -> None:
-        others = [block.mixer for block in self.layers if not isinstance(block.mixer, Attention | FastWeightMixer)]
+        others: list[Any] = [block.mixer for block in self.layers if not isinstance(block.mixer, Attention | FastWeightMixer)]
         theirs = {module for mixer in others for module in mixer.modules()}
         for mixer in others:
             for parameter in mixer.out_proj.parameters():
