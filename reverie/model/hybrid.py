@@ -78,7 +78,8 @@ class HybridLM(LanguageModel):
         self.injection = new_injection(config.injection, config.width)
 
     def _initialise(self) -> None:
-        others: list[Any] = [block.mixer for block in self.layers if not isinstance(block.mixer, Attention | FastWeightMixer)]
+        mixers: list[Any] = [block.mixer for block in self.layers]
+        others = [mixer for mixer in mixers if not isinstance(mixer, Attention | FastWeightMixer)]
         theirs = {module for mixer in others for module in mixer.modules()}
         for mixer in others:
             for parameter in mixer.out_proj.parameters():
