@@ -135,6 +135,17 @@ def test_the_tables_over_passes_are_in_their_card() -> None:
             assert [regime.label, *numbers] in rows
 
 
+def test_the_table_of_an_adapter_is_in_its_card() -> None:
+    """docs/adapt.md: right answers by kind of question, in %, and the loss on plain text."""
+    text = (ROOT / "docs" / "adapt.md").read_text(encoding="utf-8")
+    score = json.loads((ROOT / "results/notes/smollm2.json").read_text(encoding="utf-8"))["score"]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
+    for name, kind in score["by_kind"].items():
+        shown = [f"{100 * kind[key]:.0f}" for key in ("right", "ended", "right_when_empty", "right_later")]
+        assert [name, *shown] in rows
+    assert all(f"{loss:.3f}" in text for loss in score["plain_text_loss"].values())
+
+
 def test_every_card_of_runs_has_its_figure() -> None:
     contents = {card: json.loads(card.read_text(encoding="utf-8")) for card in (ROOT / "results").rglob("*.json")}
     of_runs = [card for card, content in contents.items() if content["kind"] in KINDS]

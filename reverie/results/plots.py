@@ -43,7 +43,8 @@ _LINES = ("-", "--", ":", "-.")
 def figure(card: Card) -> Figure:
     """Accuracy after training over depth, and during training over tokens: a line for each model and N."""
     if isinstance(card, RunCard):
-        card = compare_runs(card.name, "exact" if len(card.depths) == 1 else "question", [card])
+        by_page = len(card.depths) == 1 and "by_kind" not in card.score  # of notes, hardly ever all are right
+        card = compare_runs(card.name, "exact" if by_page else "question", [card])
     y_label = METRIC_NAMES[card.metric] if len(card.depths) == 1 else "accuracy per question"
     name = f"{card.name}, {card.one_model}" if card.one_model else card.name
     return draw_panels(f"{name}  ({_seed_note(card)})", y_label, card, [_over_depth, _over_tokens])
