@@ -68,7 +68,8 @@ class Saved(BaseModel):
     @field_serializer("inserted")
     def _to_file(self, inserted: tuple[InsertConfig, ...]) -> list[dict[str, Any]]:
         in_file = {name: key for key, name in _IN_PYTHON.items()}
-        return [{in_file.get(name, name): x for name, x in one._asdict().items()} for one in inserted]
+        fields = [{name: x for name, x in one._asdict().items() if (name, x) != ("settings", None)} for one in inserted]
+        return [{in_file.get(name, name): x for name, x in one.items()} for one in fields]
 
 
 _IN_PYTHON = {"layers": "after", "heads": "fast_heads"}

@@ -50,7 +50,8 @@ class Block(nn.Module):
         bidirectional: bool = False,
     ) -> tuple[Float[Tensor, "B T D"], Tensor | None, Cache]:
         """Return h after the block (h itself without `output`), and its fast weights and cache after these tokens."""
-        x, more = rms_norm(h, self.norm_eps), dict[str, Any]()
+        x = rms_norm(h, self.norm_eps)
+        more: dict[str, Any] = {}
         if self.reads_embedded:
             more["embedded"] = embedded
         if bidirectional and self.looks_both_ways:

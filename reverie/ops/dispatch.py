@@ -38,14 +38,19 @@ _RECURRENCES: dict[str, Recurrence] = {
 BACKENDS = ("auto", *_RECURRENCES)
 
 
-def _without_decay(recurrence: Recurrence) -> Recurrence:
-    return lambda q, k, v, g, beta, **options: recurrence(q, k, v, None, beta, erase=True, **options)
+def _form(backend: str, *, erase: bool, decays: bool = True) -> Recurrence:
+    """A rule of ours on a backend, which computes them all."""
+
+    def run(q: Any, k: Any, v: Any, g: Any, beta: Any, **options: Any) -> tuple[Tensor | None, Tensor]:
+        return _RECURRENCES[backend](q, k, v, g if decays else None, beta, erase=erase, **options)
+
+    return run
 
 
 RULES: dict[str, dict[str, Recurrence]] = {
-    "hebbian": {name: functools.partial(of, erase=False) for name, of in _RECURRENCES.items()},
-    "delta": {name: _without_decay(of) for name, of in _RECURRENCES.items()},
-    "gated_delta": {name: functools.partial(of, erase=True) for name, of in _RECURRENCES.items()},
+    "hebbian": {name: _form(name, erase=False) for name in _RECURRENCES},
+    "delta": {name: _form(name, erase=True, decays=False) for name in _RECURRENCES},
+    "gated_delta": {name: _form(name, erase=True) for name in _RECURRENCES},
 }
 """Every rule's backends. "reference", token by token in plain torch, is the rule; the others are faster ways."""
 
