@@ -67,6 +67,7 @@ def test_it_trains_goes_on_and_is_evaluated(reverie: Reverie, recipe: Path, tmp_
     assert model.language.is_question("+1?")
 
 
+@pytest.mark.slow
 def test_it_is_compared_in_processes_of_their_own(reverie: Reverie, recipe: Path) -> None:
     """Which find the module, and so do the processes that make their data."""
     options = "--passes", "1,2", "--seeds", "0", "--out", "here", "--device", "cpu", "--jobs", "1"

@@ -21,7 +21,8 @@ from reverie.sleep import Context, SleepConfig, consolidate, read
 
 pytestmark = pytest.mark.hf
 
-each_kind = pytest.mark.parametrize("kind", ["llama", "qwen3", "qwen3_next", "bamba", "ouro"])
+OTHERS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("qwen3", "bamba", "ouro")]
+each_kind = pytest.mark.parametrize("kind", ["llama", "qwen3_next", *OTHERS])
 CONFIGS = {"hard": asleep(3), "hard-loop": asleep(2, loop=(1, 3)), "sliding": asleep(2, "sliding", (1, 4))}
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 

@@ -7,20 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from algorithm_1 import (
-    LAYERS,
-    L,
-    MakeModel,
-    T,
-    algorithm_1,
-    asleep,
-    assert_same,
-    each_eviction,
-    each_kind,
-    labels,
-    tensors,
-    text,
-)
+from algorithm_1 import LAYERS, L, MakeModel, T, algorithm_1, asleep, assert_same, each_eviction, labels, tensors, text
 from torch import Tensor
 
 from reverie.memory import Memory, sleep_over
@@ -48,7 +35,9 @@ def of_this_way(
     return model, config.model_copy(update={"bidirectional_sleep": both_ways})
 
 
-@each_kind
+@pytest.mark.parametrize(
+    "layers", [LAYERS["gdn"], pytest.param(LAYERS["jet"], marks=pytest.mark.slow)], ids=["gdn", "jet"]
+)
 @each_eviction
 @all_and_middle
 @each_way
@@ -117,7 +106,7 @@ def test_each_row_of_a_rollout_and_its_gradient_are_algorithm_1(
 
 
 @each_way
-@pytest.mark.parametrize("value_embedding", [False, True])
+@pytest.mark.parametrize("value_embedding", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_rows_that_halt_are_as_if_alone(tiny_model: MakeModel, way: str, value_embedding: bool) -> None:
     """Rows that have stopped leave the batch, and what passes read beside h with them."""
     model, config = of_this_way(tiny_model, way, LAYERS["gdn"], asleep(6), value_embedding=value_embedding)
@@ -132,6 +121,7 @@ def test_rows_that_halt_are_as_if_alone(tiny_model: MakeModel, way: str, value_e
             assert_same(select_rows(together.state.fast_weights, torch.tensor([i])), alone.state.fast_weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", ["pass", "window"])
 @all_and_middle
 @each_way

@@ -78,6 +78,7 @@ def test_evaluating_the_run_again_gives_its_score(undisturbed: Path) -> None:
     assert_close(evaluate_run(undisturbed).score, wanted)
 
 
+@pytest.mark.slow
 def test_a_cache_changes_nothing(
     undisturbed: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -119,6 +120,7 @@ def test_a_process_that_makes_pages_ahead_changes_nothing(undisturbed: Path, bas
     assert curve(tmp_path) == curve(undisturbed)
 
 
+@pytest.mark.slow
 def test_losses_fall(base: Path, tmp_path: Path) -> None:
     more = {"steps": 30, "eval_every": 5, "eval_examples": 1, "checkpoint_every": 1000}
     few = {"pool": 2, "pages": (1, 1), "loss": {"plain_text": 0.0, "address_alone": 0.0}}
