@@ -72,6 +72,9 @@ results: setup
 	.venv/bin/reverie eval runs/compare/depo/nano/sleep-4-seed-* runs/compare/depo/any-n/sleep-4-seed-* \
 		--passes 1..8 --tolerance 0.8,0.65,0.5,0.4,0.3 --out results/depo/any-n.json
 	.venv/bin/reverie compare gsm_infinite/example --passes 3 --seeds 0 --no-transformer --out runs/compare/gsm_infinite/example
+	.venv/bin/reverie train notes/smollm2 --device cpu --out runs/notes/smollm2
+	mkdir -p results/notes && cp runs/notes/smollm2/card.json results/notes/smollm2.json
+	.venv/bin/reverie plot results/notes/smollm2.json
 	@# Not over the card in results/, whose comparison with the benchmark it no longer makes.
 	.venv/bin/python benchmarks/gsm_infinite.py --out runs/gsm_infinite/generator.json
 	.venv/bin/python benchmarks/scaling.py --out results/scaling.json

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import tiny_recipe
+
 EXAMPLE = Path(__file__).parents[1] / "examples" / "custom_task.py"
 
 TOML = """
@@ -15,30 +17,8 @@ TOML = """
 name = "{module}:ModularAddition"
 num_terms = 3
 
-[model]
-layers = ["attn", "gdn"]
-width = 16
-mlp_width = 24
-num_heads = 2
-fast_heads = 2
-key_size = 8
-value_size = 8
-
-[sleep]
-window_size = 3
-num_sleep_passes = 2
-
-[optim]
-matrices = {{ name = "muon", lr = 1e-2 }}
-rest = {{ name = "adamw", lr = 1e-2 }}
-
-[train]
-steps = 6
-batch_size = 8
-eval_every = 3
-eval_examples = 24
-checkpoint_every = 2
 """
+MODEL = tiny_recipe.TOML[tiny_recipe.TOML.index("[model]") :].replace("window_size = 14", "window_size = 3")
 
 
 def write_outside(folder: Path, module: str = "outside_sums") -> Path:
@@ -46,7 +26,7 @@ def write_outside(folder: Path, module: str = "outside_sums") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{module}.py").write_text(EXAMPLE.read_text(encoding="utf-8"), encoding="utf-8")
     recipe = folder / "sums.toml"
-    recipe.write_text(TOML.format(module=module), encoding="utf-8")
+    recipe.write_text(TOML.format(module=module) + MODEL, encoding="utf-8")
     return recipe
 
 

@@ -69,15 +69,10 @@ def train_command(
             [recipe, *options], nproc, folder, where, batch_size=resolved.train.batch_size, max_restarts=max_restarts
         )
     from reverie.train.distributed import joined
-    from reverie.train.precision import has_fast_bfloat16
     from reverie.train.run import train
     from reverie.train.worker import Event
 
-    if resolved.train.dtype == "bfloat16" and not has_fast_bfloat16(where) and is_first():
-        typer.echo(
-            "slow: this processor has no products of bfloat16; train.dtype=float32 is many times as fast", err=True
-        )
-
+    _tell_if_slow(resolved, where)
     resumable = interruptible(f"the same command with --resume goes on from the last checkpoint in {folder}")
     with resumable, joined(how, where) as (processes, own_device), RunDisplay(err_console) as display:
         # Where another node failed, this one's torchrun does not count a restart.
@@ -158,6 +153,7 @@ def _compare(
 
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {jobs}")
+    _tell_if_slow(recipe, device)
     resumable = interruptible("the same command goes on from the last checkpoints")
     with resumable, RunDisplay(err_console) as display:
         card = compare(
@@ -171,6 +167,14 @@ def _compare(
         )
     _print_card(card, as_json)
     typer.echo(f"figure in {folder / FIGURE_NAME}", err=True)
+
+
+def _tell_if_slow(recipe: Recipe, device: torch.device) -> None:
+    from reverie.train.precision import has_fast_bfloat16
+
+    if recipe.train.dtype == "bfloat16" and not has_fast_bfloat16(device) and is_first():
+        slow = "slow: this processor has no products of bfloat16; train.dtype=float32 is many times as fast"
+        typer.echo(slow, err=True)
 
 
 def _print_card(card: RunCard | ComparisonCard, as_json: bool) -> None:

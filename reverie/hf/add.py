@@ -35,8 +35,7 @@ from reverie.model.fused import rms_norm
 from reverie.model.gated_deltanet import GatedDeltaNet
 from reverie.model.injection import new_injection
 from reverie.model.jet import JetLayer
-from reverie.model.mixers import MIXERS, known_mixers, mixer_kind, new_mixer, settings_of
-from reverie.named import is_named
+from reverie.model.mixers import check_inserted, new_mixer
 from reverie.sleep import SleepConfig, plan
 from reverie.sleep.gradients import EXACT
 
@@ -223,7 +222,7 @@ def insert_fast_weights(
     """
     after = list((layers if after is None else after) or [])
     fast_heads = heads if fast_heads is None else fast_heads
-    check_kind(kind, settings, value_embedding=value_embedding)
+    check_inserted(kind, settings or {}, value_embedding=value_embedding)
     for name, size in {"fast_heads": fast_heads, "key_size": key_size, "value_size": value_size}.items():
         if size is not None and size < 1:
             raise UserError(f"{name} must be at least 1, got {size}")
@@ -264,18 +263,6 @@ def _sizes(
     fast_heads = fast_heads or max(round(width / 128), 1)
     key_size = key_size or max(round(0.75 * width / fast_heads), 1)
     return InsertConfig(after, kind, fast_heads, key_size, value_size or round(key_size * 8 / 3))
-
-
-def check_kind(kind: str, settings: Mapping[str, Any] | None = None, *, value_embedding: bool = False) -> None:
-    """Raise UserError unless this is a mixer with fast weights and these settings, which can follow a block."""
-    known = [name for name in known_mixers() if MIXERS[name].fast_weights and MIXERS[name].mlp]
-    if kind not in known and not is_named(kind):
-        raise UserError(f"kind must be {' or '.join(known)}, or module:Class, got {kind}")
-    if not mixer_kind(kind).fast_weights:
-        raise UserError(f"mixer {kind} has no fast weights, so nothing would outlive the window")
-    settings_of(kind, settings or {})
-    if value_embedding and kind not in ("jet", "gdn"):
-        raise UserError(f"value_embedding is for jet and gdn, and mixer {kind} does not read it")
 
 
 def _check(model: PreTrainedModel, num_blocks: int, taken: Sequence[int], after: Sequence[int]) -> None:

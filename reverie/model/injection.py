@@ -1,5 +1,5 @@
-"""What a pass of sleep reads: from the second on, the h of the pass before, and what the first pass read (as in
-deep thinking with recalled inputs, arXiv 2202.05826).
+"""What a pass of sleep reads: from the second on, the h of the pass before, and what the first pass read. That every
+pass sees its input again is what lets recurrent networks run longer than they were trained to (arXiv 2202.05826).
 
 Pass 1 is never touched, so N = 1 is what it was.
 """
@@ -20,7 +20,6 @@ class Injection(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.width = width
 
     def forward(self, n: int, h: Float[Tensor, "B T D"], embedded: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
         """What pass n ≥ 2 reads.
@@ -64,7 +63,7 @@ def new_injection(name: str, width: int) -> Injection | None:
     found = injection_named(name)
     try:
         return None if found is None else found(width)
-    except (TypeError, AttributeError) as error:
+    except Exception as error:  # of a class from outside
         raise UserError(f"injection {name} cannot be made: {error}") from error
 
 

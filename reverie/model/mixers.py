@@ -107,6 +107,18 @@ def settings_of(name: str, values: Mapping[str, Any]) -> BaseModel | None:
         raise UserError(f"mixers.{where} is wrong: {first['msg']}") from None
 
 
+def check_inserted(kind: str, settings: Mapping[str, Any], *, value_embedding: bool) -> None:
+    """Raise UserError unless this is a mixer with fast weights and these settings, which can follow a block."""
+    known = [name for name in known_mixers() if MIXERS[name].fast_weights and MIXERS[name].mlp]
+    if kind not in known and not is_named(kind):
+        raise UserError(f"kind must be {' or '.join(known)}, or module:Class, got {kind}")
+    if not mixer_kind(kind).fast_weights:
+        raise UserError(f"kind must be a mixer with fast weights, and {kind} has none that would outlive the window")
+    settings_of(kind, settings)
+    if value_embedding and kind not in ("jet", "gdn"):
+        raise UserError(f"value_embedding is for jet and gdn, and mixer {kind} does not read it")
+
+
 def new_mixer(name: str, config: Any, values: Mapping[str, Any]) -> nn.Module:
     """The module for a model's sizes.
 
@@ -120,7 +132,7 @@ def new_mixer(name: str, config: Any, values: Mapping[str, Any]) -> nn.Module:
     settings = settings_of(name, values)
     try:
         made = mixer_kind(name).module(*((config,) if settings is None else (config, settings)))
-    except (TypeError, AttributeError) as error:
+    except Exception as error:  # of a class from outside
         raise UserError(f"mixer {name} cannot be made: {error}") from error
     if not isinstance(getattr(made, "out_proj", None), nn.Linear):
         raise UserError(f"mixer {name} lacks a linear layer called out_proj, which is to start at zero")

@@ -8,7 +8,8 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from reverie.model.config import Backend, BlockKind, InjectionName
+from reverie.model.config import Backend, InjectionName
+from reverie.model.mixers import check_inserted
 
 
 class PretrainedModelConfig(BaseModel):
@@ -19,7 +20,7 @@ class PretrainedModelConfig(BaseModel):
     vocab_size: int = Field(ge=2, description="tokens of the task; the model may know more")
     pretrained: str = Field(min_length=1, description='"smollm2", a folder, or a name on the Hugging Face hub')
     after: tuple[int, ...] = Field(default=(), description="blocks that a new layer with fast weights follows")
-    kind: BlockKind = "jet"
+    kind: str = Field(default="jet", description="of the new layers: gdn, jet, or module:Class")
     settings: dict[str, Any] | None = Field(default=None, description="of the new layers, where their kind has some")
     fast_heads: int | None = Field(
         default=None, ge=1, description="H of the new layers; Jet-Nemotron's sizes if absent"
@@ -41,6 +42,11 @@ class PretrainedModelConfig(BaseModel):
             raise ValueError("behind is the earlier name of after: give one of them")
         warnings.warn("model.behind of recipes is called model.after now", FutureWarning, stacklevel=2)
         return {"after" if key == "behind" else key: value for key, value in data.items()}
+
+    @model_validator(mode="after")
+    def _can_be_inserted(self) -> PretrainedModelConfig:
+        check_inserted(self.kind, self.settings or {}, value_embedding=self.value_embedding)
+        return self
 
     @model_validator(mode="after")
     def _blocks(self) -> PretrainedModelConfig:

@@ -22,6 +22,12 @@ from reverie.results.card import (
 )
 
 
+def usual_metric(run: RunCard) -> Metric:
+    """What a run is judged by where nothing says it: of one depth by examples with all answers right, unless they are
+    pages with questions of many kinds, of which hardly one has all right."""
+    return "exact" if len(run.depths) == 1 and "by_kind" not in run.score else "question"
+
+
 def compare_runs(name: str, metric: Metric, runs: Sequence[RunCard]) -> ComparisonCard:
     """Group runs by model, sleep passes and settings: the transformer first, settings in the order of the runs.
 

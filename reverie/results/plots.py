@@ -27,7 +27,7 @@ from reverie.results.card import (
     headline,
     read_card,
 )
-from reverie.results.comparison import compare_runs
+from reverie.results.comparison import compare_runs, usual_metric
 from reverie.results.passes.card import PassesCard
 from reverie.results.passes.figure import draw_passes
 from reverie.results.style import CHANCE, GREY, STYLE, draw_panels, look_of, look_of_settings
@@ -43,8 +43,7 @@ _LINES = ("-", "--", ":", "-.")
 def figure(card: Card) -> Figure:
     """Accuracy after training over depth, and during training over tokens: a line for each model and N."""
     if isinstance(card, RunCard):
-        by_page = len(card.depths) == 1 and "by_kind" not in card.score  # of notes, hardly ever all are right
-        card = compare_runs(card.name, "exact" if by_page else "question", [card])
+        card = compare_runs(card.name, usual_metric(card), [card])
     y_label = METRIC_NAMES[card.metric] if len(card.depths) == 1 else "accuracy per question"
     name = f"{card.name}, {card.one_model}" if card.one_model else card.name
     return draw_panels(f"{name}  ({_seed_note(card)})", y_label, card, [_over_depth, _over_tokens])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from reverie.errors import UserError
 from reverie.results.card import Card, ComparisonCard, Metric, RunCard, load_card
-from reverie.results.comparison import compare_runs
+from reverie.results.comparison import compare_runs, usual_metric
 from reverie.results.plots import figure, save_figure
 from reverie.results.settings import differences
 
@@ -32,7 +32,6 @@ def joined(cards: Sequence[Card]) -> ComparisonCard:
     metrics: list[Metric] = list(dict.fromkeys(card.metric for card in cards if isinstance(card, ComparisonCard)))
     if len(metrics) > 1:
         raise UserError(f"cards by {' and '.join(metrics)} accuracy cannot be in one figure: compare by one metric")
-    usual: Metric = "exact" if len(runs[0].depths) == 1 else "question"
     # A baseline differs from models that sleep in what makes it one.
     for baseline in (True, False):
         kind = [i for i, run in enumerate(runs) if (run.model == "transformer") == baseline]
@@ -40,4 +39,4 @@ def joined(cards: Sequence[Card]) -> ComparisonCard:
         for i, settings in zip(kind, told, strict=True):
             runs[i] = runs[i].model_copy(update={"settings": settings})
     name = " and ".join(dict.fromkeys(card.name for card in cards))
-    return compare_runs(name, metrics[0] if metrics else usual, runs)
+    return compare_runs(name, metrics[0] if metrics else usual_metric(runs[0]), runs)

@@ -22,11 +22,13 @@ from reverie.errors import UserError
 from reverie.hf.add import add_sleep
 from reverie.hf.bases import load_tokenizer
 from reverie.hf.causal_lm import PretrainedLM
-from reverie.hf.decoder import sleeping_decoder
+from reverie.hf.decoder import inserted_mixer, sleeping_decoder
 from reverie.hf.frozen import SHARD, AfterFrozen, Beginning, PagePool, frozen_blocks
 from reverie.hf.lora import merged_state
 from reverie.hf.start import look_up
 from reverie.hf.teacher import Teacher
+from reverie.model.fast_weights import FastWeightMixer
+from reverie.pretrained.config import PretrainedModelConfig
 from reverie.recipe import Recipe
 from reverie.recipe.adapt import AdaptConfig
 from reverie.results.reading import FedPage, ReadingScore, examine_pages
@@ -75,18 +77,26 @@ class Adaptation:
     def __init__(self, recipe: Recipe, model: PretrainedLM, processes: Processes) -> None:
         assert recipe.adapt is not None
         assert isinstance(recipe.task, ReadingTask)
+        assert isinstance(recipe.model, PretrainedModelConfig)
         self.recipe, self.config, self.task, self.model = recipe, recipe.adapt, recipe.task, model
         self.processes = processes
         self.told: dict[str, float] = {}  # parts of the newest loss
         if self.config.loss.sampled_vocabulary and not has_plain_head(model):
             raise UserError(
-                f"adapt.loss.sampled_vocabulary must be 0 for {recipe.model.pretrained}: "  # pyright: ignore[reportAttributeAccessIssue]
+                f"adapt.loss.sampled_vocabulary must be 0 for {recipe.model.pretrained}: "
                 "its logits are more than products with the rows of its head"
+            )
+        mixers: list[Any] = [inserted_mixer(layer) for layer in model.layers]
+        addressed = all(isinstance(layer.mixer, FastWeightMixer) for layer in mixers if layer is not None)
+        if (self.config.loss.address or self.config.loss.address_alone) and not addressed:
+            raise UserError(
+                f"adapt.loss.address and address_alone must be 0 for mixer {recipe.model.kind}, which has no queries "
+                "and keys that they could compare"
             )
         choose_trainable(model, self.config)
         self.first = frozen_blocks(model, recipe.sleep)
         beginning = _beginning(recipe, model, self.first)
-        teacher = Teacher(recipe.model.pretrained) if self.config.loss.distillation else None  # pyright: ignore[reportAttributeAccessIssue]
+        teacher = Teacher(recipe.model.pretrained) if self.config.loss.distillation else None
         self.pool = PagePool(beginning, self.task, "train", recipe.train.seed, teacher)
         self._test = PagePool(beginning, self.task, "test", 0)
         windows = plain_windows(self.config.plain_text, self.task.tokenizer, self.task.window_tokens)

