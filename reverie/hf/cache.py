@@ -1,13 +1,14 @@
 """`SleepCache`: what a sleeping model knows between two calls, passed as `past_key_values`.
 
-The rows of a batch may have begun at different tokens (left padding), so their windows end at different ones. Rows that
-began together are a group with a `Context` of its own, and every row is computed as if it were alone.
+Rows of a batch begin, wait and end at different tokens (attention_mask is 0 where a row is given padding), so their
+windows end at different ones. Rows that have read equally many tokens, and always together, are a group with a
+`Context` of its own; every row is computed as if it were alone.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers.cache_utils import Cache
 
@@ -18,22 +19,27 @@ from reverie.sleep import Context
 
 
 class Group(NamedTuple):
-    """Rows of a batch that began at the same token."""
+    """Rows of a batch that have read the same columns of it."""
 
     rows: Int[Tensor, " rows"]
-    padding: int  # tokens before the text
+    read: int  # tokens of each text so far
     context: Context
 
 
 class SleepCache(Cache):
-    """Empty at first. `seen` counts the tokens of a row, evicted and padding ones too."""
+    """Empty at first. `seen` counts the columns of the batch so far, evicted tokens and padding too."""
 
     def __init__(self) -> None:
         super().__init__(layers=[])
+        self.origin: Memory | None = None  # what it was made of, until a model has taken it up
+        self.reset()
+
+    def reset(self) -> None:
         self.groups: list[Group] = []
         self.seen = 0
-        self.complete = True  # whether the newest token of every row is text
-        self.origin: Memory | None = None  # what it was made of, until a model has taken it up
+        self.positions: Literal["either", "token", "column"] = "either"  # what position_ids have counted so far
+        self.padding: Int[Tensor, " B"] | None = None  # `_where` padding stood in each row; None: there was none
+        self.lead: Int[Tensor, " B"] | None = None  # columns of padding before each text
 
     @property
     def contexts(self) -> list[Context]:
@@ -57,13 +63,51 @@ class SleepCache(Cache):
     def is_croppable(self) -> bool:
         return False
 
-    def reset(self) -> None:
-        self.groups, self.seen, self.complete = [], 0, True
-
     def crop(self, tokens_to_remove: int) -> None:
         raise UserError(
             "tokens that a sleeping model has read cannot be taken back: there is no crop, and no assistant"
         )
+
+    # Padding
+
+    def check_earlier(self, mask: Bool[Tensor, "B seen"] | None) -> None:
+        """Raises UserError if a mask of earlier columns is not the one that they were read with; None: all are text."""
+        if mask is None and self.padding is None:
+            return
+        now = 0 if mask is None else _places(~mask, 0)
+        before = 0 if self.padding is None else self.padding.to(mask.device if mask is not None else "cpu")
+        if bool(torch.as_tensor(now != before).any()):
+            raise UserError(
+                "attention_mask says of earlier tokens that they are padding where they were read, or text where they "
+                "were not, and what was read cannot be taken back (generate reads padding after a text that has ended)"
+            )
+
+    def read_before(self, device: torch.device) -> Int[Tensor, " B"]:
+        """Tokens of each text so far."""
+        read = torch.empty(self.batch_size, dtype=torch.long, device=device)
+        for group in self.groups:
+            read[group.rows.to(device)] = group.read
+        return read
+
+    def lead_with(self, text: Bool[Tensor, "B T"] | None, tokens: Tensor) -> Int[Tensor, " B"]:
+        """Columns before the first token of each text, if these tokens [B, T, …] come next."""
+        first = torch.zeros(len(tokens), dtype=torch.long, device=tokens.device)
+        if text is not None:
+            first = torch.where(text.any(1), text.int().argmax(1), tokens.shape[1])
+        if self.lead is None:
+            return first
+        return torch.where(self.read_before(tokens.device) == 0, self.seen + first, self.lead)
+
+    def move_on(self, text: Bool[Tensor, "B T"] | None, tokens: Tensor, groups: list[Group]) -> None:
+        """After these tokens [B, T, …] were read."""
+        if text is not None:
+            places = _places(~text, self.seen)
+            self.padding = places if self.padding is None else self.padding + places
+        if self.lead is None or any(group.read == 0 for group in self.groups):
+            self.lead = self.lead_with(text, tokens)
+        self.groups, self.seen = groups, self.seen + tokens.shape[1]
+
+    # Rows
 
     def reorder_cache(self, beam_idx: Int[Tensor, " batch"]) -> None:
         """Row i goes on from what row beam_idx[i] was, as beam search asks."""
@@ -83,40 +127,17 @@ class SleepCache(Cache):
             taken = [(new, place[old]) for new, old in enumerate(indices.tolist()) if old in place]
             if taken:
                 rows, sources = (torch.tensor(column, device=device) for column in zip(*taken, strict=True))
-                chosen.append(Group(rows, group.padding, select_rows(group.context, sources)))
+                chosen.append(Group(rows, group.read, select_rows(group.context, sources)))
         self.groups = chosen
+        self.padding, self.lead = (None if x is None else x[indices.to(x.device)] for x in (self.padding, self.lead))
 
 
-def begin(mask: Tensor | None, tokens: Tensor, context: Context) -> SleepCache:
-    """The cache before the first tokens [B, T].
-
-    Args:
-        mask: [B, T], 0 on padding, which stands before a text or after it.
-        context: what the rows know already: nothing, or what a memory holds of earlier texts.
-
-    Raises:
-        UserError: a row is padding throughout, or has padding inside its text.
-    """
-    cache = SleepCache()
-    B, T = tokens.shape[:2]
-    rows = torch.arange(B, device=tokens.device)
-    if mask is None or (mask.shape == tokens.shape[:2] and bool(mask.all())):
-        cache.groups = [Group(rows, 0, context)]
-        return cache
-    if mask.shape != tokens.shape[:2]:
-        raise UserError(f"attention_mask must be [{B}, {T}] as the tokens are, got {list(mask.shape)}")
-    text = mask.bool()
-    first = text.int().argmax(1)
-    last = T - 1 - text.flip(1).int().argmax(1)
-    if not bool(text.any(1).all()):
-        raise UserError(f"row {int((~text.any(1)).int().argmax())} of attention_mask is padding throughout")
-    if bool((text.sum(1) != last - first + 1).any()):
-        raise UserError("attention_mask must be 1 on every token of a text: padding belongs before it or after it")
-    cache.complete = bool((last == T - 1).all())
-    for padding in first.unique().tolist():
-        together = rows[first == padding]
-        cache.groups.append(Group(together, padding, select_rows(context, together)))
-    return cache
+def _places(padding: Bool[Tensor, "B T"], begin: int) -> Int[Tensor, " B"]:
+    """A number that says where padding stands in each row of these columns: a sum, so that calls add up."""
+    column = torch.arange(begin + 1, begin + padding.shape[1] + 1, device=padding.device)
+    mixed = column * 6364136223846793005  # of 64 bits, the rest runs over
+    mixed = (mixed ^ (mixed >> 29)) * -4658895280553007687
+    return (padding * (mixed ^ (mixed >> 32))).sum(1)
 
 
 def cache_of(memory: Memory) -> SleepCache:

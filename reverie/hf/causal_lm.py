@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import os
 from pathlib import Path
 from typing import Any, cast
@@ -10,16 +9,16 @@ from typing import Any, cast
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from reverie.hf.arguments import BY_CAUSAL_LM, by_name, requested, scored
 from reverie.hf.decoder import (
     DecoderBlocks,
     Finished,
-    Request,
     SleepingDecoder,
     inserted_mixer,
     inserted_parameters,
     sleeping_decoder,
 )
-from reverie.hf.reading import Checkpointed, reads_newest_only, take_up
+from reverie.hf.reading import Checkpointed, take_up
 from reverie.hf.save import Origin, save_sleeping
 from reverie.model import LanguageModel, warn_if_untrained
 from reverie.sleep import SleepConfig
@@ -33,14 +32,13 @@ class SleepingCausalLM(Checkpointed, nn.Module):
     origin: Origin | None  # of its pretrained part
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if args:
-            names = [name for name in inspect.signature(self.stock.forward).parameters if name != "self"]
-            kwargs = dict(zip(names, args, strict=False)) | kwargs
+        kwargs = by_name(self.stock.forward, args, kwargs)
         past = kwargs.get("past_key_values")
         if not isinstance(past, Finished):
             take_up(past, self)
-            newest_only = reads_newest_only(kwargs.get("labels"), kwargs.get("logits_to_keep"))
-            kwargs["past_key_values"] = Request(past, newest_only)
+            decoder = sleeping_decoder(self)
+            request = requested(decoder.sleeping, decoder.config, kwargs, BY_CAUSAL_LM)
+            kwargs |= {"past_key_values": request, "labels": scored(kwargs.get("labels"), request.text)}
         return super().forward(**kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:

@@ -19,9 +19,10 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from reverie.errors import UserError
+from reverie.hf.arguments import BY_DECODER, Request, by_name, requested, tokens_of
 from reverie.hf.compiled import Attend, compiled_attend
 from reverie.hf.decoders import decoder_of
-from reverie.hf.reading import cache_for, read_batch, refuse_recording
+from reverie.hf.reading import read_batch
 from reverie.hf.state import StateCache
 from reverie.model import ConvTail, Injection, State, Tokens
 from reverie.sleep import SleepConfig
@@ -245,14 +246,6 @@ class DecoderOutput(BaseModelOutputWithPast):
     router_logits: tuple[Tensor, ...] | None = None  # asked for by mixtures of experts
 
 
-class Request(Cache):
-    """What a causal LM hands to its decoder in the place of a cache: the caller's cache, and which logits it wants."""
-
-    def __init__(self, past: Any, newest_only: bool) -> None:
-        super().__init__(layers=[])
-        self.past, self.newest_only = past, newest_only
-
-
 class Finished(Cache):
     """What takes the place of a cache where the decoder has run already, and its causal LM is to make the logits."""
 
@@ -278,31 +271,20 @@ class SleepingDecoder(nn.Module):
     def sleeping(self) -> DecoderBlocks:
         return DecoderBlocks(self)
 
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        position_ids: Tensor | None = None,
-        past_key_values: Any = None,
-        inputs_embeds: Tensor | None = None,
-        use_cache: bool | None = None,
-        **kwargs: Any,
-    ) -> DecoderOutput:
-        past, newest_only = past_key_values, False
+    def forward(self, *args: Any, **kwargs: Any) -> DecoderOutput | tuple[Any, ...]:
+        kwargs = by_name(self.stock.forward, args, kwargs)
+        past, blocks, wanted = kwargs.get("past_key_values"), self.sleeping, True
         if isinstance(past, Finished):
             return DecoderOutput(past.h)  # pyright: ignore[reportArgumentType]
-        if isinstance(past, Request):
-            past, newest_only = past.past, past.newest_only
-        tokens = inputs_embeds if input_ids is None else input_ids
-        if tokens is None or (input_ids is not None and inputs_embeds is not None):
-            raise UserError("give either input_ids or inputs_embeds")
-        refuse_recording(self.config, kwargs)
-        blocks = self.sleeping
-        cache = cache_for(past, attention_mask, tokens, blocks, position_ids)
-        backward = self.backward_config
-        h = read_batch(blocks, tokens, cache, self.sleep_config, newest_only=newest_only, backward=backward)
-        keep = self.config.use_cache if use_cache is None else use_cache
-        return DecoderOutput(h, cache if keep else None)  # pyright: ignore[reportArgumentType]
+        if not isinstance(past, Request):  # called by itself, and not by its causal LM
+            wanted = kwargs.get("return_dict")
+            wanted = self.config.return_dict if wanted is None else wanted
+            past = requested(blocks, self.config, kwargs, BY_DECODER)
+        h = read_batch(blocks, tokens_of(kwargs), past, self.sleep_config, backward=self.backward_config)
+        keep = kwargs.get("use_cache")
+        keep = self.config.use_cache if keep is None else keep
+        output = DecoderOutput(h, past.cache if keep else None)  # pyright: ignore[reportArgumentType]
+        return output if wanted else output.to_tuple()
 
 
 def sleeping_decoder(model: nn.Module) -> SleepingDecoder:

@@ -1,18 +1,16 @@
-"""Read a batch through `reverie.sleep.read`, called as models of transformers are: padding, caches, logits."""
+"""Read a batch through `reverie.sleep.read`, in rows that begin, wait and end at different tokens."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import PreTrainedConfig
-from transformers.cache_utils import DynamicCache
+from torch import Tensor
 
-from reverie.errors import UserError
-from reverie.hf.cache import Group, SleepCache, begin
-from reverie.model import SleepingModel
-from reverie.sleep import Context, SleepConfig, read
+from reverie.hf.arguments import Request
+from reverie.hf.cache import Group, SleepCache
+from reverie.model import SleepingModel, select_rows
+from reverie.sleep import SleepConfig, read
 from reverie.sleep.gradients import EXACT, Backward
 
 AWAKE = SleepConfig(window_size=sys.maxsize)
@@ -40,71 +38,52 @@ class Checkpointed:
 
 
 def read_batch(
-    model: SleepingModel,
-    tokens: Tensor,
-    cache: SleepCache,
-    config: SleepConfig,
-    *,
-    newest_only: bool,
-    backward: Backward = EXACT,
+    model: SleepingModel, tokens: Tensor, request: Request, config: SleepConfig, *, backward: Backward = EXACT
 ) -> Tensor:
-    """Read tokens and move the cache on.
+    """Read tokens [B, T] or embeddings [B, T, D] of a request and move its cache on; every row reads its own text.
 
-    Returns what the model's head makes of the tokens [B, T, …], or of the newest [B, 1, …]; 0 on padding before a text.
+    Returns what the model's head makes of the tokens [B, T, …], or of the newest column [B, 1, …]; 0 on padding.
     """
-    outputs, groups = list[Tensor](), list[Group]()
-    for rows, padding, context in cache.groups:
-        new = tokens[:, max(padding - cache.seen, 0) :]
-        y, context = read(
-            model,
-            new if len(rows) == len(tokens) else new.index_select(0, rows),
-            context,
-            config,
-            newest_only=newest_only,
-            backward=backward,
-        )
-        outputs.append(y)
-        groups.append(Group(rows, padding, context))
-    cache.groups, cache.seen = groups, cache.seen + tokens.shape[1]
-    T = 1 if newest_only else tokens.shape[1]
-    padded = [nn.functional.pad(y, (0, 0, T - y.shape[1], 0)) for y in outputs]
-    if len(padded) == 1:
-        return padded[0]
-    return torch.cat(padded)[torch.cat([group.rows for group in groups]).argsort()]
+    groups, outputs = list[Group](), list[tuple[Tensor, Tensor, Tensor]]()
+    (B, T), newest_only = tokens.shape[:2], request.newest_only
+    for group in request.cache.groups:
+        for (rows, read_before, context), columns in _alike(group, request.text, T):
+            n = columns.shape[1]
+            if n:
+                new = tokens if n == T and len(rows) == B else tokens[rows[:, None], columns]
+                y, context = read(model, new, context, config, newest_only=newest_only, backward=backward)
+                outputs.append((y, rows, columns))
+            groups.append(Group(rows, read_before + n, context))
+    request.cache.move_on(request.text, tokens, groups)
+    return _joined(outputs, B, T, newest_only=newest_only)
 
 
-def cache_for(
-    past: Any, mask: Tensor | None, tokens: Tensor, model: SleepingModel, positions: Tensor | None
-) -> SleepCache:
-    """The cache that these tokens [B, T], or embeddings, go on from; arguments as models of transformers take them.
+def _alike(group: Group, text: Tensor | None, T: int) -> Iterator[tuple[Group, Tensor]]:
+    """Rows of a group that read equally many of the next T columns, with these columns [rows, n]."""
+    rows, read_before, context = group
+    if text is None:
+        yield group, torch.arange(T, device=rows.device).expand(len(rows), T)
+        return
+    shown = text[rows]
+    counts = shown.sum(1)
+    for n in (found := counts.unique().tolist()):
+        own = (counts == n).nonzero()[:, 0]
+        part = group if len(found) == 1 else Group(rows[own], read_before, select_rows(context, own))
+        yield part, shown[own].nonzero()[:, 1].view(len(own), n)
 
-    Raises:
-        UserError: they do not fit together, or ask for what a sleeping model cannot do.
-    """
-    if isinstance(past, SleepCache) and past.seen:
-        _check_goes_on(past, mask, tokens)
-        return past
-    if (
-        past is not None
-        and not isinstance(past, SleepCache)
-        and (type(past) is not DynamicCache or past.get_seq_length())
-    ):
-        raise UserError(f"a sleeping model goes on from the cache that it returned, not from a {type(past).__name__}")
-    if mask is not None and mask.ndim != 2:
-        raise UserError(f"attention_mask must be [batch, tokens], 0 on padding; got {mask.ndim} dimensions")
-    known = Context.empty(model)
-    if isinstance(past, SleepCache) and past.groups:  # `cache_of` took them from a memory
-        if past.batch_size != len(tokens):
-            raise UserError(
-                f"the memory holds {past.batch_size} texts, but these are tokens of {len(tokens)}: branch it"
-            )
-        known = past.groups[0].context
-    cache = begin(mask, tokens, known)
-    _refuse_packing(positions, cache)
-    if isinstance(past, SleepCache):  # the caller's own, which has read nothing yet
-        past.groups, past.complete = cache.groups, cache.complete
-        return past
-    return cache
+
+def _joined(outputs: Sequence[tuple[Tensor, Tensor, Tensor]], B: int, T: int, *, newest_only: bool) -> Tensor:
+    """Outputs of rows in the order of the batch: [B, T, …], or [B, 1, …] of the newest column; 0 on padding."""
+    y, rows, columns = outputs[0]
+    if len(outputs) == 1 and (len(rows), columns.shape[1]) == (B, T):
+        return y
+    joined = y.new_zeros(B, 1 if newest_only else T, y.shape[-1])
+    for y, rows, columns in outputs:
+        if newest_only:
+            there = columns[:, -1] == T - 1
+            y, rows, columns = y[there], rows[there], columns.new_zeros(int(there.sum()), 1)
+        joined = joined.index_put((rows[:, None], columns), y)
+    return joined
 
 
 def take_up(past: Any, model: object) -> None:
@@ -112,34 +91,3 @@ def take_up(past: Any, model: object) -> None:
     if isinstance(past, SleepCache) and past.origin is not None:
         past.origin.check(model)
         past.origin = None
-
-
-def _check_goes_on(past: SleepCache, mask: Tensor | None, tokens: Tensor) -> None:
-    if past.batch_size != len(tokens):
-        raise UserError(f"the cache holds {past.batch_size} texts, but these are tokens of {len(tokens)}")
-    if not past.complete:
-        raise UserError("texts with padding after them cannot go on: put the padding before them (padding_side left)")
-    if mask is not None and tokens.shape[1] > 1 and not bool(mask[:, -tokens.shape[1] :].all()):
-        raise UserError("texts that go on must have new tokens in every row: padding belongs before the first token")
-
-
-def _refuse_packing(positions: Tensor | None, cache: SleepCache) -> None:
-    if positions is None or positions.ndim != 2:
-        return
-    for rows, padding, _ in cache.groups:
-        own = positions[rows if len(positions) > 1 else slice(None), padding:]
-        if cache.complete and bool((own.diff(dim=1) != 1).any()):
-            raise UserError("position_ids must count up: several texts in one row cannot be told apart asleep")
-
-
-def reads_newest_only(labels: Tensor | None, logits_to_keep: Any) -> bool:
-    """True if only the logits of the newest token are asked for, which spares the head for all other windows."""
-    return labels is None and isinstance(logits_to_keep, int) and logits_to_keep == 1
-
-
-def refuse_recording(config: PreTrainedConfig, kwargs: Mapping[str, Any]) -> None:
-    """Raises UserError if a call, or the config, asks for hidden states, attentions or router logits."""
-    for name in ("output_hidden_states", "output_attentions", "output_router_logits"):
-        wanted = kwargs.get(name)
-        if getattr(config, name, False) if wanted is None else wanted:
-            raise UserError(f"a model that sleeps runs its blocks in several passes, so there is no single {name[7:]}")

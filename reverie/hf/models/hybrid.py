@@ -15,8 +15,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from reverie.errors import UserError
+from reverie.hf.arguments import BY_CAUSAL_LM, requested, scored, tokens_of
 from reverie.hf.bases import check_name, check_weights, loading
-from reverie.hf.reading import AWAKE, Checkpointed, cache_for, read_batch, reads_newest_only, refuse_recording, take_up
+from reverie.hf.reading import AWAKE, Checkpointed, read_batch, take_up
 from reverie.hf.save import replacing
 from reverie.model import HybridConfig, HybridLM
 from reverie.sleep import SleepConfig, plan
@@ -152,26 +153,25 @@ class ReverieHybridForCausalLM(Checkpointed, PreTrainedModel, GenerationMixin):
 
         Raises UserError where these do not fit together.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise UserError("give either input_ids or inputs_embeds")
-        refuse_recording(self.config, kwargs)
-        tokens: Any = inputs_embeds if input_ids is None else input_ids
         take_up(past_key_values, self)
-        cache = cache_for(past_key_values, attention_mask, tokens, self.lm, position_ids)
-        logits = read_batch(
-            self.lm,
-            tokens,
-            cache,
-            self.sleep_config,
-            newest_only=reads_newest_only(labels, logits_to_keep),
-            backward=self.backward_config,
-        )
+        given = kwargs | {
+            "input_ids": input_ids,
+            "inputs_embeds": inputs_embeds,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "labels": labels,
+            "logits_to_keep": logits_to_keep,
+        }
+        request = requested(self.lm, self.config, given, BY_CAUSAL_LM)
+        labels = scored(labels, request.text)
+        logits = read_batch(self.lm, tokens_of(given), request, self.sleep_config, backward=self.backward_config)
         logits = logits[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
         loss = None
         if labels is not None:
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
         keep = self.config.use_cache if use_cache is None else use_cache
-        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache if keep else None)
+        return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=request.cache if keep else None)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.lm.embedding
