@@ -195,11 +195,14 @@ def _reads_newest_only(given: Mapping[str, Any]) -> bool:
     return given.get("labels") is None and isinstance(kept, int) and kept == 1
 
 
-def scored(labels: Tensor | None, text: Tensor | None) -> Tensor | None:
+def scored(given: Mapping[str, Any], text: Tensor | None) -> Tensor | None:
     """Labels [B, T] as transformers' loss takes them, without that of a text's first token, which nothing predicts.
 
     Raises UserError if padding has a label, or stands between tokens of a text.
     """
+    labels, shifted = given.get("labels"), given.get("shift_labels")
+    if shifted is not None and (labels is None or text is not None):
+        raise UserError("shift_labels are read beside labels, in a batch without padding: give labels alone")
     if labels is None or text is None:
         return labels
     text = text.to(labels.device)
@@ -207,7 +210,8 @@ def scored(labels: Tensor | None, text: Tensor | None) -> Tensor | None:
         raise UserError(f"labels must be {list(text.shape)} as the tokens are, got {list(labels.shape)}")
     if bool((labels[~text] != -100).any()):
         raise UserError("labels must be -100 on padding, which attention_mask marks with 0")
-    begins = text & (text.int().diff(dim=1, prepend=text.new_zeros(len(text), 1).int()) == 1)
+    begins = text & ~text.roll(1, 1)
+    begins[:, 0] = text[:, 0]
     if bool((begins.sum(1) > 1).any()):
         raise UserError("a row with labels must be one text: padding belongs before it or after it")
     return labels.masked_fill(begins, -100)

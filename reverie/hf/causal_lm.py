@@ -18,14 +18,14 @@ from reverie.hf.decoder import (
     inserted_parameters,
     sleeping_decoder,
 )
-from reverie.hf.reading import Checkpointed, take_up
+from reverie.hf.reading import SleepingMixin, take_up
 from reverie.hf.save import Origin, save_sleeping
 from reverie.model import LanguageModel, warn_if_untrained
 from reverie.sleep import SleepConfig
 from reverie.sleep.gradients import Backward
 
 
-class SleepingCausalLM(Checkpointed, nn.Module):
+class SleepingCausalLM(SleepingMixin, nn.Module):
     """Mixed in before a causal language model's class."""
 
     stock: type[nn.Module]
@@ -38,7 +38,7 @@ class SleepingCausalLM(Checkpointed, nn.Module):
             take_up(past, self)
             decoder = sleeping_decoder(self)
             request = requested(decoder.sleeping, decoder.config, kwargs, BY_CAUSAL_LM)
-            kwargs |= {"past_key_values": request, "labels": scored(kwargs.get("labels"), request.text)}
+            kwargs |= {"past_key_values": request, "labels": scored(kwargs, request.text)}
         return super().forward(**kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:

@@ -2,11 +2,12 @@
 
 import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from reverie.errors import UserError
 from reverie.hf.arguments import Request
 from reverie.hf.cache import Group, SleepCache
 from reverie.model import SleepingModel, select_rows
@@ -17,8 +18,11 @@ AWAKE = SleepConfig(window_size=sys.maxsize)
 """A window that is never full: a model that could sleep, but does not."""
 
 
-class Checkpointed:
-    """Gradient checkpointing as Trainer asks for it, of whole windows: block by block would lose their states."""
+class SleepingMixin:
+    """What a causal LM that sleeps has in the place of transformers': gradient checkpointing is of whole windows, since
+    block by block would lose their states; tokens cannot be taken back; texts cannot share a row."""
+
+    _is_stateful = True
 
     backward_config: Any  # a Backward; a property of models that keep it in their decoder
 
@@ -31,6 +35,10 @@ class Checkpointed:
 
     activation_checkpointing_enable = gradient_checkpointing_enable  # their names from transformers 6 on
     activation_checkpointing_disable = gradient_checkpointing_disable
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Raises UserError: it packs texts into one row (`generate_batch`, `cache_implementation="paged"`)."""
+        raise UserError("a sleeping model has no continuous batching: several texts in one row cannot be told apart")
 
     @property
     def is_gradient_checkpointing(self) -> bool:

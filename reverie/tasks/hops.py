@@ -160,7 +160,10 @@ class Hops(ReadingTask):
             asked = asked.removesuffix("the ") + steps[0].subject
         stop = starts[steps[-1]] + len(self._sentence(steps[-1])) - 1  # before the full stop
         answer = steps[-1].object
-        return Question(f"{asked} is", answer, "cloze", "hops", _WHO, (stop - len(answer), stop), hops)
+        # After several hops it stands where the last of them is told, but it is not by the person asked about that one
+        # could look there: what passes put together is stored somewhere else.
+        source = (stop - len(answer), stop) if hops == 1 else None
+        return Question(f"{asked} is", answer, "cloze", "hops", _WHO, source, hops)
 
     def _in_order(
         self, questions: dict[int, list[Question]], split: Split, rng: np.random.Generator, deepest: int

@@ -1,4 +1,4 @@
-"""Rows of a batch that begin, wait and end at different tokens: each is what it would be alone, however it is called."""
+"""Rows of a batch that begin, wait and end at different tokens: each is what it would be alone."""
 
 from __future__ import annotations
 

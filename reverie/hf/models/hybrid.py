@@ -17,7 +17,7 @@ from transformers.utils.generic import can_return_tuple
 from reverie.errors import UserError
 from reverie.hf.arguments import BY_CAUSAL_LM, requested, scored, tokens_of
 from reverie.hf.bases import check_name, check_weights, loading
-from reverie.hf.reading import AWAKE, Checkpointed, read_batch, take_up
+from reverie.hf.reading import AWAKE, SleepingMixin, read_batch, take_up
 from reverie.hf.save import replacing
 from reverie.model import HybridConfig, HybridLM
 from reverie.sleep import SleepConfig, plan
@@ -88,7 +88,7 @@ def _checked(kind: type[Checked], fields: dict[str, Any]) -> Checked:
         raise UserError(f"not a config of a reverie_hybrid: {where}{reason}") from error
 
 
-class ReverieHybridForCausalLM(Checkpointed, PreTrainedModel, GenerationMixin):
+class ReverieHybridForCausalLM(SleepingMixin, PreTrainedModel, GenerationMixin):
     """`lm` is the `HybridLM`; texts are read through `reverie.sleep.read`, as everywhere in reverie."""
 
     config_class = ReverieHybridConfig
@@ -96,7 +96,6 @@ class ReverieHybridForCausalLM(Checkpointed, PreTrainedModel, GenerationMixin):
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
     _supports_sdpa = True
-    _is_stateful = True  # tokens that were read cannot be taken back
     _no_split_modules = ["Block"]  # noqa: RUF012  # transformers' own style
 
     def __init__(self, config: ReverieHybridConfig) -> None:
@@ -164,7 +163,7 @@ class ReverieHybridForCausalLM(Checkpointed, PreTrainedModel, GenerationMixin):
             "logits_to_keep": logits_to_keep,
         }
         request = requested(self.lm, self.config, given, BY_CAUSAL_LM)
-        labels = scored(labels, request.text)
+        labels = scored(given, request.text)
         logits = read_batch(self.lm, tokens_of(given), request, self.sleep_config, backward=self.backward_config)
         logits = logits[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
         loss = None
