@@ -92,7 +92,8 @@ def tokens_of(given: Mapping[str, Any]) -> Tensor:
     ids, embedded = given.get("input_ids"), given.get("inputs_embeds")
     if (ids is None) == (embedded is None):
         raise UserError("give either input_ids or inputs_embeds")
-    tokens, dimensions = (ids, 2) if embedded is None else (embedded, 3)
+    tokens: Any = embedded if ids is None else ids
+    dimensions = 3 if ids is None else 2
     if tokens.ndim != dimensions or tokens.is_floating_point() != (ids is None):
         raise UserError(
             "input_ids must be whole numbers [batch, tokens], and inputs_embeds floats [batch, tokens, width]; "

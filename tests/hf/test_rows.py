@@ -164,7 +164,8 @@ def test_the_loss_of_a_batch_is_that_of_its_rows(kind: str, data: st.DataObject)
     model.zero_grad()
     rows = [tokens[i][mask[i].bool()][None] for i in range(B)]
     count = sum(row.shape[1] - 1 for row in rows)
-    whole = sum(model(row, labels=row).loss * (row.shape[1] - 1) for row in rows) / count
+    losses = [model(row, labels=row).loss * (row.shape[1] - 1) for row in rows]
+    whole = torch.stack(losses).sum() / count
     whole.backward()
     torch.testing.assert_close(output.loss, whole, rtol=1e-4, atol=1e-5)
     for name, p in model.named_parameters():
