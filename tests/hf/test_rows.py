@@ -57,11 +57,22 @@ def alone(model: Any, row: Tensor, known: Context) -> Tensor:
     return torch.cat(logits)
 
 
-@pytest.mark.parametrize(("kind", "eviction"), [("llama", "hard"), ("llama", "sliding"), (OWN, "hard")])
 @given(data=st.data())
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=8, deadline=None)
+def test_rows_are_what_they_would_be_alone(data: st.DataObject) -> None:
+    rows_are_what_they_would_be_alone("llama", "hard", data)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "eviction"), [("llama", "sliding"), ("qwen3_next", "hard"), (OWN, "hard")])
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_rows_of_any_model_are_what_they_would_be_alone(kind: str, eviction: str, data: st.DataObject) -> None:
+    rows_are_what_they_would_be_alone(kind, eviction, data)
+
+
 @torch.no_grad()
-def test_rows_are_what_they_would_be_alone(kind: str, eviction: str, data: st.DataObject) -> None:
+def rows_are_what_they_would_be_alone(kind: str, eviction: str, data: st.DataObject) -> None:
     """Random calls with random padding before, in and after texts, positions and masks given or not, from memories."""
     model: Any = _model(kind, eviction)
     B = data.draw(st.integers(1, 3))
@@ -92,7 +103,7 @@ def test_rows_are_what_they_would_be_alone(kind: str, eviction: str, data: st.Da
             output = model(input_ids=tokens[:, now], **given)
         assert output.past_key_values is cache
         expected = wanted[:, now][:, -1:] if call.newest else wanted[:, now]
-        torch.testing.assert_close(output.logits, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(output.logits, expected, rtol=1e-3, atol=1e-3)
         if data.draw(st.booleans()):
             cache = copy.deepcopy(cache)  # a branch
         columns = now.stop
@@ -145,7 +156,7 @@ def test_rows_that_end_early(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["llama", OWN])
 @given(data=st.data())
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=6, deadline=None)
 def test_the_loss_of_a_batch_is_that_of_its_rows(kind: str, data: st.DataObject) -> None:
     """With padding before and after texts, values and gradients; the first token of a text is predicted by nothing."""
     model: Any = _model(kind, "hard")
