@@ -1,4 +1,4 @@
-"""Checks that a memory fits a model: its settings and shapes of tensors, from the header, before tensors are read.
+"""Checks that a memory fits a model: whose it is, its settings and shapes of tensors, before tensors are read.
 
 The model's states after one token and after two show each tensor's shape, and along which dimension a cache grows.
 """
@@ -7,14 +7,65 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from reverie.errors import UserError
 from reverie.memory.file import Header, described
+from reverie.memory.fingerprint import Identity
 from reverie.model import SleepingModel, State
 from reverie.sleep import Context, SleepConfig, wake
 
 _FLOATS = {"F16", "BF16", "F32", "F64"}
 MOST_HISTORY_BYTES = 2**26
+
+
+_UNROUNDED = {"bfloat16", "float32", "float64", "bool", "int64"}  # in which "rounded" is the same
+
+_DIFFER = {
+    "adapters": "the adapters {}, and the model now computes with {}",
+    "dtype": "weights in {}, and those of the model are in {}",
+    "kernels": "the attention {}, and the model attends with {}",
+}
+
+
+def check_identity(made: Identity, now: Identity, subject: str, *, approximate: bool = False) -> str | None:
+    """Check that a memory is of the model as it is now; raises UserError if not.
+
+    Args:
+        made: what the memory belongs to; files of earlier versions do not say what it was made with.
+        subject: how sentences begin, such as "the memory is".
+        approximate: the same model may compute in other numbers: another dtype, quantised, or other kernels.
+
+    Returns what differs in words if that was accepted, else None.
+    """
+    if made == now:
+        return None
+    old, new = dict(made.made_with), now.made_with
+    differ = {key for key in old if old[key] != new.get(key)}
+    same_libraries = bool(old) and "libraries" not in differ
+    another = UserError(f"{subject} of another model: its fast weights mean nothing to this one")
+    if "adapters" in differ or (not approximate and differ & {"dtype", "kernels"} and "rounded" not in differ):
+        key = next(key for key in _DIFFER if key in differ)
+        told = _DIFFER[key].format(*(parts[key] or "none" for parts in (old, new)))
+        hint = "" if key == "adapters" else "; approximate=True accepts it where it is loaded"
+        raise UserError(f"{subject} of the model as it was with {told}{hint}")
+    if not approximate:
+        if made.fingerprint != now.fingerprint:
+            raise another
+        if same_libraries and differ & {"modules", "buffers"}:
+            what = "buffers are" if "modules" not in differ else "modules are set"
+            raise UserError(f"{subject} of a model with the same weights whose {what} otherwise: it computes others")
+        return None
+    comparable = all(set(parts.get("dtype", "?").split(", ")) <= _UNROUNDED for parts in (old, new))
+    others = {"rounded"} | ({"modules"} if same_libraries else set())
+    if same_libraries and "dtype" not in differ:
+        others |= {"buffers"}  # which another dtype rounds
+    if comparable and differ & others:
+        raise another
+    if made.fingerprint == now.fingerprint and not differ & {"kernels"}:
+        return None
+    told = [f"{parts.get('dtype', 'an unknown dtype')} and {parts.get('kernels') or 'our kernels'}" for parts in (old, new)]
+    return f"made with {told[0]}, accepted with {told[1]}{'' if comparable else ' on the word of whoever loaded it'}"
 
 
 def check_settings(made: SleepConfig, wanted: SleepConfig, where: str, num_blocks: int) -> None:
@@ -61,6 +112,14 @@ def check_fits(header: Header, model: SleepingModel, device: torch.device, where
         raise UserError(f"{where} is not a memory: it lacks the tensor {min(lacking)}")
     if header.history_bytes > MOST_HISTORY_BYTES:
         raise UserError(f"{where} is not a memory: its history has {header.history_bytes:,} bytes")
+
+
+def as_of(model: SleepingModel, state: State, device: torch.device) -> State:
+    """A state in the dtypes that this model's states have."""
+    _, own = described(_after(model, 1, device))
+    _, given = described(state)
+    dtypes = {id(x): own[name].dtype for name, x in given.items()}
+    return tree_map_only(Tensor, lambda x: x.to(dtypes[id(x)]), state)
 
 
 def _after(model: SleepingModel, tokens: int, device: torch.device) -> State:

@@ -85,12 +85,13 @@ class MemoryStore:
                 with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
                     self._remove(victim)
 
-    def get(self, name: str, model: object, config: SleepConfig | None = None) -> Memory:
+    def get(
+        self, name: str, model: object, config: SleepConfig | None = None, *, approximate: bool = False
+    ) -> Memory:
         """Load the memory of that name for a model, and mark it as used.
 
         Args:
-            model: as for `Memory.load`.
-            config: as for `Memory.load`.
+            model, config, approximate: as for `Memory.load`.
 
         Raises:
             UserError: there is none, the name is not allowed, or `Memory.load` would refuse the file.
@@ -103,7 +104,8 @@ class MemoryStore:
             return data
 
         try:
-            memory = Memory.fetch(fetch, model, config, where=self._folder.shown(file))
+            where = self._folder.shown(file)
+            memory = Memory.fetch(fetch, model, config, where=where, approximate=approximate)
         except FileNotFoundError:
             raise self._absent(name) from None
         with contextlib.suppress(UserError):  # one may be allowed to read but not to write
