@@ -94,7 +94,9 @@ def checksum(tensors: Iterable[Tensor]) -> bytes:
         whole = len(data) // (8 * _ROWS * _COLUMNS) * (8 * _ROWS * _COLUMNS)
         rest = data[whole:]
         digest.update((rest if len(rest) <= 2**14 else _sums(_padded(rest))).cpu().numpy().data)
-        for block in data[:whole].view(torch.int64).view(-1, _ROWS, _COLUMNS).split(1 if x.device.type == "cpu" else 512):
+        for block in (
+            data[:whole].view(torch.int64).view(-1, _ROWS, _COLUMNS).split(1 if x.device.type == "cpu" else 512)
+        ):
             digest.update(_sums(block).cpu().numpy().data)
     return digest.digest()
 

@@ -64,7 +64,9 @@ def check_identity(made: Identity, now: Identity, subject: str, *, approximate: 
         raise another
     if made.fingerprint == now.fingerprint and not differ & {"kernels"}:
         return None
-    told = [f"{parts.get('dtype', 'an unknown dtype')} and {parts.get('kernels') or 'our kernels'}" for parts in (old, new)]
+    told = [
+        f"{parts.get('dtype', 'an unknown dtype')} and {parts.get('kernels') or 'our kernels'}" for parts in (old, new)
+    ]
     return f"made with {told[0]}, accepted with {told[1]}{'' if comparable else ' on the word of whoever loaded it'}"
 
 

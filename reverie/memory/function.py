@@ -14,6 +14,8 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_leaves
 
 from reverie.errors import UserError, plain
 from reverie.memory.changes import bytes_of, plain_tensors
@@ -30,12 +32,12 @@ _CHANCE = re.compile(r"drop|jitter|noise")
 def function_of(module: nn.Module) -> dict[str, str]:
     """What a module computes besides its weights and config, and what they are, in parts.
 
-        adapters   in words, those of peft that are active; "" without any
-        dtype      of its weights, in words
-        kernels    in words, transformers' implementations of attention and of experts
-        modules    a digest of each module's type, plain attributes and hooks
-        buffers    a digest of the tensors that no file of the model holds
-        libraries  versions, between which modules may have other attributes for the same function
+    adapters   in words, those of peft that are active; "" without any
+    dtype      of its weights, in words
+    kernels    in words, transformers' implementation of attention, and of experts if there are any
+    modules    a digest of each module's type, plain attributes and hooks
+    buffers    a digest of the tensors that no file of the model holds
+    libraries  versions, between which modules may have other attributes for the same function
     """
     parts = list(module.named_modules())
     digest = hashlib.sha256()
@@ -43,7 +45,7 @@ def function_of(module: nn.Module) -> dict[str, str]:
         digest.update(f"{name} {_kind(part)} {_settings(part)}\n".encode())
     return {
         "adapters": _adapters(part for _, part in parts),
-        "dtype": ", ".join(sorted({_dtype(x) for x in [*module.parameters(), *module.buffers()]})),
+        "dtype": ", ".join(sorted({_dtype(x) for x in tree_leaves(module.state_dict()) if isinstance(x, Tensor)})),
         "kernels": ", ".join(sorted({name for _, part in parts for name in _kernels(part)})),
         "modules": digest.hexdigest(),
         "buffers": _unsaved(parts),
@@ -136,20 +138,17 @@ def _own_config(part: nn.Module) -> dict[str, Any]:
 
 def _kernels(part: nn.Module) -> Iterator[str]:
     config = vars(part).get("config")
-    for name in ("_attn_implementation", "_experts_implementation"):
-        chosen = getattr(config, name, None)
-        if isinstance(chosen, str):
-            yield plain(chosen)
+    if isinstance(attention := getattr(config, "_attn_implementation", None), str):
+        yield plain(attention)
+    experts = getattr(config, "_experts_implementation", None)
+    if isinstance(experts, str) and (hasattr(config, "num_experts") or hasattr(config, "num_local_experts")):
+        yield plain(f"{experts} experts")
 
 
 def _dtype(x: Tensor) -> str:
-    """"bfloat16", or the type of a tensor that is quantised."""
-    plain_one = type(x) in (Tensor, nn.Parameter, nn.Buffer)
-    return str(x.dtype).removeprefix("torch.") if plain_one or _is_sharded(x) else type(x).__name__
-
-
-def _is_sharded(x: Tensor) -> bool:
-    return type(x).__name__ == "DTensor"
+    """Such as bfloat16; the name of its type for a tensor of a subclass, which may be quantised."""
+    usual = type(x) in (Tensor, nn.Parameter) or isinstance(x, DTensor)
+    return str(x.dtype).removeprefix("torch.") if usual else type(x).__name__
 
 
 def _unsaved(parts: list[tuple[str, nn.Module]]) -> str:

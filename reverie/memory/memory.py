@@ -156,13 +156,7 @@ class Memory:
 
     @classmethod
     def fetch(
-        cls,
-        fetch: Fetch,
-        model: object,
-        config: SleepConfig | None = None,
-        *,
-        where: str,
-        approximate: bool = False,
+        cls, fetch: Fetch, model: object, config: SleepConfig | None = None, *, where: str, approximate: bool = False
     ) -> Memory:
         """Load as `load` does, from `fetch(n)`: the first n bytes of a file, or all if there are fewer."""
         config = config or getattr(model, "sleep_config", None)

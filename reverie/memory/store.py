@@ -85,9 +85,7 @@ class MemoryStore:
                 with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
                     self._remove(victim)
 
-    def get(
-        self, name: str, model: object, config: SleepConfig | None = None, *, approximate: bool = False
-    ) -> Memory:
+    def get(self, name: str, model: object, config: SleepConfig | None = None, *, approximate: bool = False) -> Memory:
         """Load the memory of that name for a model, and mark it as used.
 
         Args:
