@@ -102,7 +102,7 @@ def checksum(tensors: Iterable[Tensor]) -> bytes:
 
 
 def bytes_of(x: Tensor) -> Tensor:
-    """The elements of a tensor as uint8 [bytes], in order, where its storage is; a copy only if they are spread in it."""
+    """The elements of a tensor as uint8 [bytes], in order; a copy only if they are spread over its storage."""
     x = x.detach()
     x = x.int_repr() if x.is_quantized else x.resolve_conj().resolve_neg()
     data = x.contiguous().reshape(-1).view(torch.uint8)

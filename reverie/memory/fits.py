@@ -3,6 +3,7 @@
 The model's states after one token and after two show each tensor's shape, and along which dimension a cache grows.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ _FLOATS = {"F16", "BF16", "F32", "F64"}
 MOST_HISTORY_BYTES = 2**26
 
 
-_UNROUNDED = {"bfloat16", "float32", "float64", "bool", "int64"}  # in which "rounded" is the same
+_UNROUNDED = {"bfloat16", "float32", "float64", "bool", "int64"}
 
 _DIFFER = {
     "adapters": "the adapters {}, and the model now computes with {}",
@@ -40,34 +41,34 @@ def check_identity(made: Identity, now: Identity, subject: str, *, approximate: 
     """
     if made == now:
         return None
-    old, new = dict(made.made_with), now.made_with
+    old, new, same_weights = dict(made.made_with), now.made_with, made.fingerprint == now.fingerprint
     differ = {key for key in old if old[key] != new.get(key)}
-    same_libraries = bool(old) and "libraries" not in differ
-    another = UserError(f"{subject} of another model: its fast weights mean nothing to this one")
-    if "adapters" in differ or (not approximate and differ & {"dtype", "kernels"} and "rounded" not in differ):
+    numbers = differ & {"dtype", "kernels"}
+    parts = set() if not old or "libraries" in differ else differ & {"modules", "buffers"}
+    # In other dtypes than these, "rounded" is another digest of the same weights.
+    comparable = bool(old) and ("dtype" not in differ or _UNROUNDED.issuperset(_dtypes(old) + _dtypes(new)))
+    others = comparable and not same_weights and "rounded" in differ
+    if "adapters" in differ or (numbers and not approximate and not others):
         key = next(key for key in _DIFFER if key in differ)
-        told = _DIFFER[key].format(*(parts[key] or "none" for parts in (old, new)))
+        told = _DIFFER[key].format(*(part[key] or "none" for part in (old, new)))
         hint = "" if key == "adapters" else "; approximate=True accepts it where it is loaded"
         raise UserError(f"{subject} of the model as it was with {told}{hint}")
-    if not approximate:
-        if made.fingerprint != now.fingerprint:
-            raise another
-        if same_libraries and differ & {"modules", "buffers"}:
-            what = "buffers are" if "modules" not in differ else "modules are set"
-            raise UserError(f"{subject} of a model with the same weights whose {what} otherwise: it computes others")
+    if others or (not same_weights and not approximate):
+        raise UserError(f"{subject} of another model: its fast weights mean nothing to this one")
+    if "dtype" in differ:  # which rounds buffers, and may quantise modules
+        parts = parts & {"modules"} if comparable else set()
+    if parts:
+        told = " and ".join(sorted(parts, reverse=True))
+        raise UserError(f"{subject} of a model with the same weights, but other {told}: it computes something else")
+    if same_weights and not numbers:
         return None
-    comparable = all(set(parts.get("dtype", "?").split(", ")) <= _UNROUNDED for parts in (old, new))
-    others = {"rounded"} | ({"modules"} if same_libraries else set())
-    if same_libraries and "dtype" not in differ:
-        others |= {"buffers"}  # which another dtype rounds
-    if comparable and differ & others:
-        raise another
-    if made.fingerprint == now.fingerprint and not differ & {"kernels"}:
-        return None
-    told = [
-        f"{parts.get('dtype', 'an unknown dtype')} and {parts.get('kernels') or 'our kernels'}" for parts in (old, new)
-    ]
-    return f"made with {told[0]}, accepted with {told[1]}{'' if comparable else ' on the word of whoever loaded it'}"
+    was, now_is = (f"{part.get('dtype', 'unknown')} and {part.get('kernels') or 'our kernels'}" for part in (old, new))
+    on_word = "" if comparable else ", on the word of whoever loaded it"
+    return f"made with {was}, accepted with {now_is}{on_word}"
+
+
+def _dtypes(made_with: Mapping[str, str]) -> list[str]:
+    return made_with["dtype"].split(", ")
 
 
 def check_settings(made: SleepConfig, wanted: SleepConfig, where: str, num_blocks: int) -> None:

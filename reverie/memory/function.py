@@ -14,7 +14,6 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_leaves
 
 from reverie.errors import UserError, plain
@@ -147,7 +146,7 @@ def _kernels(part: nn.Module) -> Iterator[str]:
 
 def _dtype(x: Tensor) -> str:
     """Such as bfloat16; the name of its type for a tensor of a subclass, which may be quantised."""
-    usual = type(x) in (Tensor, nn.Parameter) or isinstance(x, DTensor)
+    usual = type(x) in (Tensor, nn.Parameter) or type(x).__name__ == "DTensor"
     return str(x.dtype).removeprefix("torch.") if usual else type(x).__name__
 
 

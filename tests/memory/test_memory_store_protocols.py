@@ -1,4 +1,4 @@
-"""A store is the same behind every protocol: what was put is what is read, in every process; or one sentence says no."""
+"""A store is the same by every protocol: what was put is what is read, in every process; or one sentence says no."""
 
 from __future__ import annotations
 
