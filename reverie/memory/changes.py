@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.multiprocessing.reductions import StorageWeakRef
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 # Of torch.nn.Module; hooks on calls are in _forward_hooks and _forward_pre_hooks.
@@ -116,6 +118,17 @@ def _padded(data: Tensor) -> Tensor:
 
 def _sums(blocks: Tensor) -> Tensor:
     return torch.cat([blocks.sum(1).reshape(-1), blocks.sum(2).reshape(-1)])
+
+
+def _count_fused_step(optimizer: torch.optim.Optimizer, *_: object) -> None:
+    """Count a step as the edit that it is: fused kernels write to parameters, but leave their versions as they were."""
+    if torch.compiler.is_compiling():
+        return
+    fused = (group["params"] for group in optimizer.param_groups if group.get("fused"))
+    increment_version(plain_tensors(x for params in fused for x in params if x.grad is not None))
+
+
+register_optimizer_step_post_hook(_count_fused_step)
 
 
 def _mark(x: Tensor) -> tuple[object, ...]:
