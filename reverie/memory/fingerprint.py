@@ -41,8 +41,8 @@ class Identity(NamedTuple):
 class Mark:
     """How a model was at one moment, as far as torch and Python can see; copied and pickled without the model."""
 
-    def __init__(self, look: Look, function: Mapping[str, str]) -> None:
-        self._tensors, self._storages, self._function = look.marks, look.storages, function
+    def __init__(self, look: Look, config: str, function: Mapping[str, str]) -> None:
+        self._tensors, self._storages, self._function = look.marks, look.storages, (config, function)
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Mark) or self is other:
@@ -154,7 +154,7 @@ def _look(module: nn.Module) -> tuple[_Known, _Seen]:
     if (seen := known.seen) is None or not seen.look.holds():
         look, function = Look(module), function_of(module)
         config = json.dumps(_config(module), sort_keys=True, default=str) + adapter_settings(module)
-        seen = known.seen = _Seen(look, config, function, Mark(look, function))
+        seen = known.seen = _Seen(look, config, function, Mark(look, config, function))
     return known, seen
 
 

@@ -22,7 +22,7 @@ from reverie.memory.changes import bytes_of, plain_tensors
 # Attributes that change no number: where and how a module runs, where it came from, what it has counted.
 _ASIDE = re.compile(
     r"training|origin|name_or_path|warnings_issued|.*_cached?|layer_idx|attend|backward_config|gradient_checkpointing"
-    r"|hf_device_map|is_parallelizable|model_parallel|peft_config|loss_type|_(?!active_adapter|disable_adapters).*"
+    r"|hf_device_map|is_parallelizable|model_parallel|peft_config|loss_type|merged_adapters|_.*"
 )
 _HARMLESS = re.compile(r".*(make_inputs_require_grads?|output_capturing_hook)")  # hooks of transformers and of peft
 _CHANCE = re.compile(r"drop|jitter|noise")
@@ -81,8 +81,7 @@ def _settings(part: nn.Module) -> dict[str, Any]:
     if "_hf_hook" in vars(part):  # accelerate's, which moves inputs between devices
         own.pop("forward", None)
     if hasattr(part, "merged_adapters"):
-        own |= {"adapter": _adapter(part)}
-    own.pop("_active_adapter", None)
+        own["adapter"] = _adapter(part)
     return {key: own[key] for key in sorted(own) if own[key] is not ...}
 
 
@@ -108,7 +107,8 @@ def _kind(part: nn.Module) -> str:
     return f"{type(part).__module__}.{type(part).__qualname__.removeprefix('FSDP')}"
 
 
-def _adapter(part: Any) -> tuple[object, ...]:
+def _adapter(part: Any) -> tuple[bool, list[tuple[str, Any]], list[str]]:
+    """Of a layer of peft's: whether it is off; the active adapters, each with its scale; the merged ones."""
     active = getattr(part, "active_adapters", [])
     scaling = getattr(part, "scaling", {})
     scales = [(name, scaling.get(name) if isinstance(scaling, dict) else None) for name in active]
@@ -122,7 +122,7 @@ def _adapters(parts: Iterator[nn.Module]) -> str:
         if not hasattr(part, "merged_adapters"):
             continue
         off, scales, merged = _adapter(part)
-        words = [f"{name}{'' if scale is None else f' × {scale:g}'}" for name, scale in scales]  # pyright: ignore
+        words = [f"{name}{'' if scale is None else f' × {scale:g}'}" for name, scale in scales]
         words = [] if off else words
         if merged:
             words.append(f"merged {', '.join(map(str, merged))}")

@@ -182,9 +182,9 @@ class Memory:
         state = _map(lambda x: x.to(device), content.state)
         if accepted:
             state = as_of(sleeping, state, device)
-        context, config, fingerprint, made_with = _at_rest(state, passes), config or info.config, *now
-        accepted_by = (*info.accepted, *([accepted] if accepted else []))
-        return cls(context, tokens, config, fingerprint, info.notes, history, made_with, accepted_by)
+        known = (*info.accepted, *([accepted] if accepted else []))
+        config, context = config or info.config, _at_rest(state, passes)
+        return cls(context, tokens, config, now.fingerprint, info.notes, history, now.made_with, known)
 
     @classmethod
     def empty(cls, model: object, config: SleepConfig | None = None, batch_size: int = 1) -> Memory:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import fsspec
 from filelock import FileLock
@@ -77,7 +77,7 @@ class SharedFolder:
         """Read a file, or its bytes before `end`; all from one version, even if the file is replaced meanwhile."""
         with self._refusals("read", file):
             self._forget()
-            return self._fs.cat_file(self._at(file), end=end)
+            return cast(bytes, self._fs.cat_file(self._at(file), end=end))
 
     def read_beginnings(self, files: Sequence[str], end: int) -> Sequence[bytes | Exception]:
         """Read the bytes before `end` of each file, concurrently if possible; or return what `read` would raise."""
@@ -204,14 +204,14 @@ def _open(url: str, options: dict[str, Any]) -> tuple[AbstractFileSystem, str]:
     try:
         for protocol in protocols:
             _refuse_copies(url, protocol)
-        fs, path = fsspec.url_to_fs(url, skip_instance_cache=True, **options)
+        fs, path = cast(tuple[Any, str], fsspec.url_to_fs(url, skip_instance_cache=True, **options))
     except ImportError as error:
         extra = next((_EXTRAS[protocol] for protocol in protocols if protocol in _EXTRAS), None)
         if extra is None:
             raise
         raise UserError(f"cannot open {url}: {error}; run pip install 'reverie[{extra}]'") from error
     while isinstance(fs, DirFileSystem):
-        fs, path = fs.fs, fs._join(path)
+        fs, path = fs.fs, str(fs._join(path))
     if isinstance(listings := getattr(fs, "dircache", None), DirCache):
         listings.clear()
         listings.use_listings_cache = False

@@ -53,7 +53,8 @@ class MemoryStore:
         options: keyword arguments of fsspec's file system for that protocol, such as `anon=True`.
 
     Raises:
-        UserError: by all methods, if the file system refuses.
+        UserError: the URL names a file system that hands out copies, such as simplecache::, or needs a package that is
+            not installed; and by all methods, if the file system refuses.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, limit_bytes: int | None = None, **options: Any) -> None:

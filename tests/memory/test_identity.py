@@ -28,12 +28,14 @@ class Quantised(nn.Module):
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__()
-        self.register_buffer("scale", linear.weight.detach().abs().max() / 127)
-        self.register_buffer("codes", (linear.weight.detach() / self.scale).round().to(torch.int8))
+        scale = linear.weight.detach().abs().max() / 127
+        self.register_buffer("scale", scale)
+        self.register_buffer("codes", (linear.weight.detach() / scale).round().to(torch.int8))
 
     @property
     def weight(self) -> Tensor:
-        return self.codes * self.scale
+        codes: Any = self.codes
+        return codes * self.scale
 
     def forward(self, x: Tensor) -> Tensor:
         return x @ self.weight.T

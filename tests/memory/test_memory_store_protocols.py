@@ -42,7 +42,7 @@ class Listing(OfTests):
         if path not in self.dircache:
             self.dircache[path] = super().ls(path, detail=True)
         try:
-            found = self.dircache[path]
+            found: Any = self.dircache[path]
         except KeyError:
             found = super().ls(path, detail=True)
         return found if detail else [file["name"] for file in found]
@@ -64,7 +64,7 @@ class Sizeless(OfTests):
     protocol = "sizeless"
 
     def ls(self, path: str, detail: bool = True, **kwargs: Any) -> Any:
-        files = super().ls(path, detail=True, **kwargs)
+        files: Any = super().ls(path, detail=True, **kwargs)
         return [file | {"size": None} for file in files] if detail else [file["name"] for file in files]
 
 
