@@ -32,9 +32,9 @@ def model_remembers(model: object) -> bool:
 def _speaks(block: nn.Module) -> bool:
     mixers = [module for module in block.modules() if isinstance(module, FastWeightMixer)]
     projections = [[*mixer.out_proj.parameters()] for mixer in mixers]
-    weights = [weight for projection in projections for weight in projection]
-    if not all(projections):  # none at all, or one that was quantised
+    if not projections or not all(projections):  # a mixer of transformers; one that was quantised
         return True
+    weights = (weight for projection in projections for weight in projection)
     return any(weight.is_meta or bool(weight.any()) for weight in weights)  # meta: they are elsewhere
 
 

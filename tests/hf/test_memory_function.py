@@ -11,20 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+from adapted_models import BOOK, QUESTION, adapted, answer, weight
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sleeping_models import L, asleep, sleeping
-from tiny import text
+from sleeping_models import asleep, sleeping
 from torch import Tensor, nn
 
 from reverie.errors import UserError
 from reverie.hf import add_sleep, cache_of
 from reverie.memory.memory import Memory, sleep_over
 
-peft = pytest.importorskip("peft")
 pytestmark = pytest.mark.hf
 
-BOOK, QUESTION = text(L + 3, batch=1), text(5, batch=1, seed=2)
 Change = Callable[[Any], object]
 
 
@@ -34,28 +32,9 @@ def _no_gradients() -> Any:
         yield
 
 
-def lora(**settings: Any) -> Any:
-    targets = ["q_proj", "up_proj"]
-    return peft.LoraConfig(r=2, lora_alpha=4, target_modules=targets, init_lora_weights=False, **settings)
-
-
 @pytest.fixture(scope="module")
 def original() -> Any:
-    """A model with two adapters, in evaluation mode."""
-    model = peft.get_peft_model(sleeping("llama", asleep(1), dtype=torch.float32, num_hidden_layers=3), lora(), "one")
-    model.add_adapter("two", lora())
-    for name, x in model.named_parameters():
-        if "lora_" in name:
-            nn.init.normal_(x, std=0.5)
-    return model.eval()
-
-
-def answer(model: Any, cache: Any) -> Tensor:
-    return model(input_ids=QUESTION, past_key_values=cache).logits
-
-
-def weight(model: Any, name: str = "up_proj.base_layer.weight") -> nn.Parameter:
-    return next(x for key, x in model.named_parameters() if key.endswith(name))
+    return adapted()
 
 
 def layers(model: Any) -> list[Any]:
@@ -262,81 +241,6 @@ def test_what_changes_no_number_is_no_change(original: Any, name: str, tmp_path:
         assert torch.equal(answer(model, cache_of(known)), wanted)
     if "values" not in name and name not in ("loaded again", "another dtype and back"):  # a cache sees that, not why
         assert torch.equal(answer(model, cache), goes_on)
-
-
-def test_the_issue_s_case(original: Any, tmp_path: Path) -> None:
-    model = copy.deepcopy(original)
-    memory = sleep_over(model, BOOK)
-    memory.save(tmp_path / "m.safetensors")
-    wanted = answer(model, cache_of(memory))
-    with model.disable_adapter():
-        told = "is of the model as it was with the adapters one × 2, and the model now computes with none active"
-        with pytest.raises(UserError, match=told):
-            answer(model, cache_of(memory))
-        with pytest.raises(UserError, match=r"m.safetensors is a memory of the model as it was with the adapters one"):
-            Memory.load(tmp_path / "m.safetensors", model)
-        assert sleep_over(model, BOOK).fingerprint != memory.fingerprint
-    assert torch.equal(answer(model, cache_of(memory)), wanted)
-
-
-def test_adapters_by_row_are_another_function(original: Any) -> None:
-    model = copy.deepcopy(original)
-    memory = sleep_over(model, BOOK)
-    with pytest.raises(UserError, match="but other modules"):
-        model(input_ids=QUESTION, past_key_values=cache_of(memory), adapter_names=["two"])
-
-
-def test_adapters_of_transformers_own() -> None:
-    model = sleeping("llama", asleep(2), dtype=torch.float32)
-    model.add_adapter(lora(), adapter_name="one")
-    model.eval()
-    memory = sleep_over(model, BOOK)
-    model.disable_adapters()
-    with pytest.raises(UserError, match="the adapters one × 2, and the model now computes with none active"):
-        answer(model, cache_of(memory))
-    model.enable_adapters()
-    answer(model, cache_of(memory))
-
-
-@pytest.mark.parametrize("kind", ["IA3Config", "LNTuningConfig", "TrainableTokensConfig", "AdaptionPromptConfig"])
-def test_other_kinds_of_adapters(kind: str) -> None:
-    settings: dict[str, Any] = {
-        "IA3Config": {"target_modules": ["up_proj"], "feedforward_modules": ["up_proj"]},
-        "LNTuningConfig": {"target_modules": ["input_layernorm"]},
-        "TrainableTokensConfig": {"token_indices": QUESTION[0].tolist()},
-        "AdaptionPromptConfig": {"adapter_len": 3, "adapter_layers": 1, "target_modules": "self_attn"},
-    }[kind]
-    base = sleeping("llama", asleep(1), dtype=torch.float32)
-    model = peft.get_peft_model(base, getattr(peft, kind)(task_type="CAUSAL_LM", **settings)).eval()
-    for parameter in (x for x in model.parameters() if x.requires_grad):
-        parameter.add_(0.3)
-    memory = sleep_over(model, BOOK)
-    wanted = answer(model, cache_of(memory))
-    with model.disable_adapter():
-        assert not torch.equal(model(input_ids=QUESTION).logits, wanted)
-        with pytest.raises(UserError, match="the memory is of"):
-            answer(model, cache_of(memory))
-    assert torch.equal(answer(model, cache_of(memory)), wanted)
-
-
-def test_prompts_of_peft_are_refused() -> None:
-    config = peft.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
-    model = peft.get_peft_model(sleeping("llama", asleep(2), dtype=torch.float32), config).eval()
-    with pytest.raises(UserError, match="a prompt that peft puts before a text is not a part of what sleeps"):
-        sleep_over(model, BOOK)
-
-
-@pytest.mark.parametrize("kind", ["lora", "attention"])
-def test_a_memory_is_no_matter_of_chance(kind: str) -> None:
-    attention = 0.1 if kind == "attention" else 0.0
-    model: Any = sleeping("llama", asleep(2), dtype=torch.float32, attention_dropout=attention)
-    if kind == "lora":
-        model = peft.get_peft_model(model, lora(lora_dropout=0.5))
-    model.train()
-    with pytest.raises(UserError, match=r"in training mode, in which .*(dropout|default).* call model.eval\(\)"):
-        sleep_over(model, BOOK)
-    model.eval()
-    assert torch.equal(*(answer(model, cache_of(sleep_over(model, BOOK))) for _ in range(2)))
 
 
 def test_a_cache_is_not_looked_after_while_a_model_trains() -> None:
