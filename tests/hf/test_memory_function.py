@@ -249,6 +249,17 @@ def test_a_cache_is_not_looked_after_while_a_model_trains() -> None:
     assert model.eval()(input_ids=BOOK).past_key_values.mark is not None
 
 
+def test_a_decoder_by_itself_looks_after_its_caches(original: Any) -> None:
+    model = copy.deepcopy(original)
+    decoder = model.base_model.model.model
+    cache = decoder(BOOK).past_key_values
+    goes_on = copy.deepcopy(cache)
+    with model.disable_adapter(), pytest.raises(UserError, match="the model has changed since this cache was begun"):
+        decoder(QUESTION, past_key_values=cache)
+    wanted = model(input_ids=torch.cat([BOOK, QUESTION], dim=1)).logits[:, BOOK.shape[1] :]
+    torch.testing.assert_close(answer(model, goes_on), wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_what_is_known_of_a_model_is_not_copied_with_it(original: Any) -> None:
     model = copy.deepcopy(original)
     memory, cache = sleep_over(model, BOOK), model(input_ids=BOOK).past_key_values
