@@ -2,8 +2,8 @@
 
 Queries and keys are one whitened random projection of the model's own states, keys some tokens early: so a question's
 last token finds the token after the one that resembles it. Values are of the token itself, forgetting is slow, and what
-is read is turned by least squares into what the model would need in its place: the token's row of the head, or its
-usual state at this depth.
+is read is turned by least squares into what the model would need in its place: the token's row of the head, its usual
+state at this depth, or both.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from reverie.model import State
 from reverie.model.fused import rms_norm
 from reverie.model.gated_deltanet import GatedDeltaNet
 
-ReadOut = Literal["head", "state"]
+ReadOut = Literal["head", "state", "both"]
 
 _FORGETTING = 2e-4  # of the fast weights, a token
 _RIDGE = 0.02  # of the mean variance
@@ -51,8 +51,8 @@ def look_up(
         states: of some hundred sentences, as the blocks before `first` leave them.
         keys_early: tokens between the one that is looked up by and the one that is found.
         query_tokens: newest tokens that a query is made of.
-        read_out, strength: for each layer, what is read becomes the token's row of the head or its usual state, and
-            the norm of that as a share of the states' norm; the last entry counts for all further layers.
+        read_out, strength: for each layer, what is read becomes the token's row of the head, its usual state or both,
+            and the norm of that as a share of the states' norm; the last entry counts for all further layers.
 
     Raises:
         UserError: a layer is of another kind, or its convolution is too short.
@@ -71,8 +71,10 @@ def look_up(
         _project(layer, x, keys_early, query_tokens, generator)
         if layer.mixer.value_embed is not None:
             _embed_values(layer, model, generator)
-        to_head = read_out[min(place, len(read_out) - 1)] == "head"
-        target = _head_rows(model) if to_head else _usual_states(h, tokens, len(_table(model)))
+        wanted = read_out[min(place, len(read_out) - 1)]
+        parts = [_head_rows(model)] if wanted != "state" else []
+        parts += [_usual_states(h, tokens, len(_table(model)))] if wanted != "head" else []
+        target = torch.stack([F.normalize(part, dim=-1) for part in parts]).sum(0)
         size = strength[min(place, len(strength) - 1)] * float(h.norm(dim=-1).median())
         _read_out(layer, model, x, tokens, target, size, generator)
 

@@ -17,7 +17,7 @@ class StartConfig(BaseModel):
         default=1, ge=0, description="tokens between the one that is looked up by and the found one"
     )
     query_tokens: int = Field(default=1, ge=1, description="newest tokens that a query is made of")
-    read_out: tuple[Literal["head", "state"], ...] = Field(
+    read_out: tuple[Literal["head", "state", "both"], ...] = Field(
         default=("head",),
         min_length=1,
         description="for each layer, what is read becomes a token's row of the head, or its usual state at this depth",

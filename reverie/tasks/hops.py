@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -62,8 +62,6 @@ class Hops(ReadingTask):
     Training and tests draw from different random streams. Neither names nor texts are held out, but repetitions are
     unlikely: with the default settings there are more than 10^12 texts.
     """
-
-    depth_name: ClassVar[str] = "hops k"
 
     name: Literal["hops"] = "hops"
     window_tokens: int = Field(default=41, ge=16, description="tokens of a window; as sleep.window_size")
@@ -160,10 +158,7 @@ class Hops(ReadingTask):
             asked = asked.removesuffix("the ") + steps[0].subject
         stop = starts[steps[-1]] + len(self._sentence(steps[-1])) - 1  # before the full stop
         answer = steps[-1].object
-        # After several hops it stands where the last of them is told, but it is not by the person asked about that one
-        # could look there: what passes put together is stored somewhere else.
-        source = (stop - len(answer), stop) if hops == 1 else None
-        return Question(f"{asked} is", answer, "cloze", "hops", _WHO, source, hops)
+        return Question(f"{asked} is", answer, "cloze", "hops", _WHO, (stop - len(answer), stop), hops)
 
     def _in_order(
         self, questions: dict[int, list[Question]], split: Split, rng: np.random.Generator, deepest: int

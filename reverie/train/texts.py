@@ -89,10 +89,19 @@ def put_together(
             if (one.question.depth or 0) <= deepest and len(one.states) <= longest
         ]
         rng = np.random.default_rng((*plan.seed, 1, row))
-        chosen = rng.permutation(len(candidates))[: questions * len(pages)]
-        asked += [candidates[i] for i in chosen]
+        asked += [candidates[i] for i in _drawn(candidates, deepest, rng)[: questions * len(pages)]]
     tokens = torch.tensor([[token for known in pages for token in known.page.tokens] for pages in texts])
     return TextBatch(tokens, torch.stack([torch.cat([known.states for known in pages]) for pages in texts]), asked)
+
+
+def _drawn(candidates: Sequence[Asked], deepest: int, rng: np.random.Generator) -> np.ndarray:
+    """Questions in random order. Where they have depths of their own, those of the deeper half come three times as
+    often as the others: what is learnt last needs the most examples."""
+    depths = [one.question.depth for one in candidates]
+    if any(depth is None for depth in depths) or deepest < 2:
+        return rng.permutation(len(candidates))
+    often = np.array([3.0 if 2 * (depth or 0) > deepest else 1.0 for depth in depths])
+    return rng.choice(len(candidates), len(candidates), replace=False, p=often / often.sum())
 
 
 def _about(known: KnownPage, index: int, pages: Sequence[KnownPage], row: int) -> list[Asked]:
