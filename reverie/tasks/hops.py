@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -62,6 +62,8 @@ class Hops(ReadingTask):
     Training and tests draw from different random streams. Neither names nor texts are held out, but repetitions are
     unlikely: with the default settings there are more than 10^12 texts.
     """
+
+    depth_name: ClassVar[str] = "hops k"
 
     name: Literal["hops"] = "hops"
     window_tokens: int = Field(default=41, ge=16, description="tokens of a window; as sleep.window_size")

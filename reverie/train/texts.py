@@ -98,7 +98,7 @@ def _drawn(candidates: Sequence[Asked], deepest: int, rng: np.random.Generator) 
     """Questions in random order. Where they have depths of their own, those of the deeper half come three times as
     often as the others: what is learnt last needs the most examples."""
     depths = [one.question.depth for one in candidates]
-    if any(depth is None for depth in depths) or deepest < 2:
+    if not depths or None in depths or deepest < 2:
         return rng.permutation(len(candidates))
     often = np.array([3.0 if 2 * (depth or 0) > deepest else 1.0 for depth in depths])
     return rng.choice(len(candidates), len(candidates), replace=False, p=often / often.sum())
