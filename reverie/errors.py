@@ -24,5 +24,9 @@ class UntrainedWarning(UserWarning):
     """Of a model whose memory cannot matter (`model_remembers`); commands say it by themselves."""
 
 
+class OldFileWarning(UserWarning):
+    """Of a file from before its format had a checksum, so that damage to it may go unnoticed; commands print it."""
+
+
 class ProcessDied(Exception):
     """One of the processes of a distributed training has died, which ends the training; the message names its rank."""

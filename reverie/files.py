@@ -14,7 +14,9 @@ from reverie.errors import UserError
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.tmp(\.[^.]*)?")  # as write_atomic names them
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes | Callable[[Path], object]) -> None:
+def write_atomic(
+    path: str | os.PathLike[str], data: bytes | Callable[[Path], object], *, keep: Path | None = None
+) -> None:
     """Write a file atomically: neither a reader nor a crash nor a full disk leaves an unfinished file at `path`.
 
     Missing folders are made. After an error `path` is as before and the temporary file is removed.
@@ -22,6 +24,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | Callable[[Path], ob
     Args:
         data: the content, or a function that writes it to the temporary path it is given, which is in the same folder
             and has the same suffix.
+        keep: where the file that was there before goes, if anywhere.
 
     Raises:
         UserError: the system refuses to write (a full disk, a missing permission).
@@ -35,6 +38,9 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | Callable[[Path], ob
                 data(temporary)
             else:
                 temporary.write_bytes(data)
+            if keep is not None and path.is_file():
+                _flush(temporary)
+                os.replace(path, keep)
             move_into_place(temporary, path)
         finally:
             _remove(temporary)

@@ -2,6 +2,8 @@
 
 import sys
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import typer
 
@@ -16,7 +18,7 @@ from reverie.cli.store import app as store_app
 from reverie.cli.tasks import app as tasks_app
 from reverie.cli.train import app as train_app
 from reverie.cli.watch import app as watch_app
-from reverie.errors import ProcessDied, UntrainedWarning, UserError
+from reverie.errors import OldFileWarning, ProcessDied, UntrainedWarning, UserError
 
 app = typer.Typer(
     help="Language models that sleep: they consolidate a full context window into fast weights.",
@@ -43,9 +45,22 @@ def _options() -> None:
     """Nothing to set for all commands; makes typer show their list."""
 
 
+def _in_one_line(show: Callable[..., None]) -> Callable[..., None]:
+    """`warnings.showwarning`, such that of an old file one line is said."""
+
+    def shown(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
+        if issubclass(category, OldFileWarning):
+            typer.echo(f"note: {message}", err=True)
+        else:
+            show(message, category, *where, **options)
+
+    return shown
+
+
 def main() -> None:
     """Every UserError is one sentence on stderr and exit code 2; the death of a process of several exit code 1."""
     warnings.simplefilter("ignore", UntrainedWarning)  # commands say it in a sentence
+    warnings.showwarning = _in_one_line(warnings.showwarning)
     try:
         app()
     except (UserError, ProcessDied) as error:
