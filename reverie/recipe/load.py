@@ -47,10 +47,13 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     path = _find(str(name), Path(), named_by="")
     if str(name).endswith(".toml"):
         look_beside(path)
-    data = _read_with_bases(path)
-    for override in overrides:
-        data = _merge_recipes(data, _with_present_names(_parse_override(override)))
-    return _validate(_name_of(path), data)
+    try:
+        data = _read_with_bases(path)
+        for override in overrides:
+            data = _merge_recipes(data, _with_present_names(_parse_override(override)))
+        return _validate(_name_of(path), data)
+    except RecursionError:
+        raise UserError(f"{name}, or an override, has tables or lists nested too deeply for a recipe") from None
 
 
 def recipe_again(dumped: str | Mapping[str, Any]) -> Recipe:

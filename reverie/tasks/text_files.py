@@ -38,7 +38,7 @@ class TextFiles(ReadingTask):
     path: str = Field(min_length=1, description="a file or a folder of prose or token shards")
     held_out: float = Field(default=0.1, ge=0, lt=1, description="share of each file, its end, for tests")
     shard_type: ShardType = Field(default="uint16", description="of the numbers in .bin files")
-    num_questions: int = Field(default=1, ge=1, description="windows after the text, of which one is used")
+    num_questions: int = Field(default=1, ge=1, le=100_000, description="windows after the text, of which one is used")
 
     def depths(self) -> range:
         return range(1, 2)
