@@ -52,7 +52,13 @@ def test_every_count_of_a_recipe_has_an_upper_bound() -> None:
                 if not is_bounded(field.metadata, field.annotation):
                     lacking.add(name)
     assert found >= 40
-    assert lacking <= {"after", "looped_blocks", "trained_blocks", "lora_blocks"}  # which must be blocks of the model
+    assert lacking <= {
+        "after",
+        "looped_blocks",
+        "trained_blocks",
+        "lora_blocks",
+        "pages",
+    }  # blocks of the model, pages of the pool
 
 
 @pytest.mark.parametrize(
