@@ -40,7 +40,7 @@ def write_atomic(
                 temporary.write_bytes(data)
             if keep is not None and path.is_file():
                 _flush(temporary)
-                os.replace(path, keep)
+                _keep(path, keep)
             move_into_place(temporary, path)
         finally:
             _remove(temporary)
@@ -59,6 +59,17 @@ def move_into_place(finished: Path, path: Path) -> None:
     os.replace(finished, path)
     with contextlib.suppress(OSError):  # some file systems cannot; the file itself is in place
         _flush(path.parent)
+
+
+def _keep(path: Path, keep: Path) -> None:
+    """Let `keep` be the file at `path`, which stays there too where the file system knows of files with two names."""
+    link = keep.with_name(f".{keep.stem}.{secrets.token_hex(4)}.tmp{keep.suffix}")
+    try:
+        os.link(path, link)
+    except OSError:
+        os.replace(path, keep)
+    else:
+        os.replace(link, keep)
 
 
 @contextlib.contextmanager
