@@ -69,7 +69,10 @@ def _keep(path: Path, keep: Path) -> None:
     except OSError:
         os.replace(path, keep)
     else:
-        os.replace(link, keep)
+        try:
+            os.replace(link, keep)
+        finally:
+            _remove(link)
 
 
 @contextlib.contextmanager
