@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from reverie.errors import UserError
+from reverie.memory.fingerprint import Mark
 from reverie.memory.memory import Memory
 from reverie.model import select_rows
 from reverie.sleep import Context
@@ -40,6 +41,7 @@ class SleepCache(Cache):
         self.positions: Literal["either", "token", "column"] = "either"  # what position_ids have counted so far
         self.padding: Int[Tensor, " B"] | None = None  # `_where` padding stood in each row; None: there was none
         self.lead: Int[Tensor, " B"] | None = None  # columns of padding before each text
+        self.mark: Mark | None = None  # how the model was in the newest call, where that is kept
 
     @property
     def contexts(self) -> list[Context]:

@@ -22,7 +22,7 @@ from reverie.errors import UserError
 from reverie.hf.arguments import BY_DECODER, Request, by_name, requested, tokens_of
 from reverie.hf.compiled import Attend, compiled_attend
 from reverie.hf.decoders import decoder_of
-from reverie.hf.reading import read_batch
+from reverie.hf.reading import check_unchanged, read_batch
 from reverie.hf.state import StateCache
 from reverie.model import ConvTail, Injection, State, Tokens
 from reverie.sleep import SleepConfig
@@ -280,6 +280,7 @@ class SleepingDecoder(nn.Module):
             wanted = kwargs.get("return_dict")
             wanted = self.config.return_dict if wanted is None else wanted
             past = requested(blocks, self.config, kwargs, BY_DECODER)
+        check_unchanged(past.cache, self)
         h = read_batch(blocks, tokens_of(kwargs), past, self.sleep_config, backward=self.backward_config)
         keep = kwargs.get("use_cache")
         keep = self.config.use_cache if keep is None else keep

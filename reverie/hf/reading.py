@@ -5,11 +5,12 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from reverie.errors import UserError
 from reverie.hf.arguments import Request
 from reverie.hf.cache import Group, SleepCache
+from reverie.memory.fingerprint import mark_of
 from reverie.model import SleepingModel, select_rows
 from reverie.sleep import SleepConfig, read
 from reverie.sleep.gradients import EXACT, Backward
@@ -99,3 +100,18 @@ def take_up(past: Any, model: object) -> None:
     if isinstance(past, SleepCache) and past.origin is not None:
         past.origin.check(model)
         past.origin = None
+
+
+def check_unchanged(cache: SleepCache, decoder: nn.Module) -> None:
+    """Check that the decoder is as it was in the call before, as far as torch sees; while it trains, it may change.
+
+    Raises UserError if a weight, an adapter or a setting has changed since the call before.
+    """
+    if decoder.training or torch.compiler.is_compiling():
+        return
+    now = mark_of(decoder)
+    if cache.mark is not None and cache.mark != now:
+        raise UserError(
+            "the model has changed since this cache was begun, its weights, adapters or settings: begin a new one"
+        )
+    cache.mark = now

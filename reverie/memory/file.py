@@ -62,6 +62,8 @@ class MemoryInfo(_Strict):
     notes: dict[Text, Text]
     nbytes: Count = Field(description="of all tensors")
     created: str = Field(pattern=r"^[0-9T:+-]{1,40}$")
+    made_with: dict[Text, Text] = Field(default={}, description="function.py; not in files of earlier versions")
+    accepted: list[Text] = Field(default=[], description="what differed where it was loaded with approximate=True")
 
     @model_validator(mode="after")
     def _fits(self) -> MemoryInfo:

@@ -1,20 +1,74 @@
-"""Checks that a memory fits a model: its settings and shapes of tensors, from the header, before tensors are read.
+"""Checks that a memory fits a model: whose it is, its settings and shapes of tensors, before tensors are read.
 
 The model's states after one token and after two show each tensor's shape, and along which dimension a cache grows.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from reverie.errors import UserError
 from reverie.memory.file import Header, described
+from reverie.memory.fingerprint import Identity
 from reverie.model import SleepingModel, State
 from reverie.sleep import Context, SleepConfig, wake
 
 _FLOATS = {"F16", "BF16", "F32", "F64"}
 MOST_HISTORY_BYTES = 2**26
+
+
+_UNROUNDED = {"bfloat16", "float32", "float64", "bool", "int64"}
+
+_DIFFER = {
+    "adapters": "the adapters {}, and the model now computes with {}",
+    "dtype": "weights in {}, and those of the model are in {}",
+    "kernels": "the attention {}, and the model attends with {}",
+}
+
+
+def check_identity(made: Identity, now: Identity, subject: str, *, approximate: bool = False) -> str | None:
+    """Check that a memory is of the model as it is now; raises UserError if not.
+
+    Args:
+        made: what the memory belongs to; files of earlier versions do not say what it was made with.
+        subject: how sentences begin, such as "the memory is".
+        approximate: the same model may compute in other numbers: another dtype, quantised, or other kernels.
+
+    Returns what differs in words if that was accepted, else None.
+    """
+    if made == now:
+        return None
+    old, new, same_weights = dict(made.made_with), now.made_with, made.fingerprint == now.fingerprint
+    differ = {key for key in old if old[key] != new.get(key)}
+    numbers = differ & {"dtype", "kernels"}
+    parts = set() if not old or "libraries" in differ else differ & {"modules", "buffers"}
+    # In other dtypes than these, "rounded" is another digest of the same weights.
+    comparable = bool(old) and ("dtype" not in differ or _UNROUNDED.issuperset(_dtypes(old) + _dtypes(new)))
+    others = comparable and not same_weights and "rounded" in differ
+    if "adapters" in differ or (numbers and not approximate and not others):
+        key = next(key for key in _DIFFER if key in differ)
+        told = _DIFFER[key].format(*(part[key] or "none" for part in (old, new)))
+        hint = "" if key == "adapters" else "; approximate=True accepts it where it is loaded"
+        raise UserError(f"{subject} of the model as it was with {told}{hint}")
+    if others or (not same_weights and not approximate):
+        raise UserError(f"{subject} of another model: its fast weights mean nothing to this one")
+    if "dtype" in differ:  # which rounds buffers, and may quantise modules
+        parts = parts & {"modules"} if comparable else set()
+    if parts:
+        told = " and ".join(sorted(parts, reverse=True))
+        raise UserError(f"{subject} of a model with the same weights, but other {told}: it computes something else")
+    if same_weights and not numbers:
+        return None
+    was, now_is = (f"{part.get('dtype', 'unknown')} and {part.get('kernels') or 'our kernels'}" for part in (old, new))
+    on_word = "" if comparable else ", on the word of whoever loaded it"
+    return f"made with {was}, accepted with {now_is}{on_word}"
+
+
+def _dtypes(made_with: Mapping[str, str]) -> list[str]:
+    return made_with["dtype"].split(", ")
 
 
 def check_settings(made: SleepConfig, wanted: SleepConfig, where: str, num_blocks: int) -> None:
@@ -61,6 +115,14 @@ def check_fits(header: Header, model: SleepingModel, device: torch.device, where
         raise UserError(f"{where} is not a memory: it lacks the tensor {min(lacking)}")
     if header.history_bytes > MOST_HISTORY_BYTES:
         raise UserError(f"{where} is not a memory: its history has {header.history_bytes:,} bytes")
+
+
+def as_of(model: SleepingModel, state: State, device: torch.device) -> State:
+    """A state in the dtypes that this model's states have."""
+    _, own = described(_after(model, 1, device))
+    _, given = described(state)
+    dtypes = {id(x): own[name].dtype for name, x in given.items()}
+    return tree_map_only(Tensor, lambda x: x.to(dtypes[id(x)]), state)
 
 
 def _after(model: SleepingModel, tokens: int, device: torch.device) -> State:

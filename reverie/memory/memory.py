@@ -28,8 +28,9 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from reverie.errors import UserError
 from reverie.files import write_atomic
 from reverie.memory.file import Fetch, Header, MemoryInfo, file_reader, read_memory, to_bytes
-from reverie.memory.fingerprint import fingerprint, module_of
-from reverie.memory.fits import check_fits, check_settings
+from reverie.memory.fingerprint import Identity, identify, module_of
+from reverie.memory.fits import as_of, check_fits, check_identity, check_settings
+from reverie.memory.function import refuse_chance
 from reverie.memory.history import History
 from reverie.model import SleepingModel, State, select_rows, warn_if_untrained
 from reverie.sleep import Context, SleepConfig, consolidate
@@ -54,6 +55,8 @@ class Memory:
     fingerprint: str  # of the model
     notes: Mapping[str, str] = field(default_factory=dict)
     history: History | None = None
+    made_with: Mapping[str, str] = field(default_factory=dict)  # what the model computed besides, as `function_of` says
+    accepted: tuple[str, ...] = ()  # what differed in models that it was accepted for with approximate=True
 
     @property
     def batch_size(self) -> int:
@@ -116,6 +119,8 @@ class Memory:
                 notes=dict(self.notes),
                 nbytes=self.nbytes + sum(x.nbytes for x in (history or {}).values()),
                 created=datetime.now(UTC).isoformat(timespec="seconds"),
+                made_with=dict(self.made_with),
+                accepted=list(self.accepted),
             )
         except ValidationError as error:
             fault = error.errors()[0]
@@ -124,31 +129,46 @@ class Memory:
         return to_bytes(info, self.context.state, history)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str], model: object, config: SleepConfig | None = None) -> Memory:
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        model: object,
+        config: SleepConfig | None = None,
+        *,
+        approximate: bool = False,
+    ) -> Memory:
         """Load a memory from a file, to the model's device.
 
         Args:
             model: the model that it was made with, as for `sleep_over`.
             config: how the model sleeps from now on; if absent the model's `sleep_config`, else that of the file. The
                 number of passes and the tolerance may differ from those of the file.
+            approximate: accept that the same model computes in other numbers than the one that made the memory: its
+                weights in another dtype or quantised, or attention with other kernels. What differs is kept in
+                `accepted`. Between float64, float32 and bfloat16 it is checked that the weights are the same in
+                bfloat16; of others it is taken on your word.
 
         Raises:
             UserError: the file is missing, cut short, changed, or not a memory; or the memory is of another model, or
                 of other windows.
         """
-        return cls.fetch(file_reader(Path(path)), model, config, where=str(path))
+        return cls.fetch(file_reader(Path(path)), model, config, where=str(path), approximate=approximate)
 
     @classmethod
-    def fetch(cls, fetch: Fetch, model: object, config: SleepConfig | None = None, *, where: str) -> Memory:
+    def fetch(
+        cls, fetch: Fetch, model: object, config: SleepConfig | None = None, *, where: str, approximate: bool = False
+    ) -> Memory:
         """Load as `load` does, from `fetch(n)`: the first n bytes of a file, or all if there are fewer."""
         config = config or getattr(model, "sleep_config", None)
         sleeping, _ = sleeping_part(model, config or SleepConfig(window_size=1))
-        device = device_of(model)
+        device, now = device_of(model), identify(model)
+        accepted: str | None = None
 
         def check(header: Header) -> None:
+            nonlocal accepted
             info = header.info
-            if info.fingerprint != fingerprint(model, anew=True):
-                raise UserError(f"{where} is a memory of another model: its fast weights mean nothing to this one")
+            made = Identity(info.fingerprint, info.made_with)
+            accepted = check_identity(made, now, f"{where} is a memory", approximate=approximate)
             if config is not None:
                 check_settings(info.config, config, where, sleeping.num_blocks)
             check_fits(header, sleeping, device, where)
@@ -160,7 +180,11 @@ class Memory:
         history = content.recorded(where)
         passes, tokens = (torch.tensor(counts, device=device) for counts in (info.passes, info.tokens))
         state = _map(lambda x: x.to(device), content.state)
-        return cls(_at_rest(state, passes), tokens, config or info.config, info.fingerprint, info.notes, history)
+        if accepted:
+            state = as_of(sleeping, state, device)
+        known = (*info.accepted, *([accepted] if accepted else []))
+        config, context = config or info.config, _at_rest(state, passes)
+        return cls(context, tokens, config, now.fingerprint, info.notes, history, now.made_with, known)
 
     @classmethod
     def empty(cls, model: object, config: SleepConfig | None = None, batch_size: int = 1) -> Memory:
@@ -168,13 +192,16 @@ class Memory:
         sleeping, config = sleeping_part(model, config)
         tokens = torch.zeros(batch_size, dtype=torch.long, device=device_of(model))
         state = State.empty(sleeping.num_blocks)
-        return cls(_at_rest(state, torch.zeros_like(tokens)), tokens, config, fingerprint(model))
+        fingerprint, made_with = identify(model)
+        return cls(_at_rest(state, torch.zeros_like(tokens)), tokens, config, fingerprint, made_with=made_with)
 
     def check(self, model: object, config: SleepConfig | None = None) -> None:
-        """Check that it is a memory of this model, with the windows that the model sleeps over; UserError if not."""
+        """Check that it is a memory of this model as it is now, with the windows that it sleeps over; UserError if not.
+
+        All weights are read, at the speed of the machine's memory.
+        """
         sleeping, config = sleeping_part(model, config or getattr(model, "sleep_config", None) or self.config)
-        if self.fingerprint != fingerprint(model):
-            raise UserError("the memory is of another model: its fast weights mean nothing to this one")
+        check_identity(Identity(self.fingerprint, self.made_with), identify(model), "the memory is")
         check_settings(self.config, config, "the memory", sleeping.num_blocks)
 
 
@@ -202,18 +229,20 @@ def sleep_over(
 
     Raises:
         UserError: a text is empty or has unknown token ids, the texts or `memory` do not fit each other or the model,
-            or there is no config.
+            the model would drop something at random (training mode), or there is no config.
     """
     sleeping, config = sleeping_part(
         model, config or getattr(model, "sleep_config", None) or (memory and memory.config)
     )
+    refuse_chance(module_of(model))
     device = device_of(model)
     texts = [_ids(row, i).to(device) for i, row in enumerate(tokens)]
     lengths = torch.tensor([len(row) for row in texts], device=device)
     before = memory or Memory.empty(model, config, len(texts))
     if history is None and before.history is not None:
         history = before.history.copy()
-    before.check(model, config)
+    if memory is not None:
+        memory.check(model, config)
     _check_texts(lengths, before, history)
     untrained = warn_if_untrained(sleeping, stacklevel=3)  # 2 is a line of torch.no_grad
     note = _Notes(config.window_size, lengths.tolist(), history, report)
@@ -235,7 +264,8 @@ def sleep_over(
             f"the texts hold token ids that the model does not know: they go from {least} to {most}"
         ) from None
     notes = {**before.notes, REMEMBERS: "no"} if untrained else before.notes
-    return Memory(after, before.tokens + lengths, config, before.fingerprint, notes, history)
+    tokens_by_now = before.tokens + lengths
+    return replace(before, context=after, tokens=tokens_by_now, config=config, notes=notes, history=history)
 
 
 class _Notes:
@@ -266,6 +296,8 @@ def sleeping_part(model: object, config: SleepConfig | None = None) -> tuple[Sle
     Raises:
         UserError: the model cannot sleep, or there is no config.
     """
+    if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+        raise UserError("a prompt that peft puts before a text is not a part of what sleeps: give the model without it")
     part = getattr(model, "sleeping", model)
     if not isinstance(part, SleepingModel):
         raise UserError(f"a {type(model).__name__} cannot sleep: give one of reverie's models, or one after add_sleep")

@@ -53,7 +53,8 @@ class MemoryStore:
         options: keyword arguments of fsspec's file system for that protocol, such as `anon=True`.
 
     Raises:
-        UserError: by all methods, if the file system refuses.
+        UserError: the URL names a file system that hands out copies, such as simplecache::, or needs a package that is
+            not installed; and by all methods, if the file system refuses.
     """
 
     def __init__(self, folder: str | os.PathLike[str], *, limit_bytes: int | None = None, **options: Any) -> None:
@@ -85,12 +86,11 @@ class MemoryStore:
                 with contextlib.suppress(FileNotFoundError):  # deleted meanwhile
                     self._remove(victim)
 
-    def get(self, name: str, model: object, config: SleepConfig | None = None) -> Memory:
+    def get(self, name: str, model: object, config: SleepConfig | None = None, *, approximate: bool = False) -> Memory:
         """Load the memory of that name for a model, and mark it as used.
 
         Args:
-            model: as for `Memory.load`.
-            config: as for `Memory.load`.
+            model, config, approximate: as for `Memory.load`.
 
         Raises:
             UserError: there is none, the name is not allowed, or `Memory.load` would refuse the file.
@@ -103,7 +103,8 @@ class MemoryStore:
             return data
 
         try:
-            memory = Memory.fetch(fetch, model, config, where=self._folder.shown(file))
+            where = self._folder.shown(file)
+            memory = Memory.fetch(fetch, model, config, where=where, approximate=approximate)
         except FileNotFoundError:
             raise self._absent(name) from None
         with contextlib.suppress(UserError):  # one may be allowed to read but not to write

@@ -31,8 +31,11 @@ def model_remembers(model: object) -> bool:
 
 def _speaks(block: nn.Module) -> bool:
     mixers = [module for module in block.modules() if isinstance(module, FastWeightMixer)]
-    weights = [weight for mixer in mixers for weight in mixer.out_proj.parameters()]
-    return not mixers or any(weight.is_meta or bool(weight.any()) for weight in weights)  # meta: they are elsewhere
+    projections = [[*mixer.out_proj.parameters()] for mixer in mixers]
+    if not projections or not all(projections):  # a mixer of transformers; one that was quantised
+        return True
+    weights = (weight for projection in projections for weight in projection)
+    return any(weight.is_meta or bool(weight.any()) for weight in weights)  # meta: they are elsewhere
 
 
 def warn_if_untrained(model: object, *, stacklevel: int) -> bool:

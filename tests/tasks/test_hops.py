@@ -84,7 +84,9 @@ def check(task: Hops, page: TokenPage, question: TokenQuestion, links: Relations
     assert decode(question.answer) == f" {answer}<|im_end|>"
     assert question.depth == hops == task.depth_of(question)
     assert question.kind == "hops"
-    assert question.source is not None
+    assert (question.source is None) == (hops > 1)  # where passes put what they found, no text says
+    if question.source is None:
+        return
     start, stop = question.source
     assert page.tokens[start:stop] == question.answer[:-1]
     before = decode(page.tokens[:start])

@@ -17,7 +17,7 @@ from transformers.utils.generic import can_return_tuple
 from reverie.errors import UserError
 from reverie.hf.arguments import BY_CAUSAL_LM, requested, scored, tokens_of
 from reverie.hf.bases import check_name, check_weights, loading
-from reverie.hf.reading import AWAKE, SleepingMixin, read_batch, take_up
+from reverie.hf.reading import AWAKE, SleepingMixin, check_unchanged, read_batch, take_up
 from reverie.hf.save import replacing
 from reverie.model import HybridConfig, HybridLM
 from reverie.sleep import SleepConfig, plan
@@ -163,6 +163,7 @@ class ReverieHybridForCausalLM(SleepingMixin, PreTrainedModel, GenerationMixin):
             "logits_to_keep": logits_to_keep,
         }
         request = requested(self.lm, self.config, given, BY_CAUSAL_LM)
+        check_unchanged(request.cache, self.lm)
         labels = scored(given, request.text)
         logits = read_batch(self.lm, tokens_of(given), request, self.sleep_config, backward=self.backward_config)
         logits = logits[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
