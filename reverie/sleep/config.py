@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from reverie.errors import UserError
 from reverie.model import Eviction, SleepingModel
 
-
 MOST_PASSES = 10_000
 """Over a window: a number in a file or an option must not make a sleep endless."""
 
