@@ -1,17 +1,43 @@
-"""Atomic writes: a file is the old one or the new one, never a part of either. And lock files."""
+"""Files as users give them, files written whole or not at all, and lock files."""
 
 import contextlib
+import errno
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
 from reverie.errors import UserError
 
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.tmp(\.[^.]*)?")  # as write_atomic names them
+
+
+def opened(path: str | os.PathLike[str]) -> BinaryIO:
+    """A file, open for reading. A pipe or a device, which might never end or never answer, is refused.
+
+    Raises OSError where it cannot be read, ValueError for a path with a NUL.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            folder = stat.S_ISDIR(mode)
+            reason = os.strerror(errno.EISDIR) if folder else "it is a pipe or a device, and not a file"
+            raise OSError(errno.EISDIR if folder else errno.EINVAL, reason, os.fspath(path))
+        return open(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def text_of(data: bytes) -> str:
+    """Text in UTF-8, with or without the mark that some editors put before it, its lines ending as everywhere here."""
+    return data.decode("utf-8-sig").replace("\r\n", "\n")
 
 
 def write_atomic(

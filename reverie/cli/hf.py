@@ -16,6 +16,7 @@ from reverie.cli.options import AsJson, Device, device_named, number_list
 from reverie.cli.progress import ReadDisplay
 from reverie.cli.terminal import err_console, interruptible, show, tell_if_untrained
 from reverie.errors import UserError
+from reverie.files import text_of
 
 if TYPE_CHECKING:
     from reverie.sleep import SleepConfig
@@ -153,7 +154,7 @@ def _in_options() -> Iterator[None]:
 def read_prompt(path: Path | None, more: str | None) -> str:
     """The text of a file, and `more` after it, on a new line. Raises UserError if that is nothing."""
     try:
-        text = "" if path is None else path.read_text(encoding="utf-8")
+        text = "" if path is None else text_of(path.read_bytes())
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -62,9 +62,7 @@ def numbers(logits: Float[Tensor, "... vocab"]) -> Float[Tensor, "... vocab"]:
     Raises UserError if at some place they say nothing: one is NaN or infinite, or all are minus infinity.
     """
     if not bool(logits.detach().float().logsumexp(-1).isfinite().all()):
-        raise UserError(
-            "the model's logits are not finite, so it has no answers: it may have diverged"
-        )
+        raise UserError("the model's logits are not finite, so it has no answers: it may have diverged")
     return logits
 
 

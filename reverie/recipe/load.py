@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from reverie.errors import UserError
+from reverie.files import text_of
 from reverie.named import OutsideError, look_beside
 from reverie.recipe.adapt import AdaptConfig, LossConfig, StartConfig
 from reverie.recipe.errors import any_of, sentence, shown, user_error
@@ -127,7 +128,7 @@ def _read_with_bases(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(text_of(path.read_bytes()))
     except ValueError as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
     except OSError as error:
