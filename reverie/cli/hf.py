@@ -14,7 +14,7 @@ import typer
 
 from reverie.cli.options import AsJson, Device, device_named, number_list
 from reverie.cli.progress import ReadDisplay
-from reverie.cli.terminal import err_console, interruptible, show, tell_if_untrained
+from reverie.cli.terminal import err_console, interruptible, say, show, tell, tell_if_untrained
 from reverie.errors import UserError
 from reverie.files import text_of
 
@@ -45,7 +45,7 @@ def convert_command(
     Its logits within a window stay what they were, bit for bit; training teaches the new layers.
     """
     if behind is not None:
-        typer.echo("--behind is called --after now", err=True)
+        tell("--behind is called --after now")
         after = behind if after is None else after
     kind = _kind(insert, layers, after)
     blocks = None if after is None else number_list(after, "--after", "4,9,14")
@@ -96,8 +96,8 @@ def generate_command(
                 report=display.update,
             )
     if as_json:
-        typer.echo(json.dumps(asdict(done) | {"remembers": remembers}))
-    typer.echo(done.sentence(), err=True)
+        say(json.dumps(asdict(done) | {"remembers": remembers}))
+    tell(done.sentence())
 
 
 @contextlib.contextmanager
@@ -107,7 +107,7 @@ def _own_lines(as_json: bool) -> Iterator[None]:
         yield
     finally:
         if not as_json:
-            typer.echo("")
+            say("")
 
 
 def _stream(text: str) -> None:
