@@ -20,8 +20,17 @@ def plain(text: str) -> str:
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
+def visible(text: str) -> str:
+    """`plain`, but for line breaks and tabs, which stay."""
+    return "".join(char if char in "\n\t" else plain(char) for char in text)
+
+
 class UntrainedWarning(UserWarning):
     """Of a model whose memory cannot matter (`model_remembers`); commands say it by themselves."""
+
+
+class OldFileWarning(UserWarning):
+    """Of a file from before its format had a checksum, so that damage to it may go unnoticed; commands print it."""
 
 
 class ProcessDied(Exception):

@@ -1,11 +1,14 @@
-"""Atomic writes: a file is the old one or the new one, never a part of either. And lock files."""
+"""Files as users give them, files written whole or not at all, and lock files."""
 
 import contextlib
+import errno
 import os
 import re
 import secrets
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -14,7 +17,32 @@ from reverie.errors import UserError
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.tmp(\.[^.]*)?")  # as write_atomic names them
 
 
-def write_atomic(path: str | os.PathLike[str], data: bytes | Callable[[Path], object]) -> None:
+def opened(path: str | os.PathLike[str]) -> BinaryIO:
+    """A file, open for reading. A pipe or a device, which might never end or never answer, is refused.
+
+    Raises OSError where it cannot be read, ValueError for a path with a NUL.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if not stat.S_ISREG(mode):
+            folder = stat.S_ISDIR(mode)
+            reason = os.strerror(errno.EISDIR) if folder else "it is a pipe or a device, and not a file"
+            raise OSError(errno.EISDIR if folder else errno.EINVAL, reason, os.fspath(path))
+        return open(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def text_of(data: bytes) -> str:
+    """Text in UTF-8, with or without the mark that some editors put before it, its lines ending as everywhere here."""
+    return data.decode("utf-8-sig").replace("\r\n", "\n")
+
+
+def write_atomic(
+    path: str | os.PathLike[str], data: bytes | Callable[[Path], object], *, keep: Path | None = None
+) -> None:
     """Write a file atomically: neither a reader nor a crash nor a full disk leaves an unfinished file at `path`.
 
     Missing folders are made. After an error `path` is as before and the temporary file is removed.
@@ -22,6 +50,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | Callable[[Path], ob
     Args:
         data: the content, or a function that writes it to the temporary path it is given, which is in the same folder
             and has the same suffix.
+        keep: where the file that was there before goes, if anywhere.
 
     Raises:
         UserError: the system refuses to write (a full disk, a missing permission).
@@ -35,6 +64,9 @@ def write_atomic(path: str | os.PathLike[str], data: bytes | Callable[[Path], ob
                 data(temporary)
             else:
                 temporary.write_bytes(data)
+            if keep is not None and path.is_file():
+                _flush(temporary)
+                _keep(path, keep)
             move_into_place(temporary, path)
         finally:
             _remove(temporary)
@@ -53,6 +85,20 @@ def move_into_place(finished: Path, path: Path) -> None:
     os.replace(finished, path)
     with contextlib.suppress(OSError):  # some file systems cannot; the file itself is in place
         _flush(path.parent)
+
+
+def _keep(path: Path, keep: Path) -> None:
+    """Let `keep` be the file at `path`, which stays there too where the file system knows of files with two names."""
+    link = keep.with_name(f".{keep.stem}.{secrets.token_hex(4)}.tmp{keep.suffix}")
+    try:
+        os.link(path, link)
+    except OSError:
+        os.replace(path, keep)
+    else:
+        try:
+            os.replace(link, keep)
+        finally:
+            _remove(link)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,7 @@ from tiny_recipe import TOML, tiny_recipe
 from reverie.cli import app as cli
 from reverie.interrupts import Stopped, Terminated, exit_code, sigterm_interrupts, stop_requests
 from reverie.recipe import Recipe, TrainConfig, load_recipe
-from reverie.results.checkpoint import FILE_NAME, Progress, load_checkpoint
+from reverie.results.checkpoint import BEFORE, FILE_NAME, Progress, load_checkpoint
 from reverie.results.run import CARD_NAME
 from reverie.tasks import Batch, Task
 from reverie.train import checkpoint, data, run
@@ -125,7 +125,7 @@ def assert_stopped(out: Path, number: signal.Signals, step: int, undisturbed: Pa
     assert exit_code(caught.value) == 128 + number
     name = {INT: "Ctrl-C", TERM: "SIGTERM"}[number]
     assert str(caught.value) == f"stopped after step {step} of 6 ({name}), saved"
-    assert sorted(os.listdir(out)) == [FILE_NAME, "tensorboard"]
+    assert sorted(os.listdir(out)) == [BEFORE, FILE_NAME, "tensorboard"]
     assert load_checkpoint(out / FILE_NAME).progress.step == step
     train(tiny_recipe(), out, resume=True)
     assert_same_run(out, undisturbed)

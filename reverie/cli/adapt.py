@@ -11,6 +11,7 @@ import typer
 
 from reverie.cli.hf import quiet_transformers
 from reverie.cli.options import AsJson, Device, Overrides, device_named
+from reverie.cli.terminal import tell
 from reverie.cli.train import train_command
 from reverie.errors import UserError
 
@@ -61,7 +62,7 @@ def adapt_command(
         nproc,
         as_json=as_json,
     )
-    typer.echo(f"adapter in {out / ADAPTER}", err=True)
+    tell(f"adapter in {out / ADAPTER}")
 
 
 def _settings(model: str) -> dict[str, Any]:

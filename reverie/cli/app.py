@@ -1,7 +1,12 @@
 """The command line: a file for each group of commands. They parse and call, and import what they need when they run."""
 
+import errno
+import io
+import os
 import sys
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 import typer
 
@@ -14,9 +19,10 @@ from reverie.cli.memory import app as memory_app
 from reverie.cli.results import app as results_app
 from reverie.cli.store import app as store_app
 from reverie.cli.tasks import app as tasks_app
+from reverie.cli.terminal import tell
 from reverie.cli.train import app as train_app
 from reverie.cli.watch import app as watch_app
-from reverie.errors import ProcessDied, UntrainedWarning, UserError
+from reverie.errors import OldFileWarning, ProcessDied, UntrainedWarning, UserError
 
 app = typer.Typer(
     help="Language models that sleep: they consolidate a full context window into fast weights.",
@@ -43,11 +49,62 @@ def _options() -> None:
     """Nothing to set for all commands; makes typer show their list."""
 
 
+def _in_one_line(show: Callable[..., None]) -> Callable[..., None]:
+    """`warnings.showwarning`, such that of an old file one line is said."""
+
+    def shown(message: Warning | str, category: type[Warning], *where: Any, **options: Any) -> None:
+        if issubclass(category, OldFileWarning):
+            tell(f"note: {message}")
+        else:
+            show(message, category, *where, **options)
+
+    return shown
+
+
 def main() -> None:
-    """Every UserError is one sentence on stderr and exit code 2; the death of a process of several exit code 1."""
+    """Every UserError is one sentence on stderr and exit code 2, and so is what the system refuses; the death of a
+    process of several is exit code 1."""
     warnings.simplefilter("ignore", UntrainedWarning)  # commands say it in a sentence
+    warnings.showwarning = _in_one_line(warnings.showwarning)
+    os.environ["MPLBACKEND"] = "agg"  # figures go into files, whatever a notebook has set
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # what a terminal in another encoding lacks
     try:
-        app()
-    except (UserError, ProcessDied) as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2 if isinstance(error, UserError) else 1)
+        try:
+            app()
+        finally:
+            _flush()
+    except Exception as error:
+        if (sentence := _sentence(error)) is None:
+            raise
+        tell(f"error: {sentence}")
+        sys.exit(1 if isinstance(error, ProcessDied) else 2)
+
+
+def _flush() -> None:
+    """Write what is left for stdout, which may be full; if its reader has gone, nobody misses it."""
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would try once more, and complain
+        if error.errno != errno.EPIPE:
+            raise UserError(f"cannot write to standard output: {error.strerror}") from error
+
+
+def _sentence(error: Exception) -> str | None:
+    """What to say of an error in the place of a traceback; None if it is a mistake of the program."""
+    if isinstance(error, UserError | ProcessDied):
+        return str(error)
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"the system refuses: {where}{error.strerror or error}"
+    if isinstance(error, RecursionError):
+        return "something that was given is nested too deeply"
+    words = str(error).lower()
+    if isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and ("allocate memory" in words or "out of memory" in words)
+    ):
+        return "this needs more memory than there is: choose a smaller model, batch or window"
+    return None

@@ -13,7 +13,7 @@ from typer.core import TyperGroup
 
 from reverie.cli.options import AsJson, Overrides, checked
 from reverie.cli.progress import RowDisplay
-from reverie.cli.terminal import err_console, interruptible
+from reverie.cli.terminal import err_console, interruptible, say
 from reverie.errors import UserError
 from reverie.named import is_named
 
@@ -97,4 +97,4 @@ def write_rows(rows: Rows, count: int, out: Path, workers: int | None, as_json: 
     resumable = interruptible("the same command goes on where it stopped")
     with resumable, RowDisplay(err_console, out.name, count) as display:
         summary = write_data(rows, count, out, workers=workers, report=display.update)
-    typer.echo(json.dumps(asdict(summary)) if as_json else f"{summary.rows} rows in {summary.path}")
+    say(json.dumps(asdict(summary)) if as_json else f"{summary.rows} rows in {summary.path}")

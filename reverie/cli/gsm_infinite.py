@@ -11,6 +11,7 @@ import typer
 
 from reverie.cli.data import Count, DataFile, DataSplit, Seed, Workers, write_rows
 from reverie.cli.options import AsJson, checked, name_list, number_range
+from reverie.cli.terminal import say
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -84,13 +85,13 @@ def check_command(
 
     check = check_problems(file)
     if as_json:
-        typer.echo(json.dumps(asdict(check)))
+        say(json.dumps(asdict(check)))
     else:
         right = f"{check.answers_right} answers and {check.operations_right} operation counts right"
-        typer.echo(f"{check.problems} problems: {right}")
+        say(f"{check.problems} problems: {right}")
         for complaint in check.complaints[:10]:
-            typer.echo(complaint)
+            say(complaint)
         if len(check.complaints) > 10:
-            typer.echo(f"and {len(check.complaints) - 10} more")
+            say(f"and {len(check.complaints) - 10} more")
     if check.complaints:
         raise typer.Exit(1)

@@ -14,8 +14,9 @@ import typer
 
 from reverie.cli.options import AsJson, Device, device_named, number_list
 from reverie.cli.progress import ReadDisplay
-from reverie.cli.terminal import err_console, interruptible, show, tell_if_untrained
+from reverie.cli.terminal import err_console, interruptible, say, show, tell, tell_if_untrained
 from reverie.errors import UserError
+from reverie.files import text_of
 
 if TYPE_CHECKING:
     from reverie.sleep import SleepConfig
@@ -44,7 +45,7 @@ def convert_command(
     Its logits within a window stay what they were, bit for bit; training teaches the new layers.
     """
     if behind is not None:
-        typer.echo("--behind is called --after now", err=True)
+        tell("--behind is called --after now")
         after = behind if after is None else after
     kind = _kind(insert, layers, after)
     blocks = None if after is None else number_list(after, "--after", "4,9,14")
@@ -95,8 +96,8 @@ def generate_command(
                 report=display.update,
             )
     if as_json:
-        typer.echo(json.dumps(asdict(done) | {"remembers": remembers}))
-    typer.echo(done.sentence(), err=True)
+        say(json.dumps(asdict(done) | {"remembers": remembers}))
+    tell(done.sentence())
 
 
 @contextlib.contextmanager
@@ -106,7 +107,7 @@ def _own_lines(as_json: bool) -> Iterator[None]:
         yield
     finally:
         if not as_json:
-            typer.echo("")
+            say("")
 
 
 def _stream(text: str) -> None:
@@ -153,7 +154,7 @@ def _in_options() -> Iterator[None]:
 def read_prompt(path: Path | None, more: str | None) -> str:
     """The text of a file, and `more` after it, on a new line. Raises UserError if that is nothing."""
     try:
-        text = "" if path is None else path.read_text(encoding="utf-8")
+        text = "" if path is None else text_of(path.read_bytes())
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -14,14 +14,13 @@ import typer
 from reverie.cli.hf import quiet_transformers
 from reverie.cli.options import AsJson, Device, device_named
 from reverie.cli.progress import ReadDisplay
-from reverie.cli.terminal import err_console, interruptible, out_console, show, tell_if_untrained
+from reverie.cli.terminal import err_console, interruptible, out_console, say, show, tell, tell_if_untrained
 from reverie.errors import UserError, plain
 
 if TYPE_CHECKING:
     from reverie.talk.sleeper import Sleeper
 
 app = typer.Typer(rich_markup_mode=None)
-_tell = partial(typer.echo, err=True)
 
 ModelName = Annotated[
     str, typer.Argument(metavar="MODEL", help="A run of reverie train, a folder of reverie convert, or example.")
@@ -62,10 +61,10 @@ def read_command(
         notes = {"model": plain(sleeper.name), "source": source}
         done = read_text(sleeper, tokens, memory, notes=notes, memory=begun, report=display.update)
     if as_json:
-        typer.echo(json.dumps({"memory": str(memory), "source": source, **done.summary(), "remembers": remembers}))
-    _tell(f"{done.sentence()}; memory in {memory}")
+        say(json.dumps({"memory": str(memory), "source": source, **done.summary(), "remembers": remembers}))
+    tell(f"{done.sentence()}; memory in {memory}")
     if done.stopped is not None:
-        _tell("the same command with --resume goes on")
+        tell("the same command with --resume goes on")
         raise typer.Exit(128 + done.stopped)
 
 
@@ -105,7 +104,7 @@ def ask_command(
     sleeper = _load(model, device)
     known = load_memory(memory, sleeper)
     if (complete := known.notes.get("complete", "yes")) != "yes":
-        _tell(f"{memory} holds a part of its text alone: {plain(complete).removeprefix('no, ')}")
+        tell(f"{memory} holds a part of its text alone: {plain(complete).removeprefix('no, ')}")
     remembers = _remembers(sleeper, model)
     with interruptible("the memory is as it was"):
         if beside_empty:
@@ -142,6 +141,8 @@ def chat_command(
     from reverie.talk.chat_session import Session, lines
     from reverie.talk.sleeper import load_memory
 
+    if sys.stdin is None:
+        raise UserError("standard input is closed: a chat is led over it")
     sleeper = _load(model, device)
     known = Memory.empty(sleeper) if memory is None else load_memory(memory, sleeper)
     at_terminal = sys.stdin.isatty()
@@ -154,7 +155,7 @@ def chat_command(
         max_tokens=tokens,
         seed=seed,
     )
-    session = Session(chat, memory, say=partial(typer.echo, nl=False), tell=_tell, prompt="> " if at_terminal else "")
+    session = Session(chat, memory, say=partial(say, nl=False), tell=tell, prompt="> " if at_terminal else "")
     _remembers(sleeper, model)
     with interruptible("what was not saved is forgotten"):
         session.run(lines(sys.stdin, idle if at_terminal and idle else None))
@@ -168,7 +169,7 @@ def _ask_example(device: str, as_json: bool) -> None:
     shown, sleeper = load_example_text(), _load("example", device)
     done = examine(sleeper, shown.text, shown.questions)
     if as_json:
-        typer.echo(json.dumps(done.summary()))
+        say(json.dumps(done.summary()))
         return
     out_console.print(examined_sentence(sleeper, done), soft_wrap=True, highlight=False)
     out_console.print(example_table(done))

@@ -8,7 +8,7 @@ import typer
 
 from reverie.cli.options import AsJson, Device, device_named, passes_list, tolerance_list
 from reverie.cli.progress import PartDisplay
-from reverie.cli.terminal import err_console, show
+from reverie.cli.terminal import err_console, say, show, tell
 from reverie.errors import UserError
 
 app = typer.Typer(rich_markup_mode=None)
@@ -58,7 +58,7 @@ def eval_command(
         from reverie.results.plots import plot_cards
 
         save_card(found, out)
-        typer.echo(f"figure in {plot_cards([out])[0]}", err=True)
+        tell(f"figure in {plot_cards([out])[0]}")
 
 
 @app.command("plot")
@@ -77,4 +77,4 @@ def plot_command(
         from reverie.results.plots import plot_cards
 
         figures = [str(path) for path in plot_cards(cards, out)]
-    typer.echo(json.dumps({"figures": figures}) if as_json else "\n".join(figures))
+    say(json.dumps({"figures": figures}) if as_json else "\n".join(figures))

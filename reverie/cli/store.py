@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from reverie.cli.options import AsJson
-from reverie.cli.terminal import interruptible, out_console
+from reverie.cli.terminal import interruptible, out_console, say, tell
 from reverie.errors import plain
 
 if TYPE_CHECKING:
@@ -38,14 +38,14 @@ def memories_command(
     with interruptible("the store is as before, or without that memory"):
         if delete is not None:
             opened.delete(delete)
-            return typer.echo(json.dumps({"deleted": delete}) if as_json else f"deleted {delete}")
+            return say(json.dumps({"deleted": delete}) if as_json else f"deleted {delete}")
         entries = opened.list()
     if as_json:
-        typer.echo(json.dumps({"store": store, "memories": [_object(entry) for entry in entries]}))
+        say(json.dumps({"store": store, "memories": [_object(entry) for entry in entries]}))
     elif entries:
         out_console.print(_table(store, entries))
     else:
-        typer.echo(f"there are no memories in {store}", err=True)
+        tell(f"there are no memories in {store}")
 
 
 def _object(entry: StoreEntry) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from reverie.cli.options import (
     varied_keys,
 )
 from reverie.cli.progress import RunDisplay
-from reverie.cli.terminal import err_console, interruptible, show
+from reverie.cli.terminal import err_console, interruptible, show, tell
 from reverie.errors import UserError
 from reverie.train.torchrun import is_first, restarted, started_by_torchrun
 
@@ -88,7 +88,7 @@ def train_command(
         )
     if is_first():
         _print_card(card, as_json)
-        typer.echo(f"run in {folder}", err=True)
+        tell(f"run in {folder}")
 
 
 @app.command("compare")
@@ -166,7 +166,7 @@ def _compare(
             report=lambda run, event: display.update(run.name, event),
         )
     _print_card(card, as_json)
-    typer.echo(f"figure in {folder / FIGURE_NAME}", err=True)
+    tell(f"figure in {folder / FIGURE_NAME}")
 
 
 def _tell_if_slow(recipe: Recipe, device: torch.device) -> None:
@@ -174,7 +174,7 @@ def _tell_if_slow(recipe: Recipe, device: torch.device) -> None:
 
     if recipe.train.dtype == "bfloat16" and not has_fast_bfloat16(device) and is_first():
         slow = "slow: this processor has no products of bfloat16; train.dtype=float32 is many times as fast"
-        typer.echo(slow, err=True)
+        tell(slow)
 
 
 def _print_card(card: RunCard | ComparisonCard, as_json: bool) -> None:

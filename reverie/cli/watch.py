@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from reverie.cli.options import AsJson, Device, device_named
-from reverie.cli.terminal import show, tell_if_untrained
+from reverie.cli.terminal import show, tell, tell_if_untrained
 from reverie.errors import UserError
 
 app = typer.Typer(rich_markup_mode=None)
@@ -60,4 +60,4 @@ def watch_command(
     from reverie.results.watch.figure import draw
 
     save_figure(draw(watch), out or figure)  # last: the numbers are shown even where it cannot be written
-    typer.echo(f"figure in {out or figure}", err=True)
+    tell(f"figure in {out or figure}")

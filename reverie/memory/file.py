@@ -21,6 +21,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from reverie.errors import UserError, plain
+from reverie.files import opened
 from reverie.memory.fingerprint import content_hash
 from reverie.memory.history import History
 from reverie.model import CACHE_ENTRIES, State
@@ -247,11 +248,11 @@ def file_reader(path: Path) -> Fetch:
 
     def fetch(end: int) -> bytes:
         try:
-            with path.open("rb") as file:
+            with opened(path) as file:
                 return file.read(min(end, os.fstat(file.fileno()).st_size))  # else `end` bytes would be allocated
         except FileNotFoundError:
             raise UserError(f"there is no memory at {path}") from None
-        except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+        except (OSError, ValueError) as error:
             raise UserError(f"cannot read {plain(str(path))}: {getattr(error, 'strerror', None) or error}") from None
 
     return fetch

@@ -28,6 +28,7 @@ from reverie.files import move_into_place
 
 _UNFINISHED = re.compile(r"\..*\.(\d+)\.[0-9a-f]{8}\.tmp")  # as `write` names temporary files; the number is Unix time
 _STALE_S = 24 * 60 * 60  # age of a temporary file after which its writer is taken to be dead
+_NO_FILES = ("directory", "other")  # other: pipes and devices
 _LISTINGS = 20  # attempts at listing, while others write and delete
 
 _EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs", "az": "azure", "abfs": "azure", "abfss": "azure"}
@@ -60,7 +61,7 @@ class SharedFolder:
     def sizes(self) -> dict[str, int]:
         """Sizes in bytes of the files in the folder, without subfolders; {} if there is no such folder."""
         with self._refusals("list", ""):
-            files = [file for file in self._listing() if file["type"] != "directory"]
+            files = [file for file in self._listing() if file["type"] not in _NO_FILES]
             if any(file["name"] == self._path for file in files):  # fsspec lists a file as the only one in itself
                 raise NotADirectoryError(self._path)
             # A web server's pages name files without their sizes.
@@ -70,13 +71,15 @@ class SharedFolder:
     def has(self, file: str) -> bool:
         with contextlib.suppress(FileNotFoundError), self._refusals("read", file):
             self._forget()
-            return self._fs.info(self._at(file))["type"] != "directory"
+            return self._fs.info(self._at(file))["type"] not in _NO_FILES
         return False
 
     def read(self, file: str, end: int | None = None) -> bytes:
         """Read a file, or its bytes before `end`; all from one version, even if the file is replaced meanwhile."""
         with self._refusals("read", file):
             self._forget()
+            if self._local and self._fs.info(self._at(file))["type"] == "other":
+                raise OSError("it is a pipe or a device, and not a file")
             return cast(bytes, self._fs.cat_file(self._at(file), end=end))
 
     def read_beginnings(self, files: Sequence[str], end: int) -> Sequence[bytes | Exception]:

@@ -3,7 +3,7 @@
 from reverie.model.config import HybridConfig
 from reverie.model.hybrid import HybridLM, count_parameters, new_model
 from reverie.model.injection import Injection
-from reverie.model.language_model import LanguageModel, SleepingModel
+from reverie.model.language_model import LanguageModel, SleepingModel, numbers
 from reverie.model.mixers import register_mixer
 from reverie.model.remembers import model_remembers, warn_if_untrained
 from reverie.model.state import (
@@ -37,6 +37,7 @@ __all__ = [
     "fast_weight_change",
     "model_remembers",
     "new_model",
+    "numbers",
     "register_mixer",
     "select_rows",
     "warn_if_untrained",

@@ -46,19 +46,23 @@ class HybridConfig(BaseModel, frozen=True):
 
     model_config = ConfigDict(extra="forbid")
 
-    vocab_size: int = Field(ge=2)
-    width: int = Field(ge=2, description="D, the residual stream")
-    layers: tuple[BlockKind, ...] = Field(min_length=1, description="one mixer per block, first to last")
-    mlp_width: int = Field(ge=1, description="inner width of the SwiGLU MLP")
+    vocab_size: int = Field(ge=2, le=2**24)
+    width: int = Field(ge=2, le=2**16, description="D, the residual stream")
+    layers: tuple[BlockKind, ...] = Field(
+        min_length=1, max_length=1000, description="one mixer per block, first to last"
+    )
+    mlp_width: int = Field(ge=1, le=2**20, description="inner width of the SwiGLU MLP")
 
-    num_heads: int = Field(ge=1, description="query heads of attention")
-    num_kv_heads: int | None = Field(default=None, ge=1, description="key and value heads of attention; all if absent")
+    num_heads: int = Field(ge=1, le=4096, description="query heads of attention")
+    num_kv_heads: int | None = Field(
+        default=None, ge=1, le=4096, description="key and value heads of attention; all if absent"
+    )
     rope_base: float = Field(default=10_000.0, gt=1)
 
-    fast_heads: int = Field(ge=1, description="H, heads of the fast-weight layers")
-    key_size: int = Field(ge=1, description="K, rows of a head's fast weights")
-    value_size: int = Field(ge=1, description="V, columns of a head's fast weights")
-    conv_size: int = Field(default=4, ge=1, description="taps of the short causal convolution")
+    fast_heads: int = Field(ge=1, le=4096, description="H, heads of the fast-weight layers")
+    key_size: int = Field(ge=1, le=2**16, description="K, rows of a head's fast weights")
+    value_size: int = Field(ge=1, le=2**16, description="V, columns of a head's fast weights")
+    conv_size: int = Field(default=4, ge=1, le=1024, description="taps of the short causal convolution")
     value_embedding: bool = Field(
         default=False, description="values of the fast-weight layers from the token's embedding too"
     )

@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from reverie.errors import UserError
 from reverie.model.state import State, Tokens
 
 
@@ -53,6 +54,16 @@ class SleepingModel(Protocol):
     @abstractmethod
     def head(self, h: Float[Tensor, "... D"]) -> Float[Tensor, "... vocab"]:
         """Logits of the next token."""
+
+
+def numbers(logits: Float[Tensor, "... vocab"]) -> Float[Tensor, "... vocab"]:
+    """The same logits, of which some answer, accuracy or probability is to come.
+
+    Raises UserError if at some place they say nothing: one is NaN or infinite, or all are minus infinity.
+    """
+    if not bool(logits.detach().float().logsumexp(-1).isfinite().all()):
+        raise UserError("the model's logits are not finite, so it has no answers: it may have diverged")
+    return logits
 
 
 class LanguageModel(nn.Module, SleepingModel):

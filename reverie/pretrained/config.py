@@ -17,19 +17,19 @@ class PretrainedModelConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    vocab_size: int = Field(ge=2, description="tokens of the task; the model may know more")
+    vocab_size: int = Field(ge=2, le=2**24, description="tokens of the task; the model may know more")
     pretrained: str = Field(min_length=1, description='"smollm2", a folder, or a name on the Hugging Face hub')
     after: tuple[int, ...] = Field(default=(), description="blocks that a new layer with fast weights follows")
     kind: str = Field(default="jet", description="of the new layers: gdn, jet, or module:Class")
     settings: dict[str, Any] | None = Field(default=None, description="of the new layers, where their kind has some")
     fast_heads: int | None = Field(
-        default=None, ge=1, description="H of the new layers; Jet-Nemotron's sizes if absent"
+        default=None, ge=1, le=4096, description="H of the new layers; Jet-Nemotron's sizes if absent"
     )
-    key_size: int | None = Field(default=None, ge=1, description="K")
-    value_size: int | None = Field(default=None, ge=1, description="V")
+    key_size: int | None = Field(default=None, ge=1, le=2**16, description="K")
+    value_size: int | None = Field(default=None, ge=1, le=2**16, description="V")
     value_embedding: bool = Field(default=False, description="values from the token's embedding too")
     injection: InjectionName = Field(default="none", description="what sleep passes from the second on read beside h")
-    lora_rank: int | None = Field(default=None, ge=1, description="of updates that lora_blocks train by")
+    lora_rank: int | None = Field(default=None, ge=1, le=2**16, description="of updates that lora_blocks train by")
     lora_blocks: tuple[tuple[int, int], ...] = Field(default=(), description="ranges [a, b) of the model's own blocks")
     backend: Backend = Field(default="auto", description="of the new layers, as in HybridConfig")
 

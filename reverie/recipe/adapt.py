@@ -14,18 +14,18 @@ class StartConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     keys_early: int = Field(
-        default=1, ge=0, description="tokens between the one that is looked up by and the found one"
+        default=1, ge=0, le=1024, description="tokens between the one that is looked up by and the found one"
     )
-    query_tokens: int = Field(default=1, ge=1, description="newest tokens that a query is made of")
+    query_tokens: int = Field(default=1, ge=1, le=1024, description="newest tokens that a query is made of")
     read_out: tuple[Literal["head", "state", "both"], ...] = Field(
         default=("head",),
         min_length=1,
-        description="for each layer, what is read becomes a token's row of the head, or its usual state at this depth",
+        description="for each layer, what is read becomes a token's row of the head, or its usual state at this depth, or both",
     )
     strength: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         default=(0.1,), min_length=1, description="for each layer, the norm of what is read as a share of the states'"
     )
-    pages: int = Field(default=64, ge=1, description="from which projections and read-out are computed")
+    pages: int = Field(default=64, ge=1, le=10_000, description="from which projections and read-out are computed")
 
 
 Start = Annotated[
@@ -56,6 +56,7 @@ class LossConfig(BaseModel):
     sampled_vocabulary: int = Field(
         default=3000,
         ge=0,
+        le=2**24,
         description="random tokens that answers compete with, beside those of the texts; 0: all there are",
     )
 
@@ -69,17 +70,17 @@ class AdaptConfig(BaseModel):
         default=(), description="ranges [a, b) of the model's own blocks that train beside the inserted layers"
     )
     final_norm: bool = Field(default=False, description="the norm before the head trains too")
-    pool: int = Field(default=1024, ge=1, description="pages whose frozen beginning is computed")
+    pool: int = Field(default=1024, ge=1, le=10**7, description="pages whose frozen beginning is computed")
     pool_full_at: float = Field(
         default=0.5, gt=0, le=1, description="share of the steps after which all of them are in use"
     )
     pages: tuple[int, int] = Field(default=(1, 1), description="fewest and most pages that a text is put together from")
-    questions: int = Field(default=12, ge=1, description="about a page, at most")
+    questions: int = Field(default=12, ge=1, le=10_000, description="about a page, at most")
     plain_text: str = Field(
         default="",
         description="file or folder of prose that the model must go on with as before; Python's help if absent",
     )
-    plain_windows: int = Field(default=3, ge=1, description="windows of that a step")
+    plain_windows: int = Field(default=3, ge=1, le=10_000, description="windows of that a step")
     start: Start = Field(default=StartConfig(), description="false: layers start as inserted")
     loss: LossConfig = LossConfig()
 

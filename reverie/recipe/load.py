@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from reverie.errors import UserError
+from reverie.files import text_of
 from reverie.named import OutsideError, look_beside
 from reverie.recipe.adapt import AdaptConfig, LossConfig, StartConfig
 from reverie.recipe.errors import any_of, sentence, shown, user_error
@@ -47,10 +48,13 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     path = _find(str(name), Path(), named_by="")
     if str(name).endswith(".toml"):
         look_beside(path)
-    data = _read_with_bases(path)
-    for override in overrides:
-        data = _merge_recipes(data, _with_present_names(_parse_override(override)))
-    return _validate(_name_of(path), data)
+    try:
+        data = _read_with_bases(path)
+        for override in overrides:
+            data = _merge_recipes(data, _with_present_names(_parse_override(override)))
+        return _validate(_name_of(path), data)
+    except RecursionError:
+        raise UserError(f"{name}, or an override, has tables or lists nested too deeply for a recipe") from None
 
 
 def recipe_again(dumped: str | Mapping[str, Any]) -> Recipe:
@@ -124,7 +128,7 @@ def _read_with_bases(path: Path) -> dict[str, Any]:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(text_of(path.read_bytes()))
     except ValueError as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
     except OSError as error:

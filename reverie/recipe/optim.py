@@ -143,7 +143,9 @@ class OptimConfig(BaseModel):
         default=None, description="of what rest would move outside the fast-weight layers; without a name, as rest"
     )
     weight_decay: float = Field(default=0.0, ge=0)
-    warmup_steps: int = Field(default=0, ge=0, description="steps of a linear rise from zero, in every stage anew")
+    warmup_steps: int = Field(
+        default=0, ge=0, le=10**9, description="steps of a linear rise from zero, in every stage anew"
+    )
     decay: Literal["constant", "linear", "cosine"] = "cosine"
     decay_start: float = Field(default=0.0, ge=0, lt=1, description="share of a stage at which the decay begins")
     final_lr_fraction: float = Field(default=0.1, ge=0, le=1, description="end of the decay, as a share of the peak")

@@ -62,15 +62,18 @@ class TrainConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    steps: int = Field(ge=1)
-    batch_size: int = Field(ge=1, description="examples a step, over all processes")
+    steps: int = Field(ge=1, le=10**9)
+    batch_size: int = Field(ge=1, le=10**6, description="examples a step, over all processes")
     micro_batch: int | None = Field(
-        default=None, ge=1, description="examples at a time, to save memory; their gradients add up to the batch's"
+        default=None,
+        ge=1,
+        le=10**6,
+        description="examples at a time, to save memory; their gradients add up to the batch's",
     )
     seed: int = Field(default=0, ge=0, lt=2**32, description="of the data and of the initial parameters")
-    eval_every: int = Field(default=100, ge=1, description="steps")
-    eval_examples: int = Field(default=512, ge=1)
-    checkpoint_every: int = Field(default=500, ge=1, description="steps")
+    eval_every: int = Field(default=100, ge=1, le=10**9, description="steps")
+    eval_examples: int = Field(default=512, ge=1, le=10**7)
+    checkpoint_every: int = Field(default=500, ge=1, le=10**9, description="steps")
     dtype: Literal["float32", "bfloat16"] = "float32"
     metric: Literal["question", "exact", "deepest"] = Field(
         default="question", description="the headline: questions, examples with all answered, or the deepest questions"
@@ -84,7 +87,7 @@ class TrainConfig(BaseModel):
         default=(), description="one after the other; all parameters under sleep.eviction if absent"
     )
     data_workers: int = Field(
-        default=0, ge=0, description="processes that make the data ahead; 0: the training process makes them"
+        default=0, ge=0, le=1000, description="processes that make the data ahead; 0: the training process makes them"
     )
     compile: bool = Field(
         default=False, description="run the blocks through torch.compile: faster steps after a minute of compiling"
@@ -105,10 +108,16 @@ class TrainConfig(BaseModel):
         default=None, description="drawn anew every step; sleep.num_sleep_passes if absent"
     )
     bptt_passes: int | None = Field(
-        default=None, ge=1, description="last passes over a window that gradients go back through; all if absent"
+        default=None,
+        ge=1,
+        le=10_000,
+        description="last passes over a window that gradients go back through; all if absent",
     )
     bptt_windows: int | None = Field(
-        default=None, ge=0, description="windows before its own that gradients of a label reach; all if absent"
+        default=None,
+        ge=0,
+        le=10**9,
+        description="windows before its own that gradients of a label reach; all if absent",
     )
 
     @model_validator(mode="before")

@@ -5,14 +5,13 @@ import math
 import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, ValidationError, model_serializer
 from typing_extensions import TypedDict
 
 from reverie.errors import UserError
-from reverie.files import write_atomic
+from reverie.files import opened, write_atomic
 from reverie.results.provenance import Hardware
 from reverie.results.settings import settings_label
 from reverie.tasks import find_task
@@ -220,12 +219,13 @@ def load_card(path: str | os.PathLike[str]) -> Card:
 def read_card(path: str | os.PathLike[str], kinds: Mapping[str, type[AnyCard]]) -> AnyCard:
     """Read a card of one of these kinds."""
     try:
-        content = json.loads(Path(path).read_bytes())
+        with opened(path) as file:
+            content = json.loads(file.read())
     except FileNotFoundError:
         raise UserError(f"there is no result card at {path}") from None
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a result card: it is not JSON ({error})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a result card: it holds no JSON object")

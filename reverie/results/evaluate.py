@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
-from reverie.model import SleepingModel
+from reverie.model import SleepingModel, numbers
 from reverie.results.reading import FedPage, examine_pages
 from reverie.sleep import SleepConfig, rollout
 from reverie.sleep.generate import greedy
@@ -76,7 +76,7 @@ def evaluate_batch(model: SleepingModel, batch: Batch, sleep: SleepConfig, *, ge
     logits, context = rollout(model, batch.tokens, batch.loss_mask, sleep, labelled=labelled)
     targets = batch.targets[batch.loss_mask]
     correct = torch.zeros_like(batch.loss_mask)
-    correct[batch.loss_mask] = logits.argmax(-1) == targets
+    correct[batch.loss_mask] = numbers(logits).argmax(-1) == targets
     loss = torch.zeros(batch.tokens.shape, device=batch.tokens.device)
     loss[batch.loss_mask] = F.cross_entropy(logits.float(), targets, reduction="none")
     if generate:  # what the model writes from its own words; the first label stands at one place in all rows

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reverie.model import SleepingModel, select_rows
+from reverie.model import SleepingModel, numbers, select_rows
 from reverie.sleep import Context, SleepConfig, consolidate, wake
 from reverie.tasks import DepthScore, Score
 from reverie.tasks.reading import ReadingTask, TokenPage, TokenQuestion
@@ -159,7 +159,7 @@ def _answers(
     found = []
     for i, question in enumerate(questions):
         first = len(question.prompt) - 1
-        logits = model.head(h[i, first : first + len(question.answer)]).float()
+        logits = numbers(model.head(h[i, first : first + len(question.answer)])).float()
         targets = torch.tensor(question.answer, device=logits.device)
         found.append(((logits.argmax(-1) == targets).cpu(), F.cross_entropy(logits, targets, reduction="none").cpu()))
     return found

@@ -17,7 +17,8 @@ from reverie.results.card import AnyCard
 INK = "#333333"
 GREY = "#8c8c8c"
 CHANCE: dict[str, Any] = {"linestyle": "--", "color": INK, "linewidth": 1, "label": "chance", "zorder": 1.9}
-STYLE: Any = rc_params_from_file(Path(__file__).with_name("reverie.mplstyle"), use_default_template=False)
+_ALL = rc_params_from_file(Path(__file__).with_name("reverie.mplstyle"))  # over matplotlib's own, not a user's
+STYLE: Any = {key: _ALL[key] for key in _ALL if "backend" not in key}  # figures are made without one
 _MARKERS = ("o", "s", "^", "D")
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#6d5a9e", "#4d4d4d")
 _LETTERS = 14  # of a legend, on an inch

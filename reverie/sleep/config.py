@@ -10,14 +10,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from reverie.errors import UserError
 from reverie.model import Eviction, SleepingModel
 
+MOST_PASSES = 10_000
+"""Over a window: a number in a file or an option must not make a sleep endless."""
+
 
 class SleepConfig(BaseModel):
     """Settings of sleep: when, over which blocks, and for how many passes."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    window_size: int = Field(ge=1, description="L, tokens awake before sleep")
-    num_sleep_passes: int = Field(default=1, ge=1, description="N; 1 is the ordinary hybrid")
+    window_size: int = Field(ge=1, le=2**63 - 1, description="L, tokens awake before sleep")
+    num_sleep_passes: int = Field(default=1, ge=1, le=MOST_PASSES, description="N; 1 is the ordinary hybrid")
     looped_blocks: tuple[int, int] | None = Field(default=None, description="blocks [a, b) of a pass; all if absent")
     eviction: Eviction = "hard"
     bidirectional_sleep: bool = Field(
@@ -38,8 +41,8 @@ class SleepConfig(BaseModel):
         Raises:
             UserError: a number is out of range.
         """
-        if num_sleep_passes is not None and num_sleep_passes < 1:
-            raise UserError(f"the number of passes must be at least 1, got {num_sleep_passes}")
+        if num_sleep_passes is not None and not 1 <= num_sleep_passes <= MOST_PASSES:
+            raise UserError(f"the number of passes must be from 1 to {MOST_PASSES:,}, got {num_sleep_passes:,}")
         if tolerance is not None and not 0 < tolerance < math.inf:
             raise UserError(f"the tolerance must be a number above 0, such as 0.05, got {tolerance:g}")
         given = {"num_sleep_passes": num_sleep_passes, "tolerance": tolerance}

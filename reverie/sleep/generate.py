@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reverie.model import SleepingModel
+from reverie.model import SleepingModel, numbers
 from reverie.sleep import Context, SleepConfig, read
 
 
@@ -41,7 +41,7 @@ def write(
     ended = torch.zeros(len(prompt), dtype=torch.bool, device=prompt.device)
     tokens, probabilities = list[Tensor](), list[Tensor]()
     while True:
-        newest = logits[:, -1].argmax(-1, keepdim=True)
+        newest = numbers(logits[:, -1]).argmax(-1, keepdim=True)
         tokens.append(newest)
         probabilities.append(logits[:, -1].float().softmax(-1).gather(-1, newest))
         ended |= torch.isin(newest[:, 0], ends)
@@ -56,5 +56,5 @@ def log_probability(
 ) -> Float[Tensor, "B W"]:
     """Log probability of each of these tokens after the prompt and those of them before it, in nats."""
     logits, _ = read(model, torch.cat([prompt, written[:, :-1]], dim=1), context, config)
-    shares = F.log_softmax(logits[:, prompt.shape[1] - 1 :].float(), dim=-1)
+    shares = F.log_softmax(numbers(logits[:, prompt.shape[1] - 1 :]).float(), dim=-1)
     return shares.gather(-1, written[..., None])[..., 0]

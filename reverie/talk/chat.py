@@ -18,6 +18,7 @@ from torch import Tensor
 from reverie.errors import UserError, plain
 from reverie.memory.history import History
 from reverie.memory.memory import Memory, sleep_over
+from reverie.model import numbers
 from reverie.sleep import read
 from reverie.talk.answer import AWAKE, awake_ids, starting_point
 from reverie.talk.sleeper import Sleeper, load_memory
@@ -171,7 +172,7 @@ class Chat:
         tokens = torch.tensor([ids], device=self.sleeper.device)
         logits, self.context = read(self.sleeper.sleeping, tokens, self.context, self.memory.config, newest_only=True)
         self.awake = heard[full:]
-        return logits[0, -1]
+        return numbers(logits[0, -1])
 
     def _choose(self, logits: Tensor) -> int:
         if self.temperature == 0:

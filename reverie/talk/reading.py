@@ -19,7 +19,8 @@ from jaxtyping import Int
 from rich.filesize import decimal
 from torch import Tensor
 
-from reverie.errors import UserError
+from reverie.errors import UserError, plain
+from reverie.files import text_of
 from reverie.interrupts import stop_requests
 from reverie.memory.history import History
 from reverie.memory.memory import Memory, sleep_over
@@ -70,10 +71,14 @@ class Read:
 def read_file(path: str) -> str:
     """The text in a file, or in standard input where the path is "-"; raises UserError if it is empty or no UTF-8."""
     name = "standard input" if path == "-" else path
+    if path == "-" and sys.stdin is None:
+        raise UserError("standard input is closed: give the name of a file")
     try:
-        text = (sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()).decode()
-    except OSError as error:
-        raise UserError(f"cannot read {name}: {error.strerror}") from None
+        data = sys.stdin.buffer.read() if path == "-" else Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL
+        raise UserError(f"cannot read {plain(name)}: {getattr(error, 'strerror', None) or error}") from None
+    try:
+        text = text_of(data)
     except UnicodeDecodeError:
         raise UserError(f"{name} is no text in UTF-8") from None
     if not text.strip():

@@ -32,8 +32,9 @@ def export_model(run: Path, out: Path) -> None:
     """Write the model of a run as one file: weights and resolved recipe, without what training alone needs."""
     checkpoint = load_run(run)
     weights = {name: x.contiguous() for name, x in weights_by_name(trained_model(checkpoint)).items()}
-    done = Progress(checkpoint.progress.step, checkpoint.progress.tokens, checkpoint.progress.wall_time_s)
-    metadata = checkpoint_metadata(checkpoint.recipe, done)
+    told = checkpoint.progress
+    done = Progress(step=told.step, tokens=told.tokens, wall_time_s=told.wall_time_s)
+    metadata = checkpoint_metadata(checkpoint.recipe, done, weights)
     write_atomic(out, lambda temporary: save_file(weights, temporary, metadata=metadata))
 
 

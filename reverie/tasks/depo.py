@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from reverie.tasks.base import Batch, Section, Split, TaskSettings, as_batch, draw, uniform
 from reverie.tasks.language import TokenNames
 
-Hops = Annotated[int, Field(ge=1)]
+Hops = Annotated[int, Field(ge=1, le=100_000)]
 
 _PAD = 0
 
@@ -37,12 +37,12 @@ class Depo(TaskSettings):
     data_recipe: ClassVar[str | None] = "depo/paper"
 
     name: Literal["depo"] = "depo"
-    max_nodes: int = Field(default=75, ge=2)
-    min_nodes: int = Field(default=3, ge=2)
-    mini_vocab: int = Field(default=50, ge=1, description="tokens that names are made of")
+    max_nodes: int = Field(default=75, ge=2, le=100_000)
+    min_nodes: int = Field(default=3, ge=2, le=100_000)
+    mini_vocab: int = Field(default=50, ge=1, le=100_000, description="tokens that names are made of")
     max_name_tokens: Literal[1, 2] = 2
-    num_queries: int = Field(default=10, ge=1)
-    max_hops: int = Field(default=16, ge=1, description="training asks for 1..max_hops hops")
+    num_queries: int = Field(default=10, ge=1, le=100_000)
+    max_hops: int = Field(default=16, ge=1, le=100_000, description="training asks for 1..max_hops hops")
     test_hops: tuple[Hops, ...] = Field(default=(1, 2, 4, 8, 16), min_length=1)
     reveal_answers: bool = Field(default=True, description="the answers are part of the input")
 

@@ -66,13 +66,13 @@ class Hops(ReadingTask):
     depth_name: ClassVar[str] = "hops k"
 
     name: Literal["hops"] = "hops"
-    window_tokens: int = Field(default=41, ge=16, description="tokens of a window; as sleep.window_size")
-    num_people: int = Field(default=8, ge=2, description="of a chain")
-    num_chains: int = Field(default=1, ge=1)
+    window_tokens: int = Field(default=41, ge=16, le=2**20, description="tokens of a window; as sleep.window_size")
+    num_people: int = Field(default=8, ge=2, le=100_000, description="of a chain")
+    num_chains: int = Field(default=1, ge=1, le=100_000)
     num_names: int = Field(default=16, ge=3, le=len(NAMES), description="names that people are drawn from")
     num_relations: int = Field(default=1, ge=1, le=len(ROLES), description="of a text; roles if there are several")
     max_hops: int = Field(default=4, ge=1, le=len(_NUMBERS), description="questions ask for 1..max_hops steps")
-    distractors: int = Field(default=0, ge=0, description="links that no question needs")
+    distractors: int = Field(default=0, ge=0, le=100_000, description="links that no question needs")
     verb: Verb = Field(default="points to", description="ties people where there is one relation")
 
     @model_validator(mode="after")

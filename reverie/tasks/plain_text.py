@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from reverie.errors import UserError
+from reverie.files import opened, text_of
 from reverie.pretrained.speaker import speaker_of
 
 _MOST_CHARACTERS = 2_000_000
@@ -35,10 +36,15 @@ def _help() -> str:
     return " ".join(topics[name] for name in sorted(topics))
 
 
+def _text(file: Path) -> str:
+    with opened(file) as content:
+        return text_of(content.read())
+
+
 def _prose(path: Path) -> str:
     files = sorted(x for x in path.rglob("*") if x.suffix in (".txt", ".md")) if path.is_dir() else [path]
     try:
-        return " ".join(file.read_text(encoding="utf-8") for file in files)
+        return " ".join(map(_text, files))
     except OSError as error:
         raise UserError(f"cannot read {error.filename}: {error.strerror}") from None
     except UnicodeDecodeError:

@@ -16,6 +16,7 @@ import numpy as np
 from pydantic import Field
 
 from reverie.errors import UserError
+from reverie.files import opened
 from reverie.tasks.base import Split
 from reverie.tasks.fillers import fill
 from reverie.tasks.reading import Form, Page, Question, ReadingTask
@@ -229,7 +230,7 @@ def _rows(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _of_jsonl(file: Path) -> Iterator[tuple[str, Any]]:
-    with file.open("rb") as lines:
+    with opened(file) as lines:
         for number, line in enumerate(lines, start=1):
             where = f"{file}, line {number}"
             try:
@@ -238,8 +239,9 @@ def _of_jsonl(file: Path) -> Iterator[tuple[str, Any]]:
                     yield where, json.loads(content)
             except UnicodeDecodeError:
                 raise UserError(f"{where}: it is not UTF-8: save the file as UTF-8") from None
-            except json.JSONDecodeError as error:
-                raise UserError(f"{where}: it is no JSON ({error.msg}); {_RIGHT}") from None
+            except (json.JSONDecodeError, RecursionError) as error:
+                fault = getattr(error, "msg", "nested too deeply")
+                raise UserError(f"{where}: it is no JSON ({fault}); {_RIGHT}") from None
 
 
 def _of_parquet(file: Path) -> Iterator[tuple[str, Any]]:
@@ -250,9 +252,9 @@ def _of_parquet(file: Path) -> Iterator[tuple[str, Any]]:
             "a .parquet file needs the package pyarrow: run pip install 'reverie[parquet]', or give a .jsonl file"
         ) from None
     number = 0
-    with file.open("rb") as opened:
+    with opened(file) as content:
         try:
-            table = parquet.ParquetFile(opened)
+            table = parquet.ParquetFile(content)
         except ValueError as error:  # pyarrow's ArrowInvalid
             raise UserError(f"{file} is no Parquet file: {error}") from error
         known = [key for key in ("text", "question", "answer", "depth") if key in table.schema_arrow.names]

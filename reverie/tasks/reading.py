@@ -122,9 +122,9 @@ class ReadingTask(TaskSettings):
     """
 
     tokenizer: str = Field(default="smollm2", description='of "smollm2", a folder, or a model on the hub')
-    window_tokens: int = Field(default=128, ge=16, description="tokens of a window; as sleep.window_size")
-    num_windows: int = Field(default=1, ge=1, description="of a page")
-    num_questions: int = Field(default=4, ge=1, description="about a page, at most, in a batch")
+    window_tokens: int = Field(default=128, ge=16, le=2**20, description="tokens of a window; as sleep.window_size")
+    num_windows: int = Field(default=1, ge=1, le=100_000, description="of a page")
+    num_questions: int = Field(default=4, ge=1, le=100_000, description="about a page, at most, in a batch")
 
     def page(self, split: Split, rng: np.random.Generator, count: Callable[[str], int], deepest: int | None) -> Page:
         """A page of at least `text_tokens` tokens, as `count` counts them, with questions in random order.

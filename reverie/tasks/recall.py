@@ -68,9 +68,9 @@ class Recall(TaskSettings):
 
     name: Literal["recall"] = "recall"
     num_facts: int = Field(ge=1, le=len(NOUNS))
-    num_questions: int = Field(ge=1, description="about facts that differ")
+    num_questions: int = Field(ge=1, le=100_000, description="about facts that differ")
     num_values: int = Field(default=len(VALUES), ge=2, le=len(VALUES), description="colours that occur")
-    num_distances: int = Field(default=2, ge=1, description="groups of facts, each of one depth")
+    num_distances: int = Field(default=2, ge=1, le=100_000, description="groups of facts, each of one depth")
 
     @model_validator(mode="after")
     def _fits(self) -> Recall:

@@ -17,7 +17,7 @@ from reverie.tasks.base import Batch, Section, Split, TaskSettings, draw
 from reverie.tasks.language import TokenNames
 from reverie.tasks.philox import draw_on, unsigned_remainder
 
-Steps = Annotated[int, Field(ge=0)]
+Steps = Annotated[int, Field(ge=0, le=100_000)]
 
 _QUERY = 2
 _FIRST_STEPS_TOKEN = 3
@@ -38,7 +38,7 @@ class Rule110(TaskSettings):
     data_recipe: ClassVar[str | None] = "rule110/paper-depth"
 
     name: Literal["rule110"] = "rule110"
-    num_states: int = Field(default=4, ge=1)
+    num_states: int = Field(default=4, ge=1, le=100_000)
     width: int = Field(default=24, ge=3, le=48, description="bits of a state")
     rollout_steps: Steps | tuple[Steps, Steps] = Field(description="t, or its inclusive range")
     ladder: bool = Field(

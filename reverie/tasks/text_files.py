@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from reverie.errors import UserError
+from reverie.files import opened, text_of
 from reverie.pretrained.speaker import speaker_of
 from reverie.tasks.base import Split, check_draw
 from reverie.tasks.reading import ReadingTask, TokenPage, TokenQuestion, generator_of
@@ -38,7 +39,7 @@ class TextFiles(ReadingTask):
     path: str = Field(min_length=1, description="a file or a folder of prose or token shards")
     held_out: float = Field(default=0.1, ge=0, lt=1, description="share of each file, its end, for tests")
     shard_type: ShardType = Field(default="uint16", description="of the numbers in .bin files")
-    num_questions: int = Field(default=1, ge=1, description="windows after the text, of which one is used")
+    num_questions: int = Field(default=1, ge=1, le=100_000, description="windows after the text, of which one is used")
 
     def depths(self) -> range:
         return range(1, 2)
@@ -170,7 +171,8 @@ def _array_shard(file: Path) -> np.ndarray:
 
 def _prose(file: Path, tokenizer: str) -> np.ndarray:
     try:
-        text = file.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+        with opened(file) as content:
+            text = text_of(content.read())
     except UnicodeDecodeError as error:
         raise UserError(f"{file} is not UTF-8 at byte {error.start}: save it as UTF-8") from None
     pieces = [np.array(speaker_of(tokenizer).encode(piece)[0], dtype=np.int32) for piece in _pieces(text)]

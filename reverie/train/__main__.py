@@ -10,11 +10,13 @@ import typer
 from reverie.cli.app import app
 from reverie.errors import UserError
 from reverie.train.launch import USER_ERROR, report_error, wait_for_the_cause
-from reverie.train.torchrun import started_by_torchrun
+from reverie.train.torchrun import end_with_launcher, started_by_torchrun
 
 
 def main() -> None:
     """Every UserError is one sentence, for the launcher or on stderr, and exit code 2."""
+    if started_by_torchrun():
+        end_with_launcher()
     try:
         app(["train", *sys.argv[1:]])
     except UserError as error:

@@ -52,8 +52,14 @@ _HELD_OUT = 24  # others, that tell what it did to plain text
 
 
 def cache_folder() -> Path:
-    """Where frozen beginnings are cached; what is in it may be deleted at any time."""
-    return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "reverie") / "frozen"
+    """Where frozen beginnings are cached; what is in it may be deleted at any time.
+
+    Raises UserError where nobody says where.
+    """
+    try:
+        return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "reverie") / "frozen"
+    except RuntimeError:
+        raise UserError(f"there is no home directory to keep a cache in: set {CACHE} to a folder") from None
 
 
 def choose_trainable(model: PretrainedLM, config: AdaptConfig) -> None:

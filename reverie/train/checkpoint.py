@@ -4,10 +4,13 @@
 """
 
 import contextlib
+import copy
 import json
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -18,13 +21,16 @@ from reverie.errors import UserError
 from reverie.files import locked, move_into_place, remove_unfinished, write_atomic, writing
 from reverie.recipe import Recipe
 from reverie.results.checkpoint import (
+    BEFORE,
     FILE_NAME,
     LIST_NAME,
     Checkpoint,
     Progress,
     checkpoint_metadata,
     checkpoints_in,
+    file_hash,
     find_checkpoint,
+    verify,
     weights_by_name,
 )
 from reverie.train.distributed import Processes
@@ -51,7 +57,7 @@ def save_run(
 ) -> None:
     """Save as one file, or under FSDP as a folder; all processes take part, and none goes on before it is done.
 
-    The checkpoint that was there before stays until the new one is complete.
+    The checkpoint that was there before stays beside the new one, until the run is done.
 
     Raises:
         UserError: it cannot be written (disk full, no permission).
@@ -64,8 +70,8 @@ def save_run(
     elif processes.is_first:
         save_checkpoint(place, recipe, model, optimizers, progress)
     if processes.is_first:
-        for other in set(checkpoints_in(out)) - {place}:
-            _remove(other)
+        done = progress.step == recipe.train.steps
+        _remove(*[other for other in checkpoints_in(out) if other != place][: None if done else -1])
     processes.wait()
 
 
@@ -74,9 +80,14 @@ def save_checkpoint(
 ) -> None:
     """Raises UserError (disk full, no permission); the file that was there before is then untouched."""
     tensors = {**checkpoint_tensors(model, optimizers), "rng": torch.get_rng_state()}
-    contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = checkpoint_metadata(recipe, progress)
-    write_atomic(path, lambda temporary: save_file(contiguous, temporary, metadata=metadata))
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = checkpoint_metadata(recipe, progress, tensors)
+
+    def write(temporary: Path) -> None:
+        save_file(tensors, temporary, metadata=metadata)
+        verify(temporary)
+
+    write_atomic(path, write, keep=path.with_name(BEFORE))
 
 
 def checkpoint_tensors(model: nn.Module, optimizers: list[Optimizer]) -> dict[str, Tensor]:
@@ -91,22 +102,68 @@ def checkpoint_tensors(model: nn.Module, optimizers: list[Optimizer]) -> dict[st
 
 
 def restore(checkpoint: Checkpoint, model: nn.Module, optimizers: list[Optimizer]) -> None:
-    """Put weights, optimiser states and the random state back."""
+    """Put weights, optimiser states and the random state back.
+
+    Raises:
+        UserError: they are not those of this model and these optimisers, or not finite; then some may be back already.
+    """
+    rng = checkpoint.tensors.get("rng")
+    if rng is None or (rng.shape, rng.dtype) != (torch.get_rng_state().shape, torch.uint8):
+        raise checkpoint.refused("its random state is none")
+    told = checkpoint.progress
+    if told.loss_count != told.step - (told.curve[-1]["step"] if told.curve else 0):
+        raise checkpoint.refused("the losses of its newest steps are missing")
+    # A parameter without gradients has no state. Before there was a checksum, all had some from the first step on.
+    may_rest = checkpoint.checked or bool(checkpoint.recipe.train.stages)
+    places = [_places(i, optimizer) for i, optimizer in enumerate(optimizers)]
+    known = {name for of_one in places for names in of_one.values() for name in names} | {"rng"}
+    if unknown := {name for name in checkpoint.tensors if not name.startswith("model.")} - known:
+        raise checkpoint.refused(f"no run of this recipe has a tensor {min(unknown)}")
     checkpoint.restore_model(model)
-    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
-    targets = {}
-    for i, optimizer in enumerate(optimizers):
-        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-        for index, (name, parameter) in enumerate(zip(_names(optimizer), parameters, strict=True)):
-            prefix = f"optimizer.{i}.{name}."
-            saved = {k.removeprefix(prefix): x for k, x in checkpoint.tensors.items() if k.startswith(prefix)}
-            if saved:
-                states[i][index] = {entry: _room_for(x, parameter) for entry, x in saved.items()}
-                targets |= {f"{prefix}{entry}": x for entry, x in states[i][index].items()}
-    checkpoint.copy_into(targets)
-    for optimizer, state in zip(optimizers, states, strict=True):
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-    torch.set_rng_state(checkpoint.tensors["rng"])
+    for optimizer, of_one in zip(optimizers, places, strict=True):
+        states, targets = {}, {}
+        for index, wanted in of_one.items():
+            found = {name for name in wanted if name in checkpoint.tensors}
+            if found and found != wanted.keys():
+                raise checkpoint.refused(f"it lacks {min(wanted.keys() - found)}")
+            for name in found:
+                saved, room = checkpoint.tensors[name], wanted[name]
+                if (saved.shape, saved.dtype) != (room.shape, room.dtype):
+                    raise checkpoint.refused(f"{name} is {saved.dtype} {list(saved.shape)}")
+                targets[name] = torch.zeros_like(room)
+                states.setdefault(index, {})[name.rsplit(".", 1)[1]] = targets[name]
+        lacking = [index for index, wanted in of_one.items() if wanted and index not in states]
+        if told.step and lacking and not (states and may_rest):
+            raise checkpoint.refused(f"it lacks {min(of_one[lacking[0]])}")
+        checkpoint.copy_into(targets)
+        checkpoint.check_finite(targets)
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": states})
+    torch.set_rng_state(rng)
+
+
+def _places(i: int, optimizer: Optimizer) -> dict[int, dict[str, Tensor]]:
+    """For each parameter of an optimiser, by index, what it keeps of it after a step: names in a checkpoint, and
+    tensors of the same shape, dtype and place."""
+    places, names = dict[int, dict[str, Tensor]](), iter(enumerate(_names(optimizer)))
+    for group in optimizer.param_groups:
+        alike = {(p.shape, p.dtype): p for p in group["params"]}
+        kept = {kind: _after_a_step(optimizer, group, p) for kind, p in alike.items()}
+        for p in group["params"]:
+            index, name = next(names)
+            entries = kept[p.shape, p.dtype].items()
+            places[index] = {f"optimizer.{i}.{name}.{entry}": x for entry, x in entries}
+    return places
+
+
+def _after_a_step(optimizer: Optimizer, group: dict[str, Any], like: Tensor) -> dict[str, Tensor]:
+    """What an optimiser keeps of one parameter after a step."""
+    parameter = torch.zeros_like(like).requires_grad_()
+    parameter.grad = torch.zeros_like(parameter)
+    settings = {key: x for key, x in group.items() if key not in ("params", "param_names")}
+    other = copy.copy(optimizer)
+    other.state, other.param_groups = defaultdict(dict), [settings | {"params": [parameter], "param_names": [""]}]
+    other.step()
+    return {entry: x for entry, x in other.state[parameter].items() if isinstance(x, Tensor)}
 
 
 def refuse_existing(out: Path) -> None:
@@ -122,12 +179,6 @@ def remove_unfinished_folders(out: Path) -> None:
 
 def _names(optimizer: Optimizer) -> list[str]:
     return [name for group in optimizer.param_groups for name in group["param_names"]]
-
-
-def _room_for(entry: Tensor, parameter: Tensor) -> Tensor:
-    """For an entry of an optimiser's state: kept as the parameter is, if it has one number for each of its numbers."""
-    alike = entry.shape == parameter.shape
-    return torch.zeros_like(parameter, dtype=entry.dtype) if alike else torch.zeros(entry.shape, dtype=entry.dtype)
 
 
 def _save_folder(
@@ -148,9 +199,9 @@ def _save_folder(
         except CheckpointException as error:
             raise next(iter(error.failures.values()))[0] from error
         if processes.is_first:
-            sizes = {shard.name: shard.stat().st_size for shard in unfinished.iterdir()}
-            metadata = {**checkpoint_metadata(recipe, progress), "shards": json.dumps(sizes)}
+            shards = {shard.name: [shard.stat().st_size, file_hash(shard)] for shard in unfinished.iterdir()}
             rng = {"rng": torch.get_rng_state()}
+            metadata = checkpoint_metadata(recipe, progress, rng, shards=json.dumps(shards))
             write_atomic(unfinished / LIST_NAME, lambda temporary: save_file(rng, temporary, metadata=metadata))
             move_into_place(unfinished, place)
 

@@ -19,6 +19,7 @@ import torch
 from reverie.errors import ProcessDied, UserError
 from reverie.results.checkpoint import checkpoint_step, find_checkpoint
 from reverie.train.distributed import check_batch, check_gpus
+from reverie.train.torchrun import LAUNCHER
 
 USER_ERROR = 2  # exit codes of a process
 STOPPED = {128 + signal.SIGINT: signal.SIGINT, 128 + signal.SIGTERM: signal.SIGTERM}
@@ -52,6 +53,7 @@ def launch(
     logger = logging.getLogger("torch.distributed.elastic")  # about what is told here in a sentence
     logger.addHandler(logging.NullHandler())
     logger.propagate = False
+    os.environ[LAUNCHER] = str(os.getpid())
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", str(_STOPPING_S))

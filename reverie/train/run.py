@@ -9,6 +9,7 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import numpy as np
 import torch
 
 from reverie.errors import UserError
@@ -238,6 +239,10 @@ class _Run:
 
     def _step(self, ready: Any, *, watch: bool, settle: bool) -> Step | None:
         """Take a step; what it found, or None if that need not be known yet."""
+        # Whatever draws in it, such as dropout: a function of seed, step and process, as the data are.
+        if not self.recipe.train.cuda_graph:  # a recorded step draws nothing
+            drawn = np.random.SeedSequence((self.recipe.train.seed, self.progress.step, self.processes.rank))
+            torch.manual_seed(int(drawn.generate_state(1, np.uint32)[0]))
         try:
             self.steps.take(self.progress.step - 1, ready, watch=watch)
         except FloatingPointError as error:

@@ -13,11 +13,12 @@ import torch.nn.functional as F
 from tiny_recipe import tiny_recipe
 
 import reverie.results.evaluate
+from reverie.errors import UserError
 from reverie.model import HybridLM
 from reverie.recipe import Recipe, changed, load_recipe
 from reverie.results.evaluate import evaluate, evaluate_batch
-from reverie.sleep import SleepConfig, rollout
-from reverie.sleep.generate import greedy
+from reverie.sleep import Context, SleepConfig, rollout
+from reverie.sleep.generate import greedy, log_probability, write
 from reverie.tasks import Batch, Split, Task
 
 
@@ -233,3 +234,20 @@ def test_no_window_no_passes():
     found = evaluate(unsure_model(RULE110), RULE110.task, sleep, 4)
     assert (found.windows, found.passes) == (0, 0)
     assert math.isnan(found.mean_passes)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("recipe", [RULE110, GSM], ids=["rule110", "gsm_infinite"])
+def test_a_model_that_has_diverged_has_no_accuracy(recipe: Recipe, value: float):
+    """Nor does it write anything, and nothing it says is likely."""
+    model = unsure_model(recipe)
+    next(model.lm_head.parameters()).data[0] = value
+    tokens = torch.zeros(1, 4, dtype=torch.long)
+    for use in (
+        lambda: evaluate(model, recipe.task, recipe.sleep, 8),
+        lambda: evaluate(model, recipe.task, recipe.sleep, 8, generate=True),
+        lambda: write(model, tokens, Context.empty(model), recipe.sleep, 2),
+        lambda: log_probability(model, tokens, tokens, Context.empty(model), recipe.sleep),
+    ):
+        with pytest.raises(UserError, match="the model's logits are not finite"):
+            use()

@@ -38,7 +38,7 @@ def test_a_copy_has_other_passes_or_another_tolerance() -> None:
 
 def test_a_copy_out_of_range_is_an_error() -> None:
     config = SleepConfig(window_size=4)
-    with pytest.raises(UserError, match=r"^the number of passes must be at least 1, got 0$"):
+    with pytest.raises(UserError, match=r"^the number of passes must be from 1 to 10,000, got 0$"):
         config.with_(num_sleep_passes=0)
     for tolerance in (0.0, -0.1, float("inf"), float("nan")):
         with pytest.raises(

@@ -31,7 +31,15 @@ PROGRESS = Progress(
     step=2,
     tokens=256,
     wall_time_s=0.1 + 0.2,
-    curve=[{"step": 1, "train_loss": 1 / 3, "score": {"loss": 2 / 3}}],
+    curve=[
+        {
+            "step": 1,
+            "tokens": 128,
+            "wall_time_s": 0.1,
+            "train_loss": 1 / 3,
+            "score": {"loss": 2 / 3, "question_accuracy": 0.5, "exact_accuracy": 0.0, "by_depth": {}},
+        }
+    ],
     loss_sum=1e-17 + 0.7,
     loss_count=1,
 )
@@ -213,7 +221,7 @@ def test_a_disk_that_is_really_full_leaves_the_checkpoint_before(small_disk: Pat
     save_checkpoint(path, RECIPE, *trained(), PROGRESS)
     before = path.read_bytes()
     with pytest.raises(UserError, match=rf"^cannot write .*{FILE_NAME}: No space left on device$"):
-        save_checkpoint(path, RECIPE, *trained(), Progress(step=9))
+        save_checkpoint(path, RECIPE, *trained(), Progress(step=9, loss_count=9))
     assert path.read_bytes() == before
     assert os.listdir(small_disk) == [FILE_NAME]
     assert load_checkpoint(path).progress == PROGRESS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,12 +15,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from same_run import assert_close, read_run_card
+from same_run import assert_close, assert_same_run, read_run_card
 from tiny_recipe import tiny_recipe, write_tiny
 
 from reverie.cli.app import app
 from reverie.errors import UserError
-from reverie.results.checkpoint import checkpoint_step, find_checkpoint
+from reverie.results.checkpoint import checkpoint_step, checkpoints_in, find_checkpoint
 from reverie.results.run import CARD_NAME
 from reverie.train import launch as module
 from reverie.train.launch import launch, report_error
@@ -29,6 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reas
 
 SETTINGS = {"steps": 24, "batch_size": 192, "checkpoint_every": 4, "eval_every": 12}
 _LIMIT_S = 90
+KILLS = 6  # 20 were tried
 
 
 @dataclass
@@ -120,7 +122,7 @@ def test_a_killed_process_is_named_and_the_run_goes_on(start: Launcher, tmp_path
     stopped = f"stopped after step {checkpoint_step(place)} of 1000 (SIGTERM), saved; the same command with --resume"
     assert (code, printed) == (128 + signal.SIGTERM, "")
     assert [line.split(" goes on")[0] for line in told.splitlines() if "  step " not in line] == [stopped]
-    assert sorted(path.name for path in out.iterdir()) == [place.name, "tensorboard"]
+    assert {path.name for path in out.iterdir()} == {path.name for path in checkpoints_in(out)} | {"tensorboard"}
 
 
 def test_restarted_processes_finish_the_run(start: Launcher, tmp_path: Path):
@@ -136,6 +138,30 @@ def test_restarted_processes_finish_the_run(start: Launcher, tmp_path: Path):
     assert [point.train_loss for point in ours.curve] == pytest.approx([p.train_loss for p in theirs.curve], rel=1e-3)
     assert ours.model_validate_json(printed).score.keys() == theirs.score.keys()
     assert (tmp_path / "out" / CARD_NAME).exists()
+
+
+def test_killed_at_any_moment_the_run_is_the_same(start: Launcher, tmp_path: Path):
+    """The launcher or a process of it: all end, and in the end the run is that which nobody has killed, to the bit."""
+    settings = {"steps": 300, "checkpoint_every": 5, "eval_every": 100, "batch_size": 32}
+    assert start(tmp_path / "whole", **settings).end()[0] == 0
+    out, moments = tmp_path / "killed", random.Random(0)
+    for _ in range(KILLS):
+        launched = start(out, *(["--resume"] if find_checkpoint(out) else []), **settings)
+        wait = time.monotonic() + _LIMIT_S
+        while len(ranks := launched.ranks()) < 2 and launched.process.poll() is None and time.monotonic() < wait:
+            time.sleep(0.05)
+        time.sleep(moments.uniform(0, 8))
+        victim = moments.choice([launched.process.pid, *ranks.values()])
+        with suppress(ProcessLookupError):
+            os.kill(victim, signal.SIGKILL)
+        launched.process.communicate(timeout=_LIMIT_S)
+        patience = time.monotonic() + 20
+        while any(map(alive, ranks.values())):
+            assert time.monotonic() < patience, "a process trains on without its launcher"
+            time.sleep(0.05)
+    code, _, told = start(out, *(["--resume"] if find_checkpoint(out) else []), **settings).end()
+    assert code == 0, told
+    assert_same_run(out, tmp_path / "whole")
 
 
 def test_impossible_launches_start_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -202,7 +202,7 @@ def garble(path: Path) -> None:
     [
         (remove, "shard-00003", r"lacks shard-00003-\S+, a part of the checkpoint"),
         (cut, "shard-00003", r"is damaged \(shard-00003-\S+ has \d+ bytes, not \d+\): delete it"),
-        (garble, "shard-00003", r"is damaged \(.*header.*\): delete it"),
+        (garble, "shard-00003", r"is damaged \(shard-00003-\S+ was changed after it was written\): delete it"),
         (remove, "run", r"there is no checkpoint at \S+run\.safetensors"),
         (cut, "run", r"run\.safetensors is cut short or damaged"),
     ],

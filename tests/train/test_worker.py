@@ -16,7 +16,7 @@ from tiny_recipe import tiny_recipe
 from reverie.errors import UserError
 from reverie.recipe import Recipe, changed
 from reverie.results.card import save_card
-from reverie.results.checkpoint import FILE_NAME, Progress, load_checkpoint
+from reverie.results.checkpoint import BEFORE, FILE_NAME, Progress, load_checkpoint
 from reverie.results.run import CARD_NAME
 from reverie.train import checkpoint, worker
 from reverie.train.run import train
@@ -113,7 +113,7 @@ def test_stopped_it_finishes_its_step_and_goes_on_when_it_is_called_again(
 
     monkeypatch.setattr(checkpoint, "save_file", stopped_halfway)
     assert run(tiny_recipe(), tmp_path)[-1] == 128 + number
-    assert sorted(os.listdir(tmp_path)) == [FILE_NAME, "tensorboard"]
+    assert sorted(os.listdir(tmp_path)) == [BEFORE, FILE_NAME, "tensorboard"]
     assert load_checkpoint(tmp_path / FILE_NAME).progress.step == 4
     assert run(tiny_recipe(), tmp_path)[0].step == 5
     assert finished(tiny_recipe(), tmp_path) is not None

@@ -13,7 +13,7 @@ from reverie.errors import UserError
 from reverie.memory.file import file_reader, read_memory
 from reverie.memory.history import History, Window
 from reverie.memory.memory import REMEMBERS, sleep_over
-from reverie.model import LanguageModel, model_remembers
+from reverie.model import LanguageModel, model_remembers, numbers
 from reverie.results.card import Part, depth_name
 from reverie.results.run import load_run, trained_model
 from reverie.sleep import Context, SleepConfig, rollout
@@ -155,7 +155,7 @@ def _ask(model: LanguageModel, batch: Batch, text: int, config: SleepConfig) -> 
     def ask(windows_done: int, windows_total: int, tokens_done: int, context: Context) -> None:
         logits, _ = rollout(model, rest.tokens, rest.loss_mask, config, context=context)
         correct = torch.zeros_like(batch.loss_mask)
-        correct[:, text:][rest.loss_mask] = logits.argmax(-1) == rest.targets[rest.loss_mask]
+        correct[:, text:][rest.loss_mask] = numbers(logits).argmax(-1) == rest.targets[rest.loss_mask]
         right.append(correct.cpu())
 
     sleep_over(model, batch.tokens[:, :text], config, report=ask)

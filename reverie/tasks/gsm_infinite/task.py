@@ -42,7 +42,7 @@ class GsmInfinite(ProblemConfig, TaskSettings):
 
     name: Literal["gsm_infinite"] = "gsm_infinite"
     tokenizer: Literal["smollm2", "words"] = "smollm2"
-    num_questions: int = Field(default=1, ge=1, description="about one text, at most")
+    num_questions: int = Field(default=1, ge=1, le=100_000, description="about one text, at most")
 
     @model_validator(mode="after")
     def _fits(self) -> GsmInfinite:

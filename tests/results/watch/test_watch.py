@@ -146,7 +146,7 @@ def test_a_memory_without_history_says_how_to_get_one(tiny_model: MakeModel, tmp
         ({"example": -1}, "from 0"),
         ({"example": 10**30}, "from 0"),
         ({"examples": 0}, "at least one"),
-        ({"num_sleep_passes": 0}, "at least 1"),
+        ({"num_sleep_passes": 0}, "from 1 to 10,000"),
         ({"tolerance": 0.0}, "above 0"),
         ({"tolerance": float("nan")}, "above 0"),
     ],
