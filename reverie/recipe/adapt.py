@@ -20,7 +20,7 @@ class StartConfig(BaseModel):
     read_out: tuple[Literal["head", "state", "both"], ...] = Field(
         default=("head",),
         min_length=1,
-        description="for each layer, what is read becomes a token's row of the head, or its usual state at this depth, or both",
+        description="for each layer, what is read becomes a token's row of the head, or its usual state, or both",
     )
     strength: tuple[Annotated[float, Field(gt=0)], ...] = Field(
         default=(0.1,), min_length=1, description="for each layer, the norm of what is read as a share of the states'"
