@@ -37,6 +37,7 @@ class SleepingCausalLM(Checkpointed, nn.Module):
             names = [name for name in inspect.signature(self.stock.forward).parameters if name != "self"]
             kwargs = dict(zip(names, args, strict=False)) | kwargs
         past = kwargs.get("past_key_values")
+        sleeping_decoder(self)  # refuses a decoder that was put there since
         if not isinstance(past, Finished):
             take_up(past, self)
             newest_only = reads_newest_only(kwargs.get("labels"), kwargs.get("logits_to_keep"))
@@ -64,6 +65,10 @@ class SleepingCausalLM(Checkpointed, nn.Module):
         """Save the model, how it sleeps and what was inserted, for `reverie.hf.load`; arguments as in transformers."""
         save_whole = super().save_pretrained  # pyright: ignore[reportAttributeAccessIssue]
         save_sleeping(self, Path(save_directory), save_whole, *args, **kwargs)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what `sleeping` keeps: a copy has its own."""
+        return {key: x for key, x in super().__getstate__().items() if key != "_sleeping"}
 
     @property
     def backward_config(self) -> Backward:  # pyright: ignore[reportIncompatibleVariableOverride]

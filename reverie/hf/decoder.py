@@ -62,7 +62,7 @@ class SleepingBlock(nn.Module):
     """Mixed in before the class of a decoder's block. It reads the `StateCache` of the call, and writes into it."""
 
     stock: type[nn.Module]  # its class without this one
-    index: int
+    said: dict[str, Any]  # what the config said of it when it was made to sleep
     attends: bool
     recurrent: bool  # it has fast weights of its own
     attend: Attend | None  # how it runs if it was compiled
@@ -70,28 +70,34 @@ class SleepingBlock(nn.Module):
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         call = kwargs.get("past_key_values")
         if not isinstance(call, StateCache):
-            raise TypeError(f"block {self.index} of a sleeping model runs through reverie alone")
-        if self.index == call.start and call.h is not None:
+            raise TypeError("a block of a sleeping model runs through reverie alone")
+        index = call.enter()
+        if index == call.start and call.h is not None:
             hidden_states = call.h.to(hidden_states.device)  # blocks may be on several devices
-        elif self.index == 0:
+        elif index == 0:
             call.embedded = hidden_states
         if self.attends:
             kwargs["attention_mask"] = call.narrowed(kwargs.get("attention_mask"), hidden_states)
         if self.attend is None:
             output = super().forward(hidden_states, *args, **kwargs)
         else:
-            entry, kwargs = call.entries[self.index], {key: x for key, x in kwargs.items() if key != "past_key_values"}
+            entry, kwargs = call.entries[index], {key: x for key, x in kwargs.items() if key != "past_key_values"}
             output, k, v = self.attend(self, hidden_states, entry.k, entry.v, kwargs)
-            call.entries[self.index] = entry._replace(k=k, v=v)
+            call.entries[index] = entry._replace(k=k, v=v)
         h = output[0] if isinstance(output, tuple) else output
         if (inserted := inserted_mixer(self)) is not None:
-            h = _write(inserted, h, call, self.index)
-        call.passed(self.index, h)
+            h = _write(inserted, h, call)
+        call.passed(h)
         return (h, *[None] * (len(output) - 1)) if isinstance(output, tuple) else h
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Without its compiled form, as torch does it."""
+        return {**super().__getstate__(), "attend": None}
 
-def _write(inserted: nn.Module, h: Tensor, call: StateCache, index: int) -> Tensor:
-    """h [B, T, D] after the layer inserted after block `index`, whose fast weights and convolution are in the call."""
+
+def _write(inserted: nn.Module, h: Tensor, call: StateCache) -> Tensor:
+    """h [B, T, D] after the layer inserted after the block that runs, which reads and writes its place in the call."""
+    index = call.index
     entry = call.entries[index]
     tail = ConvTail(entry.conv[0]) if entry.conv and entry.conv[0] is not None else None
     h, call.fast_weights[index], tail = inserted(h, call.fast_weights[index], tail, call.embedded)
@@ -112,6 +118,7 @@ class _Skipped:
 
     def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         call: StateCache = kwargs["past_key_values"]
+        call.enter()
         if call.h is None:
             call.h = hidden_states
         return call.h.detach().as_subclass(_Either)
@@ -150,7 +157,7 @@ class DecoderBlocks:
 
     @property
     def reads_embedded(self) -> bool:
-        return any(config.value_embedding for config in self.decoder.inserted_configs)
+        return any(getattr(inserted_mixer(layer), "value_embed", False) for layer in self.layers)
 
     @property
     def injects(self) -> bool:
@@ -220,6 +227,12 @@ class DecoderBlocks:
         Where not all blocks run, it is that of a shallow copy, which has the same parameters.
         """
         decoder: Any = self.decoder
+        check_blocks(decoder)
+        if len(call.entries) != self.num_blocks:
+            raise UserError(
+                f"what was read before was read with {len(call.entries)} blocks, and now there are "
+                f"{self.num_blocks}: read it anew"
+            )
         if (call.start, call.stop) != (0, self.num_blocks):
             decoder = object.__new__(type(decoder))
             decoder.__dict__ = self.decoder.__dict__ | {
@@ -272,7 +285,20 @@ class SleepingDecoder(nn.Module):
     injection_name: str
     sleep_config: SleepConfig
     backward_config: Backward
-    inserted_configs: tuple[InsertConfig, ...]  # one for each call of insert_fast_weights
+
+    @property
+    def inserted_configs(self) -> tuple[InsertConfig, ...]:
+        """What calls of insert_fast_weights inserted, after the blocks that each of these layers follows now."""
+        found: list[tuple[InsertConfig, list[int]]] = []
+        for i, layer in enumerate(self.layers):
+            if (inserted := inserted_mixer(layer)) is not None:
+                config = cast(InsertConfig, inserted.config)
+                known = next((after for other, after in found if other == config), None)
+                if known is None:
+                    found.append((config, [i]))
+                else:
+                    known.append(i)
+        return tuple(config._replace(after=tuple(after)) for config, after in found)
 
     @property
     def sleeping(self) -> DecoderBlocks:
@@ -306,5 +332,34 @@ class SleepingDecoder(nn.Module):
 
 
 def sleeping_decoder(model: nn.Module) -> SleepingDecoder:
-    """The decoder of a model that can sleep (`add.install`)."""
-    return cast(SleepingDecoder, decoder_of(cast(PreTrainedModel, model)))
+    """The decoder of a model that can sleep (`add.install`). Raises UserError where it was replaced since."""
+    decoder = decoder_of(cast(PreTrainedModel, model))
+    if not isinstance(decoder, SleepingDecoder):
+        raise UserError(
+            f"the decoder of {type(model).__name__} was replaced since it could sleep: put one there before"
+        )
+    return decoder
+
+
+def check_blocks(decoder: SleepingDecoder) -> None:
+    """Check that a forward of the decoder would run all of its blocks, each as what it is.
+
+    Blocks may be taken out, repeated or moved: a block's place is the one that it has when it is called.
+
+    Raises:
+        UserError: there are blocks that cannot sleep, or that do not fit the config.
+    """
+    name, config = type(decoder).__name__, decoder.config
+    if len(decoder.layers) > config.num_hidden_layers:
+        raise UserError(
+            f"{name} has {len(decoder.layers)} blocks, and its config.num_hidden_layers is {config.num_hidden_layers}: "
+            "set it, or the others would not run"
+        )
+    for i, block in enumerate(decoder.layers):
+        if not isinstance(block, SleepingBlock):
+            raise UserError(f"block {i} of {name} cannot sleep: put blocks into a model before it can sleep, not after")
+        for key, value in block.said.items():
+            if list(getattr(config, key))[i : i + 1] != [value]:
+                raise UserError(
+                    f"block {i} of {name} was made with {value} of config.{key}, which says otherwise: set it"
+                )

@@ -123,6 +123,7 @@ def _with_inserted(model_class: Any, saved: Saved) -> Any:
 
     def __init__(self: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
         model_class.__init__(self, *args, **kwargs)
+        self.__class__ = model_class  # which pickle finds by its name
         _insert(self, saved)
 
     return type(model_class.__name__, (model_class,), {"__init__": __init__, "__module__": model_class.__module__})
