@@ -21,7 +21,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from reverie.errors import UserError
 from reverie.hf.compiled import Attend, compiled_attend
 from reverie.hf.decoders import decoder_of
-from reverie.hf.reading import cache_for, read_batch, refuse_recording
+from reverie.hf.reading import AWAKE, cache_for, read_batch, refuse_recording
 from reverie.hf.state import StateCache
 from reverie.model import ConvTail, Injection, State, Tokens
 from reverie.sleep import SleepConfig
@@ -56,6 +56,10 @@ def inserted_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def is_inserted(name: str) -> bool:
     """True if a parameter of this name belongs to an inserted layer, or to what passes of sleep read."""
     return any(f".{place}." in f".{name}" for place in (INSERTED, INJECTION))
+
+
+def _holds_fast_weights(block: nn.Module) -> bool:
+    return getattr(block, "recurrent", False) or inserted_mixer(block) is not None
 
 
 class SleepingBlock(nn.Module):
@@ -152,8 +156,7 @@ class DecoderBlocks:
 
     @property
     def fast_weight_blocks(self) -> Sequence[int]:
-        blocks = cast(Sequence[SleepingBlock], self.layers)
-        return [i for i, block in enumerate(blocks) if block.recurrent or inserted_mixer(block) is not None]
+        return [i for i, block in enumerate(self.layers) if _holds_fast_weights(block)]
 
     @property
     def reads_embedded(self) -> bool:
@@ -363,3 +366,5 @@ def check_blocks(decoder: SleepingDecoder) -> None:
                 raise UserError(
                     f"block {i} of {name} was made with {value} of config.{key}, which says otherwise: set it"
                 )
+    if decoder.sleep_config != AWAKE and not any(map(_holds_fast_weights, decoder.layers)):
+        raise UserError(f"no block of {name} holds fast weights any more, so nothing would outlive its window")

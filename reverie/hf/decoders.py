@@ -1,8 +1,10 @@
 """Which models of transformers can sleep, and what their decoders are made of."""
 
+import copy
 import inspect
 from typing import Any
 
+import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicCache, LinearAttentionCacheLayerMixin
@@ -91,13 +93,14 @@ def _check_said(name: str, decoder: PreTrainedModel, layers: nn.ModuleList) -> N
     count = decoder.config.num_hidden_layers
     if len(layers) != count:
         raise UserError(f"{name} has {len(layers)} blocks, and its config.num_hidden_layers is {count}: set it")
-    types = getattr(decoder.config, "layer_types", None) or []
-    if types and len(types) != count:
-        raise UserError(f"{name} has {count} blocks, and its config.layer_types are {len(types)}: set them")
-    for i, (layer, kind) in enumerate(zip(layers, types, strict=False)):
-        own = getattr(layer, "layer_type", kind)
-        if own in types and own != kind:
-            raise UserError(f"block {i} of {name} is of type {own}, and its config says {kind}: set its layer_types")
+    if len({*(getattr(decoder.config, "layer_types", None) or ())}) < 2:
+        return
+    with torch.device("meta"):
+        fresh: Any = type(decoder)(copy.deepcopy(decoder.config))
+    for i, (layer, like) in enumerate(zip(layers, fresh.layers, strict=True)):
+        own, wanted = ({key: type(x).__name__ for key, x in block.named_children()} for block in (layer, like))
+        if own != wanted:
+            raise UserError(f"block {i} of {name} is another than its config.layer_types say: set them")
 
 
 def block_kinds(decoder: PreTrainedModel, num_blocks: int) -> list[tuple[bool, bool]]:

@@ -11,6 +11,7 @@ An adapter names its base, and must not be put on another one: digests from a sa
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import re
@@ -99,6 +100,7 @@ def save_sleeping(
     if push_to_hub:
         raise UserError("save_pretrained does not push what it saves: call push_to_hub(name) of the model")
     state = model.state_dict() if state_dict is None else state_dict
+    check_fits(model, model.stock, state)
     origin: Origin | None = model.origin
     trained = () if origin is None else origin.trained(state)
     if origin is not None and (trained is None or Path(origin.name).resolve() == folder.resolve()):
@@ -116,6 +118,22 @@ def save_sleeping(
         if not is_main_process:  # it took part in gathering the weights, and that is all
             for path in finished.iterdir():
                 path.unlink()
+
+
+def check_fits(model: Any, model_class: Callable[[Any], Any], state: Mapping[str, Tensor]) -> None:
+    """Raises UserError for a state that could not be loaded into a model of this class and of the model's config."""
+    if getattr(model, "hf_quantizer", None) is not None:  # its tensors have names and shapes of their own
+        return
+    name = type(model).__name__
+    try:
+        with torch.device("meta"):
+            wanted = {key: x.shape for key, x in model_class(copy.deepcopy(model.config)).state_dict().items()}
+    except Exception as error:  # whatever it comes to in the model's own code
+        raise UserError(f"{name} cannot be saved: no model can be made of its config ({error})") from error
+    found = {key: x.shape for key, x in state.items() if not is_inserted(key)}
+    for key in (*wanted, *found):
+        if found.get(key) != wanted.get(key) and key not in (model._tied_weights_keys or ()):
+            raise UserError(f"{name} cannot be saved such that it loads: its config says otherwise of {key}")
 
 
 def _whole(tensor: Tensor) -> Tensor:
@@ -159,12 +177,15 @@ class Origin(NamedTuple):
     name: str  # what was given to from_pretrained: a folder, or a name on the hub
     fingerprint: str  # of all tensors, in bfloat16
     digests: Mapping[str, str]  # of each, exact
+    shapes: Mapping[str, torch.Size]
 
     def trained(self, state: Mapping[str, Tensor]) -> tuple[str, ...] | None:
         """The tensors of a state that are others now; None if they are most of it, or are not the same tensors."""
-        sizes = {name: x.numel() for name, x in state.items() if not is_inserted(name)}
-        if sizes.keys() != self.digests.keys():
+        if any(x.is_meta for x in state.values()):  # they are offloaded
             return None
+        if {name: x.shape for name, x in state.items() if not is_inserted(name)} != self.shapes:
+            return None
+        sizes = {name: shape.numel() for name, shape in self.shapes.items()}
         others = tuple(name for name in sizes if weights_digest({name: state[name]}) != self.digests[name])
         return others if 2 * sum(sizes[name] for name in others) < sum(sizes.values()) else None
 
@@ -178,8 +199,9 @@ def origin_of(model: PreTrainedModel) -> Origin | None:
     if not name or not all(_as_loaded(parameter) for parameter in model.parameters()):
         return None
     state = model.state_dict()
-    digests = {key: weights_digest({key: tensor}) for key, tensor in state.items() if not is_inserted(key)}
-    return Origin(name, weights_digest(state, torch.bfloat16), digests)
+    own = {key: tensor for key, tensor in state.items() if not is_inserted(key)}
+    digests = {key: weights_digest({key: tensor}) for key, tensor in own.items()}
+    return Origin(name, weights_digest(own, torch.bfloat16), digests, {key: x.shape for key, x in own.items()})
 
 
 def _as_loaded(parameter: Tensor) -> bool:

@@ -62,6 +62,8 @@ class ReverieHybridConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         _ = self.hybrid, self.sleep_config  # which check themselves
+        if getattr(self, "tie_word_embeddings", False):
+            raise UserError("a reverie_hybrid has a head of its own: it takes no tie_word_embeddings")
 
     @property
     def hybrid(self) -> HybridConfig:
@@ -176,8 +178,20 @@ class ReverieHybridForCausalLM(Checkpointed, PreTrainedModel, GenerationMixin):
     def get_input_embeddings(self) -> nn.Module:
         return self.lm.embedding
 
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.lm.embedding = value  # pyright: ignore[reportAttributeAccessIssue]
+
     def get_output_embeddings(self) -> nn.Module:
         return self.lm.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm.lm_head = new_embeddings  # pyright: ignore[reportAttributeAccessIssue]
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers: new tokens are embedded like the mean of those that there are."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        self.lm.config = self.config.hybrid
+        return embeddings
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """Save as transformers does; the folder holds the model that was there until the new one is on the disk."""
@@ -190,7 +204,10 @@ class ReverieHybridForCausalLM(Checkpointed, PreTrainedModel, GenerationMixin):
         own = dict(module.named_parameters(recurse=False))
         if all(getattr(parameter, "_is_hf_initialized", False) for parameter in own.values()):
             return
-        [name] = [name for name, other in self.lm.named_modules() if other is module]
+        name = next((name for name, other in self.lm.named_modules() if other is module), None)
+        if name is None:  # an embedding or a head of another size, to take the place of the one there is
+            init.normal_(module.weight) if isinstance(module, nn.Embedding) else init.zeros_(module.weight)
+            return
         fresh = HybridLM(self.config.hybrid).get_submodule(name)
         for key, parameter in own.items():
             init.copy_(parameter, fresh.get_parameter(key))
