@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from reverie.hf.decoder import (
     DecoderBlocks,
@@ -19,7 +19,7 @@ from reverie.hf.decoder import (
     inserted_parameters,
     sleeping_decoder,
 )
-from reverie.hf.reading import Checkpointed, reads_newest_only, take_up
+from reverie.hf.reading import Checkpointed, prefill_config, reads_newest_only, take_up
 from reverie.hf.save import Origin, save_sleeping
 from reverie.model import LanguageModel, warn_if_untrained
 from reverie.sleep import SleepConfig
@@ -48,6 +48,10 @@ class SleepingCausalLM(Checkpointed, nn.Module):
         """As in transformers; with a warning where nothing that sleep leaves reaches what is written."""
         warn_if_untrained(self, stacklevel=2)
         return super().generate(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def _prefill(self, input_ids: Tensor, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
+        prefill: Any = super()._prefill  # pyright: ignore[reportAttributeAccessIssue]
+        return prefill(input_ids, prefill_config(generation_config, self.sleep_config), *args, **kwargs)
 
     @property
     def sleep_config(self) -> SleepConfig:

@@ -1,12 +1,13 @@
 """Read a batch through `reverie.sleep.read`, called as models of transformers are: padding, caches, logits."""
 
+import copy
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers.cache_utils import DynamicCache
 
 from reverie.errors import UserError
@@ -135,6 +136,19 @@ def _refuse_packing(positions: Tensor | None, cache: SleepCache) -> None:
 def reads_newest_only(labels: Tensor | None, logits_to_keep: Any) -> bool:
     """True if only the logits of the newest token are asked for, which spares the head for all other windows."""
     return labels is None and isinstance(logits_to_keep, int) and logits_to_keep == 1
+
+
+def prefill_config(generation_config: GenerationConfig, config: SleepConfig) -> GenerationConfig:
+    """How `generate` reads a prompt: in one call where its pieces would hold a window or more.
+
+    A call goes window by window anyway, and spares what nobody reads of those that other tokens follow.
+    """
+    size = generation_config.prefill_chunk_size
+    if size is None or size < config.window_size:
+        return generation_config
+    generation_config = copy.copy(generation_config)
+    generation_config.prefill_chunk_size = None
+    return generation_config
 
 
 def refuse_recording(config: PreTrainedConfig, kwargs: Mapping[str, Any]) -> None:

@@ -9,14 +9,30 @@ from typing import Any, TypeVar
 import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from reverie.errors import UserError
 from reverie.hf.bases import check_name, check_weights, loading
-from reverie.hf.reading import AWAKE, Checkpointed, cache_for, read_batch, reads_newest_only, refuse_recording, take_up
+from reverie.hf.reading import (
+    AWAKE,
+    Checkpointed,
+    cache_for,
+    prefill_config,
+    read_batch,
+    reads_newest_only,
+    refuse_recording,
+    take_up,
+)
 from reverie.hf.save import replacing
 from reverie.model import HybridConfig, HybridLM
 from reverie.sleep import SleepConfig, plan
@@ -174,6 +190,9 @@ class ReverieHybridForCausalLM(Checkpointed, PreTrainedModel, GenerationMixin):
             loss = self.loss_function(logits, labels, vocab_size=self.config.vocab_size, **kwargs)
         keep = self.config.use_cache if use_cache is None else use_cache
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache if keep else None)
+
+    def _prefill(self, input_ids: Tensor, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
+        return super()._prefill(input_ids, prefill_config(generation_config, self.sleep_config), *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.lm.embedding
