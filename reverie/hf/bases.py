@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from reverie.errors import UserError
+from reverie.hf.arguments import check_attention
 from reverie.hf.models.smollm2 import SMOLLM2, load_smollm2_model, load_smollm2_tokenizer
 
 
@@ -40,9 +41,11 @@ def load_base(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
         config = kwargs.pop("config", config)
         if hasattr(config, "total_ut_steps"):
             config.total_ut_steps = 1
+        if "attn_implementation" not in kwargs:
+            check_attention(config, name)
         if config.model_type != "reverie_sleep":  # which reads nothing else anyway
-            kwargs |= {"config": config, "trust_remote_code": False, "use_safetensors": True}
-        return AutoModelForCausalLM.from_pretrained(name, **kwargs).eval()
+            kwargs |= {"config": config, "use_safetensors": True}
+        return AutoModelForCausalLM.from_pretrained(name, **kwargs, trust_remote_code=False).eval()
 
 
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:

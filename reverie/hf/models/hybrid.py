@@ -22,7 +22,9 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from reverie.errors import UserError
+from reverie.hf.arguments import save_arguments
 from reverie.hf.bases import check_name, check_weights, loading
+from reverie.hf.folder import NotCopied, explain_hybrid
 from reverie.hf.reading import (
     AWAKE,
     Checkpointed,
@@ -33,7 +35,7 @@ from reverie.hf.reading import (
     refuse_recording,
     take_up,
 )
-from reverie.hf.save import replacing
+from reverie.hf.save import check_fits, replacing
 from reverie.model import HybridConfig, HybridLM
 from reverie.sleep import SleepConfig, plan
 from reverie.sleep.gradients import EXACT
@@ -41,7 +43,7 @@ from reverie.sleep.gradients import EXACT
 Checked = TypeVar("Checked", bound=BaseModel)
 
 
-class ReverieHybridConfig(PreTrainedConfig):
+class ReverieHybridConfig(NotCopied, PreTrainedConfig):
     """The fields of `HybridConfig`, and how the model sleeps. Raises UserError where they do not fit together."""
 
     model_type = "reverie_hybrid"
@@ -213,9 +215,17 @@ class ReverieHybridForCausalLM(Checkpointed, PreTrainedModel, GenerationMixin):
         return embeddings
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Save as transformers does; the folder holds the model that was there until the new one is on the disk."""
-        with replacing(Path(save_directory)) as finished:
-            super().save_pretrained(finished, *args, **kwargs)
+        """Save as transformers does; the folder holds the model that was there until the new one is on the disk.
+
+        Raises:
+            UserError: the system refuses to write, or an argument is not honoured.
+        """
+        arguments, folder = save_arguments(args, kwargs), Path(save_directory)
+        check_fits(self, type(self), arguments.get("state_dict") or self.state_dict())
+        with replacing(folder, arguments.get("variant")) as finished:
+            super().save_pretrained(finished, **arguments)
+            if arguments.get("is_main_process", True):
+                explain_hybrid(self, finished, folder)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
