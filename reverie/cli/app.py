@@ -17,6 +17,7 @@ from reverie.cli.tasks import app as tasks_app
 from reverie.cli.train import app as train_app
 from reverie.cli.watch import app as watch_app
 from reverie.errors import ProcessDied, UntrainedWarning, UserError
+from reverie.quiet import quietly, say_no_backends
 
 app = typer.Typer(
     help="Language models that sleep: they consolidate a full context window into fast weights.",
@@ -38,16 +39,22 @@ app.add_typer(store_app)
 app.add_typer(watch_app)
 
 
+SPEED_MATTERS = ("train", "compare", "demo", "bench")
+
+
 @app.callback()
-def _options() -> None:
+def _options(command: typer.Context) -> None:
     """Nothing to set for all commands; makes typer show their list."""
+    if command.invoked_subcommand not in SPEED_MATTERS:
+        say_no_backends()
 
 
 def main() -> None:
     """Every UserError is one sentence on stderr and exit code 2; the death of a process of several exit code 1."""
     warnings.simplefilter("ignore", UntrainedWarning)  # commands say it in a sentence
     try:
-        app()
+        with quietly():
+            app()
     except (UserError, ProcessDied) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2 if isinstance(error, UserError) else 1)

@@ -7,13 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import transformers
+from huggingface_hub import logging as hub_logging
 from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from reverie.errors import UserError
 from reverie.hf.arguments import check_attention
 from reverie.hf.models.smollm2 import SMOLLM2, load_smollm2_model, load_smollm2_tokenizer
+from reverie.quiet import until_its_end
 
 
 def load_base(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
@@ -31,6 +35,7 @@ def load_base(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
     """
     name = str(name_or_path)
     if name == SMOLLM2:
+        _hush()
         return load_smollm2_model(**kwargs)
     check_name(name)
     if Path(name).is_dir():
@@ -73,12 +78,34 @@ def check_weights(name: str, report: Mapping[str, Any]) -> None:
         raise UserError(f"the weights in {name} are not those of its config.json: {min(wrong)} does not fit")
 
 
+def _hush() -> None:
+    """In a command, have transformers say nothing but errors until it ends, and show bars for downloads alone."""
+    if (end := until_its_end()) is None:
+        return
+    for module in (transformers.logging, hub_logging):
+        end.callback(module.set_verbosity, module.get_verbosity())
+        module.set_verbosity_error()
+    if transformers.logging.is_progress_bar_enabled():
+        downloads = not are_progress_bars_disabled()
+        end.callback(_show_bars, downloads)
+        transformers.logging.disable_progress_bar()  # those of downloads too
+        if downloads:
+            enable_progress_bars()
+
+
+def _show_bars(downloads: bool) -> None:
+    transformers.logging.enable_progress_bar()
+    if not downloads:
+        disable_progress_bars()
+
+
 _REFUSALS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError)
 
 
 @contextmanager
 def loading(what: str, name: str) -> Iterator[None]:
     """Turns whatever transformers raises while it loads a model into a UserError of one sentence."""
+    _hush()
     try:
         yield
     except UserError:
