@@ -24,8 +24,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from reverie.errors import UserError
+from reverie.hf.blocks import INSERTED, InsertConfig, SleepingBlock
 from reverie.hf.causal_lm import SleepingCausalLM
-from reverie.hf.decoder import INSERTED, InsertConfig, SleepingBlock, SleepingDecoder, sleeping_decoder
+from reverie.hf.decoder import SleepingDecoder, sleeping_decoder
 from reverie.hf.decoders import block_kinds, check_decoder, decoder_of, final_norm, said_of_blocks
 from reverie.hf.reading import AWAKE
 from reverie.hf.save import origin_of

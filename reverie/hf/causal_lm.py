@@ -10,15 +10,8 @@ from typing import Any, cast
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
-from reverie.hf.decoder import (
-    DecoderBlocks,
-    Finished,
-    Request,
-    SleepingDecoder,
-    inserted_mixer,
-    inserted_parameters,
-    sleeping_decoder,
-)
+from reverie.hf.blocks import inserted_mixer, inserted_parameters
+from reverie.hf.decoder import DecoderBlocks, Finished, Request, SleepingDecoder, sleeping_decoder
 from reverie.hf.reading import Checkpointed, prefill_config, reads_newest_only, take_up
 from reverie.hf.save import Origin, save_sleeping
 from reverie.model import LanguageModel, warn_if_untrained

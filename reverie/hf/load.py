@@ -19,7 +19,7 @@ from reverie.errors import UserError
 from reverie.hf.add import add_sleep, insert_fast_weights, install, set_injection
 from reverie.hf.arguments import FROM_HUB, check_attention, load_arguments
 from reverie.hf.bases import check_name, check_weights, load_base, loading
-from reverie.hf.decoder import is_inserted
+from reverie.hf.blocks import is_inserted
 from reverie.hf.save import FORMAT_VERSION, Saved, SleepingModelConfig, weights_digest, weights_name
 
 

@@ -34,7 +34,8 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHT
 from reverie.errors import UserError
 from reverie.files import move_into_place, writing
 from reverie.hf.arguments import save_arguments
-from reverie.hf.decoder import InsertConfig, is_inserted, sleeping_decoder
+from reverie.hf.blocks import InsertConfig, is_inserted
+from reverie.hf.decoder import sleeping_decoder
 from reverie.hf.folder import NotCopied, explain
 from reverie.hf.reading import AWAKE
 from reverie.model.config import InjectionName

@@ -98,7 +98,7 @@ class HybridLM(LanguageModel):
 
     @property
     def fast_weight_blocks(self) -> Sequence[int]:
-        return [i for i, block in enumerate(self.layers) if mixer_kind(block.kind).fast_weights]
+        return [i for i, block in enumerate(self.layers) if mixer_kind(str(block.kind)).fast_weights]
 
     @property
     def reads_embedded(self) -> bool:

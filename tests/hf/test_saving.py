@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import reverie.hf.save
 from reverie.errors import UserError
 from reverie.hf import SleepConfig, add_sleep, insert_fast_weights, load
-from reverie.hf.decoder import inserted_parameters
+from reverie.hf.blocks import inserted_parameters
 
 pytestmark = [pytest.mark.slow, pytest.mark.hf]
 

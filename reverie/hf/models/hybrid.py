@@ -194,7 +194,8 @@ class ReverieHybridForCausalLM(Checkpointed, PreTrainedModel, GenerationMixin):
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=cache if keep else None)
 
     def _prefill(self, input_ids: Tensor, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
-        return super()._prefill(input_ids, prefill_config(generation_config, self.sleep_config), *args, **kwargs)
+        prefill: Any = super()._prefill  # pyright: ignore[reportAttributeAccessIssue]
+        return prefill(input_ids, prefill_config(generation_config, self.sleep_config), *args, **kwargs)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.lm.embedding
@@ -235,7 +236,8 @@ class ReverieHybridForCausalLM(Checkpointed, PreTrainedModel, GenerationMixin):
             return
         name = next((name for name, other in self.lm.named_modules() if other is module), None)
         if name is None:  # an embedding or a head of another size, to take the place of the one there is
-            init.normal_(module.weight) if isinstance(module, nn.Embedding) else init.zeros_(module.weight)
+            for parameter in own.values():
+                init.normal_(parameter) if isinstance(module, nn.Embedding) else init.zeros_(parameter)
             return
         fresh = HybridLM(self.config.hybrid).get_submodule(name)
         for key, parameter in own.items():
