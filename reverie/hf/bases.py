@@ -34,6 +34,8 @@ def load_base(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
         UserError: there is no such model, or it cannot be loaded.
     """
     name = str(name_or_path)
+    if kwargs.pop("trust_remote_code", False):
+        raise UserError("load_base takes no trust_remote_code: no code that comes with a model is run")
     if name == SMOLLM2:
         _hush()
         return load_smollm2_model(**kwargs)
