@@ -123,7 +123,8 @@ def test_trainer_writes_its_own_page_and_reads_ours(folders: dict[str, Path], tm
     trainer.create_model_card(tags=["mine"])
     page = (tmp_path / "README.md").read_text()
     assert "generated automatically according to the information the Trainer had" in page
-    assert "reverie" in ModelCard.load(tmp_path / "README.md").data.tags
+    card: Any = ModelCard.load(tmp_path / "README.md")
+    assert "reverie" in card.data.tags
     trainer.save_model()
     assert (tmp_path / "README.md").read_text() == page
     assert load(tmp_path).sleep_config == model.sleep_config

@@ -60,7 +60,7 @@ def made_anew(model: Any) -> PreTrainedModel:
     config = copy.deepcopy(model.config)
     new = AutoModelForCausalLM.from_config(config, dtype=torch.float32, experts_implementation="eager").eval()
     for one in sleeping_decoder(model).inserted_configs:
-        sizes = {"fast_heads": one.fast_heads, "key_size": one.key_size, "value_size": one.value_size}
+        sizes: Any = {"fast_heads": one.fast_heads, "key_size": one.key_size, "value_size": one.value_size}
         insert_fast_weights(new, one.after, one.kind, **sizes)
     new.to(torch.float64).load_state_dict(model.state_dict())
     return add_sleep(new, model.sleep_config)
