@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
-from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainingArguments
 
 from reverie.hf import SleepConfig, add_sleep, freeze_pretrained, insert_fast_weights
-from reverie.hf.bases import load_base
+from reverie.hf.bases import load_base, load_tokenizer
 from reverie.tasks import Recall, Task
 
 
@@ -36,8 +36,10 @@ class Texts(Dataset[dict[str, Tensor]]):
         return {"input_ids": batch.tokens[0], "labels": labels[0]}
 
 
-def fine_tune(model: PreTrainedModel, texts: Texts, steps: int, out: Path) -> list[float]:
-    """Ten losses on the way. The adapter, with how the model sleeps, is in `out` afterwards."""
+def fine_tune(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Texts, steps: int, out: Path
+) -> list[float]:
+    """Ten losses on the way. The adapter, with how the model sleeps, and the tokenizer are in `out` afterwards."""
     arguments = TrainingArguments(
         output_dir=str(out),
         max_steps=steps,
@@ -48,9 +50,10 @@ def fine_tune(model: PreTrainedModel, texts: Texts, steps: int, out: Path) -> li
         report_to="none",
         use_cpu=not torch.cuda.is_available(),
     )
-    trainer = Trainer(model=model, args=arguments, train_dataset=texts)
+    trainer = Trainer(model=model, args=arguments, train_dataset=texts, processing_class=tokenizer)
     trainer.train()
     model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 
@@ -65,9 +68,8 @@ def main() -> None:
     print(f"{inserted.added:,} new parameters, {100 * inserted.share:.1f} % of the model")
     add_sleep(model, SleepConfig(window_size=40, num_sleep_passes=2, looped_blocks=(11, 16)))
     freeze_pretrained(model)
-    fine_tune(
-        model, Texts(Recall(num_facts=16, num_questions=8, num_values=8), 4 * options.steps), options.steps, options.out
-    )
+    texts = Texts(Recall(num_facts=16, num_questions=8, num_values=8), 4 * options.steps)
+    fine_tune(model, load_tokenizer(options.base), texts, options.steps, options.out)
 
 
 if __name__ == "__main__":

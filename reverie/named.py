@@ -1,7 +1,7 @@
 """What is outside the package and named "module:Name": found and imported, each failure one sentence.
 
 A module is looked for on Python's path and in the current folder; `look_beside` adds the folder of a recipe. It is
-never taken from the folder of a run: one that was downloaded must not bring code of its own.
+never taken from the folder of a run or of a saved model: one that was downloaded must not bring code of its own.
 """
 
 import importlib
@@ -88,7 +88,12 @@ def _check_place(module: str, but: str) -> None:
 
 
 def _holds_run(folder: Path) -> bool:
-    return any(next(folder.glob(pattern), None) is not None for pattern in _OF_RUNS)
+    """True for the folder of a run, or of a model as transformers saves it."""
+
+    def holds(pattern: str) -> bool:
+        return next(folder.glob(pattern), None) is not None
+
+    return any(map(holds, _OF_RUNS)) or (holds("config.json") and holds("model*.safetensors"))
 
 
 def _missing(module: str, but: str) -> OutsideError:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.context import BaseContext
 from typing import Any, TypeVar
@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import torch
 
 from reverie.errors import UserError
+from reverie.quiet import quietly
 
 AHEAD = 2  # results that are prefetched, per worker
 
@@ -86,11 +87,15 @@ def _interrupts_blocked() -> Iterator[None]:
 _make: Callable[[Any], Any]
 
 
+_until_its_end = ExitStack()
+
+
 def _begin_worker(make: Callable[[Any], Any]) -> None:
     """Set up a worker process, which will run `make`."""
     global _make
     _make = make
     torch.set_num_threads(1)  # else threads of several workers would fight for the cores
+    _until_its_end.enter_context(quietly())  # bars of several processes would overwrite each other
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork has its parent's handler
     threading.Thread(target=_end_with_parent, daemon=True).start()

@@ -28,6 +28,7 @@ def in_empty_folder(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixtu
 
     def call(*arguments: object) -> Done:
         monkeypatch.setattr(sys, "argv", ["reverie", *map(str, arguments)])
+        capsys.readouterr()  # of what the test did before
         with pytest.raises(SystemExit) as caught:
             cli.main()
         code = caught.value.code

@@ -19,6 +19,7 @@ PACKAGE = Path(__file__).parent.parent / "reverie"
 # Lowest first: a room imports its own files and those of rooms before it, and nothing of inference imports training.
 ROOMS = (
     "errors",
+    "quiet",
     "named",
     "files",
     "workers",

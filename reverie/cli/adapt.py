@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from reverie.cli.hf import quiet_transformers
+from reverie.cli.hf import need_transformers
 from reverie.cli.options import AsJson, Device, Overrides, device_named
 from reverie.cli.terminal import tell
 from reverie.cli.train import train_command
@@ -43,7 +43,7 @@ def adapt_command(
     from reverie.train.precision import has_fast_bfloat16
     from reverie.train.run import ADAPTER
 
-    quiet_transformers()
+    need_transformers()
     parts = [_part(one) for one in data]
     settings = {} if model == "smollm2" else _settings(model)
     settings["train.dtype"] = "bfloat16" if has_fast_bfloat16(device_named(device)) else "float32"

@@ -23,6 +23,7 @@ from reverie.cli.terminal import tell
 from reverie.cli.train import app as train_app
 from reverie.cli.watch import app as watch_app
 from reverie.errors import OldFileWarning, ProcessDied, UntrainedWarning, UserError
+from reverie.quiet import quietly, say_no_backends
 
 app = typer.Typer(
     help="Language models that sleep: they consolidate a full context window into fast weights.",
@@ -44,9 +45,14 @@ app.add_typer(store_app)
 app.add_typer(watch_app)
 
 
+SPEED_MATTERS = ("train", "compare", "demo", "bench")
+
+
 @app.callback()
-def _options() -> None:
+def _options(command: typer.Context) -> None:
     """Nothing to set for all commands; makes typer show their list."""
+    if command.invoked_subcommand not in SPEED_MATTERS:
+        say_no_backends()
 
 
 def _in_one_line(show: Callable[..., None]) -> Callable[..., None]:
@@ -72,7 +78,8 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")  # what a terminal in another encoding lacks
     try:
         try:
-            app()
+            with quietly():
+                app()
         finally:
             _flush()
     except Exception as error:

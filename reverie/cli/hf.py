@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -50,7 +51,7 @@ def convert_command(
     kind = _kind(insert, layers, after)
     blocks = None if after is None else number_list(after, "--after", "4,9,14")
     config = _sleep_config(window, passes, eviction, loop)
-    quiet_transformers()
+    need_transformers()
     from reverie.hf.convert import conversion_table, convert
 
     with interruptible("nothing is left of it"), err_console.status("converting"), _in_options():
@@ -74,7 +75,7 @@ def generate_command(
 ) -> None:
     """Read a text of any length with a model that sleeps, then go on with it."""
     where = device_named(device)
-    quiet_transformers()
+    need_transformers()
     from reverie.hf.generate import generate, load_sleeper
     from reverie.model import model_remembers
 
@@ -119,18 +120,10 @@ def _hold(text: str) -> None:
     """Keep text back for --json, which prints all at the end."""
 
 
-def quiet_transformers() -> None:
-    """Have it say nothing but errors, and show bars for downloads alone. Raises UserError where it is not installed."""
-    try:
-        import transformers
-        from huggingface_hub import logging as hub_logging
-        from huggingface_hub.utils import enable_progress_bars
-    except ImportError:
-        raise UserError("this needs the package transformers; run pip install 'reverie[hf]'") from None
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    hub_logging.set_verbosity_error()
-    enable_progress_bars()
+def need_transformers() -> None:
+    """Raises UserError where transformers is not installed."""
+    if find_spec("transformers") is None:
+        raise UserError("this needs the package transformers; run pip install 'reverie[hf]'")
 
 
 _OPTIONS = {

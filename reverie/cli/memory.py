@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reverie.cli.hf import quiet_transformers
+from reverie.cli.hf import need_transformers
 from reverie.cli.options import AsJson, Device, device_named
 from reverie.cli.progress import ReadDisplay
 from reverie.cli.terminal import err_console, interruptible, out_console, say, show, tell, tell_if_untrained
@@ -181,7 +181,7 @@ def _load(model: str, device: str) -> Sleeper:
 
     where = device_named(device)
     if (Path(model) / "config.json").is_file():
-        quiet_transformers()
+        need_transformers()
     loaded = load_model(model, where)
     if not loaded.fast_weight_blocks:
         raise UserError(f"{model} holds a transformer, which has no fast weights to keep a text in")

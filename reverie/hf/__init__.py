@@ -10,8 +10,8 @@ own) known to transformers' Auto classes.
 
 from reverie.hf.adapt import freeze_pretrained, unfreeze
 from reverie.hf.add import add_sleep, insert_fast_weights
+from reverie.hf.blocks import InsertConfig
 from reverie.hf.cache import SleepCache, cache_of
-from reverie.hf.decoder import InsertConfig
 from reverie.hf.load import load
 from reverie.hf.models.hybrid import ReverieHybridConfig, ReverieHybridForCausalLM, load_hybrid, save_hybrid
 from reverie.hf.models.jet_nemotron import JetNemotronConfig, JetNemotronForCausalLM

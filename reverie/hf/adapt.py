@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from reverie.errors import UserError
 from reverie.hf.add import insert_fast_weights, install, set_injection
 from reverie.hf.bases import check_name, load_base, loading
+from reverie.hf.blocks import inserted_mixer, inserted_parameters
 from reverie.hf.causal_lm import PretrainedLM
-from reverie.hf.decoder import inserted_mixer, inserted_parameters
 from reverie.hf.decoders import block_kinds, check_decoder, decoder_of
 from reverie.hf.lora import add_lora
 from reverie.hf.save import SleepingModelConfig

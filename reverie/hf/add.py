@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from reverie.errors import UserError
+from reverie.hf.blocks import INSERTED, InsertConfig, SleepingBlock
 from reverie.hf.causal_lm import SleepingCausalLM
-from reverie.hf.decoder import INSERTED, InsertConfig, SleepingBlock, SleepingDecoder, sleeping_decoder
-from reverie.hf.decoders import block_kinds, check_decoder, decoder_of, final_norm
+from reverie.hf.decoder import SleepingDecoder, sleeping_decoder
+from reverie.hf.decoders import block_kinds, check_decoder, decoder_of, final_norm, said_of_blocks
 from reverie.hf.reading import AWAKE
 from reverie.hf.save import origin_of
 from reverie.model import ConvTail, HybridConfig, count_parameters
@@ -98,16 +99,16 @@ def install(model: PreTrainedModel) -> None:
     stock = decoder_of(model)
     layers = check_decoder(model, stock)
     origin = origin_of(model)
-    for index, (layer, kind) in enumerate(zip(layers, block_kinds(stock, len(layers)), strict=True)):
+    for layer, kind, said in zip(layers, block_kinds(stock, len(layers)), said_of_blocks(stock.config), strict=True):
         block = _mix_in(layer, SleepingBlock)
-        block.index, block.attend, (block.attends, block.recurrent) = index, None, kind
+        block.said, block.attend, (block.attends, block.recurrent) = said, None, kind
     checkpointing = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
     if checkpointing:  # of single blocks, which would lose their states
         model.gradient_checkpointing_disable()
     norm = final_norm(stock, layers)
     decoder = _mix_in(stock, SleepingDecoder)
     decoder.final_norm = norm
-    decoder.sleep_config, decoder.backward_config, decoder.inserted_configs = AWAKE, EXACT, ()
+    decoder.sleep_config, decoder.backward_config = AWAKE, EXACT
     decoder.sleep_injection, decoder.injection_name = None, "none"
     sleeping = _mix_in(model, SleepingCausalLM)
     sleeping.origin = origin
@@ -131,7 +132,17 @@ def _mixed(base: type[nn.Module], mixin: type[nn.Module]) -> type[nn.Module]:
     def forward(self: Any, *args: Any, **kwargs: Any) -> Any:
         return mixin.forward(self, *args, **kwargs)
 
-    return type(base.__name__, (mixin, base), {"__module__": base.__module__, "forward": forward, "stock": base})
+    def __reduce_ex__(self: Any, protocol: Any) -> Any:
+        return _unpickled, (base, mixin), self.__getstate__()
+
+    content = {"forward": forward, "stock": base, "__reduce_ex__": __reduce_ex__, "__module__": base.__module__}
+    return type(base.__name__, (mixin, base), content)
+
+
+def _unpickled(base: type[nn.Module], mixin: type[nn.Module]) -> nn.Module:
+    """The module before its state: pickle, torch.save and deepcopy can't look up a class that was made here."""
+    cls = _mixed(base, mixin)
+    return cls.__new__(cls)
 
 
 class Inserted(NamedTuple):
@@ -166,7 +177,7 @@ class InsertedMixer(nn.Module):
             backend="auto",
             norm_eps=norm_eps,
         )
-        self.norm_eps = norm_eps
+        self.config, self.norm_eps = config, norm_eps
         self.norm_weight = nn.Parameter(torch.ones(width))
         self.mixer: Any = new_mixer(config.kind, sizes, config.settings or {})
         for module in self.mixer.modules():
@@ -248,7 +259,6 @@ def insert_fast_weights(
                 mixer.norm_weight.data.copy_(inherited[i].gain)
                 inherit(mixer.mixer, inherited[i])
             setattr(blocks[i], INSERTED, mixer)
-    decoder.inserted_configs += (config,)
     total = count_parameters(model)
     return Inserted(total - before, total)
 

@@ -7,12 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import transformers
+from huggingface_hub import logging as hub_logging
 from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from reverie.errors import UserError
 from reverie.hf.models.smollm2 import SMOLLM2, load_smollm2_model, load_smollm2_tokenizer
+from reverie.hf.save_arguments import check_attention
+from reverie.quiet import until_its_end
 
 
 def load_base(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
@@ -29,7 +34,10 @@ def load_base(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
         UserError: there is no such model, or it cannot be loaded.
     """
     name = str(name_or_path)
+    if kwargs.pop("trust_remote_code", False):
+        raise UserError("load_base takes no trust_remote_code: no code that comes with a model is run")
     if name == SMOLLM2:
+        _hush()
         return load_smollm2_model(**kwargs)
     check_name(name)
     if Path(name).is_dir():
@@ -40,9 +48,11 @@ def load_base(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
         config = kwargs.pop("config", config)
         if hasattr(config, "total_ut_steps"):
             config.total_ut_steps = 1
+        if "attn_implementation" not in kwargs:
+            check_attention(config, name)
         if config.model_type != "reverie_sleep":  # which reads nothing else anyway
-            kwargs |= {"config": config, "trust_remote_code": False, "use_safetensors": True}
-        return AutoModelForCausalLM.from_pretrained(name, **kwargs).eval()
+            kwargs |= {"config": config, "use_safetensors": True}
+        return AutoModelForCausalLM.from_pretrained(name, **kwargs, trust_remote_code=False).eval()
 
 
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
@@ -70,12 +80,34 @@ def check_weights(name: str, report: Mapping[str, Any]) -> None:
         raise UserError(f"the weights in {name} are not those of its config.json: {min(wrong)} does not fit")
 
 
+def _hush() -> None:
+    """In a command, have transformers say nothing but errors until it ends, and show bars for downloads alone."""
+    if (end := until_its_end()) is None:
+        return
+    for module in (transformers.logging, hub_logging):
+        end.callback(module.set_verbosity, module.get_verbosity())
+        module.set_verbosity_error()
+    if transformers.logging.is_progress_bar_enabled():
+        downloads = not are_progress_bars_disabled()
+        end.callback(_show_bars, downloads)
+        transformers.logging.disable_progress_bar()  # those of downloads too
+        if downloads:
+            enable_progress_bars()
+
+
+def _show_bars(downloads: bool) -> None:
+    transformers.logging.enable_progress_bar()
+    if not downloads:
+        disable_progress_bars()
+
+
 _REFUSALS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError)
 
 
 @contextmanager
 def loading(what: str, name: str) -> Iterator[None]:
     """Turns whatever transformers raises while it loads a model into a UserError of one sentence."""
+    _hush()
     try:
         yield
     except UserError:

@@ -8,9 +8,9 @@ several threads may use one model at the same time.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -20,114 +20,14 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from reverie.errors import UserError
 from reverie.hf.arguments import BY_DECODER, Request, by_name, requested, tokens_of
-from reverie.hf.compiled import Attend, compiled_attend
+from reverie.hf.blocks import InsertConfig, Skipped, SleepingBlock, check_blocks, holds_fast_weights, inserted_mixer
+from reverie.hf.compiled import compiled_attend
 from reverie.hf.decoders import decoder_of
-from reverie.hf.reading import check_unchanged, read_batch
+from reverie.hf.reading import AWAKE, check_unchanged, read_batch
 from reverie.hf.state import StateCache
-from reverie.model import ConvTail, Injection, State, Tokens
+from reverie.model import Injection, State, Tokens
 from reverie.sleep import SleepConfig
 from reverie.sleep.gradients import Backward
-
-INSERTED, INJECTION = "fast_weight_mixer", "sleep_injection"
-
-
-class InsertConfig(NamedTuple):
-    """The layers that one call of `insert_fast_weights` inserted; sizes as in `HybridConfig`."""
-
-    after: tuple[int, ...]  # indices of the blocks that such a layer follows
-    kind: str  # of mixer
-    fast_heads: int
-    key_size: int
-    value_size: int
-    conv_size: int = 4
-    value_embedding: bool = False
-    settings: Mapping[str, Any] | None = None  # of the mixer's own
-
-
-def inserted_mixer(layer: nn.Module) -> nn.Module | None:
-    """The layer that `insert_fast_weights` put after a decoder's block."""
-    return getattr(layer, INSERTED, None)
-
-
-def inserted_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters of inserted layers and of what passes of sleep read, by name."""
-    return {name: p for name, p in model.named_parameters() if is_inserted(name)}
-
-
-def is_inserted(name: str) -> bool:
-    """True if a parameter of this name belongs to an inserted layer, or to what passes of sleep read."""
-    return any(f".{place}." in f".{name}" for place in (INSERTED, INJECTION))
-
-
-class SleepingBlock(nn.Module):
-    """Mixed in before the class of a decoder's block. It reads the `StateCache` of the call, and writes into it."""
-
-    stock: type[nn.Module]  # its class without this one
-    index: int
-    attends: bool
-    recurrent: bool  # it has fast weights of its own
-    attend: Attend | None  # how it runs if it was compiled
-
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
-        call = kwargs.get("past_key_values")
-        if not isinstance(call, StateCache):
-            raise TypeError(f"block {self.index} of a sleeping model runs through reverie alone")
-        if self.index == call.start and call.h is not None:
-            hidden_states = call.h.to(hidden_states.device)  # blocks may be on several devices
-        elif self.index == 0:
-            call.embedded = hidden_states
-        if self.attends:
-            kwargs["attention_mask"] = call.narrowed(kwargs.get("attention_mask"), hidden_states)
-        if self.attend is None:
-            output = super().forward(hidden_states, *args, **kwargs)
-        else:
-            entry, kwargs = call.entries[self.index], {key: x for key, x in kwargs.items() if key != "past_key_values"}
-            output, k, v = self.attend(self, hidden_states, entry.k, entry.v, kwargs)
-            call.entries[self.index] = entry._replace(k=k, v=v)
-        h = output[0] if isinstance(output, tuple) else output
-        if (inserted := inserted_mixer(self)) is not None:
-            h = _write(inserted, h, call, self.index)
-        call.passed(self.index, h)
-        return (h, *[None] * (len(output) - 1)) if isinstance(output, tuple) else h
-
-
-def _write(inserted: nn.Module, h: Tensor, call: StateCache, index: int) -> Tensor:
-    """h [B, T, D] after the layer inserted after block `index`, whose fast weights and convolution are in the call."""
-    entry = call.entries[index]
-    tail = ConvTail(entry.conv[0]) if entry.conv and entry.conv[0] is not None else None
-    h, call.fast_weights[index], tail = inserted(h, call.fast_weights[index], tail, call.embedded)
-    if not isinstance(tail, ConvTail | None):
-        raise UserError(f"an inserted mixer may keep a ConvTail or nothing, and this one keeps a {type(tail).__name__}")
-    call.entries[index] = entry._replace(conv=() if tail is None else (tail.x,))
-    return h
-
-
-class _Skipped:
-    """Stands for a block that a call leaves out: it hands on what the decoder embedded, or the h of the call."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        self._layer = layer
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._layer, name)  # a decoder may ask of which type a block is
-
-    def __call__(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        call: StateCache = kwargs["past_key_values"]
-        if call.h is None:
-            call.h = hidden_states
-        return call.h.detach().as_subclass(_Either)
-
-
-class _Either(Tensor):
-    """h for a decoder whose blocks return it, and for one whose blocks return a pair that begins with it."""
-
-    __torch_function__ = torch._C._disabled_torch_function_impl  # pyright: ignore[reportAssignmentType]
-
-    def __iter__(self) -> Any:
-        return iter((self, None))
-
-    def __getitem__(self, index: Any) -> Any:
-        return self if isinstance(index, int) and index == 0 else super().__getitem__(index)
 
 
 class DecoderBlocks:
@@ -146,12 +46,11 @@ class DecoderBlocks:
 
     @property
     def fast_weight_blocks(self) -> Sequence[int]:
-        blocks = cast(Sequence[SleepingBlock], self.layers)
-        return [i for i, block in enumerate(blocks) if block.recurrent or inserted_mixer(block) is not None]
+        return [i for i, block in enumerate(self.layers) if holds_fast_weights(block)]
 
     @property
     def reads_embedded(self) -> bool:
-        return any(config.value_embedding for config in self.decoder.inserted_configs)
+        return any(getattr(inserted_mixer(layer), "value_embed", False) for layer in self.layers)
 
     @property
     def injects(self) -> bool:
@@ -221,11 +120,19 @@ class DecoderBlocks:
         Where not all blocks run, it is that of a shallow copy, which has the same parameters.
         """
         decoder: Any = self.decoder
+        check_blocks(decoder)
+        if decoder.sleep_config != AWAKE and not self.fast_weight_blocks:
+            raise UserError("no block holds fast weights any more, so nothing would outlive its window")
+        if len(call.entries) != self.num_blocks:
+            raise UserError(
+                f"what was read before was read with {len(call.entries)} blocks, and now there are "
+                f"{self.num_blocks}: read it anew"
+            )
         if (call.start, call.stop) != (0, self.num_blocks):
             decoder = object.__new__(type(decoder))
             decoder.__dict__ = self.decoder.__dict__ | {
                 "layers": [
-                    layer if call.start <= i < call.stop else _Skipped(layer) for i, layer in enumerate(self.layers)
+                    layer if call.start <= i < call.stop else Skipped(layer) for i, layer in enumerate(self.layers)
                 ]
             }
         begin = call.get_seq_length()
@@ -265,7 +172,20 @@ class SleepingDecoder(nn.Module):
     injection_name: str
     sleep_config: SleepConfig
     backward_config: Backward
-    inserted_configs: tuple[InsertConfig, ...]  # one for each call of insert_fast_weights
+
+    @property
+    def inserted_configs(self) -> tuple[InsertConfig, ...]:
+        """What calls of insert_fast_weights inserted, after the blocks that each of these layers follows now."""
+        found: list[tuple[InsertConfig, list[int]]] = []
+        for i, layer in enumerate(self.layers):
+            if (inserted := inserted_mixer(layer)) is not None:
+                config = cast(InsertConfig, inserted.config)
+                known = next((after for other, after in found if other == config), None)
+                if known is None:
+                    found.append((config, [i]))
+                else:
+                    known.append(i)
+        return tuple(config._replace(after=tuple(after)) for config, after in found)
 
     @property
     def sleeping(self) -> DecoderBlocks:
@@ -289,5 +209,10 @@ class SleepingDecoder(nn.Module):
 
 
 def sleeping_decoder(model: nn.Module) -> SleepingDecoder:
-    """The decoder of a model that can sleep (`add.install`)."""
-    return cast(SleepingDecoder, decoder_of(cast(PreTrainedModel, model)))
+    """The decoder of a model that can sleep (`add.install`). Raises UserError where it was replaced since."""
+    decoder = decoder_of(cast(PreTrainedModel, model))
+    if not isinstance(decoder, SleepingDecoder):
+        raise UserError(
+            f"the decoder of {type(model).__name__} was replaced since it could sleep: put one there before"
+        )
+    return decoder

@@ -1,9 +1,12 @@
 """Which models of transformers can sleep, and what their decoders are made of."""
 
+import copy
 import inspect
+from typing import Any
 
+import torch
 from torch import nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import CacheLayerMixin, DynamicCache, LinearAttentionCacheLayerMixin
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -66,6 +69,7 @@ def check_decoder(model: PreTrainedModel, decoder: PreTrainedModel) -> nn.Module
         raise UserError(f"{name} ({kind}) cannot sleep: it adds learned positions before its blocks")
     if any("past_key_values" not in inspect.signature(type(layer).forward).parameters for layer in layers):
         raise UserError(f"{name} ({kind}) cannot sleep: its blocks do not take the cache as past_key_values")
+    _check_said(name, decoder, layers)
     steps = getattr(model.config, "total_ut_steps", 1)
     if steps != 1:
         raise UserError(
@@ -73,6 +77,30 @@ def check_decoder(model: PreTrainedModel, decoder: PreTrainedModel) -> nn.Module
             "since passes of sleep take the place of its loop"
         )
     return layers
+
+
+def said_of_blocks(config: PreTrainedConfig) -> list[dict[str, Any]]:
+    """What a config says of each block by itself, such as its type, by which a decoder chooses masks and positions."""
+    names = ["layer_types", "layers_block_type", *(name for name in vars(config) if "layer" in name)]
+    known = {name: getattr(config, name, None) for name in names}
+    n = config.num_hidden_layers
+    lists = {name: x for name, x in known.items() if isinstance(x, list | tuple) and len(x) == n}
+    return [{name: x[i] for name, x in lists.items()} for i in range(n)]
+
+
+def _check_said(name: str, decoder: PreTrainedModel, layers: nn.ModuleList) -> None:
+    """Raises UserError if the config describes other blocks than there are."""
+    count = decoder.config.num_hidden_layers
+    if len(layers) != count:
+        raise UserError(f"{name} has {len(layers)} blocks, and its config.num_hidden_layers is {count}: set it")
+    if len({*(getattr(decoder.config, "layer_types", None) or ())}) < 2:
+        return
+    with torch.device("meta"):
+        fresh: Any = type(decoder)(copy.deepcopy(decoder.config))
+    for i, (layer, like) in enumerate(zip(layers, fresh.layers, strict=True)):
+        own, wanted = ({key: type(x).__name__ for key, x in block.named_children()} for block in (layer, like))
+        if own != wanted:
+            raise UserError(f"block {i} of {name} is another than its config.layer_types say: set them")
 
 
 def block_kinds(decoder: PreTrainedModel, num_blocks: int) -> list[tuple[bool, bool]]:

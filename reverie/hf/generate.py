@@ -14,9 +14,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 from reverie.errors import UserError
 from reverie.hf.add import add_sleep
 from reverie.hf.bases import load_tokenizer
-from reverie.hf.cache import SleepCache
+from reverie.hf.cache import Group, SleepCache
+from reverie.hf.causal_lm import SleepingCausalLM
 from reverie.hf.load import load
-from reverie.sleep import SleepConfig
+from reverie.sleep import Context, SleepConfig, consolidate
 
 ReadReport = Callable[[int, int, int], None]
 """Called with the windows read, the windows to read, and the tokens read."""
@@ -32,7 +33,7 @@ class Generated:
     windows_slept_over: int
     read_tokens_per_second: float
     write_tokens_per_second: float
-    peak_state_bytes: int  # most that the state held between two tokens or pieces: fast weights, cache, h of a window
+    peak_state_bytes: int  # most that the state held between two tokens or windows: fast weights, cache, h of a window
 
     def sentence(self) -> str:
         return (
@@ -78,7 +79,7 @@ def generate(
 
     Args:
         write: called with the new text piece by piece, as soon as words are whole.
-        report: called before the first and after every window of the prompt.
+        report: called before the first and after every window of the prompt, which is read a window at a time.
     """
     tokens = tokenizer(prompt, return_tensors="pt").input_ids.to(model.device)
     if tokens.shape[1] == 0:
@@ -86,12 +87,8 @@ def generate(
     cache, window_size = SleepCache(), _sleep_config(model).window_size
     streamer = _Streamer(tokenizer, cache, window_size, write)
     begun = time.perf_counter()
-    pieces = tokens[:, :-1].split(window_size, dim=1) if tokens.shape[1] > 1 else ()
-    for i, piece in enumerate(pieces):  # so that no more than a window is ever in memory
-        report(i, len(pieces), cache.seen)
-        model(input_ids=piece, past_key_values=cache, logits_to_keep=1)
-        streamer.measure()
-    report(len(pieces), len(pieces), cache.seen)
+    _read(model, tokens[:, :-1], cache, report)
+    streamer.measure()
     between = time.perf_counter()
     torch.manual_seed(seed)
     drawing: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
@@ -115,6 +112,29 @@ def generate(
         write_tokens_per_second=streamer.tokens / (ended - between),
         peak_state_bytes=streamer.peak,
     )
+
+
+def _read(model: PreTrainedModel, tokens: Tensor, cache: SleepCache, report: ReadReport) -> None:
+    """Move an empty cache on over tokens [1, T] that others follow: whole windows are slept over, the rest is awake.
+
+    Of a window that is slept over nobody reads h, so what sleep does not need of it is never computed.
+    """
+    sleeping, config = cast(SleepingCausalLM, model).sleeping, _sleep_config(model)
+    L, T = config.window_size, tokens.shape[1]
+    total, whole = -(-T // L), T // L * L
+    report(0, total, 0)
+    if whole:
+        context = consolidate(
+            sleeping,
+            tokens[:, :whole],
+            Context.empty(sleeping),
+            config,
+            on_window=lambda windows, context: report(windows, total, windows * L),
+        )
+        cache.groups, cache.seen = [Group(torch.arange(1, device=tokens.device), whole, context)], whole
+    if whole < T:
+        model(input_ids=tokens[:, whole:], past_key_values=cache, logits_to_keep=1)
+        report(total, total, T)
 
 
 def _sleep_config(model: PreTrainedModel) -> SleepConfig:

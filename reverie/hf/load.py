@@ -1,5 +1,6 @@
 """Reading sleeping models: `load(folder)`, of what `model.save_pretrained(folder)` left (`save.py`)."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -7,17 +8,19 @@ from typing import Any
 import torch
 from pydantic import ValidationError
 from safetensors.torch import load_file
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
 from reverie.errors import UserError
 from reverie.hf.add import add_sleep, insert_fast_weights, install, set_injection
 from reverie.hf.bases import check_name, check_weights, load_base, loading
-from reverie.hf.decoder import is_inserted
-from reverie.hf.save import FORMAT_VERSION, Saved, SleepingModelConfig, weights_digest
+from reverie.hf.blocks import is_inserted
+from reverie.hf.save import FORMAT_VERSION, Saved, SleepingModelConfig, weights_digest, weights_name
+from reverie.hf.save_arguments import FROM_HUB, check_attention, load_arguments
 
 
 def load(folder: str | Path, base: str | Path | None = None, **kwargs: Any) -> PreTrainedModel:
@@ -26,19 +29,23 @@ def load(folder: str | Path, base: str | Path | None = None, **kwargs: Any) -> P
     Args:
         folder: a folder, or an id on the hub.
         base: where the base of an adapter is, if it is not where it was.
-        kwargs: of transformers' from_pretrained: dtype, device_map, …
+        kwargs: of transformers' from_pretrained: dtype, device_map, … and settings of the model's config.
 
     Raises:
-        UserError: files are missing or damaged, or the base is not the model that the adapter was made for.
+        UserError: files are missing or damaged, the base is not the model that the adapter was made for, or an argument
+            is not honoured.
     """
     name = str(folder)
     check_name(name)
     saved = _read_config(name, _from_hub(kwargs))
     own = _own_config(name, saved)
+    arguments = load_arguments(kwargs, own)
     if saved.weights == "whole":
-        model = _load_whole(name, saved, own, kwargs)
+        if base is not None:
+            raise UserError(f"{name} holds a whole model, which has no base")
+        model = _load_whole(name, saved, own, arguments)
     else:
-        model = _load_adapter(name, saved, own, str(base or saved.base_model), kwargs)
+        model = _load_adapter(name, saved, own, str(base or saved.base_model), arguments)
     if saved.sleep is not None:
         add_sleep(model, saved.sleep)
     model.config._name_or_path = model.name_or_path = name  # for peft, whose adapters stand on the model as it is now
@@ -46,8 +53,7 @@ def load(folder: str | Path, base: str | Path | None = None, **kwargs: Any) -> P
 
 
 def _from_hub(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("cache_dir", "force_download", "local_files_only", "proxies", "token", "revision", "subfolder")
-    return {name: kwargs[name] for name in names if name in kwargs}
+    return {name: kwargs[name] for name in FROM_HUB if kwargs.get(name) is not None}
 
 
 def _read_config(name: str, from_hub: Mapping[str, Any]) -> Saved:
@@ -75,25 +81,35 @@ def _own_config(name: str, saved: Saved) -> PreTrainedConfig:
     if kind not in CONFIG_MAPPING:
         raise UserError(f"{name} holds a model of type {kind}, which this version of transformers does not know")
     with loading("the model", name):
-        return AutoConfig.for_model(**saved.base_config)
+        own = AutoConfig.for_model(**saved.base_config)
+    check_attention(own, name)
+    return own
 
 
 def _load_adapter(name: str, saved: Saved, own: PreTrainedConfig, base: str, kwargs: dict[str, Any]) -> PreTrainedModel:
-    of_base = {key: value for key, value in kwargs.items() if key not in ("revision", "subfolder")}
+    if "quantization_config" in kwargs:
+        raise UserError(f"{name} is an adapter, and a quantised base cannot be compared with the one it was made for")
     dtype = own.dtype  # that of the model when it was saved; loading changes own
+    dtype, wanted = _as_dtype(dtype, None), _as_dtype(kwargs.get("dtype", dtype), dtype)
+    # Values that went through float16 and others that did not have been rounded in different ways.
+    first = torch.float32 if dtype != wanted and torch.float16 in (dtype, wanted) and wanted.itemsize < 4 else wanted
+    of_base = {key: x for key, x in kwargs.items() if key not in ("revision", "subfolder", "variant", "dtype")}
     try:
-        model = load_base(base, **({"dtype": dtype} | of_base), config=own, ignore_mismatched_sizes=True)
+        model = load_base(base, **of_base, dtype=first, config=own, ignore_mismatched_sizes=True)
     except UserError as error:
         raise UserError(f"{error}; {name} is an adapter of it (base= says where else it is)") from error
-    # Values that went through float16 and others that did not have been rounded in different ways.
-    comparable = (model.dtype == torch.float16) == (dtype == torch.float16)
-    if comparable and weights_digest(model.state_dict(), torch.bfloat16) != saved.base_fingerprint:
+    rounded = (torch.float16,) * (dtype == torch.float16) + (torch.bfloat16,)
+    if weights_digest(model.state_dict(), *rounded) != saved.base_fingerprint:
         raise UserError(f"{base} is not the model that {name} is an adapter of: its weights are others")
+    if wanted != first:
+        nn.Module.to(model, wanted)
+        model.config.dtype = wanted
     install(model)
     _insert(model, saved)
     with loading("the adapter", name):
-        tensors = load_file(str(cached_file(name, SAFE_WEIGHTS_NAME, **_from_hub(kwargs))))
-        model.generation_config = GenerationConfig.from_pretrained(name, **_from_hub(kwargs))
+        tensors = _tensors(name, kwargs.get("variant"), _from_hub(kwargs))
+        given = kwargs.get("generation_config")
+        model.generation_config = given or GenerationConfig.from_pretrained(name, **_from_hub(kwargs))
     wanted = {key: x for key, x in model.state_dict().items() if is_inserted(key) or key in saved.trained}
     if {key: x.shape for key, x in tensors.items()} != {key: x.shape for key, x in wanted.items()}:
         also = ", and the tensors that it says were trained" if saved.trained else ""
@@ -106,11 +122,39 @@ def _load_adapter(name: str, saved: Saved, own: PreTrainedConfig, base: str, kwa
     return model.eval()
 
 
+def _tensors(name: str, variant: str | None, from_hub: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What is in the file of an adapter, or in its files if there is an index of them."""
+    one, index = weights_name(variant), weights_name(variant, SAFE_WEIGHTS_INDEX_NAME)
+    place, listed = (
+        cached_file(name, file, **from_hub, _raise_exceptions_for_missing_entries=False) for file in (one, index)
+    )
+    if place is None and listed is not None:
+        files = sorted({*json.loads(Path(listed).read_text())["weight_map"].values()})
+        parts = [load_file(str(cached_file(name, file, **from_hub))) for file in files]
+        return {key: x for part in parts for key, x in part.items()}
+    return load_file(str(place or cached_file(name, one, **from_hub)))
+
+
+def _as_dtype(wanted: Any, saved: Any) -> torch.dtype:
+    """A dtype by itself or by its name; "auto" is the one that was saved."""
+    wanted = saved if wanted == "auto" else wanted
+    found = getattr(torch, wanted, None) if isinstance(wanted, str) else wanted
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise UserError(f"dtype must be one of torch's for floating-point numbers, its name, or auto; got {wanted!r}")
+    return found
+
+
 def _load_whole(name: str, saved: Saved, own: PreTrainedConfig, kwargs: dict[str, Any]) -> PreTrainedModel:
     with loading("the model", name):
         model_class = _with_inserted(MODEL_FOR_CAUSAL_LM_MAPPING[type(own)], saved)
         model, report = model_class.from_pretrained(
-            name, **kwargs, config=own, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
+            name,
+            **kwargs,
+            config=own,
+            trust_remote_code=False,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
     check_weights(name, report)
     install(model)
@@ -123,6 +167,7 @@ def _with_inserted(model_class: Any, saved: Saved) -> Any:
 
     def __init__(self: PreTrainedModel, *args: Any, **kwargs: Any) -> None:
         model_class.__init__(self, *args, **kwargs)
+        self.__class__ = model_class  # which pickle finds by its name
         _insert(self, saved)
 
     return type(model_class.__name__, (model_class,), {"__init__": __init__, "__module__": model_class.__module__})
@@ -146,12 +191,29 @@ class SleepingModelForCausalLM:
     def from_pretrained(
         cls, folder: str | Path, *args: Any, config: SleepingModelConfig | None = None, **kwargs: Any
     ) -> PreTrainedModel:
-        for name in ("_from_auto", "adapter_kwargs", "trust_remote_code"):
+        for name in ("_from_auto", "_from_pipeline", "adapter_kwargs", "trust_remote_code"):
             kwargs.pop(name, None)
         for name in ("attn_implementation", "experts_implementation"):  # AutoConfig has taken them for the config
             if (value := getattr(config, f"_{name}", None)) is not None:
                 kwargs.setdefault(name, value)
-        return load(folder, *args, **kwargs)
+        return load(folder, *args, **_settings(str(folder), config, kwargs), **kwargs)
+
+
+def _settings(name: str, config: SleepingModelConfig | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """What a caller has changed in the config of a folder, or AutoConfig has put there of the caller's arguments.
+
+    Raises:
+        UserError: it is how the model sleeps, or what was inserted.
+    """
+    if config is None:
+        return {}
+    kept = SleepingModelConfig.from_pretrained(name, **_from_hub(kwargs)).to_dict()
+    changed = {key: x for key, x in config.to_dict().items() if kept.get(key) != x and key not in kwargs}
+    changed = {key: x for key, x in changed.items() if key not in ("_name_or_path", "dtype", "name_or_path")}
+    for key in changed:
+        if key in Saved.model_fields:
+            raise UserError(f"{key} is as {name} was saved with it: change it by add_sleep, when the model is loaded")
+    return changed
 
 
 AutoConfig.register(SleepingModelConfig.model_type, SleepingModelConfig, exist_ok=True)

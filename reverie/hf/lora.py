@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from reverie.errors import UserError
-from reverie.hf.decoder import is_inserted, sleeping_decoder
+from reverie.hf.blocks import is_inserted
+from reverie.hf.decoder import sleeping_decoder
 
 
 def add_lora(model: PreTrainedModel, blocks: Sequence[tuple[int, int]], rank: int) -> None:

@@ -1,11 +1,13 @@
 """Read a batch through `reverie.sleep.read`, in rows that begin, wait and end at different tokens."""
 
+import copy
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from transformers import GenerationConfig
 
 from reverie.errors import UserError
 from reverie.hf.arguments import Request
@@ -115,3 +117,16 @@ def check_unchanged(cache: SleepCache, decoder: nn.Module) -> None:
             "the model has changed since this cache was begun, its weights, adapters or settings: begin a new one"
         )
     cache.mark = now
+
+
+def prefill_config(generation_config: GenerationConfig, config: SleepConfig) -> GenerationConfig:
+    """How `generate` reads a prompt: in one call where its pieces would hold a window or more.
+
+    A call goes window by window anyway, and spares what nobody reads of those that other tokens follow.
+    """
+    size = generation_config.prefill_chunk_size
+    if size is None or size < config.window_size:
+        return generation_config
+    generation_config = copy.copy(generation_config)
+    generation_config.prefill_chunk_size = None
+    return generation_config

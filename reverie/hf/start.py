@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from reverie.errors import UserError
 from reverie.hf.add import InsertedMixer
+from reverie.hf.blocks import inserted_mixer
 from reverie.hf.causal_lm import PretrainedLM
-from reverie.hf.decoder import inserted_mixer, sleeping_decoder
+from reverie.hf.decoder import sleeping_decoder
 from reverie.model import State
 from reverie.model.fused import rms_norm
 from reverie.model.gated_deltanet import GatedDeltaNet

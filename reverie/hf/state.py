@@ -51,7 +51,8 @@ class StateCache(Cache):
     """One call of blocks start … stop − 1: the state they begin with, then what they leave (`state()`).
 
     A decoder's forward carries it as `past_key_values`, so each block finds it there, and no module has to remember
-    anything of a call. Masks and positions are those of tokens that follow what these blocks have cached.
+    anything of a call. Blocks are counted as they are called: the layer_idx of one that was moved is not its place.
+    Masks and positions are those of tokens that follow what these blocks have cached.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class StateCache(Cache):
         """
         super().__init__(layers=[])
         self.start, self.stop, self.h, self.span = start, stop, h, span
+        self.index = -1  # of the block that runs
         self.loop, self.entered, self.looped = loop or (-1, -1), h, h
         self.embedded, self.bidirectional = embedded, bidirectional
         self.fast_weights = list(state.fast_weights)
@@ -96,13 +98,18 @@ class StateCache(Cache):
             self._narrowed = mask, _within(self.span, mask, self.past, h, bidirectional=self.bidirectional)
         return self._narrowed[1]
 
-    def passed(self, index: int, h: Tensor) -> None:
-        """Block `index` has run and made h."""
-        if index == self.stop - 1:
+    def enter(self) -> int:
+        """The index of the block that begins, of those that a decoder calls one after the other."""
+        self.index += 1
+        return self.index
+
+    def passed(self, h: Tensor) -> None:
+        """The block that runs has made h."""
+        if self.index == self.stop - 1:
             self.h = h
-        if index == self.loop[0] - 1:
+        if self.index == self.loop[0] - 1:
             self.entered = h
-        if index == self.loop[1] - 1:
+        if self.index == self.loop[1] - 1:
             self.looped = h
 
     def state(self) -> State:
@@ -114,7 +121,7 @@ class StateCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        entry = self.entries[layer_idx] = self.entries[layer_idx].with_more(key_states, value_states)
+        entry = self.entries[self.index] = self.entries[self.index].with_more(key_states, value_states)
         assert entry.k is not None
         assert entry.v is not None
         return entry.k, entry.v
@@ -131,7 +138,7 @@ class StateCache(Cache):
     # Recurrent layers
 
     def has_previous_state(self, layer_idx: int | None = None, state_idx: int | None = None) -> bool:
-        wanted = range(len(self.entries)) if layer_idx is None else [layer_idx]
+        wanted = range(len(self.entries)) if layer_idx is None else [self.index]
         return any(self.fast_weights[i] is not None for i in wanted)
 
     def is_recording_past(self, layer_idx: int) -> bool:
@@ -139,8 +146,8 @@ class StateCache(Cache):
 
     def get_conv_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
         """A copy, since a step of a single token writes into it."""
-        conv = self._conv(layer_idx, state_idx)
-        return None if conv is None else self._keep_conv(layer_idx, state_idx, conv.clone())
+        conv = self._conv(state_idx)
+        return None if conv is None else self._keep_conv(state_idx, conv.clone())
 
     def update_conv_state(
         self,
@@ -151,19 +158,19 @@ class StateCache(Cache):
         **kwargs: Any,
     ) -> Tensor:
         """Append inputs [B, C, T] and return them after those before; the newest `conv_kernel_size` are kept."""
-        before = self._conv(layer_idx, state_idx)
+        before = self._conv(state_idx)
         size = conv_kernel_size or (conv_states if before is None else before).shape[-1]
         whole = conv_states if before is None else torch.cat([before, conv_states], dim=-1)
         if before is None and whole.shape[-1] < size:
             whole = torch.nn.functional.pad(whole, (size - whole.shape[-1], 0))
-        self._keep_conv(layer_idx, state_idx, whole[..., -size:])
+        self._keep_conv(state_idx, whole[..., -size:])
         return whole
 
     def get_recurrent_state(self, layer_idx: int, state_idx: int = 0) -> Tensor | None:
         """A copy, since a step of a single token may write into it."""
-        before = self.fast_weights[layer_idx]
+        before = self.fast_weights[self.index]
         if before is not None:
-            before = self.fast_weights[layer_idx] = before.clone()
+            before = self.fast_weights[self.index] = before.clone()
         return before
 
     def update_recurrent_state(
@@ -171,18 +178,18 @@ class StateCache(Cache):
     ) -> Tensor:
         """Store fast weights in float32 at least: under autocast some models hand over bfloat16."""
         kept = recurrent_states.to(torch.promote_types(recurrent_states.dtype, torch.float32))
-        self.fast_weights[layer_idx] = kept
+        self.fast_weights[self.index] = kept
         return kept
 
-    def _conv(self, layer_idx: int, state_idx: int) -> Tensor | None:
-        conv = self.entries[layer_idx].conv
+    def _conv(self, state_idx: int) -> Tensor | None:
+        conv = self.entries[self.index].conv
         return conv[state_idx] if state_idx < len(conv) else None
 
-    def _keep_conv(self, layer_idx: int, state_idx: int, x: Tensor) -> Tensor:
-        conv = list(self.entries[layer_idx].conv)
+    def _keep_conv(self, state_idx: int, x: Tensor) -> Tensor:
+        conv = list(self.entries[self.index].conv)
         conv += [None] * (state_idx + 1 - len(conv))
         conv[state_idx] = x
-        self.entries[layer_idx] = self.entries[layer_idx]._replace(conv=tuple(conv))
+        self.entries[self.index] = self.entries[self.index]._replace(conv=tuple(conv))
         return x
 
     # What generate() asks of every cache

@@ -32,7 +32,7 @@ class Block(nn.Module):
 
     def __init__(self, config: HybridConfig, kind: str) -> None:
         super().__init__()
-        self.norm_eps = config.norm_eps
+        self.kind, self.norm_eps = kind, config.norm_eps
         self.mixer = new_mixer(kind, config, config.mixers.get(kind, {}))
         self.mlp = SwiGLU(config) if mixer_kind(kind).mlp else None
         self.looks_both_ways: bool = getattr(self.mixer, "looks_both_ways", False)
@@ -98,7 +98,7 @@ class HybridLM(LanguageModel):
 
     @property
     def fast_weight_blocks(self) -> Sequence[int]:
-        return [i for i, kind in enumerate(self.config.layers) if mixer_kind(kind).fast_weights]
+        return [i for i, block in enumerate(self.layers) if mixer_kind(str(block.kind)).fast_weights]
 
     @property
     def reads_embedded(self) -> bool:

@@ -23,6 +23,7 @@ from reverie.errors import UserError
 from reverie.named import find_named, is_named
 from reverie.ops import chunked, fla, reference, triton
 from reverie.ops.constant import constant_when_compiled
+from reverie.quiet import says_backends
 
 logger = logging.getLogger("reverie")
 
@@ -102,7 +103,8 @@ def _choose(device_type: str, small: bool) -> str:
         choice, of = "triton", f" of at most {triton.MAX_TOKENS} tokens"
     elif device_type == "cuda" and fla.installed() and not fla.miscompiled():
         choice = "fla"
-    _log_choice(choice, device_type + " tensors" + of)
+    if says_backends():
+        _log_choice(choice, device_type + " tensors" + of)
     return choice
 
 

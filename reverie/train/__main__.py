@@ -9,6 +9,7 @@ import typer
 
 from reverie.cli.app import app
 from reverie.errors import UserError
+from reverie.quiet import quietly
 from reverie.train.launch import USER_ERROR, report_error, wait_for_the_cause
 from reverie.train.torchrun import end_with_launcher, started_by_torchrun
 
@@ -18,7 +19,8 @@ def main() -> None:
     if started_by_torchrun():
         end_with_launcher()
     try:
-        app(["train", *sys.argv[1:]])
+        with quietly():
+            app(["train", *sys.argv[1:]])
     except UserError as error:
         if not report_error(str(error)):
             typer.echo(f"error: {error}", err=True)

@@ -21,8 +21,9 @@ from torch.optim import Optimizer
 from reverie.errors import UserError
 from reverie.hf.add import add_sleep
 from reverie.hf.bases import load_tokenizer
+from reverie.hf.blocks import inserted_mixer
 from reverie.hf.causal_lm import PretrainedLM
-from reverie.hf.decoder import inserted_mixer, sleeping_decoder
+from reverie.hf.decoder import sleeping_decoder
 from reverie.hf.frozen import SHARD, AfterFrozen, Beginning, PagePool, frozen_blocks
 from reverie.hf.lora import merged_state
 from reverie.hf.start import look_up

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from reverie.hf.blocks import inserted_mixer
 from reverie.hf.causal_lm import PretrainedLM
-from reverie.hf.decoder import inserted_mixer, sleeping_decoder
+from reverie.hf.decoder import sleeping_decoder
 from reverie.hf.frozen import AfterFrozen
 from reverie.model import State, select_rows
 from reverie.recipe.adapt import LossConfig

@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from reverie.errors import UserError
 from reverie.hf import add_sleep, insert_fast_weights, load
 from reverie.hf.adapt import adapter_settings, pretrained_lm
-from reverie.hf.decoder import inserted_parameters
+from reverie.hf.blocks import inserted_parameters
 from reverie.hf.lora import add_lora, merged_state
 from reverie.pretrained.config import PretrainedModelConfig
 from reverie.sleep import Context, read

@@ -38,9 +38,10 @@ def counted(model: PreTrainedModel) -> Iterator[Counter[str | int]]:
         return forward(*args, **kwargs)
 
     def count_block(block: Any, args: object, output: object) -> None:
-        calls[block.index] += 1
+        calls[places[block]] += 1
 
-    hooks = [block.register_forward_hook(count_block) for block in decoder.layers]
+    places = {block: i for i, block in enumerate(decoder.layers)}
+    hooks = [block.register_forward_hook(count_block) for block in places]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(stock, FORWARD, count)
         yield calls

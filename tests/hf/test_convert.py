@@ -17,8 +17,8 @@ from reverie.errors import UserError
 from reverie.hf import convert as module
 from reverie.hf.add import insert_fast_weights
 from reverie.hf.bases import load_base, load_tokenizer
+from reverie.hf.blocks import inserted_mixer
 from reverie.hf.convert import SAMPLE, Conversion, conversion_table, convert, spread
-from reverie.hf.decoder import inserted_mixer
 from reverie.hf.decoders import decoder_of
 from reverie.hf.load import load
 from reverie.sleep import SleepConfig

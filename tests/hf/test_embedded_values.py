@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from reverie.hf import add_sleep, cache_of, freeze_pretrained, insert_fast_weights, load
-from reverie.hf.decoder import inserted_parameters
+from reverie.hf.blocks import inserted_parameters
 from reverie.memory import sleep_over
 from reverie.sleep import Context, SleepConfig, read
 from reverie.sleep.gradients import Backward

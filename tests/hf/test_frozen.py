@@ -14,8 +14,8 @@ from torch import Tensor
 
 from reverie.errors import UserError
 from reverie.hf.add import insert_fast_weights, install
+from reverie.hf.blocks import inserted_parameters
 from reverie.hf.causal_lm import PretrainedLM
-from reverie.hf.decoder import inserted_parameters
 from reverie.hf.frozen import AfterFrozen, Beginning, frozen_blocks
 from reverie.sleep import Context, SleepConfig, consolidate, read, wake
 

@@ -12,8 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reverie.cli.hf import read_prompt
 from reverie.errors import UserError
+from reverie.hf.blocks import inserted_parameters
 from reverie.hf.convert import convert
-from reverie.hf.decoder import inserted_parameters
 from reverie.hf.generate import Generated, generate, load_sleeper
 from reverie.sleep import SleepConfig, algorithm
 

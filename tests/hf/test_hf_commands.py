@@ -16,7 +16,7 @@ from reverie.errors import UNTRAINED
 from reverie.hf import convert as convert_module
 from reverie.hf import generate as generate_module
 from reverie.hf import load
-from reverie.hf.decoder import inserted_parameters
+from reverie.hf.blocks import inserted_parameters
 from reverie.interrupts import Terminated
 
 pytestmark = pytest.mark.hf

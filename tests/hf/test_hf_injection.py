@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reverie.errors import UserError
 from reverie.hf import add_sleep, freeze_pretrained, insert_fast_weights, load
-from reverie.hf.decoder import inserted_parameters
+from reverie.hf.blocks import inserted_parameters
 from reverie.memory import sleep_over
 from reverie.memory.fingerprint import fingerprint
 from reverie.model import State

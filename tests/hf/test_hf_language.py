@@ -16,8 +16,8 @@ from torch import nn
 
 from reverie.errors import UserError
 from reverie.hf import save_hybrid
+from reverie.hf.blocks import inserted_parameters
 from reverie.hf.convert import convert
-from reverie.hf.decoder import inserted_parameters
 from reverie.hf.generate import generate
 from reverie.hf.language import ChatLanguage
 from reverie.hf.load import load

@@ -13,7 +13,7 @@ from torch import nn
 
 from reverie.errors import UntrainedWarning
 from reverie.hf import add_sleep, insert_fast_weights, model_remembers
-from reverie.hf.decoder import inserted_parameters
+from reverie.hf.blocks import inserted_parameters
 from reverie.memory import sleep_over
 from reverie.model import SleepingModel
 from reverie.sleep import Context, read

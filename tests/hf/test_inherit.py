@@ -11,7 +11,8 @@ from tiny import text, tiny
 
 from reverie.errors import UserError
 from reverie.hf.add import Heads, InsertedMixer, insert_fast_weights
-from reverie.hf.decoder import inserted_mixer, sleeping_decoder
+from reverie.hf.blocks import inserted_mixer
+from reverie.hf.decoder import sleeping_decoder
 from reverie.model.fast_weights import FastWeightMixer
 from reverie.model.fused import rms_norm
 

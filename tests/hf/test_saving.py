@@ -19,13 +19,14 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import reverie.hf.save
 from reverie.errors import UserError
 from reverie.hf import SleepConfig, add_sleep, insert_fast_weights, load
-from reverie.hf.decoder import inserted_parameters
+from reverie.hf.blocks import inserted_parameters
 
 pytestmark = [pytest.mark.slow, pytest.mark.hf]
 
 KINDS = ["llama", "qwen3_next", "olmo_hybrid"]
 EAGER = {"experts_implementation": "eager"}  # the other one takes no float64
 CONFIG = asleep(2, loop=(1, 3))
+FILES = {"config.json", "generation_config.json", "model.safetensors", "README.md", "reverie_model.py"}
 
 
 @pytest.fixture(scope="session")
@@ -95,7 +96,7 @@ def test_an_adapter_is_the_same_model(kind: str, bases: Callable[..., Path], tmp
     assert_same(loaded, model)
     assert torch.equal(written(loaded), written(model))
     assert_same(pretrained(tmp_path), model)
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "generation_config.json", "model.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == FILES
 
 
 @pytest.mark.parametrize(("kind", "size"), [("llama", "40KB"), ("qwen3_next", "40KB"), ("bamba", "1GB")])
@@ -173,7 +174,7 @@ def test_a_folder_holds_what_was_saved_last(bases: Callable[..., Path], tmp_path
         saved(model, tmp_path, max_shard_size=size)
         assert_same(load(tmp_path), model)
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"config.json", "generation_config.json", "model.safetensors", "tokenizer.json"}
+    assert names == {*FILES, "tokenizer.json"}
 
 
 def test_an_adapter_does_not_take_the_place_of_its_base(bases: Callable[..., Path], tmp_path: Path) -> None:
@@ -227,7 +228,7 @@ def test_a_save_that_fails_leaves_what_was_there(
     for _ in ("adapter", "whole"):
         with pytest.raises(UserError, match=r"cannot write .*: No space left on device"):
             model.save_pretrained(tmp_path)
-        assert len(list(tmp_path.iterdir())) == 3
+        assert {path.name for path in tmp_path.iterdir()} == FILES
         assert torch.equal(logits(load(tmp_path)), before)
         with torch.no_grad():
             model.lm_head.weight.add_(1.0)

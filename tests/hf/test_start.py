@@ -10,8 +10,8 @@ from tiny import text, tiny
 
 from reverie.errors import UserError
 from reverie.hf.add import insert_fast_weights
+from reverie.hf.blocks import inserted_mixer
 from reverie.hf.causal_lm import PretrainedLM
-from reverie.hf.decoder import inserted_mixer
 from reverie.hf.start import look_up
 from reverie.model import State
 from reverie.sleep import Context, SleepConfig, consolidate, wake

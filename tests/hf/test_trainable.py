@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from reverie.errors import UserError
+from reverie.hf.blocks import inserted_parameters
 from reverie.hf.causal_lm import PretrainedLM
-from reverie.hf.decoder import inserted_parameters
 from reverie.model import State
 from reverie.pretrained.config import PretrainedModelConfig
 from reverie.recipe import Recipe

@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from tiny import tiny
+from tiny_folder import tiny_tokenizer
 
 from reverie.hf import SleepConfig, add_sleep, freeze_pretrained, insert_fast_weights, load
+from reverie.hf.bases import load_base, load_tokenizer
 from reverie.tasks import Depo
 
 pytestmark = pytest.mark.hf
@@ -34,14 +36,15 @@ def test_trainer_trains_what_was_inserted_and_saves_an_adapter(example: Any, tmp
     task = Depo(max_nodes=4, mini_vocab=8, num_queries=4, max_hops=1, test_hops=(1,))
     base = tmp_path / "base"
     tiny("llama", dtype=torch.float32).save_pretrained(base)
-    from reverie.hf.bases import load_base
-
     model = load_base(base)
     insert_fast_weights(model, [1, 2], "gdn")
     add_sleep(model, SleepConfig(window_size=16, num_sleep_passes=2))
     freeze_pretrained(model)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
-    losses = example.fine_tune(model, example.Texts(task, 4), 10, tmp_path / "out")  # the same four texts each time
+    tokenizer = tiny_tokenizer()
+    losses = example.fine_tune(
+        model, tokenizer, example.Texts(task, 4), 10, tmp_path / "out"
+    )  # the same four texts each time
     assert len(losses) == 10
     assert losses[-1] < losses[0]
     moved = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
@@ -50,6 +53,8 @@ def test_trainer_trains_what_was_inserted_and_saves_an_adapter(example: Any, tmp
     tokens = example.Texts(task, 1)[0]["input_ids"][None]
     with torch.no_grad():
         assert torch.equal(load(tmp_path / "out")(tokens).logits, model.eval()(tokens).logits)
+    assert load_tokenizer(tmp_path / "out")("Rain").input_ids == tokenizer("Rain").input_ids
+    assert (tmp_path / "out" / "README.md").exists()
     assert (tmp_path / "out" / "model.safetensors").stat().st_size < (base / "model.safetensors").stat().st_size
 
 

@@ -11,8 +11,9 @@ from tiny import text, tiny
 from torch import Tensor
 
 from reverie.hf.add import insert_fast_weights
+from reverie.hf.blocks import inserted_mixer, inserted_parameters
 from reverie.hf.causal_lm import PretrainedLM
-from reverie.hf.decoder import inserted_mixer, inserted_parameters, sleeping_decoder
+from reverie.hf.decoder import sleeping_decoder
 from reverie.model import select_rows
 from reverie.recipe.adapt import LossConfig
 from reverie.sleep import Context, SleepConfig, consolidate, wake

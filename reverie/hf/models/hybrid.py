@@ -9,7 +9,14 @@ from typing import Any, TypeVar
 import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationConfig,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
@@ -17,8 +24,10 @@ from transformers.utils.generic import can_return_tuple
 from reverie.errors import UserError
 from reverie.hf.arguments import BY_CAUSAL_LM, requested, scored, tokens_of
 from reverie.hf.bases import check_name, check_weights, loading
-from reverie.hf.reading import AWAKE, SleepingMixin, check_unchanged, read_batch, take_up
-from reverie.hf.save import replacing
+from reverie.hf.folder import NotCopied, explain_hybrid
+from reverie.hf.reading import AWAKE, SleepingMixin, check_unchanged, prefill_config, read_batch, take_up
+from reverie.hf.save import check_fits, replacing
+from reverie.hf.save_arguments import save_arguments
 from reverie.model import HybridConfig, HybridLM
 from reverie.sleep import SleepConfig, plan
 from reverie.sleep.gradients import EXACT
@@ -26,7 +35,7 @@ from reverie.sleep.gradients import EXACT
 Checked = TypeVar("Checked", bound=BaseModel)
 
 
-class ReverieHybridConfig(PreTrainedConfig):
+class ReverieHybridConfig(NotCopied, PreTrainedConfig):
     """The fields of `HybridConfig`, and how the model sleeps. Raises UserError where they do not fit together."""
 
     model_type = "reverie_hybrid"
@@ -63,6 +72,8 @@ class ReverieHybridConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         super().__post_init__(**kwargs)
         _ = self.hybrid, self.sleep_config  # which check themselves
+        if getattr(self, "tie_word_embeddings", False):
+            raise UserError("a reverie_hybrid has a head of its own: it takes no tie_word_embeddings")
 
     @property
     def hybrid(self) -> HybridConfig:
@@ -173,16 +184,40 @@ class ReverieHybridForCausalLM(SleepingMixin, PreTrainedModel, GenerationMixin):
         keep = self.config.use_cache if use_cache is None else use_cache
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=request.cache if keep else None)
 
+    def _prefill(self, input_ids: Tensor, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
+        prefill: Any = super()._prefill  # pyright: ignore[reportAttributeAccessIssue]
+        return prefill(input_ids, prefill_config(generation_config, self.sleep_config), *args, **kwargs)
+
     def get_input_embeddings(self) -> nn.Module:
         return self.lm.embedding
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.lm.embedding = value  # pyright: ignore[reportAttributeAccessIssue]
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm.lm_head
 
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm.lm_head = new_embeddings  # pyright: ignore[reportAttributeAccessIssue]
+
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> Any:
+        """As in transformers: new tokens are embedded like the mean of those that there are."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        self.lm.config = self.config.hybrid
+        return embeddings
+
     def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        """Save as transformers does; the folder holds the model that was there until the new one is on the disk."""
-        with replacing(Path(save_directory)) as finished:
-            super().save_pretrained(finished, *args, **kwargs)
+        """Save as transformers does; the folder holds the model that was there until the new one is on the disk.
+
+        Raises:
+            UserError: the system refuses to write, or an argument is not honoured.
+        """
+        arguments, folder = save_arguments(args, kwargs), Path(save_directory)
+        check_fits(self, type(self), arguments.get("state_dict") or self.state_dict())
+        with replacing(folder, arguments.get("variant")) as finished:
+            super().save_pretrained(finished, **arguments)
+            if arguments.get("is_main_process", True):
+                explain_hybrid(self, finished, folder)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -190,7 +225,11 @@ class ReverieHybridForCausalLM(SleepingMixin, PreTrainedModel, GenerationMixin):
         own = dict(module.named_parameters(recurse=False))
         if all(getattr(parameter, "_is_hf_initialized", False) for parameter in own.values()):
             return
-        [name] = [name for name, other in self.lm.named_modules() if other is module]
+        name = next((name for name, other in self.lm.named_modules() if other is module), None)
+        if name is None:  # an embedding or a head of another size, to take the place of the one there is
+            for parameter in own.values():
+                init.normal_(parameter) if isinstance(module, nn.Embedding) else init.zeros_(parameter)
+            return
         fresh = HybridLM(self.config.hybrid).get_submodule(name)
         for key, parameter in own.items():
             init.copy_(parameter, fresh.get_parameter(key))

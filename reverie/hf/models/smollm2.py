@@ -26,6 +26,9 @@ from reverie.pretrained.smollm2 import model_file
 SMOLLM2 = "smollm2"
 """What an adapter calls it."""
 
+SMOLLM2_HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""What it was made of."""
+
 
 def load_smollm2_model(dtype: torch.dtype = torch.float32, **kwargs: Any) -> PreTrainedModel:
     """The model in evaluation mode; 135M parameters, 0.5 GiB in float32, in about a second.
@@ -45,6 +48,11 @@ def load_smollm2_model(dtype: torch.dtype = torch.float32, **kwargs: Any) -> Pre
     model: Any = LlamaForCausalLM.from_pretrained(None, config=config, state_dict=weights, dtype=dtype, **kwargs)
     model.config._name_or_path = model.name_or_path = SMOLLM2
     return model.eval()
+
+
+def smollm2_license() -> str:
+    """The licence that the file names. Raises UserError where there is no file."""
+    return str(gguf_metadata(model_file())["general.license"])
 
 
 def load_smollm2_tokenizer() -> PreTrainedTokenizerBase:
