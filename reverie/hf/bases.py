@@ -16,7 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 
 from reverie.errors import UserError
 from reverie.hf.models.smollm2 import SMOLLM2, load_smollm2_model, load_smollm2_tokenizer
-from reverie.hf.save_arguments import check_attention
+from reverie.hf.saving_arguments import check_attention
 from reverie.quiet import until_its_end
 
 

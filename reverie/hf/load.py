@@ -20,7 +20,7 @@ from reverie.hf.add import add_sleep, insert_fast_weights, install, set_injectio
 from reverie.hf.bases import check_name, check_weights, load_base, loading
 from reverie.hf.blocks import is_inserted
 from reverie.hf.save import FORMAT_VERSION, Saved, SleepingModelConfig, weights_digest, weights_name
-from reverie.hf.save_arguments import FROM_HUB, check_attention, load_arguments
+from reverie.hf.saving_arguments import FROM_HUB, check_attention, load_arguments
 
 
 def load(folder: str | Path, base: str | Path | None = None, **kwargs: Any) -> PreTrainedModel:
@@ -41,8 +41,6 @@ def load(folder: str | Path, base: str | Path | None = None, **kwargs: Any) -> P
     own = _own_config(name, saved)
     arguments = load_arguments(kwargs, own)
     if saved.weights == "whole":
-        if base is not None:
-            raise UserError(f"{name} holds a whole model, which has no base")
         model = _load_whole(name, saved, own, arguments)
     else:
         model = _load_adapter(name, saved, own, str(base or saved.base_model), arguments)
@@ -89,21 +87,22 @@ def _own_config(name: str, saved: Saved) -> PreTrainedConfig:
 def _load_adapter(name: str, saved: Saved, own: PreTrainedConfig, base: str, kwargs: dict[str, Any]) -> PreTrainedModel:
     if "quantization_config" in kwargs:
         raise UserError(f"{name} is an adapter, and a quantised base cannot be compared with the one it was made for")
-    dtype = own.dtype  # that of the model when it was saved; loading changes own
-    dtype, wanted = _as_dtype(dtype, None), _as_dtype(kwargs.get("dtype", dtype), dtype)
+    saved_as = _as_dtype(own.dtype, None)  # loading changes own
+    dtype = _as_dtype(kwargs.get("dtype", saved_as), saved_as)
     # Values that went through float16 and others that did not have been rounded in different ways.
-    first = torch.float32 if dtype != wanted and torch.float16 in (dtype, wanted) and wanted.itemsize < 4 else wanted
+    rounded = saved_as != dtype and torch.float16 in (saved_as, dtype)
+    first = torch.float32 if rounded and dtype.itemsize < 4 else dtype
     of_base = {key: x for key, x in kwargs.items() if key not in ("revision", "subfolder", "variant", "dtype")}
     try:
         model = load_base(base, **of_base, dtype=first, config=own, ignore_mismatched_sizes=True)
     except UserError as error:
         raise UserError(f"{error}; {name} is an adapter of it (base= says where else it is)") from error
-    rounded = (torch.float16,) * (dtype == torch.float16) + (torch.bfloat16,)
-    if weights_digest(model.state_dict(), *rounded) != saved.base_fingerprint:
+    through = (torch.float16, torch.bfloat16) if saved_as == torch.float16 else (torch.bfloat16,)
+    if weights_digest(model.state_dict(), *through) != saved.base_fingerprint:
         raise UserError(f"{base} is not the model that {name} is an adapter of: its weights are others")
-    if wanted != first:
-        nn.Module.to(model, wanted)
-        model.config.dtype = wanted
+    if dtype != first:
+        nn.Module.to(model, dtype)
+        model.config.dtype = dtype
     install(model)
     _insert(model, saved)
     with loading("the adapter", name):

@@ -37,7 +37,7 @@ from reverie.hf.blocks import InsertConfig, is_inserted
 from reverie.hf.decoder import sleeping_decoder
 from reverie.hf.folder import NotCopied, explain
 from reverie.hf.reading import AWAKE
-from reverie.hf.save_arguments import save_arguments
+from reverie.hf.saving_arguments import save_arguments
 from reverie.model.config import InjectionName
 from reverie.sleep import SleepConfig
 

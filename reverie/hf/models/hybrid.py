@@ -27,7 +27,7 @@ from reverie.hf.bases import check_name, check_weights, loading
 from reverie.hf.folder import NotCopied, explain_hybrid
 from reverie.hf.reading import AWAKE, SleepingMixin, check_unchanged, prefill_config, read_batch, take_up
 from reverie.hf.save import check_fits, replacing
-from reverie.hf.save_arguments import save_arguments
+from reverie.hf.saving_arguments import save_arguments
 from reverie.model import HybridConfig, HybridLM
 from reverie.sleep import SleepConfig, plan
 from reverie.sleep.gradients import EXACT

@@ -27,7 +27,7 @@ from transformers import (
 from reverie.errors import UserError
 from reverie.hf import add_sleep, load
 from reverie.hf.blocks import inserted_parameters
-from reverie.hf.save_arguments import load_arguments, save_arguments
+from reverie.hf.saving_arguments import load_arguments, save_arguments
 
 pytestmark = pytest.mark.hf
 
@@ -221,13 +221,6 @@ def test_a_config_that_the_caller_changed(made: Made) -> None:
         AUTO(folder, config=config)
     with pytest.raises(UserError, match=r"sleep is as .* was saved with it"):
         AUTO(folder, sleep={"window_size": 3})
-
-
-def test_a_base_is_for_an_adapter(made: Made) -> None:
-    _, folder = made
-    if json.loads((folder / "config.json").read_text())["weights"] == "whole":
-        with pytest.raises(UserError, match="has no base"):
-            load(folder, folder)
 
 
 @pytest.mark.slow
