@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, nn
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from reverie.hf.arguments import BY_CAUSAL_LM, by_name, requested, scored
 from reverie.hf.blocks import inserted_mixer, inserted_parameters
 from reverie.hf.decoder import DecoderBlocks, Finished, SleepingDecoder, sleeping_decoder
-from reverie.hf.reading import SleepingMixin, prefill_config, take_up
+from reverie.hf.reading import SleepingMixin, take_up
 from reverie.hf.save import Origin, save_sleeping
 from reverie.model import LanguageModel, warn_if_untrained
 from reverie.sleep import SleepConfig
@@ -28,7 +28,7 @@ class SleepingCausalLM(SleepingMixin, nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         kwargs = by_name(self.stock.forward, args, kwargs)
         past = kwargs.get("past_key_values")
-        decoder = sleeping_decoder(self)  # refuses one that was put there since
+        decoder = sleeping_decoder(self)
         if not isinstance(past, Finished):
             take_up(past, self)
             request = requested(decoder.sleeping, decoder.config, kwargs, BY_CAUSAL_LM)
@@ -39,10 +39,6 @@ class SleepingCausalLM(SleepingMixin, nn.Module):
         """As in transformers; with a warning where nothing that sleep leaves reaches what is written."""
         warn_if_untrained(self, stacklevel=2)
         return super().generate(*args, **kwargs)  # pyright: ignore[reportAttributeAccessIssue]
-
-    def _prefill(self, input_ids: Tensor, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
-        prefill: Any = super()._prefill  # pyright: ignore[reportAttributeAccessIssue]
-        return prefill(input_ids, prefill_config(generation_config, self.sleep_config), *args, **kwargs)
 
     @property
     def sleep_config(self) -> SleepConfig:

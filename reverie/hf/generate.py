@@ -131,7 +131,7 @@ def _read(model: PreTrainedModel, tokens: Tensor, cache: SleepCache, report: Rea
             config,
             on_window=lambda windows, context: report(windows, total, windows * L),
         )
-        cache.groups, cache.seen = [Group(torch.arange(1, device=tokens.device), whole, context)], whole
+        cache.move_on(None, tokens[:, :whole], [Group(torch.arange(1, device=tokens.device), whole, context)])
     if whole < T:
         model(input_ids=tokens[:, whole:], past_key_values=cache, logits_to_keep=1)
         report(total, total, T)

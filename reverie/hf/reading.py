@@ -28,6 +28,7 @@ class SleepingMixin:
     _is_stateful = True
 
     backward_config: Any  # a Backward; a property of models that keep it in their decoder
+    sleep_config: Any  # a SleepConfig; a property
 
     def gradient_checkpointing_enable(self, *args: Any, **kwargs: Any) -> None:
         """Let windows and passes run again in the backward pass."""
@@ -38,6 +39,17 @@ class SleepingMixin:
 
     activation_checkpointing_enable = gradient_checkpointing_enable  # their names from transformers 6 on
     activation_checkpointing_disable = gradient_checkpointing_disable
+
+    def _prefill(self, input_ids: Tensor, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
+        """What `generate` does with a prompt: in one call where `prefill_chunk_size` is a window or more.
+
+        A call goes window by window anyway, and spares what nobody reads of windows that other tokens follow.
+        """
+        if (generation_config.prefill_chunk_size or 0) >= self.sleep_config.window_size:
+            generation_config = copy.copy(generation_config)
+            generation_config.prefill_chunk_size = None
+        prefill: Any = super()._prefill  # pyright: ignore[reportAttributeAccessIssue]
+        return prefill(input_ids, generation_config, *args, **kwargs)
 
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Raises UserError: it packs texts into one row (`generate_batch`, `cache_implementation="paged"`)."""
@@ -117,16 +129,3 @@ def check_unchanged(cache: SleepCache, decoder: nn.Module) -> None:
             "the model has changed since this cache was begun, its weights, adapters or settings: begin a new one"
         )
     cache.mark = now
-
-
-def prefill_config(generation_config: GenerationConfig, config: SleepConfig) -> GenerationConfig:
-    """How `generate` reads a prompt: in one call where its pieces would hold a window or more.
-
-    A call goes window by window anyway, and spares what nobody reads of those that other tokens follow.
-    """
-    size = generation_config.prefill_chunk_size
-    if size is None or size < config.window_size:
-        return generation_config
-    generation_config = copy.copy(generation_config)
-    generation_config.prefill_chunk_size = None
-    return generation_config

@@ -249,6 +249,8 @@ def test_no_code_of_a_folder_is_run(
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     if kind == "hybrid":
         load_hybrid(folder)
+        with pytest.raises(UserError, match="no trust_remote_code: no code that comes with a model is run"):
+            load_hybrid(folder, trust_remote_code=True)
     else:
         base = poisoned(folders["adapter"].parent / "base", tmp_path / "evil_base", trace)
         load(folder, **({"base": base} if kind == "adapter" else {}))

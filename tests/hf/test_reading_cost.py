@@ -18,6 +18,7 @@ from tiny_folder import tiny_tokenizer
 from reverie import sleep_over
 from reverie.hf.generate import generate
 from reverie.hf.language import ChatLanguage
+from reverie.memory.memory import Memory
 from reverie.model import fast_weight_change
 from reverie.sleep import Context, consolidate
 from reverie.talk.chat import Chat
@@ -89,7 +90,6 @@ def test_reading_into_a_memory_and_conversing(N: int, tmp_path: Path) -> None:
     assert [bool(change == 0) for change in changes.values()] == [True, True]
 
     def converse() -> None:
-        made = read_text(sleeper, tokens[0], tmp_path / "once_more.safetensors", notes={})
-        Chat(sleeper, made.memory, max_tokens=1)._hear(language.encode(STORY))
+        Chat(sleeper, Memory.empty(sleeper), max_tokens=1)._hear(language.encode(STORY))
 
-    assert calls_of(model, converse) == whole + whole + awake()
+    assert calls_of(model, converse) == whole + awake()

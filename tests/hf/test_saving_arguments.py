@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from sleeping_models import L, asleep, insert, own, sleeping
 from tiny import text, tiny
 from transformers import (
@@ -25,7 +26,7 @@ from transformers import (
 )
 
 from reverie.errors import UserError
-from reverie.hf import add_sleep, load
+from reverie.hf import add_sleep, load, load_hybrid
 from reverie.hf.blocks import inserted_parameters
 from reverie.hf.saving_arguments import load_arguments, save_arguments
 
@@ -65,7 +66,7 @@ def logits(model: Any) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("size", ["1GB", "20KB"])
-@pytest.mark.parametrize("variant", [None, "fp16", "my.own"])
+@pytest.mark.parametrize("variant", ["fp16", *(pytest.param(x, marks=pytest.mark.slow) for x in (None, "my.own"))])
 def test_variants_and_shards(made: Made, variant: str | None, size: str, tmp_path: Path) -> None:
     model, _ = made
     model.save_pretrained(tmp_path, variant=variant, max_shard_size=size)
@@ -145,6 +146,7 @@ def test_what_saving_does_not_honour(kind: str, name: str, value: Any, tmp_path:
 # Loading
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("load_it", [load, AUTO], ids=["reverie", "transformers"])
 @pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64", "auto", torch.bfloat16])
@@ -201,6 +203,21 @@ def test_what_loading_does_not_honour(made: Made, name: str) -> None:
     if name in REFUSED and name != "gguf_file":  # AutoConfig reads that one
         with pytest.raises(UserError, match=f"no (argument )?{name}"):
             AUTO(made[1], **{name: given})
+
+
+def test_our_own_hybrid(tmp_path: Path) -> None:
+    model = own(asleep(2), dtype=torch.float32)
+    model.save_pretrained(tmp_path / "in" / "it", variant="a", max_shard_size="2KB")
+    lm, config = load_hybrid(tmp_path, subfolder="in/it", variant="a", dtype="float64", use_cache=False)
+    assert (config, next(lm.parameters()).dtype) == (asleep(2), torch.float64)
+    for name in ("state_dict", "gguf_file", "something_else"):
+        with pytest.raises(UserError, match=f"no (argument )?{name}"):
+            load_hybrid(tmp_path / "in" / "it", **{name: {}})
+    model.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    save_file({key: x for key, x in weights.items() if "lm_head" not in key}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"lm_head\.weight does not fit"):
+        load_hybrid(tmp_path)
 
 
 def test_a_quantised_base(made: Made) -> None:

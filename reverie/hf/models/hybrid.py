@@ -9,14 +9,7 @@ from typing import Any, TypeVar
 import torch
 from pydantic import BaseModel, ValidationError
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    GenerationConfig,
-    GenerationMixin,
-    PreTrainedConfig,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
@@ -25,9 +18,9 @@ from reverie.errors import UserError
 from reverie.hf.arguments import BY_CAUSAL_LM, requested, scored, tokens_of
 from reverie.hf.bases import check_name, check_weights, loading
 from reverie.hf.folder import NotCopied, explain_hybrid
-from reverie.hf.reading import AWAKE, SleepingMixin, check_unchanged, prefill_config, read_batch, take_up
+from reverie.hf.reading import AWAKE, SleepingMixin, check_unchanged, read_batch, take_up
 from reverie.hf.save import check_fits, replacing
-from reverie.hf.saving_arguments import save_arguments
+from reverie.hf.saving_arguments import FROM_HUB, load_arguments, save_arguments
 from reverie.model import HybridConfig, HybridLM
 from reverie.sleep import SleepConfig, plan
 from reverie.sleep.gradients import EXACT
@@ -184,10 +177,6 @@ class ReverieHybridForCausalLM(SleepingMixin, PreTrainedModel, GenerationMixin):
         keep = self.config.use_cache if use_cache is None else use_cache
         return CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=request.cache if keep else None)
 
-    def _prefill(self, input_ids: Tensor, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
-        prefill: Any = super()._prefill  # pyright: ignore[reportAttributeAccessIssue]
-        return prefill(input_ids, prefill_config(generation_config, self.sleep_config), *args, **kwargs)
-
     def get_input_embeddings(self) -> nn.Module:
         return self.lm.embedding
 
@@ -249,19 +238,21 @@ def save_hybrid(lm: HybridLM, folder: str | Path, sleep_config: SleepConfig) -> 
 
 
 def load_hybrid(folder: str | Path, **kwargs: Any) -> tuple[HybridLM, SleepConfig]:
-    """What `save_hybrid` left, in evaluation mode, with kwargs of transformers' from_pretrained: dtype, device_map, …
+    """What `save_hybrid` left, in evaluation mode, with kwargs as for `reverie.hf.load`: dtype, device_map, …
 
-    Raises UserError where files are missing or damaged.
+    Raises UserError where files are missing or damaged, or an argument is not honoured.
     """
     name = str(folder)
     check_name(name)
     with loading("the model", name):
-        kind = PreTrainedConfig.get_config_dict(name)[0].get("model_type")
-        if kind != ReverieHybridConfig.model_type:
+        from_hub = {key: kwargs[key] for key in FROM_HUB if kwargs.get(key) is not None}
+        content, _ = PreTrainedConfig.get_config_dict(name, **from_hub)
+        if (kind := content.get("model_type")) != ReverieHybridConfig.model_type:
             raise UserError(f"its model_type is {kind}, and not {ReverieHybridConfig.model_type}")
-        loaded: Any = ReverieHybridForCausalLM.from_pretrained(
-            name, **kwargs, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
-        )
+        config = ReverieHybridConfig.from_dict(content)
+        arguments = load_arguments(kwargs, config)
+        given: dict[str, Any] = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
+        loaded: Any = ReverieHybridForCausalLM.from_pretrained(name, **arguments, config=config, **given)
     model, report = loaded
     check_weights(name, report)
     return model.lm, model.sleep_config
