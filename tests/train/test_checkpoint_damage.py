@@ -166,8 +166,8 @@ def test_one_bad_file_ends_no_run(tmp_path: Path):
     for step in (1, 2):
         progress = Progress(step=step, loss_count=step)
         save_run(tmp_path, RECIPE, *run, progress, Processes())
-    newest = find_checkpoint(tmp_path)
-    assert newest == tmp_path / FILE_NAME
+    newest = tmp_path / FILE_NAME
+    assert find_checkpoint(tmp_path) == newest
     newest.write_bytes(newest.read_bytes()[:-1])
     with pytest.raises(
         UserError, match=r"delete it to go on from step 1, which checkpoint-before\.safetensors has whole"
