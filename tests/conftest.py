@@ -11,6 +11,7 @@ import jaxtyping
 import pytest
 import torch
 from annotations import check_annotations
+from hypothesis import settings
 
 gc.disable()  # until all tests are imported
 # Before reverie is imported, and for its public functions alone: a check costs more than many a small operation.
@@ -18,6 +19,9 @@ check_annotations("reverie.ops.dispatch", "reverie.model.hybrid", "reverie.sleep
 torch.set_num_threads(1)
 
 from reverie.model import HybridConfig, HybridLM, new_model  # noqa: E402
+
+settings.register_profile("reverie", deadline=None)  # a busy machine is no fault of a test
+settings.load_profile("reverie")
 
 TRAINING = {"bench", "benchmarks", "cli", "results", "train"}
 SIZES = {

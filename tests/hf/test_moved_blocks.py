@@ -75,7 +75,7 @@ def refused(kind: str, order: list[int], loop: tuple[int, int] | None) -> str | 
     return None if any(i in (0, 2) for i in order) else "no block holds fast weights"
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(
     kind=st.sampled_from(KINDS),
     order=st.lists(st.integers(0, 3), min_size=1, max_size=6),
