@@ -12,6 +12,7 @@ from huggingface_hub import logging as hub_logging
 from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from reverie.errors import UserError
@@ -71,6 +72,13 @@ def check_name(name: str) -> None:
         raise UserError(
             f"there is no folder {name}, nor is it {SMOLLM2} or an organisation/model of the Hugging Face hub"
         )
+
+
+def check_finite(name: str, model: nn.Module) -> None:
+    """Raises UserError if a weight that is in memory is no number: nothing that the model says could be believed."""
+    for key, x in model.named_parameters():
+        if x.is_floating_point() and not x.is_meta and not bool(x.isfinite().all()):
+            raise UserError(f"{name} holds a model that has diverged, or is damaged: its weights {key} are not finite")
 
 
 def check_weights(name: str, report: Mapping[str, Any]) -> None:

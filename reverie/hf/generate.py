@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
+from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, PreTrainedTokenizerBase, TextStreamer
 
 from reverie.errors import UserError
 from reverie.hf.add import add_sleep
@@ -17,6 +17,7 @@ from reverie.hf.bases import load_tokenizer
 from reverie.hf.cache import Group, SleepCache
 from reverie.hf.causal_lm import SleepingCausalLM
 from reverie.hf.load import load
+from reverie.model import numbers
 from reverie.sleep import Context, SleepConfig, consolidate
 
 ReadReport = Callable[[int, int, int], None]
@@ -99,6 +100,7 @@ def generate(
         past_key_values=cache,
         max_new_tokens=max_tokens,
         streamer=streamer,
+        logits_processor=LogitsProcessorList([_Numbers()]),
         **(drawing if temperature > 0 else {"do_sample": False}),
     )
     ended = time.perf_counter()
@@ -139,6 +141,13 @@ def _read(model: PreTrainedModel, tokens: Tensor, cache: SleepCache, report: Rea
 
 def _sleep_config(model: PreTrainedModel) -> SleepConfig:
     return cast(SleepConfig, model.sleep_config)
+
+
+class _Numbers(LogitsProcessor):
+    """Raises UserError where the model says nothing, of which it would be some token or other."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        return numbers(scores)
 
 
 class _Streamer(TextStreamer):

@@ -17,7 +17,7 @@ from transformers.utils.hub import cached_file
 
 from reverie.errors import UserError
 from reverie.hf.add import add_sleep, insert_fast_weights, install, set_injection
-from reverie.hf.bases import check_name, check_weights, load_base, loading
+from reverie.hf.bases import check_finite, check_name, check_weights, load_base, loading
 from reverie.hf.blocks import is_inserted
 from reverie.hf.save import FORMAT_VERSION, Saved, SleepingModelConfig, weights_digest, weights_name
 from reverie.hf.saving_arguments import FROM_HUB, check_attention, load_arguments
@@ -44,6 +44,7 @@ def load(folder: str | Path, base: str | Path | None = None, **kwargs: Any) -> P
         model = _load_whole(name, saved, own, arguments)
     else:
         model = _load_adapter(name, saved, own, str(base or saved.base_model), arguments)
+    check_finite(name, model)
     if saved.sleep is not None:
         add_sleep(model, saved.sleep)
     model.config._name_or_path = model.name_or_path = name  # for peft, whose adapters stand on the model as it is now

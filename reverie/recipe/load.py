@@ -97,8 +97,8 @@ def _find(name: str, folder: Path, named_by: str) -> Path:
     path = folder / name if is_path else _ROOT / f"{name}.toml"
     if path.is_file() if is_path else name in shipped:
         return path
-    near = get_close_matches(name.removesuffix(".toml"), shipped, n=3, cutoff=0.5)
-    hint = f"did you mean {any_of(near)}?" if near else f"there are {', '.join(shipped)}, or the path of a .toml file"
+    near = get_close_matches(name.removesuffix(".toml"), shipped, n=3, cutoff=0)
+    hint = f"did you mean {any_of(near)}, or the path of a .toml file?"
     raise UserError(f"there is no recipe {path if is_path else name}{named_by}; {hint}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -139,3 +140,17 @@ def test_sentence() -> None:
     assert sentence == (
         "read 12,345 tokens at 498 tok/s, wrote 200 at 21.0 tok/s; slept over 24 windows; state at most 2.5 MiB"
     )
+
+
+def test_a_model_that_has_diverged_writes_nothing(sleeper: Sleeper, tmp_path: Path) -> None:
+    """Neither when it is loaded, nor when it diverges afterwards."""
+    model, tokenizer = sleeper
+    model, nan = copy.deepcopy(model), torch.nan
+    with torch.no_grad():
+        next(model.parameters())[0, 0] = nan
+    with pytest.raises(UserError, match="the model's logits are not finite"):
+        generate(model, tokenizer, BOOK, max_tokens=2)
+    model.save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=r"its weights .* are not finite"):
+        load_sleeper(tmp_path, torch.device("cpu"))

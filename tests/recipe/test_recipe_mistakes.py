@@ -165,7 +165,7 @@ BAD_FILES = {
     ): "task.rollout_steps is missing; it has no default, so the recipe must set it",
     "base = 3\n" + FULL: "base must be the name or the path of a recipe, got 3 in bad.toml",
     'base = "rule110/bse"': "there is no recipe rule110/bse, the base of bad.toml; did you mean rule110/base",
-    'base = "other.toml"': "there is no recipe other.toml, the base of bad.toml; there are demo, depo/any-n, depo/base",
+    'base = "other.toml"': "there is no recipe other.toml, the base of bad.toml; did you mean depo/paper, notes/smol",
     'base = "bad.toml"': "the bases run in a circle, bad -> bad; one of these recipes must do without a base",
     "[sleep]\nwindow_size == 3": "bad.toml is not valid TOML: Invalid value (at line 2, column 14)",
     "[sleep]\n[sleep]": "bad.toml is not valid TOML: Cannot declare ('sleep',) twice (at line 2, column 7)",
@@ -199,10 +199,10 @@ def test_a_recipe_that_does_not_exist_gets_the_nearest(name: str) -> None:
         load_recipe(name)
 
 
-def test_without_a_near_recipe_all_are_listed() -> None:
+def test_without_a_near_recipe_three_are_suggested() -> None:
     with pytest.raises(UserError) as caught:
         load_recipe("xyz")
-    assert all(name in str(caught.value) for name in list_recipes())
+    assert sum(name in str(caught.value) for name in list_recipes()) == 3
 
 
 KEYS = [f"{s}.{k}" for s in ("task", "model", "sleep", "optim", "train") for k in Recipe.model_fields]

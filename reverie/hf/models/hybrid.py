@@ -16,7 +16,7 @@ from transformers.utils.generic import can_return_tuple
 
 from reverie.errors import UserError
 from reverie.hf.arguments import BY_CAUSAL_LM, requested, scored, tokens_of
-from reverie.hf.bases import check_name, check_weights, loading
+from reverie.hf.bases import check_finite, check_name, check_weights, loading
 from reverie.hf.folder import NotCopied, explain_hybrid
 from reverie.hf.reading import AWAKE, SleepingMixin, check_unchanged, read_batch, take_up
 from reverie.hf.save import check_fits, replacing
@@ -255,6 +255,7 @@ def load_hybrid(folder: str | Path, **kwargs: Any) -> tuple[HybridLM, SleepConfi
         loaded: Any = ReverieHybridForCausalLM.from_pretrained(name, **arguments, config=config, **given)
     model, report = loaded
     check_weights(name, report)
+    check_finite(name, model)
     return model.lm, model.sleep_config
 
 
