@@ -147,7 +147,7 @@ def test_a_model_that_has_diverged_writes_nothing(sleeper: Sleeper, tmp_path: Pa
     model, tokenizer = sleeper
     model, nan = copy.deepcopy(model), torch.nan
     with torch.no_grad():
-        next(model.parameters())[0, 0] = nan
+        next(model.parameters())[:, 0] = nan
     with pytest.raises(UserError, match="the model's logits are not finite"):
         generate(model, tokenizer, BOOK, max_tokens=2)
     model.save_pretrained(tmp_path)
