@@ -13,11 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from tiny_recipe import tiny_recipe, write_tiny
 
-from reverie.results.checkpoint import FILE_NAME
+from reverie.results.checkpoint import FILE_NAME, Checkpoint, checkpoint_metadata, load_checkpoint
 from reverie.results.run import CARD_NAME
 from reverie.train import worker
 from reverie.train.run import train
@@ -80,23 +79,27 @@ def test_without_json_it_is_a_sentence(run: Callable[..., str]) -> None:
     assert printed.endswith("), is the same run to the last bit\n")
 
 
+def rewritten(out: Path, change: Callable[[Checkpoint], None]) -> None:
+    """The run with another checkpoint, which is as whole as the one before."""
+    checkpoint = load_checkpoint(out / FILE_NAME)
+    change(checkpoint)
+    told = checkpoint_metadata(checkpoint.recipe, checkpoint.progress, checkpoint.tensors)
+    save_file(checkpoint.tensors, out / FILE_NAME, metadata=told)
+
+
 def with_another_tensor(out: Path) -> None:
-    path = out / FILE_NAME
-    with safe_open(path, framework="pt") as file:
-        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    tensors["model.embedding.weight"][0, 0] = torch.nextafter(
-        tensors["model.embedding.weight"][0, 0], torch.tensor(torch.inf)
-    )
-    save_file(tensors, path, metadata=metadata)
+    def change(checkpoint: Checkpoint) -> None:
+        weight = checkpoint.tensors["model.embedding.weight"]
+        weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(torch.inf))
+
+    rewritten(out, change)
 
 
 def with_another_curve(out: Path) -> None:
-    path = out / FILE_NAME
-    with safe_open(path, framework="pt") as file:
-        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    progress = json.loads(metadata["progress"])
-    progress["curve"][0]["train_loss"] += 1e-15
-    save_file(tensors, path, metadata={**metadata, "progress": json.dumps(progress)})
+    def change(checkpoint: Checkpoint) -> None:
+        checkpoint.progress.curve[0]["train_loss"] += 1e-15
+
+    rewritten(out, change)
 
 
 def with_another_score(out: Path) -> None:
