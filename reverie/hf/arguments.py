@@ -38,11 +38,14 @@ class Request(Cache):
         cache: what the tokens go on from, which the call moves on.
         text: [B, T], False on padding; None: there is none.
         newest_only: only the newest column's logits are wanted.
+        labels: [B, T] as transformers' loss takes them, if there are any.
     """
 
-    def __init__(self, cache: SleepCache, text: Bool[Tensor, "B T"] | None, newest_only: bool) -> None:
+    def __init__(
+        self, cache: SleepCache, text: Bool[Tensor, "B T"] | None, newest_only: bool, labels: Tensor | None
+    ) -> None:
         super().__init__(layers=[])
-        self.cache, self.text, self.newest_only = cache, text, newest_only
+        self.cache, self.text, self.newest_only, self.labels = cache, text, newest_only, labels
 
 
 def by_name(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -63,14 +66,24 @@ def requested(
     """A call of a model of transformers, by its arguments.
 
     Raises:
-        UserError: one of them is not among those `honoured`, or they ask for what a sleeping model cannot do.
+        UserError: one of them is not among those `honoured`, or they ask for what a sleeping model cannot do. The cache
+            is then as it was.
     """
     refuse_unknown(config, given, honoured)
     tokens = tokens_of(given)
-    cache = cache_for(given.get("past_key_values"), tokens, model)
-    text = _text(given.get("attention_mask"), tokens, cache)
-    _check_positions(given.get("position_ids"), text, tokens, cache)
-    return Request(cache, text, _reads_newest_only(given))
+    cache = cache_for(given.get("past_key_values"), tokens)
+    if cache.origin is not None and honoured == BY_DECODER:
+        raise UserError("a memory is checked by the whole model: give it to that, and not to its decoder alone")
+    known = cache.groups
+    cache.groups = known or [Group(torch.arange(len(tokens), device=tokens.device), 0, Context.empty(model))]
+    try:
+        text = _text(given.get("attention_mask"), tokens, cache)
+        labels = _scored(given, text)
+        _check_positions(given.get("position_ids"), text, tokens, cache)
+    except UserError:
+        cache.groups = known
+        raise
+    return Request(cache, text, _reads_newest_only(given), labels)
 
 
 def refuse_unknown(config: PreTrainedConfig, given: Mapping[str, Any], honoured: frozenset[str]) -> None:
@@ -104,22 +117,17 @@ def tokens_of(given: Mapping[str, Any]) -> Tensor:
     return tokens
 
 
-def cache_for(past: Any, tokens: Tensor, model: SleepingModel) -> SleepCache:
+def cache_for(past: Any, tokens: Tensor) -> SleepCache:
     """The cache that these tokens go on from; an empty one of transformers becomes it, and stays the caller's.
 
-    Raises UserError if it is of another kind, of other rows, or made of a memory that no model has taken up.
+    Raises UserError if it is of another kind, or of other rows.
     """
     if type(past) is DynamicCache:
         past = _converted(past)
     cache = SleepCache() if past is None else past
     if not isinstance(cache, SleepCache):
         raise UserError(f"a sleeping model goes on from the cache that it returned, not from a {type(past).__name__}")
-    if cache.origin is not None:
-        raise UserError("a memory is checked by the whole model: give it to that, and not to its decoder alone")
-    if not cache.groups:
-        rows = torch.arange(len(tokens), device=tokens.device)
-        cache.groups = [Group(rows, 0, Context.empty(model))]
-    if cache.batch_size != len(tokens):
+    if cache.groups and cache.batch_size != len(tokens):
         what, remedy = ("cache", "") if cache.seen else ("memory", ": branch it")
         raise UserError(f"the {what} holds {cache.batch_size} texts, but these are tokens of {len(tokens)}{remedy}")
     return cache
@@ -196,7 +204,7 @@ def _reads_newest_only(given: Mapping[str, Any]) -> bool:
     return given.get("labels") is None and isinstance(kept, int) and kept == 1
 
 
-def scored(given: Mapping[str, Any], text: Tensor | None) -> Tensor | None:
+def _scored(given: Mapping[str, Any], text: Tensor | None) -> Tensor | None:
     """Labels [B, T] as transformers' loss takes them, without that of a text's first token, which nothing predicts.
 
     Raises UserError if padding has a label, or stands between tokens of a text.

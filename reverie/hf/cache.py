@@ -32,7 +32,7 @@ class SleepCache(Cache):
 
     def __init__(self) -> None:
         super().__init__(layers=[])
-        self.origin: Memory | None = None  # what it was made of, until a model has taken it up
+        self.origin: Memory | None = None  # what it was made of, until a model has read on from it
         self.reset()
 
     def reset(self) -> None:
@@ -107,7 +107,7 @@ class SleepCache(Cache):
             self.padding = places if self.padding is None else self.padding + places
         if self.lead is None or any(group.read == 0 for group in self.groups):
             self.lead = self.lead_with(text, tokens)
-        self.groups, self.seen = groups, self.seen + tokens.shape[1]
+        self.groups, self.seen, self.origin = groups, self.seen + tokens.shape[1], None
 
     # Rows
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from reverie.hf.arguments import BY_CAUSAL_LM, by_name, requested, scored
+from reverie.hf.arguments import BY_CAUSAL_LM, by_name, requested
 from reverie.hf.blocks import inserted_mixer, inserted_parameters
 from reverie.hf.decoder import DecoderBlocks, Finished, SleepingDecoder, sleeping_decoder
 from reverie.hf.reading import SleepingMixin, take_up
@@ -32,7 +32,7 @@ class SleepingCausalLM(SleepingMixin, nn.Module):
         if not isinstance(past, Finished):
             take_up(past, self)
             request = requested(decoder.sleeping, decoder.config, kwargs, BY_CAUSAL_LM)
-            kwargs |= {"past_key_values": request, "labels": scored(kwargs, request.text)}
+            kwargs |= {"past_key_values": request, "labels": request.labels}
         return super().forward(**kwargs)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:

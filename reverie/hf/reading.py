@@ -113,7 +113,6 @@ def take_up(past: Any, model: object) -> None:
     """Check a cache that was made of a memory. Raises UserError if the memory is not this model's."""
     if isinstance(past, SleepCache) and past.origin is not None:
         past.origin.check(model)
-        past.origin = None
 
 
 def check_unchanged(cache: SleepCache, decoder: nn.Module) -> None:

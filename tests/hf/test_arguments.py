@@ -142,6 +142,31 @@ def test_a_memory_is_checked_however_it_is_given(kind: str) -> None:
             call()
 
 
+@pytest.mark.parametrize("kind", ["llama", OWN])
+def test_a_call_that_is_refused_leaves_the_cache_as_it_was(kind: str) -> None:
+    """It takes other rows afterwards, and a memory in it is checked all the same."""
+    model, other = sleeping(kind, asleep(2)).eval(), sleeping(kind, asleep(2), seed=1).eval()
+    wrong: list[dict[str, Any]] = [
+        {"attention_mask": torch.ones(2, 9)},
+        {"position_ids": torch.arange(5, 8)[None]},
+        {"attention_mask": torch.tensor([[0, 1, 1], [1, 1, 1]]), "labels": text(3)},
+        {"seq_idx": text(3)},
+    ]
+    memory = sleep_over(model, text(L))
+    for given in wrong:
+        for cache in (SleepCache(), DynamicCache(), cache_of(memory)):
+            with pytest.raises(UserError):
+                model(text(3), past_key_values=cache, **given)
+            if getattr(cache, "origin", None) is None:
+                assert torch.equal(model(text(3, 1), past_key_values=cache).logits, model(text(3, 1)).logits)
+                continue
+            with pytest.raises(UserError, match="the memory is of another model"):
+                other(text(3), past_key_values=cache)
+            assert torch.equal(
+                model(text(3), past_key_values=cache).logits, model(text(3), past_key_values=cache_of(memory)).logits
+            )
+
+
 @each_kind
 def test_packed_texts_are_refused(kind: str) -> None:
     """Whatever `DataCollatorWithFlattening` makes: by each of its arguments alone, and by positions that begin anew."""

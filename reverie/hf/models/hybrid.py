@@ -15,7 +15,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
 from reverie.errors import UserError
-from reverie.hf.arguments import BY_CAUSAL_LM, requested, scored, tokens_of
+from reverie.hf.arguments import BY_CAUSAL_LM, requested, tokens_of
 from reverie.hf.bases import check_finite, check_name, check_weights, loading
 from reverie.hf.folder import NotCopied, explain_hybrid
 from reverie.hf.reading import AWAKE, SleepingMixin, check_unchanged, read_batch, take_up
@@ -168,7 +168,7 @@ class ReverieHybridForCausalLM(SleepingMixin, PreTrainedModel, GenerationMixin):
         }
         request = requested(self.lm, self.config, given, BY_CAUSAL_LM)
         check_unchanged(request.cache, self.lm)
-        labels = scored(given, request.text)
+        labels = request.labels
         logits = read_batch(self.lm, tokens_of(given), request, self.sleep_config, backward=self.backward_config)
         logits = logits[:, slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep]
         loss = None
