@@ -63,6 +63,13 @@ def sigterm_interrupts() -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C end the process at once, inside C++ too, for which a handler in Python would wait."""
+    with _handling(signal.SIG_DFL, signal.SIGTERM, signal.SIGINT):
+        yield
+
+
 def exit_code(interruption: KeyboardInterrupt) -> int:
     """Exit code for an interruption, as in shells: 130 after Ctrl-C, 143 after SIGTERM; 0 after the time limit."""
     if isinstance(interruption, Stopped):
@@ -71,7 +78,9 @@ def exit_code(interruption: KeyboardInterrupt) -> int:
 
 
 @contextlib.contextmanager
-def _handling(handler: Callable[[int, FrameType | None], None], *numbers: int) -> Iterator[dict[int, Any]]:
+def _handling(
+    handler: Callable[[int, FrameType | None], None] | signal.Handlers, *numbers: int
+) -> Iterator[dict[int, Any]]:
     """Install a handler for signals and yield the earlier ones by number, which are put back at the end.
 
     Signals that are ignored stay so, as Ctrl-C does in background jobs of a script.

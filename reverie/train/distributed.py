@@ -23,7 +23,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from reverie.errors import UserError
-from reverie.interrupts import Stopped
+from reverie.interrupts import Stopped, ended_by_signals
 from reverie.model import LanguageModel
 from reverie.train.torchrun import started_by_torchrun
 
@@ -98,12 +98,8 @@ def joined(parallel: Parallel, device: torch.device) -> Iterator[tuple[Processes
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    store, rank, world_size = next(rendezvous("env://"))
-    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
-        # The store may be the one from before a restart, with the addresses of dead processes (PyTorch issue 135712).
-        # On several nodes the number of restarts is no way to tell, since each node counts its own.
-        store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
-    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
+    with ended_by_signals():  # which would otherwise be heard once the others have come; they may have died
+        _enter_group(backend)
     try:
         yield Processes(dist.get_rank(), dist.get_world_size(), parallel), device
     except Stopped as stopped:
@@ -112,6 +108,16 @@ def joined(parallel: Parallel, device: torch.device) -> Iterator[tuple[Processes
         raise
     # After another error not at all: the others may be in a collective that this process will never enter.
     _leave_group()
+
+
+def _enter_group(backend: str) -> None:
+    """Wait for the others, and connect with them."""
+    store, rank, world_size = next(rendezvous("env://"))
+    if os.environ.get("GROUP_WORLD_SIZE", "1") == "1":
+        # The store may be the one from before a restart, with the addresses of dead processes (PyTorch issue 135712).
+        # On several nodes the number of restarts is no way to tell, since each node counts its own.
+        store = PrefixStore(f"attempt {os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=world_size)
 
 
 def _leave_group() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 from same_run import assert_close, assert_same_run, read_run_card
 from tiny_recipe import tiny_recipe, write_tiny
 
@@ -162,6 +163,25 @@ def test_killed_at_any_moment_the_run_is_the_same(start: Launcher, tmp_path: Pat
     code, _, told = start(out, *(["--resume"] if find_checkpoint(out) else []), **settings).end()
     assert code == 0, told
     assert_same_run(out, tmp_path / "whole")
+
+
+def test_a_process_that_waits_for_the_others_ends_when_told(tmp_path: Path):
+    """One of them may have died before they met: who waits for it hears SIGTERM all the same."""
+    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    environment = os.environ | place | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
+    command = [sys.executable, "-m", "reverie.train", str(write_tiny(tmp_path)), f"--out={tmp_path / 'out'}"]
+    waiting = subprocess.Popen(command, env=environment)
+    try:
+        patience = time.monotonic() + _LIMIT_S
+        while store.num_keys() < 2:  # it has said that it is there
+            assert time.monotonic() < patience and waiting.poll() is None
+            time.sleep(0.1)
+        time.sleep(1)
+        waiting.send_signal(signal.SIGTERM)
+        waiting.wait(timeout=20)
+    finally:
+        waiting.kill()
 
 
 def test_impossible_launches_start_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
