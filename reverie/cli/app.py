@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -28,7 +28,6 @@ from reverie.quiet import quietly, say_no_backends
 app = typer.Typer(
     help="Language models that sleep: they consolidate a full context window into fast weights.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -48,9 +47,22 @@ app.add_typer(watch_app)
 SPEED_MATTERS = ("train", "compare", "demo", "bench")
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"reverie {version('reverie')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _options(command: typer.Context) -> None:
-    """Nothing to set for all commands; makes typer show their list."""
+def _options(
+    command: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """What holds for all commands."""
     if command.invoked_subcommand not in SPEED_MATTERS:
         say_no_backends()
 

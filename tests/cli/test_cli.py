@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
 import signal
 import subprocess
 import sys
@@ -258,9 +260,33 @@ def test_a_wrong_option_or_command_shows_the_usage(reverie: Reverie, tmp_path: P
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_imports_nothing_that_takes_long() -> None:
-    code = "import reverie.cli.app, sys; print({'torch', 'numpy', 'pydantic', 'matplotlib'} & sys.modules.keys())"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
+HEAVY = ("torch", "numpy", "matplotlib", "transformers", "scipy", "prompt_toolkit", "reverie.recipe")
+
+
+@pytest.mark.parametrize("command", ["--help", "--version", "train --help", "ask --help", "bench wake --help"])
+def test_what_computes_nothing_imports_nothing_that_takes_long(command: str) -> None:
+    code = f"import sys; from reverie.cli.app import main; sys.argv[1:] = {command.split()}; main()"
+    done = subprocess.run([sys.executable, "-X", "importtime", "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stdout
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "typer" in imported
+    assert imported.isdisjoint(HEAVY)
+
+
+def test_version(reverie: Reverie):
+    assert reverie("--version").out == f"reverie {importlib.metadata.version('reverie')}\n"
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_shells_complete_commands_and_options(shell: str):
+    """By what they run when Tab is pressed."""
+    typed = {"COMP_WORDS": "reverie train --max", "COMP_CWORD": "2", "_TYPER_COMPLETE_ARGS": "reverie train --max"}
+    asked = {"_REVERIE_COMPLETE": f"complete_{shell}", "_TYPER_COMPLETE_FISH_ACTION": "get-args"}
+    code = "import sys; from reverie.cli.app import main; sys.argv[0] = 'reverie'; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | typed | asked)
+    assert "--max-seconds" in done.stdout
+    assert "--max-restarts" in done.stdout
 
 
 @pytest.mark.parametrize(

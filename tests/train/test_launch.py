@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from same_run import assert_close, assert_same_run, read_run_card
 from tiny_recipe import tiny_recipe, write_tiny
+from torch.distributed.distributed_c10d import TCPStore
 
 from reverie.cli.app import app
 from reverie.errors import UserError
@@ -167,7 +167,7 @@ def test_killed_at_any_moment_the_run_is_the_same(start: Launcher, tmp_path: Pat
 
 def test_a_process_that_waits_for_the_others_ends_when_told(tmp_path: Path):
     """One of them may have died before they met: who waits for it hears SIGTERM all the same."""
-    store = dist.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     place = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(store.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     environment = os.environ | place | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"}
     command = [sys.executable, "-m", "reverie.train", str(write_tiny(tmp_path)), f"--out={tmp_path / 'out'}"]
@@ -175,7 +175,8 @@ def test_a_process_that_waits_for_the_others_ends_when_told(tmp_path: Path):
     try:
         patience = time.monotonic() + _LIMIT_S
         while store.num_keys() < 2:  # it has said that it is there
-            assert time.monotonic() < patience and waiting.poll() is None
+            assert time.monotonic() < patience
+            assert waiting.poll() is None
             time.sleep(0.1)
         time.sleep(1)
         waiting.send_signal(signal.SIGTERM)
