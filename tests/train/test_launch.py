@@ -17,7 +17,7 @@ import pytest
 import torch
 from same_run import assert_close, assert_same_run, read_run_card
 from tiny_recipe import tiny_recipe, write_tiny
-from torch.distributed.distributed_c10d import TCPStore
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
 from reverie.cli.app import app
 from reverie.errors import UserError
