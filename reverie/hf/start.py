@@ -101,7 +101,7 @@ def _project(
 ) -> None:
     mixer, D = layer.mixer, x.shape[-1]
     assert isinstance(mixer, GatedDeltaNet)
-    HK, HV = mixer.sizes[0], mixer.sizes[2]
+    HK, HV = mixer.sizes[0] // 2, mixer.sizes[1]
     mean, centred = x.mean(0), x - x.mean(0)
     variance, axes = torch.linalg.eigh(centred.T @ centred / len(centred))
     whiten = axes @ torch.diag((variance.clamp_min(0) + _RIDGE * variance.mean()).rsqrt()) @ axes.T
@@ -131,7 +131,7 @@ def _embed_values(layer: InsertedMixer, model: PretrainedLM, generator: torch.Ge
     nn.init.orthogonal_(mixer.value_embed.weight, generator=generator)
     mixer.value_embed.weight.div_(every.std(0) + 1e-6)
     mixer.value_embed.bias.copy_(-mixer.value_embed.weight @ every.mean(0))
-    mixer.qkv_proj.weight[2 * mixer.sizes[0] :].mul_(0.05)
+    mixer.qkv_proj.weight[mixer.sizes[0] :].mul_(0.05)
 
 
 def _read_out(

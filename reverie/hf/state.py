@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from reverie.model import CACHE_ENTRIES, State
+from reverie.model.room import append
 
 
 class LayerCache(NamedTuple):
@@ -29,10 +30,10 @@ class LayerCache(NamedTuple):
         """Tokens cached."""
         return 0 if self.k is None else self.k.shape[2]
 
-    def with_more(self, k: Tensor, v: Tensor) -> LayerCache:
-        """The same with keys and values [B, H, T, d] of further tokens."""
+    def with_more(self, k: Tensor, v: Tensor, window: int) -> LayerCache:
+        """The same with keys and values [B, H, T, d] of further tokens; see `room.append`."""
         if self.k is not None and self.v is not None:
-            k, v = torch.cat([self.k, k], dim=2), torch.cat([self.v, v], dim=2)
+            k, v = append(self.k, k, 2, window), append(self.v, v, 2, window)
         return LayerCache(k, v, self.first, self.conv)
 
     def newest(self, keep: int) -> LayerCache:
@@ -121,7 +122,7 @@ class StateCache(Cache):
     def update(
         self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        entry = self.entries[self.index] = self.entries[self.index].with_more(key_states, value_states)
+        entry = self.entries[self.index] = self.entries[self.index].with_more(key_states, value_states, self.span)
         assert entry.k is not None
         assert entry.v is not None
         return entry.k, entry.v

@@ -10,6 +10,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from reverie.model.config import HybridConfig
 from reverie.model.fused import rms_norm
+from reverie.model.room import append
 from reverie.model.rotary import rotate
 from reverie.model.state import KVCache
 from reverie.ops.constant import constant_when_compiled
@@ -57,7 +58,7 @@ class Attention(nn.Module):
         start = 0 if cache is None else cache.k.shape[1]
         q, k = rotate(rms_norm(qk, self.norm_eps), start, self.rope_base).split([H, Hkv], dim=2)
         if cache is not None:
-            k, v = torch.cat([cache.k, k], 1), torch.cat([cache.v, v], 1)
+            k, v = append(cache.k, k, 1, span), append(cache.v, v, 1, span)
         new_cache = KVCache(k, v, self.rope_base)
         if not output:
             return None, None, new_cache

@@ -39,7 +39,7 @@ class FastWeightMixer(nn.Module):
     def __init__(self, config: HybridConfig) -> None:
         super().__init__()
         H, K, V = config.fast_heads, config.key_size, config.value_size
-        self.sizes = (H * K, H * K, H * V)
+        self.sizes = (2 * H * K, H * V)  # of q and k, and of v
         self.heads, self.key_size, self.value_size = H, K, V
         self.conv_size = config.conv_size
         self.rule: Callable[..., tuple[Tensor | None, Tensor]] = partial(ops.run_rule, config.update_rule)
@@ -57,22 +57,26 @@ class FastWeightMixer(nn.Module):
 
     def mix_qkv(
         self, x: Float[Tensor, "B T D"], tail: ConvTail | None
-    ) -> tuple[Float[Tensor, "B T HK"], Float[Tensor, "B T HK"], Float[Tensor, "B T HV"], ConvTail]:
-        """Project x to q, k and v, convolve; also return the tail for the next call."""
+    ) -> tuple[Float[Tensor, "B T 2HK"], Float[Tensor, "B T HV"], ConvTail]:
+        """Project x to q and k, which are one tensor, and v; convolve; also return the tail for the next call."""
         raise NotImplementedError
+
+    def _normalised(self, qk: Float[Tensor, "B T 2HK"]) -> tuple[Float[Tensor, "B T H K"], Float[Tensor, "B T H K"]]:
+        """q and k of every head, of norm 1."""
+        q, k = normalise(qk.unflatten(-1, (2 * self.heads, -1)), 1.0).split(self.heads, dim=2)
+        return q, k
 
     def addresses(self, x: Float[Tensor, "B T D"]) -> tuple[Float[Tensor, "B T H K"], Float[Tensor, "B T H K"]]:
         """q and β k of tokens that begin a window: where they read, and where they write and how strongly."""
-        q, k, _, _ = self.mix_qkv(x, None)
-        q, k = (normalise(y.unflatten(-1, (self.heads, -1)), 1.0) for y in (q, k))
+        q, k = self._normalised(self.mix_qkv(x, None)[0])
         return q, k * self.ab_proj(x)[..., self.heads :].sigmoid()[..., None]
 
     def project(
         self, x: Float[Tensor, "B T D"], tail: ConvTail | None, embedded: Float[Tensor, "B T D"] | None = None
     ) -> Projected:
         """What the update rule takes of x."""
-        q, k, v, tail = self.mix_qkv(x, tail)
-        q, k = (normalise(y.unflatten(-1, (self.heads, -1)), 1.0) for y in (q, k))
+        qk, v, tail = self.mix_qkv(x, tail)
+        q, k = self._normalised(qk)
         if self.value_embed is not None:
             assert embedded is not None, "values are wanted from the embedded tokens too"
             v = v + F.silu(self.value_embed(rms_norm(embedded.to(x.dtype), self.norm_eps)))
@@ -115,4 +119,5 @@ def with_tail(
     """Prepend the conv_size − 1 inputs before x, zeros at the start of a text; also return the next call's tail."""
     before = x.new_zeros(x.shape[0], conv_size - 1, x.shape[2]) if tail is None else tail.x
     extended = torch.cat([before, x], dim=1)
-    return extended, ConvTail(extended[:, x.shape[1] :].clone())  # a view would hold the whole window in memory
+    newest = extended[:, x.shape[1] :]
+    return extended, ConvTail(newest if x.shape[1] == 1 else newest.clone())  # a view would hold a window in memory

@@ -7,6 +7,7 @@ half the kernels that autograd would launch and store less. Each docstring has t
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -17,13 +18,18 @@ from torch.autograd.function import once_differentiable
 # `.contiguous` where they do nothing: compiled by torch 2.11 it has no gradient, and nothing says so.
 
 
+def _normalised(x: Tensor, size: float, eps: float) -> tuple[Tensor, Tensor]:
+    """`normalise`, and the factor."""
+    square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_accurate(x)).square_()
+    inverse = square.add_(eps).rsqrt_().mul_(size)
+    y = x * inverse
+    return y if y.dtype == x.dtype else y.to(x.dtype), inverse  # see above
+
+
 class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, size: float, eps: float) -> Tensor:
-        square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_accurate(x)).square_()
-        inverse = square.add_(eps).rsqrt_().mul_(size)
-        y = x * inverse
-        y = y if y.dtype == x.dtype else y.to(x.dtype)  # see above
+        y, inverse = _normalised(x, size, eps)
         ctx.save_for_backward(y, inverse)
         ctx.size = size
         return y
@@ -36,8 +42,17 @@ class _Normalise(torch.autograd.Function):
         return torch.addcmul(dy, y, along.to(y.dtype)).mul_(inverse.to(y.dtype)), None, None
 
 
+def _of_a_token(x: Tensor, size: float, eps: float) -> Tensor:
+    """`normalise` by one call of PyTorch."""
+    n = x.shape[-1]
+    y = F.rms_norm(x, (n,), eps=eps / n)
+    return y if size == n**0.5 else y * (size / n**0.5)
+
+
 def normalise(x: Float[Tensor, "*B X"], size: float, eps: float = 1e-6) -> Float[Tensor, "*B X"]:
     """Return x · size / √(‖x‖² + eps) over the last axis: x scaled to length `size`."""
+    if not torch.is_grad_enabled():  # an autograd function of a single token takes longer than the steps in it
+        return _of_a_token(x, size, eps) if x.shape[1:2] == (1,) else _normalised(x, size, eps)[0]
     return _Normalise.apply(x, size, eps)  # pyright: ignore[reportReturnType]
 
 
@@ -51,13 +66,18 @@ def _silu_backward(dy: Tensor, sigmoid: Tensor, silu: Tensor) -> Tensor:
     return dy.mul_(torch.addcmul(sigmoid, silu, sigmoid, value=-1).add_(silu))
 
 
+def _convolved(extended: Tensor, weight: Tensor) -> Tensor:
+    T = extended.shape[1] - len(weight) + 1
+    mixed = extended[:, :T] * weight[0]
+    for i in range(1, len(weight)):
+        mixed.addcmul_(extended[:, i : i + T], weight[i])
+    return mixed
+
+
 class _CausalConvSilu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, extended: Tensor, weight: Tensor) -> Tensor:
-        T = extended.shape[1] - len(weight) + 1
-        mixed = extended[:, :T] * weight[0]
-        for i in range(1, len(weight)):
-            mixed.addcmul_(extended[:, i : i + T], weight[i])
+        mixed = _convolved(extended, weight)
         sigmoid = mixed.sigmoid()
         silu = mixed * sigmoid
         ctx.save_for_backward(extended, weight, sigmoid, silu)
@@ -83,6 +103,10 @@ def causal_conv_silu(
 
     `extended` is x after the conv_size − 1 inputs before it, as `fast_weights.with_tail` returns it.
     """
+    if not torch.is_grad_enabled():
+        one = extended.shape[1] == len(weight)
+        mixed = (extended * weight).sum(1, keepdim=True) if one else _convolved(extended, weight)
+        return mixed.sigmoid().mul_(mixed)
     return _CausalConvSilu.apply(extended, weight)  # pyright: ignore[reportReturnType]
 
 

@@ -17,7 +17,7 @@ class GatedDeltaNet(FastWeightMixer):
         bound = config.conv_size**-0.5
         self.conv_weight = nn.Parameter(torch.empty(config.conv_size, sum(self.sizes)).uniform_(-bound, bound))
 
-    def mix_qkv(self, x: Tensor, tail: ConvTail | None) -> tuple[Tensor, Tensor, Tensor, ConvTail]:
+    def mix_qkv(self, x: Tensor, tail: ConvTail | None) -> tuple[Tensor, Tensor, ConvTail]:
         extended, tail = with_tail(self.qkv_proj(x), tail, self.conv_size)
-        q, k, v = causal_conv_silu(extended, self.conv_weight).split(self.sizes, dim=-1)
-        return q, k, v, tail
+        qk, v = causal_conv_silu(extended, self.conv_weight).split(self.sizes, dim=-1)
+        return qk, v, tail

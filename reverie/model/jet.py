@@ -14,17 +14,17 @@ class JetLayer(FastWeightMixer):
 
     def __init__(self, config: HybridConfig) -> None:
         super().__init__(config)
-        value_width = self.sizes[2]
+        value_width = self.sizes[1]
         hidden = max(value_width // 8, 1)
         self.kernel_in = nn.Linear(config.width, hidden, bias=False)
         self.kernel_out = nn.Linear(hidden, config.conv_size * value_width)
 
-    def mix_qkv(self, x: Tensor, tail: ConvTail | None) -> tuple[Tensor, Tensor, Tensor, ConvTail]:
-        q, k, v = self.qkv_proj(x).split(self.sizes, dim=-1)
+    def mix_qkv(self, x: Tensor, tail: ConvTail | None) -> tuple[Tensor, Tensor, ConvTail]:
+        qk, v = self.qkv_proj(x).split(self.sizes, dim=-1)
         extended, tail = with_tail(v, tail, self.conv_size)
         kernels = self.kernel_out(F.silu(self.kernel_in(x))).chunk(self.conv_size, dim=-1)
         T = x.shape[1]
         mixed = extended[:, :T] * kernels[0]
         for i in range(1, self.conv_size):
             mixed = torch.addcmul(mixed, extended[:, i : i + T], kernels[i])
-        return F.silu(q), F.silu(k), F.silu(mixed), tail
+        return F.silu(qk), F.silu(mixed), tail

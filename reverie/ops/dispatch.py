@@ -1,6 +1,6 @@
 """The update rules with one signature, on a backend chosen by name: the table `RULES`, to which anybody may add one.
 
-"chunked"    parallel form in plain torch, any device (the default)
+"chunked"    parallel form in plain torch, any device (the default); of a single token without gradients the closed form
 "reference"  token by token: the specification
 "triton"     one kernel forward and one backward for every 64 tokens; needs CUDA and triton
 "fla"        the kernels of flash-linear-attention; needs CUDA and `pip install reverie[fla]`
@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 from collections.abc import Callable
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from reverie.errors import UserError
 from reverie.named import find_named, is_named
-from reverie.ops import chunked, fla, reference, triton
+from reverie.ops import chunked, fla, one_token, reference, triton
 from reverie.ops.constant import constant_when_compiled
 from reverie.quiet import says_backends
 
@@ -43,7 +44,9 @@ def _form(backend: str, *, erase: bool, decays: bool = True) -> Recurrence:
     """A rule of ours on a backend, which computes them all."""
 
     def run(q: Any, k: Any, v: Any, g: Any, beta: Any, **options: Any) -> tuple[Tensor | None, Tensor]:
-        return _RECURRENCES[backend](q, k, v, g if decays else None, beta, erase=erase, **options)
+        awake = backend == "chunked" and k.shape[1] == 1 and not torch.is_grad_enabled()
+        recurrence = one_token.recurrence if awake else _RECURRENCES[backend]
+        return recurrence(q, k, v, g if decays else None, beta, erase=erase, **options)
 
     return run
 
@@ -161,7 +164,8 @@ def run_rule(
         raise UserError(f"update rule {rule!r} has no backend {backend!r}: use auto or one of {', '.join(backends)}")
     scale = k.shape[-1] ** -0.5 if scale is None else scale
     # Under autocast the products inside would fall to bfloat16, and the memory with them.
-    with torch.autocast(k.device.type, enabled=False):
+    falls = torch.is_autocast_enabled(k.device.type)
+    with torch.autocast(k.device.type, enabled=False) if falls else contextlib.nullcontext():
         return backends[backend](q, k, v, g, beta, initial_state=initial_state, scale=scale, chunk_size=chunk_size)
 
 

@@ -44,7 +44,8 @@ def test_queries_keys_and_values_are_those_of_attention(kind: str, after: int) -
     wanted = [attention.get_submodule(f"{name}_proj")(x).unflatten(-1, (-1, D)) for name in "qkv"]
     wanted = [y if y.shape[2] == H else y.repeat_interleave(H // y.shape[2], dim=2) for y in wanted]
     assert isinstance(new.mixer, FastWeightMixer)
-    q, k, v, _ = new.mixer.mix_qkv(rms_norm(h, new.norm_eps) * new.norm_weight, None)
+    qk, v, _ = new.mixer.mix_qkv(rms_norm(h, new.norm_eps) * new.norm_weight, None)
+    q, k = qk.chunk(2, dim=-1)
     for given, of_attention in zip((q, k, v), wanted, strict=True):
         torch.testing.assert_close(given.unflatten(-1, (H, D)), F.silu(of_attention), rtol=1e-4, atol=1e-5)
 

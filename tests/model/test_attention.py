@@ -76,13 +76,16 @@ def test_both_ways_it_is_softmax_over_the_window_and_the_band_before_it(
 
 
 @pytest.mark.parametrize("span", [1, 2, 5, T, 100])
+@pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize("sizes", [[4, 5], [8, 1], [1, 3, 1, 4], [1] * T])
-def test_pieces_are_one_call(attention: Attention, x: Tensor, sizes: list[int], span: int) -> None:
+def test_pieces_are_one_call(attention: Attention, x: Tensor, sizes: list[int], gradients: bool, span: int) -> None:
+    """Without gradients too, where the cache grows in place."""
     whole, _, whole_cache = attention(x, None, None, span=span)
     ys, cache = [], None
-    for piece in x.split(sizes, 1):
-        y, _, cache = attention(piece, None, cache, span=span)
-        ys.append(y)
+    with torch.set_grad_enabled(gradients):
+        for piece in x.split(sizes, 1):
+            y, _, cache = attention(piece, None, cache, span=span)
+            ys.append(y)
     torch.testing.assert_close(torch.cat(ys, 1), whole)
     assert isinstance(cache, KVCache)
     torch.testing.assert_close((cache.k, cache.v), (whole_cache.k, whole_cache.v))

@@ -33,6 +33,11 @@ def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
+def three(layer: FastWeightMixer) -> list[int]:
+    """Widths of q, k and v."""
+    return [layer.heads * size for size in (layer.key_size, layer.key_size, layer.value_size)]
+
+
 def slow_gated_deltanet_qkv(layer: GatedDeltaNet, x: Tensor) -> list[Tensor]:
     """One row [T, D]: silu(Σ_i w_i u_{t − conv_size + 1 + i}) for q, k and v, u = 0 before the first token."""
     u, taps = x @ layer.qkv_proj.weight.T, len(layer.conv_weight)
@@ -41,12 +46,12 @@ def slow_gated_deltanet_qkv(layer: GatedDeltaNet, x: Tensor) -> list[Tensor]:
         for i in range(taps):
             if t - taps + 1 + i >= 0:
                 mixed[t] += layer.conv_weight[i] * u[t - taps + 1 + i]
-    return list(F.silu(mixed).split(layer.sizes, -1))
+    return list(F.silu(mixed).split(three(layer), -1))
 
 
 def slow_jet_qkv(layer: JetLayer, x: Tensor) -> list[Tensor]:
     """One row [T, D]: SiLU for q and k; v convolved with kernels of its own for each token, made from the token's x."""
-    q, k, u = (x @ layer.qkv_proj.weight.T).split(layer.sizes, -1)
+    q, k, u = (x @ layer.qkv_proj.weight.T).split(three(layer), -1)
     taps, mixed = layer.conv_size, torch.zeros_like(u)
     for t in range(len(x)):
         hidden = F.silu(layer.kernel_in.weight @ x[t])
@@ -98,15 +103,20 @@ def test_layers_are_their_formulas(make: Callable[..., FastWeightMixer], rule: s
 
 
 @each_rule
+@pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize("sizes", [[3, 4], [1, 2, 1, 3], [1] * T])
-def test_pieces_are_one_call(make: Callable[..., FastWeightMixer], rule: str, sizes: list[int]) -> None:
+def test_pieces_are_one_call(
+    make: Callable[..., FastWeightMixer], rule: str, sizes: list[int], gradients: bool
+) -> None:
+    """Without gradients too, where a single token goes another way."""
     layer = make(update_rule=rule)
     x = normal(2, T, 8)
     whole, whole_S, whole_tail = layer(x, None, None, span=T)
     ys, S, tail = [], None, None
-    for piece in x.split(sizes, 1):
-        y, S, tail = layer(piece, S, tail, span=T)
-        ys.append(y)
+    with torch.set_grad_enabled(gradients):
+        for piece in x.split(sizes, 1):
+            y, S, tail = layer(piece, S, tail, span=T)
+            ys.append(y)
     torch.testing.assert_close(torch.cat(ys, 1), whole)
     assert isinstance(tail, ConvTail)
     torch.testing.assert_close((S, tail.x), (whole_S, whole_tail.x))
