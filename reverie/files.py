@@ -17,6 +17,21 @@ from reverie.errors import UserError
 _TEMPORARY = re.compile(r"\..*\.[0-9a-f]{8}\.tmp(\.[^.]*)?")  # as write_atomic names them
 
 
+CACHE = "REVERIE_CACHE"
+"""Environment variable: the folder for what is computed once, and may be deleted at any time."""
+
+
+def cache_folder(kind: str) -> Path:
+    """Where files of this kind are cached: frozen beginnings, compiled graphs.
+
+    Raises UserError where nobody says where.
+    """
+    try:
+        return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "reverie") / kind
+    except RuntimeError:
+        raise UserError(f"there is no home directory to keep a cache in: set {CACHE} to a folder") from None
+
+
 def opened(path: str | os.PathLike[str]) -> BinaryIO:
     """A file, open for reading. A pipe or a device, which might never end or never answer, is refused.
 

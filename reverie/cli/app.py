@@ -12,6 +12,7 @@ import typer
 
 from reverie.cli.adapt import app as adapt_app
 from reverie.cli.bench import app as bench_app
+from reverie.cli.compile import app as compile_app
 from reverie.cli.data import app as data_app
 from reverie.cli.gsm_infinite import app as gsm_infinite_app
 from reverie.cli.hf import app as hf_app
@@ -40,6 +41,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(bench_app, name="bench")
 app.add_typer(hf_app)
 app.add_typer(memory_app)
+app.add_typer(compile_app)
 app.add_typer(store_app)
 app.add_typer(watch_app)
 

@@ -19,6 +19,7 @@ from reverie.hf.causal_lm import SleepingCausalLM
 from reverie.hf.load import load
 from reverie.model import numbers
 from reverie.sleep import Context, SleepConfig, consolidate
+from reverie.sleep.compiled import take_compiled
 
 ReadReport = Callable[[int, int, int], None]
 """Called with the windows read, the windows to read, and the tokens read."""
@@ -61,6 +62,7 @@ def load_sleeper(
     changes = {key: value for key, value in given.items() if value is not None}
     if changes:
         add_sleep(model, SleepConfig.model_validate(_sleep_config(model).model_dump() | changes))
+    take_compiled(cast(SleepingCausalLM, model).sleeping, _sleep_config(model))
     return model, tokenizer
 
 

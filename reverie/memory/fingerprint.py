@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from reverie.errors import UserError
-from reverie.memory.changes import Look, bytes_of, checksum, plain_tensors
 from reverie.memory.function import adapter_settings, function_of
 from reverie.model import Injection
+from reverie.model.changes import Look, bytes_of, checksum, plain_tensors
 
 # Settings that configs did not have when the first memories were written, off as those models have them.
 _ADDED = {"value_embedding": False, "mixers": {}, "injection": "none"}

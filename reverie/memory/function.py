@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from reverie.errors import UserError, plain
-from reverie.memory.changes import bytes_of, plain_tensors
+from reverie.model.changes import bytes_of, plain_tensors
 
 # Attributes that change no number: where and how a module runs, where it came from, what it has counted.
 _ASIDE = re.compile(

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
 from reverie.model.config import HybridConfig
 from reverie.model.fused import rms_norm
 from reverie.model.room import append
-from reverie.model.rotary import rotate
+from reverie.model.rotary import rotate, rotate_at
 from reverie.model.state import KVCache
 from reverie.ops.constant import constant_when_compiled
 
@@ -64,6 +64,26 @@ class Attention(nn.Module):
             return None, None, new_cache
         y = self._attend(q * self.q_gain, k, v, span, bidirectional)
         return self.out_proj(y.flatten(-2)), None, new_cache
+
+    def at_place(
+        self,
+        x: Float[Tensor, "B 1 D"],
+        k: Float[Tensor, "B places Hkv d"],
+        v: Float[Tensor, "B places Hkv d"],
+        place: Int[Tensor, ""],
+        span: int,
+    ) -> Float[Tensor, "B 1 D"]:
+        """`forward` of one token, in fixed shapes: its key and value are written into k and v at `place`."""
+        H, Hkv = self.heads
+        qk, value = self.qkv_proj(x).unflatten(-1, (-1, self.head_size)).split([H + Hkv, Hkv], dim=2)
+        index, places = place.view(1), torch.arange(k.shape[1], device=k.device)
+        q, key = rotate_at(rms_norm(qk, self.norm_eps), index, k.shape[1], self.rope_base).split([H, Hkv], dim=2)
+        k.index_copy_(1, index, key)
+        v.index_copy_(1, index, value)
+        seen = (places <= place) & (places > place - span)
+        q, k, v = (y.to(value.dtype).transpose(1, 2) for y in (q * self.q_gain, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[None], enable_gqa=Hkv != H)
+        return self.out_proj(y.transpose(1, 2).flatten(-2))
 
     def _attend(
         self,

@@ -1,5 +1,7 @@
 """`HybridLM`, a `LanguageModel` of attention and fast-weight blocks. It knows nothing of windows or sleep."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any
 
@@ -63,6 +65,16 @@ class Block(nn.Module):
         return h, fast_weights, cache
 
 
+class _Compiled:
+    """What was compiled of a model. It is no part of it: copies, and files, have none."""
+
+    def __init__(self) -> None:
+        self.by_batch_size: dict[int, Any] = {}
+
+    def __reduce__(self) -> tuple[type[_Compiled], tuple[()]]:
+        return _Compiled, ()
+
+
 class HybridLM(LanguageModel):
     """A language model of attention and fast-weight blocks (paper equations 4 and 5).
 
@@ -75,6 +87,7 @@ class HybridLM(LanguageModel):
         self.embedding = nn.Embedding(config.vocab_size, config.width)
         self.layers = nn.ModuleList(Block(config, kind) for kind in config.layers)
         self.lm_head = nn.Linear(config.width, config.vocab_size, bias=False)
+        self._awake = _Compiled()
         self._initialise()
         self.injection = new_injection(config.injection, config.width)
 
@@ -95,6 +108,11 @@ class HybridLM(LanguageModel):
                     nn.init.zeros_(module.bias)
         nn.init.normal_(self.embedding.weight)
         nn.init.zeros_(self.lm_head.weight)
+
+    @property
+    def awake(self) -> dict[int, Any]:
+        """By batch size B, tokens awake as they were compiled (`awake.Awake`)."""
+        return self._awake.by_batch_size
 
     @property
     def fast_weight_blocks(self) -> Sequence[int]:

@@ -14,33 +14,37 @@ from torch.utils.weak import WeakTensorKeyDictionary
 _LEAST = 64  # places in a buffer
 
 
-class _Room:
+class Room:
     """A buffer that begins with a tensor."""
 
     def __init__(self, begin: Tensor, dim: int, places: int) -> None:
-        self.dim, self.end = dim, [begin.shape[dim]]  # the first free place; nothing while somebody takes it
+        self.dim, self._end = dim, [begin.shape[dim]]  # the first free place; nothing while somebody takes it
         shape = [*begin.shape]
         shape[dim] = places
         with torch.inference_mode(False):  # what inference mode makes, others could not write
-            self.buffer = begin.new_empty(shape)
-            self._raw = self.buffer.data  # writing counts as no change of tensors that autograd has kept
+            self.buffer = begin.new_zeros(shape)  # what is masked must be numbers, too
+        self._raw = self.buffer.data  # writing counts as no change of tensors that autograd has kept
         self._raw.narrow(dim, 0, begin.shape[dim]).copy_(begin)
 
     def take(self, place: int, size: int) -> bool:
         """True if the next places are free and begin here: they are the caller's now."""
         try:
-            end = self.end.pop()  # by one thread alone
+            end = self._end.pop()  # by one thread alone
         except IndexError:
             return False
         free = end == place and place + size <= self.buffer.shape[self.dim]
-        self.end.append(end + size if free else end)
+        self._end.append(end + size if free else end)
         return free
 
-    def put(self, place: int, new: Tensor) -> Tensor:
-        """Everything up to `new`, which is written there."""
-        size = new.shape[self.dim]
-        self._raw.narrow(self.dim, place, size).copy_(new)
-        return self.buffer.narrow(self.dim, 0, place + size)
+    def write(self, place: int, new: Tensor) -> None:
+        """Put `new` into places that were taken."""
+        self._raw.narrow(self.dim, place, new.shape[self.dim]).copy_(new)
+
+    def up_to(self, end: int) -> Tensor:
+        """Everything before a place, from which somebody may go on."""
+        view = self.buffer.narrow(self.dim, 0, end)
+        _rooms[view] = self
+        return view
 
 
 _rooms = WeakTensorKeyDictionary()  # of tensors that were handed out; one that is not here is copied once
@@ -56,11 +60,20 @@ def append(before: Tensor, new: Tensor, dim: int, window: int) -> Tensor:
     if torch.is_grad_enabled() or torch.compiler.is_compiling() or not alike:
         return torch.cat([before, new], dim)
     n, size = before.shape[dim], new.shape[dim]
-    room = _rooms.get(before)
+    room: Room | None = _rooms.get(before)
     if room is None or not room.take(n, size):
         most = window if n + size <= window else 2 * window
-        room = _Room(before, dim, max(n + size, min(max(2 * (n + size), _LEAST), most)))
+        room = Room(before, dim, max(n + size, min(max(2 * (n + size), _LEAST), most)))
         room.take(n, size)
-    after = room.put(n, new)
-    _rooms[after] = room
-    return after
+    room.write(n, new)
+    return room.up_to(n + size)
+
+
+def room_after(before: Tensor, dim: int, places: int) -> Room:
+    """A room of so many places that begins with `before`; the place after it is the caller's to write."""
+    room: Room | None = _rooms.get(before)
+    n = before.shape[dim]
+    if room is None or room.buffer.shape[dim] != places or not room.take(n, 1):
+        room = Room(before, dim, places)
+        room.take(n, 1)
+    return room

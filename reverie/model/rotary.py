@@ -3,7 +3,7 @@
 import functools
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from reverie.ops.constant import constant_when_compiled
@@ -52,6 +52,11 @@ def _turn(x: Tensor, turns: Tensor, *, back: bool = False) -> Tensor:
 def rotate(x: Float[Tensor, "B T H d"], start: int, base: float) -> Float[Tensor, "B T H d"]:
     """Rotate token t of x to position start + t."""
     return _turn(x, _turns(x, start, start + x.shape[1], base))
+
+
+def rotate_at(x: Float[Tensor, "B 1 H d"], place: Int[Tensor, " 1"], places: int, base: float) -> Tensor:
+    """Rotate one token to a place among `places` that only the tensor says: in a graph for all of them."""
+    return _turn(x, _turns(x, 0, places, base).index_select(0, place))
 
 
 def shift(x: Float[Tensor, "B T H d"], by: int, base: float) -> Float[Tensor, "B T H d"]:

@@ -21,6 +21,7 @@ from reverie.model import SleepingModel, State
 from reverie.results.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from reverie.results.run import trained_model
 from reverie.sleep import SleepConfig
+from reverie.sleep.compiled import take_compiled
 from reverie.talk.shipped import EXAMPLE, MODEL, WANTED, load_model_file
 from reverie.tasks.language import Language
 
@@ -62,6 +63,12 @@ class Sleeper:
 
     def head(self, h: Tensor) -> Tensor:
         return self.sleeping.head(h)
+
+    def __getattr__(self, name: str) -> Any:
+        """What only some models have."""
+        if name in ("embed_blocks", "awake"):
+            return getattr(self.sleeping, name)
+        raise AttributeError(f"a Sleeper has no {name}")
 
     def encode(self, text: str) -> list[int]:
         return self.language.encode(text)
@@ -123,6 +130,7 @@ def load_memory(path: Path, sleeper: Sleeper) -> Memory:
 
 def _of_task(checkpoint: Checkpoint, name: str, device: torch.device) -> Sleeper:
     recipe, model = checkpoint.recipe, trained_model(checkpoint, device)
+    take_compiled(model, recipe.sleep)
     return Sleeper(name, model.eval(), recipe.sleep, recipe.task.language(), device)
 
 
@@ -132,4 +140,5 @@ def _of_transformers(folder: Path, device: torch.device) -> Sleeper:
     except ImportError:
         raise UserError("this needs the package transformers; run pip install 'reverie[hf]'") from None
     model, config, language = load_speaker(folder, device)
+    take_compiled(model, config)
     return Sleeper(folder.name, model, config, language, device)

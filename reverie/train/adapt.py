@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reverie.errors import UserError
+from reverie.files import cache_folder
 from reverie.hf.add import add_sleep
 from reverie.hf.bases import load_tokenizer
 from reverie.hf.blocks import inserted_mixer
@@ -45,22 +45,8 @@ from reverie.train.step import Step, descend, not_finite
 from reverie.train.texts import Plan, pages_in_use, plan_texts, put_together
 from reverie.workers import made_ahead
 
-CACHE = "REVERIE_CACHE"
-"""Environment variable: the folder in which frozen beginnings are cached."""
-
 _PLAIN_WINDOWS = 160  # of plain text that training goes through again and again
 _HELD_OUT = 24  # others, that tell what it did to plain text
-
-
-def cache_folder() -> Path:
-    """Where frozen beginnings are cached; what is in it may be deleted at any time.
-
-    Raises UserError where nobody says where.
-    """
-    try:
-        return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "reverie") / "frozen"
-    except RuntimeError:
-        raise UserError(f"there is no home directory to keep a cache in: set {CACHE} to a folder") from None
 
 
 def choose_trainable(model: PretrainedLM, config: AdaptConfig) -> None:
@@ -252,7 +238,7 @@ class Adaptation:
 
 def _beginning(recipe: Recipe, model: PretrainedLM, first: int) -> Beginning:
     products = torch.bfloat16 if recipe.train.dtype == "bfloat16" else torch.float32
-    return Beginning(model, first, cache_folder(), products=products)
+    return Beginning(model, first, cache_folder("frozen"), products=products)
 
 
 @dataclass

@@ -17,6 +17,7 @@ from tiny_adapter import tiny_adapter, tiny_base
 from together import together
 
 from reverie.errors import UserError
+from reverie.files import CACHE
 from reverie.hf import load
 from reverie.interrupts import Stopped
 from reverie.recipe import Recipe
@@ -39,7 +40,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(adapt.CACHE, str(folder))
+        patch.setenv(CACHE, str(folder))
         yield folder
 
 
@@ -82,7 +83,7 @@ def test_evaluating_the_run_again_gives_its_score(undisturbed: Path) -> None:
 def test_a_cache_changes_nothing(
     undisturbed: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(adapt, "cache_folder", lambda: None)
+    monkeypatch.setattr(adapt, "cache_folder", lambda kind: None)
     train(tiny_adapter(base), tmp_path)
     assert_same_run(tmp_path, undisturbed)
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from reverie.memory import fingerprint as module
-from reverie.memory.changes import Look, checksum
 from reverie.memory.fingerprint import fingerprint, mark_of
 from reverie.model import HybridLM
+from reverie.model.changes import Look, checksum
 
 BLOCK = 64 * 2048 * 8  # bytes
 DTYPES = [torch.float32, torch.bfloat16, torch.float64, torch.int8, torch.bool]

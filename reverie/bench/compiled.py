@@ -1,0 +1,75 @@
+"""`reverie compile`: a token awake, compiled, checked against the general path, and timed beside it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from reverie.bench.check import SEED, require_equal
+from reverie.bench.timer import alternate, clock
+from reverie.errors import UserError
+from reverie.model import HybridLM
+from reverie.sleep import Context, SleepConfig, read
+from reverie.sleep.compiled import compile_awake
+from reverie.talk.sleeper import Sleeper
+
+_TOKENS = 24  # that are compared and timed, in one window
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """What compiling took, and what it gives."""
+
+    file: Path
+    seconds: float
+    ms: float  # a token awake of all rows, compiled
+    general_ms: float  # and as it was before
+    difference: float  # largest of the logits, as a share of the largest logit
+
+    def sentence(self) -> str:
+        return (
+            f"compiled in {self.seconds:,.0f} s: a token awake takes {self.ms:.2f} ms instead of "
+            f"{self.general_ms:.2f}; logits differ by {self.difference:.0e} of the largest; ask, chat and generate "
+            "use it from now on"
+        )
+
+
+def compile_and_measure(sleeper: Sleeper, batch_size: int) -> Compilation:
+    """Compile a token awake of a model.
+
+    Raises:
+        UserError: it cannot be compiled, or is wrong compiled; then nothing is timed.
+    """
+    model, config = sleeper.sleeping, sleeper.sleep_config
+    if not isinstance(model, HybridLM):
+        raise UserError("what is compiled is a token awake of reverie's own models: one of transformers runs as it is")
+    generator = torch.Generator().manual_seed(SEED)
+    size = batch_size, min(_TOKENS, config.window_size)
+    tokens = torch.randint(model.config.vocab_size, size, generator=generator)
+
+    def general() -> Tensor:
+        model.awake.clear()
+        return _read(model, config, tokens)
+
+    def compiled() -> Tensor:
+        model.awake[batch_size] = awake
+        return _read(model, config, tokens)
+
+    wanted, begun = general(), clock()
+    file = compile_awake(model, config, batch_size=batch_size)
+    seconds, awake = clock() - begun, model.awake[batch_size]
+    tolerance = 1e-4 if wanted.dtype == torch.float32 else 0.05
+    difference = require_equal(compiled(), wanted, tolerance, "of the logits, compiled, the worst")
+    times = alternate({"general": general, "compiled": compiled}, seconds=2)
+    ms, general_ms = (1e3 * times[name].median / size[1] for name in ("compiled", "general"))
+    return Compilation(file, seconds, ms, general_ms, difference)
+
+
+@torch.no_grad()
+def _read(model: HybridLM, config: SleepConfig, tokens: Tensor) -> Tensor:
+    context, logits = Context.empty(model), list[Tensor]()
+    for token in tokens.split(1, dim=1):
+        new, context = read(model, token, context, config)
+        logits.append(new)
+    return torch.cat(logits, dim=1)

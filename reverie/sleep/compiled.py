@@ -1,0 +1,132 @@
+"""Compile a token awake with AOTInductor, once for a kind of model, machine and version: the file is kept in a cache.
+
+The file is a program. So it is in the user's own cache and not beside a model, which may have come from anywhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import platform
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from reverie.errors import UserError
+from reverie.files import cache_folder, write_atomic
+from reverie.model import HybridLM
+from reverie.model.awake import Awake, AwakeGraph, Made, Run, empty_state
+from reverie.model.state import ConvTail, KVCache
+from reverie.sleep.config import SleepConfig
+
+_SOURCES = ("model", "ops")  # what a graph is made of
+_PLACES = 2**16  # most of a cache; a graph attends to all of them
+
+
+def compile_awake(model: HybridLM, config: SleepConfig, *, batch_size: int = 1) -> Path:
+    """Let tokens awake, of this many rows, go through a compiled graph from now on; it takes a minute at first.
+
+    Returns the file that was compiled.
+
+    Raises:
+        UserError: the model is not on the CPU, has mixers from outside or a window too large, or there is no compiler.
+    """
+    if (refusal := _refusal(model, config)) is not None:
+        raise UserError(refusal)
+    file = _file(model, config, batch_size)
+    if not file.is_file():
+        write_atomic(file, lambda temporary: _compile(model, config, batch_size, temporary))
+    take_compiled(model, config, batch_size=batch_size)
+    return file
+
+
+def take_compiled(model: object, config: SleepConfig, *, batch_size: int = 1) -> bool:
+    """Let tokens awake go through a compiled graph if there is one for such a model; true if there is."""
+    if not isinstance(model, HybridLM) or _refusal(model, config) is not None:
+        return False
+    file = _file(model, config, batch_size)
+    if not file.is_file():
+        return False
+    sizes = {"span": config.window_size, "places": _places(config), "batch_size": batch_size}
+    model.awake[batch_size] = Awake(model, _load(file, model.num_blocks), **sizes)
+    return True
+
+
+def _refusal(model: HybridLM, config: SleepConfig) -> str | None:
+    """Why a token awake of this model cannot be compiled; None if it can."""
+    if others := {parameter.device.type for parameter in model.parameters()} - {"cpu"}:
+        return f"a token awake is compiled for the CPU alone, and the model is on {min(others)}"
+    if _places(config) > _PLACES:
+        return f"a token awake is compiled for caches of at most {_PLACES:,} tokens, and this window needs more"
+    return None
+
+
+def _places(config: SleepConfig) -> int:
+    """Tokens that a cache may hold."""
+    return config.window_size if config.eviction == "hard" else 2 * config.window_size - 1
+
+
+def _file(model: HybridLM, config: SleepConfig, batch_size: int) -> Path:
+    """Where the graph is, named after all that it depends on."""
+    package = Path(__file__).parent.parent
+    sources = [file.read_bytes() for folder in _SOURCES for file in sorted((package / folder).glob("*.py"))]
+    of_model = model.config.model_dump_json(), [str(p.dtype) for p in model.parameters()]
+    machine = platform.machine(), _instructions(), torch.backends.cpu.get_cpu_capability(), torch.__version__
+    sizes = config.window_size, _places(config), batch_size
+    digest = hashlib.sha256(repr((of_model, machine, sizes)).encode() + b"".join(sources)).hexdigest()
+    return cache_folder("awake") / f"{digest[:32]}.pt2"
+
+
+def _compile(model: HybridLM, config: SleepConfig, batch_size: int, place: Path) -> None:
+    empty = empty_state(model, batch_size)
+    pairs = [entry for entry in empty.cache if isinstance(entry, KVCache)]
+    buffers = [x.new_zeros(len(x), _places(config), *x.shape[2:]) for pair in pairs for x in (pair.k, pair.v)]
+    inputs = (
+        [parameter.detach() for parameter in model.parameters()],
+        torch.zeros(batch_size, 1, dtype=torch.long),
+        torch.tensor(0),
+        [x for x in empty.fast_weights if x is not None],
+        [entry.x for entry in empty.cache if isinstance(entry, ConvTail)],
+        buffers,
+    )
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        graph = torch.export.export(AwakeGraph(model, config.window_size), inputs, strict=False)
+        from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler  # which takes long to import
+
+        try:
+            torch._inductor.aoti_compile_and_package(
+                graph, package_path=str(place), inductor_configs={"cpp.dynamic_threads": True}
+            )
+        except (InductorError, InvalidCxxCompiler, CppCompileError) as error:
+            raise UserError("compiling needs a C++ compiler that works, such as g++; CXX names another") from error
+
+
+def _load(file: Path, num_blocks: int) -> Run:
+    """The graph in a file. Called without the trees of its inputs and outputs, which would take as long as it does."""
+    loader = torch._inductor.aoti_load_package(str(file)).loader
+
+    def run(
+        parameters: list[Tensor],
+        tokens: Tensor,
+        place: Tensor,
+        fast_weights: list[Tensor],
+        tails: list[Tensor],
+        buffers: list[Tensor],
+    ) -> Made:
+        made = loader.boxed_run([*parameters, tokens, place, *fast_weights, *tails, *buffers])
+        hs, rest = made[: num_blocks + 1], made[num_blocks + 1 :]
+        return hs, rest[: len(fast_weights)], rest[len(fast_weights) :]
+
+    return run
+
+
+def _instructions() -> str:
+    """What this processor can, and so other code may not run on."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith(("flags", "Features")):
+                return line
+    return platform.processor()
