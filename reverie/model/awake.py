@@ -107,7 +107,7 @@ class Awake:
     def __init__(self, model: HybridLM, run: Run, *, span: int, places: int, batch_size: int) -> None:
         self._run, self._span, self._places = run, span, torch.arange(places).unbind()
         self._batch_size, self._empty = batch_size, empty_state(model, batch_size)
-        self._parameters = list(model.parameters())
+        self._parameters = [parameter.detach().contiguous() for parameter in model.parameters()]
         self._addresses, self._look, self._changed = self._where(), Look(model), False
 
     def takes(self, tokens: Tensor, state: State, stop: int, span: int) -> bool:
@@ -133,7 +133,7 @@ class Awake:
         rooms = [room_after(x, 1, len(self._places)) for pair in pairs for x in (pair.k, pair.v)]
         hs, states, tails = self._run(
             self._parameters,
-            tokens,
+            tokens.contiguous(),  # as when it was compiled, which is believed
             self._places[place],
             [x for x in kept if x is not None],
             [entry.x for entry in before if isinstance(entry, ConvTail)],

@@ -93,12 +93,14 @@ def _compile(model: HybridLM, config: SleepConfig, batch_size: int, place: Path)
     )
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        graph = torch.export.export(AwakeGraph(model, config.window_size), inputs, strict=False)
+        graph = AwakeGraph(model, config.window_size)
+        graph(*inputs)  # what is computed once and kept, as tables of positions are, must not be made while tracing
+        exported = torch.export.export(graph, inputs, strict=False)
         from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler  # which takes long to import
 
         try:
             torch._inductor.aoti_compile_and_package(
-                graph, package_path=str(place), inductor_configs={"cpp.dynamic_threads": True}
+                exported, package_path=str(place), inductor_configs={"cpp.dynamic_threads": True}
             )
         except (InductorError, InvalidCxxCompiler, CppCompileError) as error:
             raise UserError("compiling needs a C++ compiler that works, such as g++; CXX names another") from error

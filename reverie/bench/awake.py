@@ -1,0 +1,158 @@
+"""A token awake beside hybrids of transformers of the same sizes, and beside its matrix products alone."""
+
+import itertools
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reverie.bench.card import Row
+from reverie.bench.check import SEED, random_model, require_equal
+from reverie.bench.rivals import transformers_hybrids
+from reverie.bench.timer import Timing, alternate
+from reverie.model import HybridConfig, HybridLM
+from reverie.results.card import Report
+from reverie.sleep import Context, SleepConfig, read
+from reverie.sleep.compiled import compile_awake
+
+BATCHES = 1, 8, 32
+THREADS = 1, 2
+TOKENS = 64  # from the start of a text
+OURS, COMPILED, PRODUCTS = "reverie", "reverie, compiled", "matrix products"
+
+RIVALS_TARGET = 0.5  # over the faster loop of transformers
+COMPILED_RIVALS_TARGET = 0.2
+PRODUCTS_TARGET = 2.0  # compiled, over the products alone
+
+TOLERANCE = 1e-4  # of the largest logit
+
+
+def measure_awake(config: HybridConfig, window_size: int, report: Report, seconds: float = 60.0) -> list[Row]:
+    """The time of a token for each batch size and number of threads, all sides in turn.
+
+    Raises:
+        UserError: compiled, or token by token, the logits are others; then nothing is timed.
+    """
+    model, sleep_config = random_model(config).eval(), SleepConfig(window_size=window_size)
+    rivals = transformers_hybrids(config, SEED)
+    for rival in rivals.values():
+        _with_cache(rival.eval())
+    rows = list[Row]()
+    sizes = list(itertools.product(BATCHES, THREADS))
+    for i, (B, threads) in enumerate(sizes):
+        report(i, len(sizes), f"a token awake of {B} rows")
+        sides = _sides(model, sleep_config, rivals, B)
+        with _threads(threads):
+            times = alternate(sides, seconds=seconds / len(sizes))
+        rows += _rows(B, threads, times)
+    return rows
+
+
+def awake_targets(rows: list[Row]) -> list[tuple[str, float, float]]:
+    """What is compared, the worst ratio of one row, and the most that it should be."""
+    alone = [row for row in rows if row["B"] == 1]
+
+    def worst(model: str, column: str) -> float:
+        return max(float(row[column] or 0) for row in alone if row["model"] == model)
+
+    return [
+        ("ms: a token awake over the faster loop of transformers", worst(OURS, "over_rival"), RIVALS_TARGET),
+        ("ms: the same, compiled", worst(COMPILED, "over_rival"), COMPILED_RIVALS_TARGET),
+        ("ms: compiled, over its matrix products", worst(COMPILED, "over_products"), PRODUCTS_TARGET),
+    ]
+
+
+def _sides(
+    model: HybridLM, config: SleepConfig, rivals: dict[str, nn.Module], B: int
+) -> dict[str, Callable[[], object]]:
+    text = torch.randint(model.config.vocab_size, (B, TOKENS), generator=torch.Generator().manual_seed(SEED))
+    model.awake.clear()
+    compile_awake(model, config, batch_size=B)
+    compiled = dict(model.awake)
+    with torch.no_grad():
+        wanted, _ = read(model, text, Context.empty(model), config)
+    for what, awake in (("token by token", {}), ("compiled", compiled)):
+        require_equal(_decode(model, awake, config, text), wanted, TOLERANCE, f"of the logits {what} the worst")
+    sides: dict[str, Callable[[], object]] = {
+        OURS: partial(_decode, model, {}, config, text),
+        COMPILED: partial(_decode, model, compiled, config, text),
+        PRODUCTS: partial(_multiply, model, B),
+    }
+    for name, rival in rivals.items():
+        sides[f"{name}, forward"] = partial(_forward, rival, text)
+        sides[f"{name}, generate"] = partial(_generate, rival, text[:, :1])
+    return sides
+
+
+def _rows(B: int, threads: int, times: dict[str, Timing]) -> list[Row]:
+    """Ratios are medians over rounds of the two times in the same round."""
+    rivals = [name for name in times if name not in (OURS, COMPILED, PRODUCTS)]
+    best = min(rivals, key=lambda name: times[name].median)
+
+    def over(name: str, base: str) -> float:
+        pairs = sorted(a / b for a, b in zip(times[name].rounds, times[base].rounds, strict=True))
+        return pairs[len(pairs) // 2]
+
+    return [
+        {
+            "B": B,
+            "threads": threads,
+            "model": name,
+            "ms": 1e3 * timing.median / TOKENS,
+            "over_rival": over(name, best),
+            "over_products": over(name, PRODUCTS),
+        }
+        for name, timing in times.items()
+    ]
+
+
+@torch.no_grad()
+def _decode(model: HybridLM, awake: dict[int, Any], config: SleepConfig, text: Tensor) -> Tensor:
+    model.awake.clear()
+    model.awake.update(awake)
+    context, logits = Context.empty(model), list[Tensor]()
+    for token in text.split(1, dim=1):
+        new, context = read(model, token, context, config)
+        logits.append(new)
+    return torch.cat(logits, dim=1)
+
+
+@torch.no_grad()
+def _multiply(model: HybridLM, B: int) -> None:
+    """Every linear layer once a token, on rows of zeros."""
+    layers = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    rows = [torch.zeros(B, layer.in_features) for layer in layers]
+    for _ in range(TOKENS):
+        for layer, row in zip(layers, rows, strict=True):
+            F.linear(row, layer.weight)
+
+
+def _with_cache(rival: Any) -> None:
+    """Without both switches `generate` runs over all earlier tokens again for every new one."""
+    rival.config.use_cache = rival.generation_config.use_cache = True
+
+
+@torch.no_grad()
+def _forward(rival: Any, text: Tensor) -> None:
+    cache = None
+    for token in text.split(1, dim=1):
+        cache = rival(input_ids=token, past_key_values=cache, use_cache=True).past_key_values
+
+
+def _generate(rival: Any, first: Tensor) -> None:
+    mask = torch.ones_like(first)
+    rival.generate(input_ids=first, attention_mask=mask, min_new_tokens=TOKENS, max_new_tokens=TOKENS, do_sample=False)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
