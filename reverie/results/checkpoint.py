@@ -26,7 +26,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from reverie.errors import OldFileWarning, UserError, plain
+from reverie.errors import OldFileWarning, UserError, not_this_version, plain
 from reverie.memory.fingerprint import content_hash
 from reverie.named import OutsideError
 from reverie.recipe import Recipe, recipe_again
@@ -246,13 +246,11 @@ def _check_version(path: Path, told: str | None) -> bool:
     """True if a checkpoint is from before versions. Raises UserError if it is no checkpoint, or newer than this."""
     if told is None:
         return True
-    number = told.removeprefix(f"{FORMAT} ")
-    if not told.startswith(FORMAT) or not number.isdecimal():
+    found = re.fullmatch(rf"{FORMAT} ([0-9]{{1,9}})", told)
+    if found is None:
         raise _DamagedError(f"{path} is not a checkpoint that this version of reverie can read")
-    if int(number) > VERSION:
-        raise UserError(
-            f"{path} was written by a newer reverie, in version {number} of the format: this one reads up to {VERSION}"
-        )
+    if (number := int(found[1])) > VERSION:
+        raise not_this_version(path, number, VERSION)
     return False
 
 

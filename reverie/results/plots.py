@@ -4,6 +4,7 @@ import math
 import os
 import re
 import statistics
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,8 @@ def figure(card: Card) -> Figure:
 
 def save_figure(drawing: Figure, path: str | os.PathLike[str]) -> None:
     """Write a PNG in one move."""
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box in the figure shows it
         write_atomic(path, lambda file: drawing.savefig(file, format="png", dpi=_DPI, metadata={"Software": None}))
 
 
