@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -53,6 +54,12 @@ def opened(path: str | os.PathLike[str]) -> BinaryIO:
 def text_of(data: bytes) -> str:
     """Text in UTF-8, with or without the mark that some editors put before it, its lines ending as everywhere here."""
     return data.decode("utf-8-sig").replace("\r\n", "\n")
+
+
+def file_hash(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomic(

@@ -10,7 +10,6 @@ written nor read. Beside the newest checkpoint stands the one before, until the 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
 import re
@@ -27,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from reverie.errors import OldFileWarning, UserError, not_this_version, plain
+from reverie.files import file_hash
 from reverie.memory.fingerprint import content_hash
 from reverie.named import OutsideError
 from reverie.recipe import Recipe, recipe_again
@@ -267,12 +267,6 @@ def _load_folder(place: Path) -> ShardedCheckpoint:
         if sha256 is not None and file_hash(place / name) != sha256:
             raise _DamagedError(f"{place} is damaged ({name} was changed after it was written)")
     return ShardedCheckpoint(place, run.recipe, run.progress, {**_described(place), **run.tensors}, run.checked)
-
-
-def file_hash(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _described(place: Path) -> dict[str, Tensor]:
