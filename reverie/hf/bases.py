@@ -125,7 +125,10 @@ def check_weights_hold(name: str, make: Callable[[Any], nn.Module], config: Any)
     with torch.device("meta"):
         parameters = sum(x.numel() for x in make(copy.deepcopy(config)).parameters())
     if parameters > held:
-        raise UserError(f"{name}/{CONFIG_NAME} describes a model of {parameters:,} parameters: its weights hold fewer")
+        raise UserError(
+            f"cannot load the model of {name}: its {CONFIG_NAME} describes {parameters:,} parameters, more than its "
+            "weights hold"
+        )
 
 
 def _hush() -> None:

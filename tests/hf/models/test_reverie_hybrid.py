@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import text
+from tiny_folder import without_sums
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -149,6 +150,7 @@ def test_a_new_model_begins_as_a_hybrid_does(tmp_path: Path) -> None:
     assert torch.equal(model.lm.lm_head.weight, wanted.lm_head.weight)
     assert torch.equal(model.lm.layers[0].mixer.q_gain, wanted.get_parameter("layers.0.mixer.q_gain"))
     assert model.lm.layers[1].mixer.dt_bias.isfinite().all()
+    without_sums(tmp_path)
     with pytest.raises(UserError, match=r"the weights in .* are not those of its config.json: lm\."):
         load_hybrid(tmp_path)
 
