@@ -3,13 +3,13 @@
 import contextlib
 import errno
 import hashlib
+import io
 import os
 import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -33,7 +33,7 @@ def cache_folder(kind: str) -> Path:
         raise UserError(f"there is no home directory to keep a cache in: set {CACHE} to a folder") from None
 
 
-def opened(path: str | os.PathLike[str]) -> BinaryIO:
+def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
     """A file, open for reading. A pipe or a device, which might never end or never answer, is refused.
 
     Raises OSError where it cannot be read, ValueError for a path with a NUL.

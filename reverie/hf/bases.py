@@ -77,7 +77,9 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
         return load_smollm2_tokenizer()
     check_name(name)
     with loading("the tokenizer", name):
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer.decode(tokenizer("a").input_ids)  # some damage shows at the first use alone
+    return tokenizer
 
 
 def check_name(name: str) -> None:

@@ -51,6 +51,7 @@ class PretrainedSpeaker:
             from transformers import AutoTokenizer
 
             self._tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            self._tokenizer("a")  # some damage shows at the first use alone
         except ImportError:
             raise UserError("this needs the package transformers; run pip install 'reverie[hf]'") from None
         except Exception as error:  # of a damaged file that may be any

@@ -240,7 +240,7 @@ def read_card(path: str | os.PathLike[str], kinds: Mapping[str, type[AnyCard]]) 
         found = f"its kind is {kind!r:.40}" if "kind" in content else "it lacks kind"
         raise UserError(f"{path} is not a result card: {found}, which must be {' or '.join(map(repr, kinds))}")
     try:
-        card = kinds[kind].model_validate(_not_too_deep(content))
+        card = kinds[kind].model_validate(_sound(content))
         card.check()
     except ValueError as error:
         fault = _first_fault(error) if isinstance(error, ValidationError) else str(error)
@@ -248,12 +248,15 @@ def read_card(path: str | os.PathLike[str], kinds: Mapping[str, type[AnyCard]]) 
     return card
 
 
-def _not_too_deep(value: Any, levels: int = 64) -> Any:
-    """The same. Raises ValueError for tables and lists inside each other on more levels."""
-    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
-        if not levels:
-            raise ValueError("it is nested too deeply")
-        _not_too_deep(part, levels - 1)
+def _sound(value: Any, levels: int = 64) -> Any:
+    """The same. Raises ValueError for tables and lists on more levels, and for halves of characters."""
+    if not levels:
+        raise ValueError("it is nested too deeply")
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, dict | list):
+        for part in (*value, *value.values()) if isinstance(value, dict) else value:
+            _sound(part, levels - 1)
     return value
 
 

@@ -258,8 +258,10 @@ def _load_folder(place: Path) -> ShardedCheckpoint:
     run = _read(place / LIST_NAME)
     with _readable(place), safe_open(place / LIST_NAME, framework="pt") as file:
         shards = json.loads(file.metadata()["shards"])
+        if not isinstance(shards, dict) or any(Path(name).name != name or "\0" in name for name in shards):
+            raise ValueError("its list of shards is none")
     for name, known in shards.items():
-        size, sha256 = known if isinstance(known, list) else (known, None)  # files of version 1 have none
+        size, sha256 = known if isinstance(known, list) and len(known) == 2 else (known, None)  # version 1 has none
         if not (place / name).is_file():
             raise _DamagedError(f"{place} lacks {name}, a part of the checkpoint, without which the run cannot go on")
         if (found := (place / name).stat().st_size) != size:

@@ -13,7 +13,6 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullLocator
-from pydantic import BaseModel
 
 from reverie.errors import UserError
 from reverie.files import write_atomic
@@ -22,6 +21,7 @@ from reverie.results.card import (
     Card,
     ComparisonCard,
     CurvePoint,
+    Part,
     Result,
     RunCard,
     depth_name,
@@ -33,7 +33,7 @@ from reverie.results.passes.card import PassesCard
 from reverie.results.passes.figure import draw_passes
 from reverie.results.style import CHANCE, GREY, STYLE, draw_panels, look_of, look_of_settings
 
-Kind = tuple[type[BaseModel], Callable[[Any], Figure]]
+Kind = tuple[type[Part], Callable[[Any], Figure]]
 """How a card of one kind is read and drawn."""
 
 _DPI = 150

@@ -228,7 +228,7 @@ def _rows(file: Path) -> Iterator[tuple[str, Any]]:
     try:
         yield from _of_parquet(file) if file.suffix == ".parquet" else _of_jsonl(file)
     except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {file}: {plain(str(error.strerror or error).strip()):.200}") from error
 
 
 def _of_jsonl(file: Path) -> Iterator[tuple[str, Any]]:
