@@ -296,7 +296,7 @@ def _readable(place: Path) -> Iterator[None]:
 
 
 def _damaged(place: Path, why: object) -> _DamagedError:
-    return _DamagedError(f"{place} is cut short or damaged ({plain(str(why))})")
+    return _DamagedError(f"{place} is cut short or damaged ({plain(str(why)):.200})")
 
 
 def _as_kept(tensor: Tensor, target: Tensor) -> Tensor:
