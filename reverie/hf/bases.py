@@ -163,8 +163,10 @@ def loading(what: str, name: str) -> Iterator[None]:
     _hush()
     try:
         yield
-    except UserError:
-        raise
+    except UserError as error:
+        if name in str(error):
+            raise
+        raise type(error)(f"cannot load {what} of {name}: {error}") from error
     except Exception as error:
         text = " ".join(plain(str(error).replace("\n", " ")).split())
         first = re.split(r"(?<=[.!?])\s+(?=[A-Z])", text, maxsplit=1)[0].rstrip(".") or type(error).__name__

@@ -231,7 +231,7 @@ def _read(path: Path, *, with_tensors: bool = True) -> Checkpoint:
         progress = Progress.model_validate(json.loads(told["progress"]))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         if isinstance(error, OutsideError):
-            raise
+            raise OutsideError(f"{path} cannot be read here: {error}") from error
         raise _DamagedError(f"{path} is not a checkpoint that this version of reverie can read") from error
     if old:
         warnings.warn(
