@@ -22,7 +22,7 @@ from reverie.bench.tables import markdown_table
 from reverie.model import LanguageModel, SleepingModel, State
 from reverie.recipe import Recipe, changed, load_recipe
 from reverie.recipe.build import build_model
-from reverie.results.card import RunCard
+from reverie.results.card import RunCard, read_card
 from reverie.results.checkpoint import FILE_NAME, load_checkpoint
 from reverie.results.evaluate import evaluate
 from reverie.results.run import CARD_NAME
@@ -57,7 +57,7 @@ def main() -> None:
     runs = {seed: _trained(changed(recipe, train={"seed": seed}), arguments.runs / f"seed-{seed}") for seed in seeds}
     origin = publish.begin()
     scores = [_scores(run, recipe.train.eval_examples) for run in runs.values()]
-    cards = [RunCard.model_validate_json((run / CARD_NAME).read_text()) for run in runs.values()]
+    cards = [read_card(run / CARD_NAME, {"run": RunCard}) for run in runs.values()]
     card = {
         "kind": "pretrained_recall",
         "name": recipe.name,

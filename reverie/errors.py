@@ -12,6 +12,15 @@ class UserError(ValueError):
     """
 
 
+def not_this_version(path: object, version: object, known: int) -> UserError:
+    """The error of a file whose format has another version than the newest that this program knows."""
+    if type(version) is int and version > known:
+        return UserError(
+            f"{path} was written by a newer reverie, in version {version} of the format: this one reads up to {known}"
+        )
+    return UserError(f"{path} has a version that no reverie writes, {version!r:.40}: it is damaged, or another's")
+
+
 def plain(text: str) -> str:
     """`text` with U+FFFD for all that is not printable, line breaks too.
 

@@ -2,13 +2,14 @@
 
 import contextlib
 import errno
+import hashlib
+import io
 import os
 import re
 import secrets
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from filelock import FileLock, Timeout
 
@@ -32,7 +33,7 @@ def cache_folder(kind: str) -> Path:
         raise UserError(f"there is no home directory to keep a cache in: set {CACHE} to a folder") from None
 
 
-def opened(path: str | os.PathLike[str]) -> BinaryIO:
+def opened(path: str | os.PathLike[str]) -> io.BufferedReader:
     """A file, open for reading. A pipe or a device, which might never end or never answer, is refused.
 
     Raises OSError where it cannot be read, ValueError for a path with a NUL.
@@ -53,6 +54,12 @@ def opened(path: str | os.PathLike[str]) -> BinaryIO:
 def text_of(data: bytes) -> str:
     """Text in UTF-8, with or without the mark that some editors put before it, its lines ending as everywhere here."""
     return data.decode("utf-8-sig").replace("\r\n", "\n")
+
+
+def file_hash(path: Path) -> str:
+    """Hex SHA-256 of a file."""
+    with opened(path) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_atomic(

@@ -4,11 +4,11 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from reverie.errors import UserError
 from reverie.hf.add import insert_fast_weights, install, set_injection
-from reverie.hf.bases import check_name, load_base, loading
+from reverie.hf.bases import check_name, check_sizes, load_base, loading
 from reverie.hf.blocks import inserted_mixer, inserted_parameters
 from reverie.hf.causal_lm import PretrainedLM
 from reverie.hf.decoders import block_kinds, check_decoder, decoder_of
@@ -71,7 +71,13 @@ def adapter_settings(name: str) -> dict[str, Any]:
     """
     check_name(name)
     with loading("the model", name):
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+        return _settings(name)
+
+
+def _settings(name: str) -> dict[str, Any]:
+    content, _ = PreTrainedConfig.get_config_dict(name)
+    check_sizes(name, content)
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
     settings: dict[str, Any] = {"model.pretrained": name, "task.tokenizer": name}
     if isinstance(config, SleepingModelConfig):
         inserted = [i for one in config.inserted for i in one["layers"]]  # pyright: ignore[reportAttributeAccessIssue]

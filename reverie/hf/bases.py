@@ -1,24 +1,35 @@
 """Models and tokenizers by the name that an adapter gives its base: smollm2, a folder, or a hub id."""
 
+import copy
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 import transformers
 from huggingface_hub import logging as hub_logging
-from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.utils import CONFIG_NAME
 
-from reverie.errors import UserError
+from reverie.errors import UserError, plain
 from reverie.hf.models.smollm2 import SMOLLM2, load_smollm2_model, load_smollm2_tokenizer
 from reverie.hf.saving_arguments import check_attention
 from reverie.quiet import until_its_end
+
+MOST_LAYERS = 1024
+MOST_OF_ANYTHING = 2**20  # heads, experts, labels
 
 
 def load_base(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
@@ -45,7 +56,9 @@ def load_base(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
         name = str(Path(name).resolve())  # an adapter will name it, from wherever it is loaded
     with loading("the model", name):
         from_hub = {key: kwargs[key] for key in ("revision", "cache_dir", "local_files_only", "token") if key in kwargs}
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **from_hub)  # says at once if there is none
+        content, _ = PreTrainedConfig.get_config_dict(name, **from_hub)  # says at once if there is none
+        check_sizes(name, content)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **from_hub)
         config = kwargs.pop("config", config)
         if hasattr(config, "total_ut_steps"):
             config.total_ut_steps = 1
@@ -53,6 +66,7 @@ def load_base(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
             check_attention(config, name)
         if config.model_type != "reverie_sleep":  # which reads nothing else anyway
             kwargs |= {"config": config, "use_safetensors": True}
+            check_weights_hold(name, AutoModelForCausalLM.from_config, config)
         return AutoModelForCausalLM.from_pretrained(name, **kwargs, trust_remote_code=False).eval()
 
 
@@ -63,7 +77,9 @@ def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
         return load_smollm2_tokenizer()
     check_name(name)
     with loading("the tokenizer", name):
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer.decode(tokenizer("a").input_ids)  # some damage shows at the first use alone
+    return tokenizer
 
 
 def check_name(name: str) -> None:
@@ -88,6 +104,35 @@ def check_weights(name: str, report: Mapping[str, Any]) -> None:
         raise UserError(f"the weights in {name} are not those of its config.json: {min(wrong)} does not fit")
 
 
+def check_sizes(name: str, content: Any) -> None:
+    """Raises UserError for the content of a config.json from which a model would be made without end."""
+    if not isinstance(content, dict):
+        raise UserError(f"{name}/{CONFIG_NAME} is no JSON object")
+    for key, value in content.items():
+        most = MOST_LAYERS if "layer" in key else MOST_OF_ANYTHING if key.startswith(("num_", "n_")) else None
+        if most is not None and isinstance(value, int | float) and not abs(value) <= most:
+            raise UserError(f"{name}/{CONFIG_NAME} has {key} {value:g}, above {most:,}, the most that is loaded")
+        if isinstance(value, dict):
+            check_sizes(name, value)
+
+
+def check_weights_hold(name: str, make: Callable[[Any], nn.Module], config: Any) -> None:
+    """Raises UserError if a model of this config has more parameters than the weights in a folder have bits.
+
+    Memory for weights that are missing, or of other sizes, would be taken before they are refused.
+    """
+    held = 8 * sum(file.stat().st_size for file in Path(name).rglob("*.safetensors"))
+    if not held:  # it is on the hub, or without any
+        return
+    with torch.device("meta"):
+        parameters = sum(x.numel() for x in make(copy.deepcopy(config)).parameters())
+    if parameters > held:
+        raise UserError(
+            f"cannot load the model of {name}: its {CONFIG_NAME} describes {parameters:,} parameters, more than its "
+            "weights hold"
+        )
+
+
 def _hush() -> None:
     """In a command, have transformers say nothing but errors until it ends, and show bars for downloads alone."""
     if (end := until_its_end()) is None:
@@ -109,18 +154,20 @@ def _show_bars(downloads: bool) -> None:
         disable_progress_bars()
 
 
-_REFUSALS = (OSError, ValueError, KeyError, ImportError, RuntimeError, SafetensorError, StrictDataclassError)
-
-
 @contextmanager
 def loading(what: str, name: str) -> Iterator[None]:
-    """Turns whatever transformers raises while it loads a model into a UserError of one sentence."""
+    """Turns whatever transformers raises while it loads a model into a UserError of one sentence.
+
+    Of a damaged file that may be any exception.
+    """
     _hush()
     try:
         yield
-    except UserError:
-        raise
-    except _REFUSALS as error:
-        text = " ".join(str(error).split())
+    except UserError as error:
+        if name in str(error):
+            raise
+        raise type(error)(f"cannot load {what} of {name}: {error}") from error
+    except Exception as error:
+        text = " ".join(plain(str(error).replace("\n", " ")).split())
         first = re.split(r"(?<=[.!?])\s+(?=[A-Z])", text, maxsplit=1)[0].rstrip(".") or type(error).__name__
-        raise UserError(f"cannot load {what} of {name}: {first}") from error
+        raise UserError(f"cannot load {what} of {name}: {first:.300}") from error

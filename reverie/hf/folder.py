@@ -193,7 +193,7 @@ def _facts(source: str) -> ModelCardData:
     try:
         [page] = _files(source, [PAGE])
         data: Any = ModelCard.load(page, ignore_metadata_errors=True).data
-    except (ValueError, OSError):  # there is none, or it is damaged
+    except Exception:  # there is none, or it is damaged, which YAML says in many ways
         return ModelCardData(base_model=base)
     named = data.base_model if isinstance(data.base_model, str) else None
     licence = data.license_name if data.license == "other" and data.license_name else data.license

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Float, Int
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from reverie.errors import UserError
@@ -24,6 +24,7 @@ from reverie.files import write_atomic
 from reverie.hf.causal_lm import PretrainedLM
 from reverie.hf.save import weights_digest
 from reverie.hf.teacher import Teacher
+from reverie.memory.fingerprint import content_hash
 from reverie.model import SleepingModel, State
 from reverie.sleep import SleepConfig
 from reverie.tasks.base import Split
@@ -31,6 +32,7 @@ from reverie.tasks.reading import ReadingTask, TokenPage
 
 BATCH_TOKENS = 1024  # that run through the frozen blocks at a time
 SHARD = 16  # pages of a file
+_SHA256 = "sha256"
 
 _WHERE_IT_IS_FROM = "_name_or_path", "transformers_version", "architectures"  # in a config, and no setting
 
@@ -153,10 +155,10 @@ class Beginning:
             return make()
         tokens = ";".join(",".join(map(str, text)) for text in texts)
         place = self.folder / f"{hashlib.sha256(f'{made_by} {tokens}'.encode()).hexdigest()[:32]}.safetensors"
-        states = _read(place, length)
-        if states is None:
+        states = _read(place)
+        if states is None or len(states) != length:
             states = make()
-            write_atomic(place, lambda temporary: save_file({"states": states}, temporary))
+            _write(place, states)
             _keep_newest(self.folder.glob("*.safetensors"), self.limit)
         return states
 
@@ -178,14 +180,20 @@ class Beginning:
         return [found[i] for i in range(len(texts))]
 
 
-def _read(place: Path, length: int) -> Tensor | None:
-    """The states in a file of the cache; None if it is not there, or damaged."""
+def _write(place: Path, states: Tensor) -> None:
+    sums = {_SHA256: content_hash("", [("states", states)])}
+    write_atomic(place, lambda temporary: save_file({"states": states}, temporary, metadata=sums))
+
+
+def _read(place: Path) -> Tensor | None:
+    """The states in a file of the cache; None if it is not there, or damaged, or from before it had a checksum."""
     try:
-        states = load_file(place)["states"]
+        with safe_open(place, framework="pt") as file:
+            states, known = file.get_tensor("states"), (file.metadata() or {}).get(_SHA256)
         place.touch()
-    except (OSError, SafetensorError, KeyError):
+    except (OSError, SafetensorError, ValueError):
         return None
-    return states if len(states) == length else None
+    return states if known == content_hash("", [("states", states)]) else None
 
 
 class PageStates(NamedTuple):

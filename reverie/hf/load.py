@@ -15,12 +15,21 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
-from reverie.errors import UserError
+from reverie.errors import UserError, not_this_version
 from reverie.hf.add import add_sleep, insert_fast_weights, install, set_injection
-from reverie.hf.bases import check_finite, check_name, check_weights, load_base, loading
+from reverie.hf.bases import (
+    check_finite,
+    check_name,
+    check_sizes,
+    check_weights,
+    check_weights_hold,
+    load_base,
+    loading,
+)
 from reverie.hf.blocks import is_inserted
 from reverie.hf.save import FORMAT_VERSION, Saved, SleepingModelConfig, weights_digest, weights_name
 from reverie.hf.saving_arguments import FROM_HUB, check_attention, load_arguments
+from reverie.hf.sums import check_sums
 
 
 def load(folder: str | Path, base: str | Path | None = None, **kwargs: Any) -> PreTrainedModel:
@@ -37,6 +46,11 @@ def load(folder: str | Path, base: str | Path | None = None, **kwargs: Any) -> P
     """
     name = str(folder)
     check_name(name)
+    with loading("the model", name):
+        return _load(name, base, kwargs)
+
+
+def _load(name: str, base: str | Path | None, kwargs: Mapping[str, Any]) -> PreTrainedModel:
     saved = _read_config(name, _from_hub(kwargs))
     own = _own_config(name, saved)
     arguments = load_arguments(kwargs, own)
@@ -56,16 +70,15 @@ def _from_hub(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _read_config(name: str, from_hub: Mapping[str, Any]) -> Saved:
-    with loading("the model", name):
-        content, _ = PreTrainedConfig.get_config_dict(name, **from_hub)
-    if not isinstance(content, dict):
-        raise UserError(f"{name}/{CONFIG_NAME} is no JSON object")
+    content, _ = PreTrainedConfig.get_config_dict(name, **from_hub)
+    check_sizes(name, content)
     kind, version = content.get("model_type"), content.get("format_version")
     if kind != SleepingModelConfig.model_type:
-        what = f"a model of type {kind}, saved without sleep" if kind else "no model"
+        what = f"a model of type {kind!s:.40}, saved without sleep" if kind else "no model"
         raise UserError(f"{name} holds {what}: reverie.hf.load wants what save_pretrained of a sleeping model wrote")
     if version != FORMAT_VERSION:
-        raise UserError(f"{name} has format_version {version}, and this version of reverie reads {FORMAT_VERSION}")
+        raise not_this_version(name, version, FORMAT_VERSION)
+    check_sums(name, content, from_hub)
     try:
         return Saved.model_validate(content)
     except ValidationError as error:
@@ -77,10 +90,9 @@ def _read_config(name: str, from_hub: Mapping[str, Any]) -> Saved:
 def _own_config(name: str, saved: Saved) -> PreTrainedConfig:
     """The config of the model as it was before it could sleep."""
     kind = saved.base_config.get("model_type")
-    if kind not in CONFIG_MAPPING:
-        raise UserError(f"{name} holds a model of type {kind}, which this version of transformers does not know")
-    with loading("the model", name):
-        own = AutoConfig.for_model(**saved.base_config)
+    if not isinstance(kind, str) or kind not in CONFIG_MAPPING:
+        raise UserError(f"{name} holds a model of type {kind!s:.40}, which this version of transformers does not know")
+    own = AutoConfig.for_model(**saved.base_config)
     check_attention(own, name)
     return own
 
@@ -145,17 +157,17 @@ def _as_dtype(wanted: Any, saved: Any) -> torch.dtype:
 
 
 def _load_whole(name: str, saved: Saved, own: PreTrainedConfig, kwargs: dict[str, Any]) -> PreTrainedModel:
-    with loading("the model", name):
-        model_class = _with_inserted(MODEL_FOR_CAUSAL_LM_MAPPING[type(own)], saved)
-        model, report = model_class.from_pretrained(
-            name,
-            **kwargs,
-            config=own,
-            trust_remote_code=False,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
+    model_class = _with_inserted(MODEL_FOR_CAUSAL_LM_MAPPING[type(own)], saved)
+    check_weights_hold(name, model_class, own)
+    model, report = model_class.from_pretrained(
+        name,
+        **kwargs,
+        config=own,
+        trust_remote_code=False,
+        use_safetensors=True,
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
     check_weights(name, report)
     install(model)
     model.origin = None  # saved again, it is not an adapter of what it was loaded from

@@ -38,6 +38,7 @@ from reverie.hf.decoder import sleeping_decoder
 from reverie.hf.folder import NotCopied, explain
 from reverie.hf.reading import AWAKE
 from reverie.hf.saving_arguments import save_arguments
+from reverie.hf.sums import add_sums
 from reverie.model.config import InjectionName
 from reverie.sleep import SleepConfig
 
@@ -68,6 +69,8 @@ class Saved(BaseModel):
     @field_validator("inserted", mode="before")
     @classmethod
     def _from_file(cls, inserted: Any) -> Any:
+        if not isinstance(inserted, list | tuple):
+            return inserted
         return [{_IN_PYTHON.get(k, k): x for k, x in one.items()} if isinstance(one, dict) else one for one in inserted]
 
     @field_serializer("inserted")
@@ -111,6 +114,7 @@ def save_sleeping(model: Any, folder: Path, save_whole: Callable[..., None], *gi
             _save_tensors(own, finished, variant, arguments.get("max_shard_size", "50GB"))
             model.generation_config.save_pretrained(finished)
         _save_config(model, finished, origin, trained or ())
+        add_sums(finished)
         explain(model, finished, folder, None if origin is None else origin.name)
         if not arguments.get("is_main_process", True):  # it took part in gathering the weights, and that is all
             for path in finished.iterdir():

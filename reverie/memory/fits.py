@@ -117,12 +117,15 @@ def check_fits(header: Header, model: SleepingModel, device: torch.device, where
         raise UserError(f"{where} is not a memory: its history has {header.history_bytes:,} bytes")
 
 
-def as_of(model: SleepingModel, state: State, device: torch.device) -> State:
-    """A state in the dtypes that this model's states have."""
+def as_of(model: SleepingModel, state: State, device: torch.device, *, fast_weights: bool) -> State:
+    """A state whose cache has the dtypes that this model computes in, and its fast weights too if that is asked for.
+
+    Fast weights may be kept in any: they are read in float32.
+    """
     _, own = described(_after(model, 1, device))
     _, given = described(state)
-    dtypes = {id(x): own[name].dtype for name, x in given.items()}
-    return tree_map_only(Tensor, lambda x: x.to(dtypes[id(x)]), state)
+    dtypes = {id(x): own[name].dtype for name, x in given.items() if fast_weights or name.startswith("cache.")}
+    return tree_map_only(Tensor, lambda x: x.to(dtypes.get(id(x), x.dtype)), state)
 
 
 def _after(model: SleepingModel, tokens: int, device: torch.device) -> State:

@@ -180,8 +180,7 @@ class Memory:
         history = content.recorded(where)
         passes, tokens = (torch.tensor(counts, device=device) for counts in (info.passes, info.tokens))
         state = _map(lambda x: x.to(device), content.state)
-        if accepted:
-            state = as_of(sleeping, state, device)
+        state = as_of(sleeping, state, device, fast_weights=bool(accepted))
         known = (*info.accepted, *([accepted] if accepted else []))
         config, context = config or info.config, _at_rest(state, passes)
         return cls(context, tokens, config, now.fingerprint, info.notes, history, now.made_with, known)

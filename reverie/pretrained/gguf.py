@@ -33,6 +33,8 @@ def gguf_tensors(path: Path) -> dict[str, np.ndarray]:
         metadata, count = reader.head()
         entries = [reader.entry() for _ in range(count)]
         alignment = metadata.get("general.alignment", 32)
+        if type(alignment) is not int or alignment < 1:
+            raise ValueError(f"its alignment is {alignment!r:.40}")
         start = -(-reader.at // alignment) * alignment
         return {
             name: _unpacked(name, shape, format, start + offset, reader.data) for name, shape, format, offset in entries

@@ -6,7 +6,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
-from reverie.errors import UserError
+from reverie.errors import UserError, plain
 from reverie.pretrained import smollm2
 from reverie.pretrained.smollm2 import SMOLLM2_TURN, load_smollm2
 
@@ -51,10 +51,12 @@ class PretrainedSpeaker:
             from transformers import AutoTokenizer
 
             self._tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            self._tokenizer("a")  # some damage shows at the first use alone
         except ImportError:
             raise UserError("this needs the package transformers; run pip install 'reverie[hf]'") from None
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"cannot load the tokenizer of {name}: {str(error).splitlines()[0]}") from error
+        except Exception as error:  # of a damaged file that may be any
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            raise UserError(f"cannot load the tokenizer of {name}: {plain(reason):.300}") from error
         if not self._tokenizer.is_fast or self._tokenizer.eos_token_id is None:
             raise UserError(f"the tokenizer of {name} must be a fast one, with a token that ends a text")
         self.end_id = int(self._tokenizer.eos_token_id)

@@ -14,6 +14,8 @@ from reverie.named import OutsideError
 from reverie.tasks import task_names
 from reverie.tasks.registry import nearest_task
 
+_LONGEST = 200  # characters of a value in a sentence
+
 # By pydantic's type of error: what the value must be.
 _MUST_BE = {
     "int_type": "an integer",
@@ -160,5 +162,6 @@ def any_of(names: Iterable[str]) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value about as TOML writes it."""
-    return json.dumps(value, default=str, ensure_ascii=False)
+    """A value about as TOML writes it, or the beginning of a long one."""
+    text = json.dumps(value, default=str, ensure_ascii=False)
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…"

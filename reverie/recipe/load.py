@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from reverie.errors import UserError
+from reverie.errors import UserError, plain
 from reverie.files import text_of
 from reverie.named import OutsideError, look_beside
 from reverie.recipe.adapt import AdaptConfig, LossConfig, StartConfig
@@ -190,7 +190,7 @@ def _validate(name: str, data: dict[str, Any]) -> Recipe:
     try:
         return Recipe.model_validate({**_with_tuples(data), "name": name}, strict=True)
     except ValidationError as error:
-        raise UserError(sentence(error, _keys(data), MODELS)) from None
+        raise UserError(plain(sentence(error, _keys(data), MODELS))) from None
 
 
 def _with_tuples(value: Any) -> Any:

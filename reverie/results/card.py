@@ -7,11 +7,11 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, GetPydanticSchema, ValidationError, model_serializer
-from typing_extensions import TypedDict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer
 
-from reverie.errors import UserError
+from reverie.errors import UserError, not_this_version, plain
 from reverie.files import opened, write_atomic
+from reverie.results.fields import Count, Depth, Passes, ScoreSummary, Seconds, Share
 from reverie.results.provenance import Hardware
 from reverie.results.settings import settings_label
 from reverie.tasks import find_task
@@ -26,23 +26,7 @@ METRIC_NAMES: dict[Metric, str] = {
 
 _SIGNIFICANT_DIGITS = 5
 _LINE_WIDTH = 120
-
-
-class _DepthSummary(TypedDict):
-    accuracy: float
-    loss: float
-    questions: int
-
-
-class _Summary(TypedDict):
-    __pydantic_config__ = ConfigDict(extra="allow")  # type: ignore[misc]  # a richer score must not lose its run
-    question_accuracy: float
-    exact_accuracy: float
-    by_depth: dict[str, _DepthSummary]
-
-
-# A plain dict, as `Score.summary()` returns it, that is checked for what tables and figures read.
-ScoreSummary = Annotated[dict[str, Any], GetPydanticSchema(lambda _source, handler: handler(_Summary))]
+CARD_VERSION = 1
 
 
 Report = Callable[[int, int, str], None]
@@ -54,12 +38,15 @@ class Part(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def check(self) -> None:
+        """Raises ValueError, for a card from a file, if its parts do not fit each other."""
+
 
 class Chance(Part):
     """`Task.chance()`, perhaps of more depths than were asked, and `Task.chance_exact()`."""
 
-    by_depth: dict[str, float]
-    exact: float
+    by_depth: dict[Depth, Share]
+    exact: Share
 
 
 class PassStatistics(Part):
@@ -81,9 +68,9 @@ class CurvePoint(Part):
     `gradient_norm` (before clipping), `depth` and `passes` are those of the newest step; older cards lack them.
     """
 
-    step: int
-    tokens: int
-    wall_time_s: float
+    step: Count
+    tokens: Count
+    wall_time_s: Seconds
     train_loss: float
     depth: int | None = None  # the deepest question that the newest step asked
     gradient_norm: float | None = None
@@ -107,18 +94,18 @@ class RunCard(WithSettings):
     kind: Literal["run"] = "run"
     name: str
     model: ModelKind
-    num_sleep_passes: int
-    seed: int
+    num_sleep_passes: Passes
+    seed: Count
     recipe: dict[str, Any]
     commit: str
     date: str
     hardware: Hardware
-    processes: int = 1  # that trained together
+    processes: Count = 1  # that trained together
     parallel: Literal["ddp", "fsdp"] | None = None
-    wall_time_s: float
-    tokens: int
-    steps: int
-    parameters: int
+    wall_time_s: Seconds
+    tokens: Count
+    steps: Count
+    parameters: Count
     score: ScoreSummary
     chance: Chance
     curve: list[CurvePoint]
@@ -131,13 +118,20 @@ class RunCard(WithSettings):
     def depths(self) -> list[str]:
         return sorted(self.score["by_depth"], key=float)
 
+    def check(self) -> None:
+        if not self.depths:
+            raise ValueError("it has no depth")
+        asked = [self.chance.by_depth, *(point.score["by_depth"] for point in self.curve)]
+        if missing := [depth for depth in self.depths if any(depth not in part for part in asked)]:
+            raise ValueError(f"its chance, or a point of its curve, lacks depth {missing[0]}")
+
 
 class DepthResult(Part):
     """Accuracy per question at one depth, over seeds."""
 
-    mean: float
-    std: float
-    values: list[float]
+    mean: Share
+    std: Share
+    values: Annotated[list[Share], Field(min_length=1)]
 
 
 class Result(WithSettings):
@@ -147,15 +141,15 @@ class Result(WithSettings):
     """
 
     model: ModelKind
-    num_sleep_passes: int
-    seeds: list[int]
-    accuracy: float
-    accuracy_std: float
-    accuracies: list[float]
-    chance: float
-    tokens_per_run: int
-    wall_time_s_per_run: float
-    by_depth: dict[str, DepthResult]
+    num_sleep_passes: Passes
+    seeds: list[Count]
+    accuracy: Share
+    accuracy_std: Share
+    accuracies: Annotated[list[Share], Field(min_length=1)]
+    chance: Share
+    tokens_per_run: Count
+    wall_time_s_per_run: Seconds
+    by_depth: Annotated[dict[Depth, DepthResult], Field(min_length=1)]
 
     @property
     def label(self) -> str:
@@ -176,9 +170,9 @@ class ComparisonCard(Part):
     commit: str
     date: str
     hardware: Hardware
-    seeds: list[int]
-    wall_time_s: float
-    tokens: int
+    seeds: list[Count]
+    wall_time_s: Seconds
+    tokens: Count
     chance: Chance
     results: list[Result] = Field(min_length=1)
     runs: list[RunCard]
@@ -197,18 +191,28 @@ class ComparisonCard(Part):
         """The label of a result, without what `one_model` says."""
         return settings_label(result.settings) if self.one_model else result.label
 
+    def check(self) -> None:
+        for run in self.runs:
+            run.check()
+        for result in self.results:
+            told = [result.by_depth, self.chance.by_depth, *(run.score["by_depth"] for run in self.runs_of(result))]
+            if len(told) == 2:
+                raise ValueError(f"it has no run of {result.label}")
+            if missing := [depth for depth in self.depths if any(depth not in part for part in told)]:
+                raise ValueError(f"{result.label}, its runs or chance lack depth {missing[0]}")
+
     def runs_of(self, result: Result) -> list[RunCard]:
         """The runs that `result` sums up, in the order of its seeds."""
         return [run for run in self.runs if group_of(run) == group_of(result)]
 
 
 Card = RunCard | ComparisonCard
-AnyCard = TypeVar("AnyCard", bound=BaseModel)
+AnyCard = TypeVar("AnyCard", bound=Part)
 
 
 def save_card(card: BaseModel, path: str | os.PathLike[str]) -> None:
     """Write a card in one move; measured floats are rounded to 5 significant digits, the recipe is kept as it is."""
-    write_atomic(path, (_layout(rounded(card.model_dump(mode="python"))) + "\n").encode())
+    write_atomic(path, (_layout(rounded({"version": CARD_VERSION} | card.model_dump())) + "\n").encode())
 
 
 def load_card(path: str | os.PathLike[str]) -> Card:
@@ -229,14 +233,31 @@ def read_card(path: str | os.PathLike[str], kinds: Mapping[str, type[AnyCard]]) 
         raise UserError(f"{path} is not a result card: it is not JSON ({error})") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} is not a result card: it holds no JSON object")
-    kind = content.get("kind")
+    kind, version = content.get("kind"), content.pop("version", CARD_VERSION)  # files from before it have none
+    if version != CARD_VERSION:
+        raise not_this_version(path, version, CARD_VERSION)
     if not isinstance(kind, str) or kind not in kinds:
-        found = f"its kind is {kind!r}" if "kind" in content else "it lacks kind"
+        found = f"its kind is {kind!r:.40}" if "kind" in content else "it lacks kind"
         raise UserError(f"{path} is not a result card: {found}, which must be {' or '.join(map(repr, kinds))}")
     try:
-        return kinds[kind].model_validate(content)
-    except ValidationError as error:
-        raise UserError(f"{path} is not a {kind} card: {_first_fault(error)}") from error
+        card = kinds[kind].model_validate(_sound(content))
+        card.check()
+    except ValueError as error:
+        fault = _first_fault(error) if isinstance(error, ValidationError) else str(error)
+        raise UserError(f"{path} is not a {kind} card: {plain(fault):.200}") from error
+    return card
+
+
+def _sound(value: Any, levels: int = 64) -> Any:
+    """The same. Raises ValueError for tables and lists on more levels, and for halves of characters."""
+    if not levels:
+        raise ValueError("it is nested too deeply")
+    if isinstance(value, str):
+        value.encode()
+    elif isinstance(value, dict | list):
+        for part in (*value, *value.values()) if isinstance(value, dict) else value:
+            _sound(part, levels - 1)
+    return value
 
 
 def _label(model: ModelKind, num_sleep_passes: int, settings: Mapping[str, str]) -> str:

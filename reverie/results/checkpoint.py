@@ -10,7 +10,6 @@ written nor read. Beside the newest checkpoint stands the one before, until the 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
 import re
@@ -26,7 +25,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from reverie.errors import OldFileWarning, UserError, plain
+from reverie.errors import OldFileWarning, UserError, not_this_version, plain
+from reverie.files import file_hash
 from reverie.memory.fingerprint import content_hash
 from reverie.named import OutsideError
 from reverie.recipe import Recipe, recipe_again
@@ -231,7 +231,7 @@ def _read(path: Path, *, with_tensors: bool = True) -> Checkpoint:
         progress = Progress.model_validate(json.loads(told["progress"]))
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         if isinstance(error, OutsideError):
-            raise
+            raise OutsideError(f"{path} cannot be read here: {error}") from error
         raise _DamagedError(f"{path} is not a checkpoint that this version of reverie can read") from error
     if old:
         warnings.warn(
@@ -246,13 +246,11 @@ def _check_version(path: Path, told: str | None) -> bool:
     """True if a checkpoint is from before versions. Raises UserError if it is no checkpoint, or newer than this."""
     if told is None:
         return True
-    number = told.removeprefix(f"{FORMAT} ")
-    if not told.startswith(FORMAT) or not number.isdecimal():
+    found = re.fullmatch(rf"{FORMAT} ([0-9]{{1,9}})", told)
+    if found is None:
         raise _DamagedError(f"{path} is not a checkpoint that this version of reverie can read")
-    if int(number) > VERSION:
-        raise UserError(
-            f"{path} was written by a newer reverie, in version {number} of the format: this one reads up to {VERSION}"
-        )
+    if (number := int(found[1])) > VERSION:
+        raise not_this_version(path, number, VERSION)
     return False
 
 
@@ -260,8 +258,10 @@ def _load_folder(place: Path) -> ShardedCheckpoint:
     run = _read(place / LIST_NAME)
     with _readable(place), safe_open(place / LIST_NAME, framework="pt") as file:
         shards = json.loads(file.metadata()["shards"])
+        if not isinstance(shards, dict) or any(Path(name).name != name or "\0" in name for name in shards):
+            raise ValueError("its list of shards is none")
     for name, known in shards.items():
-        size, sha256 = known if isinstance(known, list) else (known, None)  # files of version 1 have none
+        size, sha256 = known if isinstance(known, list) and len(known) == 2 else (known, None)  # version 1 has none
         if not (place / name).is_file():
             raise _DamagedError(f"{place} lacks {name}, a part of the checkpoint, without which the run cannot go on")
         if (found := (place / name).stat().st_size) != size:
@@ -269,12 +269,6 @@ def _load_folder(place: Path) -> ShardedCheckpoint:
         if sha256 is not None and file_hash(place / name) != sha256:
             raise _DamagedError(f"{place} is damaged ({name} was changed after it was written)")
     return ShardedCheckpoint(place, run.recipe, run.progress, {**_described(place), **run.tensors}, run.checked)
-
-
-def file_hash(path: Path) -> str:
-    """Hex SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _described(place: Path) -> dict[str, Tensor]:
@@ -302,7 +296,7 @@ def _readable(place: Path) -> Iterator[None]:
 
 
 def _damaged(place: Path, why: object) -> _DamagedError:
-    return _DamagedError(f"{place} is cut short or damaged ({plain(str(why))})")
+    return _DamagedError(f"{place} is cut short or damaged ({plain(str(why)):.200})")
 
 
 def _as_kept(tensor: Tensor, target: Tensor) -> Tensor:

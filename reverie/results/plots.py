@@ -4,6 +4,7 @@ import math
 import os
 import re
 import statistics
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,6 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, NullLocator
-from pydantic import BaseModel
 
 from reverie.errors import UserError
 from reverie.files import write_atomic
@@ -21,6 +21,7 @@ from reverie.results.card import (
     Card,
     ComparisonCard,
     CurvePoint,
+    Part,
     Result,
     RunCard,
     depth_name,
@@ -32,7 +33,7 @@ from reverie.results.passes.card import PassesCard
 from reverie.results.passes.figure import draw_passes
 from reverie.results.style import CHANCE, GREY, STYLE, draw_panels, look_of, look_of_settings
 
-Kind = tuple[type[BaseModel], Callable[[Any], Figure]]
+Kind = tuple[type[Part], Callable[[Any], Figure]]
 """How a card of one kind is read and drawn."""
 
 _DPI = 150
@@ -51,7 +52,8 @@ def figure(card: Card) -> Figure:
 
 def save_figure(drawing: Figure, path: str | os.PathLike[str]) -> None:
     """Write a PNG in one move."""
-    with matplotlib.rc_context(STYLE):
+    with matplotlib.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing")  # a box in the figure shows it
         write_atomic(path, lambda file: drawing.savefig(file, format="png", dpi=_DPI, metadata={"Software": None}))
 
 

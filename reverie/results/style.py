@@ -67,4 +67,4 @@ def scale_shares(axes: Axes) -> None:
 
 def set_title(drawing: Figure, title: str) -> None:
     """Write the title of a whole figure, as it is, above on the left."""
-    drawing.suptitle(title, x=0.01, ha="left", fontsize=10, color=INK, parse_math=False)
+    drawing.suptitle(title, x=0.01, ha="left", fontsize=10, color=INK)

@@ -215,7 +215,7 @@ def _resume(file: BinaryIO, rows: Rows, count: int, part: Path, settings: Path) 
     way_out = "delete it to start afresh, or choose another file"
     try:
         begun = json.loads(settings.read_bytes())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, ValueError, RecursionError):
         begun = None
     if begun != wanted:
         raise UserError(f"{part} was begun with other settings: give those to go on with it, {way_out}")

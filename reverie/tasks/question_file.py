@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from reverie.errors import UserError
+from reverie.errors import UserError, plain
 from reverie.files import opened
 from reverie.tasks.base import Split
 from reverie.tasks.fillers import fill
@@ -212,9 +212,11 @@ def _record(row: Any, where: str) -> tuple[str, Asked]:
     for key in ("text", "question", "answer"):
         if not isinstance(row.get(key), str) or not row[key].strip():
             raise UserError(f"{where}: {key} must be a string that is not empty; {_RIGHT}")
+        if any("\ud800" <= char <= "\udfff" for char in row[key]):
+            raise UserError(f"{where}: {key} has half of a character, which no text in UTF-8 has")
     depth = row.get("depth")
     if depth is not None and (type(depth) is not int or depth < 1):
-        raise UserError(f"{where}: depth must be a whole number of at least 1, or absent, got {depth!r}")
+        raise UserError(f"{where}: depth must be a whole number of at least 1, or absent, got {depth!r:.40}")
     text, question, answer = (row[key].strip() for key in ("text", "question", "answer"))
     return text, Asked(question, answer, depth)
 
@@ -226,7 +228,7 @@ def _rows(file: Path) -> Iterator[tuple[str, Any]]:
     try:
         yield from _of_parquet(file) if file.suffix == ".parquet" else _of_jsonl(file)
     except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror or error}") from error
+        raise UserError(f"cannot read {file}: {plain(str(error.strerror or error).strip()):.200}") from error
 
 
 def _of_jsonl(file: Path) -> Iterator[tuple[str, Any]]:
@@ -239,8 +241,8 @@ def _of_jsonl(file: Path) -> Iterator[tuple[str, Any]]:
                     yield where, json.loads(content)
             except UnicodeDecodeError:
                 raise UserError(f"{where}: it is not UTF-8: save the file as UTF-8") from None
-            except (json.JSONDecodeError, RecursionError) as error:
-                fault = getattr(error, "msg", "nested too deeply")
+            except (ValueError, RecursionError) as error:
+                fault = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", error)
                 raise UserError(f"{where}: it is no JSON ({fault}); {_RIGHT}") from None
 
 
@@ -255,10 +257,10 @@ def _of_parquet(file: Path) -> Iterator[tuple[str, Any]]:
     with opened(file) as content:
         try:
             table = parquet.ParquetFile(content)
-        except ValueError as error:  # pyarrow's ArrowInvalid
-            raise UserError(f"{file} is no Parquet file: {error}") from error
-        known = [key for key in ("text", "question", "answer", "depth") if key in table.schema_arrow.names]
-        for batch in table.iter_batches(columns=known):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"{file}, row {number}", row
+            known = [key for key in ("text", "question", "answer", "depth") if key in table.schema_arrow.names]
+            for batch in table.iter_batches(columns=known):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield f"{file}, row {number}", row
+        except (ValueError, KeyError, NotImplementedError) as error:  # pyarrow's ArrowInvalid and others of its own
+            raise UserError(f"{file} is no Parquet file, or damaged: {plain(str(error)):.200}") from error

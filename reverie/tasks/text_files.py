@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from reverie.errors import UserError
+from reverie.errors import UserError, plain
 from reverie.files import opened, text_of
 from reverie.pretrained.speaker import speaker_of
 from reverie.tasks.base import Split, check_draw
@@ -130,6 +130,8 @@ def _files(path: Path) -> list[Path]:
     if not path.exists():
         raise UserError(f"there is no file or folder {path}: give a file or a folder of {wanted}")
     if not path.is_dir():
+        if not path.is_file():
+            raise UserError(f"{path} is a pipe or a device, and not a file")
         if path.suffix not in PROSE + SHARDS:
             raise UserError(f"{path} must be {wanted}, by its ending")
         return [path]
@@ -161,9 +163,11 @@ def _raw_shard(file: Path, kind: np.dtype) -> np.ndarray:
 def _array_shard(file: Path) -> np.ndarray:
     wanted = "it must be a .npy file of one dimension of integers"
     try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise UserError(f"cannot read {file} ({error}): {wanted}") from error
+        array = np.lib.format.open_memmap(file, mode="r")
+    except OSError:
+        raise
+    except Exception as error:  # a damaged header is parsed as Python's words are
+        raise UserError(f"cannot read {file} ({plain(str(error)):.200}): {wanted}") from error
     if array.ndim != 1 or array.dtype.kind not in "iu":
         raise UserError(f"{file} holds {array.dtype} numbers of shape {list(array.shape)}: {wanted}")
     return array

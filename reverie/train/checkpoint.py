@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from reverie.errors import UserError
-from reverie.files import locked, move_into_place, remove_unfinished, write_atomic, writing
+from reverie.files import file_hash, locked, move_into_place, remove_unfinished, write_atomic, writing
 from reverie.recipe import Recipe
 from reverie.results.checkpoint import (
     BEFORE,
@@ -28,7 +28,6 @@ from reverie.results.checkpoint import (
     Progress,
     checkpoint_metadata,
     checkpoints_in,
-    file_hash,
     find_checkpoint,
     verify,
     weights_by_name,

@@ -1,6 +1,7 @@
 """Weights & Biases as a tracker."""
 
 import importlib
+import re
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ class Wandb:
         if not hasattr(wandb, "init"):  # a folder of that name, as the package itself makes them
             raise UserError("train.trackers has wandb, which needs the package wandb: install it, or leave wandb out")
         place = out / ID_NAME
-        if first_step == 1 or not place.is_file():
+        if first_step == 1 or not place.is_file() or not re.fullmatch(rb"[0-9a-f]{8}", place.read_bytes()):
             write_atomic(place, secrets.token_hex(4).encode())
         settings = recipe.model_dump(mode="json")
         self._run = wandb.init(

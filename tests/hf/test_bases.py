@@ -103,3 +103,26 @@ def test_without_the_network(monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(UserError, match=r"cannot load the \w+ of nobody/nothing: ") as caught:
             load("nobody/nothing")
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"dtype": []}, "cannot load the model of"),
+        ({"pad_token_id": {}}, "cannot load the model of"),
+        ({"pad_token_id": 10**12}, "cannot load the model of"),
+        ({"rope_parameters": {"rope_type": [], "rope_theta": "x"}}, "cannot load the model of"),
+        ({"num_hidden_layers": 10**12}, "num_hidden_layers 1e.12, above 1,024"),
+        ({"num_labels": 10**9}, "num_labels 1e.09, above 1,048,576"),
+        ({"hidden_size": 40_000}, "parameters, more than its weights hold"),
+        ({"vocab_size": 2**40}, "parameters, more than its weights hold"),
+    ],
+)
+def test_a_damaged_config_is_one_sentence(tmp_path: Path, changes: dict[str, Any], sentence: str) -> None:
+    """And takes neither long nor more memory than there is."""
+    path = tiny_folder(tmp_path / "model") / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(UserError, match=sentence) as caught:
+        load_base(path.parent)
+    assert str(path.parent) in str(caught.value)
+    assert "\n" not in str(caught.value)

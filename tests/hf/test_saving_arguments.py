@@ -16,6 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sleeping_models import L, asleep, insert, own, sleeping
 from tiny import text, tiny
+from tiny_folder import without_sums
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -216,6 +217,9 @@ def test_our_own_hybrid(tmp_path: Path) -> None:
     model.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")
     save_file({key: x for key, x in weights.items() if "lm_head" not in key}, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match="was changed after it was saved"):
+        load_hybrid(tmp_path)
+    without_sums(tmp_path)
     with pytest.raises(UserError, match=r"lm_head\.weight does not fit"):
         load_hybrid(tmp_path)
 

@@ -181,6 +181,17 @@ def test_half_precision_survives_the_file(make: Any, tmp_path: Path):
     assert [x.dtype for x in tensors(Memory.load(tmp_path / "half.safetensors", model))] == [torch.bfloat16] * 2
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_a_cache_in_another_dtype_is_gone_on_with(make: Any, tmp_path: Path, dtype: torch.dtype):
+    """Under sliding eviction keys and values of the newest tokens are read beside new ones."""
+    model = make(torch.float32, eviction="sliding")
+    memory, questions = sleep_over(model, text(2, 3 * L)), text(2, L, seed=1)
+    memory.to(dtype).save(tmp_path / "other.safetensors")
+    other = Memory.load(tmp_path / "other.safetensors", model)
+    torch.testing.assert_close(answer(model, other, questions), answer(model, memory, questions), rtol=0.2, atol=0.2)
+    assert sleep_over(model, questions, memory=other).tokens.tolist() == [4 * L, 4 * L]
+
+
 def test_nothing_is_a_memory_too(make: Any, tmp_path: Path):
     model = make()
     empty, questions = Memory.empty(model, batch_size=2), text(2, L)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -192,3 +194,41 @@ def test_what_is_no_card_is_named_in_one_sentence(tmp_path: Path, content: str |
 def test_a_folder_is_no_card(tmp_path: Path):
     with pytest.raises(UserError, match="cannot read"):
         load_card(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda card: card["score"]["by_depth"].update(x=card["score"]["by_depth"]["2"]), r"score\.by_depth\.x"),
+        (lambda card: card["score"].update(question_accuracy=math.nan), r"score\.question_accuracy: .* or equal to 1"),
+        (lambda card: card["score"].update(by_depth=[]), r"score\.by_depth: .* dictionary"),
+        (lambda card: card["score"].update(by_depth={}), "it has no depth"),
+        (lambda card: card["chance"].update(by_depth={}), "lacks depth 2"),
+        (lambda card: card.update(tokens=10**30), "tokens: "),
+        (lambda card: card.update(num_sleep_passes=10**12), "num_sleep_passes: .* 10000"),
+        (lambda card: card.update(version=2), "newer reverie, in version 2 of the format: this one reads up to 1"),
+        (lambda card: card.update(version=[]), "a version that no reverie writes"),
+        (lambda card: card.update(name="\ud800"), "surrogates not allowed"),
+        (lambda card: card["recipe"].update(deep=json.loads("[" * 100 + "]" * 100)), "nested too deeply"),
+    ],
+)
+def test_what_no_figure_could_show_is_refused_by_file_and_field(
+    tmp_path: Path, change: Callable[[dict[str, Any]], object], sentence: str
+):
+    path = tmp_path / "card.json"
+    save_card(runs()[0], path)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    change(content)
+    path.write_text(json.dumps(content), encoding="utf-8")
+    with pytest.raises(UserError, match=sentence) as caught:
+        load_card(path)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_card_without_a_version_is_of_the_first(tmp_path: Path):
+    save_card(runs()[0], tmp_path / "card.json")
+    content = json.loads((tmp_path / "card.json").read_text(encoding="utf-8"))
+    assert content.pop("version") == 1
+    (tmp_path / "old.json").write_text(json.dumps(content), encoding="utf-8")
+    assert load_card(tmp_path / "old.json") == load_card(tmp_path / "card.json")

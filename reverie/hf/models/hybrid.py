@@ -14,17 +14,19 @@ from transformers import initialization as init
 from transformers.modeling_outputs import CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
-from reverie.errors import UserError
+from reverie.errors import UserError, not_this_version
 from reverie.hf.arguments import BY_CAUSAL_LM, requested, tokens_of
-from reverie.hf.bases import check_finite, check_name, check_weights, loading
+from reverie.hf.bases import check_finite, check_name, check_sizes, check_weights, check_weights_hold, loading
 from reverie.hf.folder import NotCopied, explain_hybrid
 from reverie.hf.reading import AWAKE, SleepingMixin, check_unchanged, read_batch, take_up
 from reverie.hf.save import check_fits, replacing
 from reverie.hf.saving_arguments import FROM_HUB, load_arguments, save_arguments
+from reverie.hf.sums import SUMS, add_sums, check_sums
 from reverie.model import HybridConfig, HybridLM
 from reverie.sleep import SleepConfig, plan
 from reverie.sleep.gradients import EXACT
 
+FORMAT_VERSION = 1
 Checked = TypeVar("Checked", bound=BaseModel)
 
 
@@ -57,6 +59,7 @@ class ReverieHybridConfig(NotCopied, PreTrainedConfig):
     backend: str = "chunked"
     norm_eps: float = 1e-6
     sleep: dict[str, Any] | None = None  # a SleepConfig; None: never
+    format_version: int = FORMAT_VERSION
     use_cache: bool = True
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
@@ -206,6 +209,7 @@ class ReverieHybridForCausalLM(SleepingMixin, PreTrainedModel, GenerationMixin):
         with replacing(folder, arguments.get("variant")) as finished:
             super().save_pretrained(finished, **arguments)
             if arguments.get("is_main_process", True):
+                add_sums(finished)
                 explain_hybrid(self, finished, folder)
 
     @torch.no_grad()
@@ -249,7 +253,13 @@ def load_hybrid(folder: str | Path, **kwargs: Any) -> tuple[HybridLM, SleepConfi
         content, _ = PreTrainedConfig.get_config_dict(name, **from_hub)
         if (kind := content.get("model_type")) != ReverieHybridConfig.model_type:
             raise UserError(f"its model_type is {kind}, and not {ReverieHybridConfig.model_type}")
-        config = ReverieHybridConfig.from_dict(content)
+        version = content.get("format_version", FORMAT_VERSION)  # folders from before it have none
+        if type(version) is not int or version != FORMAT_VERSION:
+            raise not_this_version(name, version, FORMAT_VERSION)
+        check_sizes(name, content)
+        check_sums(name, content, from_hub)
+        config = ReverieHybridConfig.from_dict({key: x for key, x in content.items() if key != SUMS})
+        check_weights_hold(name, ReverieHybridForCausalLM, config)
         arguments = load_arguments(kwargs, config)
         given: dict[str, Any] = {"use_safetensors": True, "ignore_mismatched_sizes": True, "output_loading_info": True}
         loaded: Any = ReverieHybridForCausalLM.from_pretrained(name, **arguments, config=config, **given)

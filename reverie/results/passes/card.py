@@ -5,12 +5,13 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from reverie.recipe.random_passes import RandomPasses
-from reverie.results.card import Chance, Metric, Part, ScoreSummary, WithSettings, headline
+from reverie.results.card import Chance, Metric, Part, WithSettings, headline
+from reverie.results.fields import Count, Passes, ScoreSummary, Seconds, Share, Spent, Tolerance
 from reverie.results.provenance import Hardware
 from reverie.results.settings import settings_label
 
@@ -18,9 +19,9 @@ from reverie.results.settings import settings_label
 class Training(Part):
     """Length and origin of a run's training; commit and hardware are None where it has not ended."""
 
-    steps: int
-    tokens: int
-    wall_time_s: float
+    steps: Count
+    tokens: Count
+    wall_time_s: Seconds
     commit: str | None = None
     hardware: Hardware | None = None
 
@@ -28,10 +29,10 @@ class Training(Part):
 class Evaluated(Part):
     """A run that sleeps N passes, or with `tolerance` at most N and as few as it needs."""
 
-    num_sleep_passes: int
-    tolerance: float | None = None
-    mean_passes: float  # spent per window slept over
-    wall_time_s: float
+    num_sleep_passes: Passes
+    tolerance: Tolerance | None = None
+    mean_passes: Spent  # per window slept over
+    wall_time_s: Seconds
     score: ScoreSummary
 
 
@@ -39,9 +40,9 @@ class PassesRun(WithSettings):
     """One trained model at all numbers of passes and tolerances. `name` is that of its recipe."""
 
     name: str
-    seed: int
-    trained_with: int | RandomPasses
-    parameters: int
+    seed: Count
+    trained_with: Passes | RandomPasses
+    parameters: Count
     recipe: dict[str, Any]
     training: Training
     fixed: list[Evaluated] = Field(min_length=1)
@@ -61,10 +62,10 @@ class PassesRun(WithSettings):
 class OverSeeds(Part):
     """A number for each seed of a regime, in their order."""
 
-    mean: float
-    low: float
-    high: float
-    values: list[float]
+    mean: Spent
+    low: Spent
+    high: Spent
+    values: Annotated[list[Spent], Field(min_length=1)]
 
     @classmethod
     def of(cls, values: Sequence[float]) -> OverSeeds:
@@ -74,7 +75,7 @@ class OverSeeds(Part):
 class FixedResult(Part):
     """A regime with the same N for every window."""
 
-    num_sleep_passes: int
+    num_sleep_passes: Passes
     accuracy: OverSeeds
 
 
@@ -85,7 +86,7 @@ class AdaptiveResult(Part):
     curve of the same seed, `reached` whether it is reached there; `saved` is `equal_passes` minus the passes spent.
     """
 
-    tolerance: float
+    tolerance: Tolerance
     accuracy: OverSeeds
     passes: OverSeeds
     share_saved: OverSeeds
@@ -97,8 +98,8 @@ class AdaptiveResult(Part):
 class Regime(WithSettings):
     """Runs that were trained with the same N, or the same random N, and settings; they differ in their seeds alone."""
 
-    trained_with: int | RandomPasses
-    seeds: list[int]
+    trained_with: Passes | RandomPasses
+    seeds: Annotated[list[Count], Field(min_length=1)]
     fixed: list[FixedResult]
     adaptive: list[AdaptiveResult]
 
@@ -116,17 +117,26 @@ class PassesCard(Part):
     kind: Literal["passes"] = "passes"
     name: str
     metric: Metric  # of figure and tables
-    num_sleep_passes: list[int]
-    tolerances: list[float]
-    examples: int
+    num_sleep_passes: Annotated[list[Passes], Field(min_length=1)]
+    tolerances: list[Tolerance]
+    examples: Count
     commit: str
     date: str
     hardware: Hardware
-    wall_time_s: float
+    wall_time_s: Seconds
     chance: Chance
-    metric_chance: float
+    metric_chance: Share
     regimes: list[Regime] = Field(min_length=1)
     runs: list[PassesRun]
+
+    def check(self) -> None:
+        points, tolerances = len(self.num_sleep_passes), len(self.tolerances)
+        for regime in self.regimes:
+            if (len(regime.fixed), len(regime.adaptive)) != (points, tolerances):
+                raise ValueError(f"{regime.label} has not one result for each of num_sleep_passes and tolerances")
+            for result in regime.adaptive:
+                if len(result.passes.values) != len(result.accuracy.values):
+                    raise ValueError(f"{regime.label} has passes and accuracies of different seeds")
 
 
 def regime_label(trained_with: int | RandomPasses, settings: Mapping[str, str] | None = None) -> str:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from tiny import text
+from tiny_folder import without_sums
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -149,6 +150,7 @@ def test_a_new_model_begins_as_a_hybrid_does(tmp_path: Path) -> None:
     assert torch.equal(model.lm.lm_head.weight, wanted.lm_head.weight)
     assert torch.equal(model.lm.layers[0].mixer.q_gain, wanted.get_parameter("layers.0.mixer.q_gain"))
     assert model.lm.layers[1].mixer.dt_bias.isfinite().all()
+    without_sums(tmp_path)
     with pytest.raises(UserError, match=r"the weights in .* are not those of its config.json: lm\."):
         load_hybrid(tmp_path)
 
@@ -188,3 +190,16 @@ def test_what_harnesses_call(lm: HybridLM, tmp_path: Path) -> None:
     for row, T in enumerate(lengths):
         wanted = own(lm, x[row : row + 1, :T], CONFIGS["hard"]).log_softmax(-1)
         torch.testing.assert_close(scores[row, :T], wanted[0])
+
+
+def test_a_newer_folder_is_refused_by_name(tmp_path: Path) -> None:
+    ReverieHybridForCausalLM(ReverieHybridConfig()).save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    content = json.loads(path.read_text())
+    assert content["format_version"] == 1
+    path.write_text(json.dumps(content | {"format_version": 2}))
+    with pytest.raises(UserError, match="newer reverie, in version 2 of the format: this one reads up to 1"):
+        load_hybrid(tmp_path)
+    del content["format_version"]
+    path.write_text(json.dumps(content))
+    load_hybrid(tmp_path)
