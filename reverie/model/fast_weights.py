@@ -117,7 +117,7 @@ def with_tail(
     x: Float[Tensor, "B T C"], tail: ConvTail | None, conv_size: int
 ) -> tuple[Float[Tensor, "B T+{conv_size}-1 C"], ConvTail]:
     """Prepend the conv_size − 1 inputs before x, zeros at the start of a text; also return the next call's tail."""
-    before = x.new_zeros(x.shape[0], conv_size - 1, x.shape[2]) if tail is None else tail.x
+    before = x.new_zeros(x.shape[0], conv_size - 1, x.shape[2]) if tail is None else tail.x.to(x.dtype)
     extended = torch.cat([before, x], dim=1)
     newest = extended[:, x.shape[1] :]
     return extended, ConvTail(newest if x.shape[1] == 1 else newest.clone())  # a view would hold a window in memory

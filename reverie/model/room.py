@@ -53,12 +53,13 @@ _rooms = WeakTensorKeyDictionary()  # of tensors that were handed out; one that 
 def append(before: Tensor, new: Tensor, dim: int, window: int) -> Tensor:
     """`torch.cat([before, new], dim)`; without gradients in place, where nobody has gone on from `before` yet.
 
+    It has the type of `new`: what was cached may come from a memory in another one.
+
     Args:
         window: tokens that a cache holds under hard eviction, at most; under sliding eviction twice as many.
     """
-    alike = (before.dtype, before.device) == (new.dtype, new.device)
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not alike:
-        return torch.cat([before, new], dim)
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or before.dtype != new.dtype:
+        return torch.cat([before.to(new.dtype), new], dim)
     n, size = before.shape[dim], new.shape[dim]
     room: Room | None = _rooms.get(before)
     if room is None or not room.take(n, size):

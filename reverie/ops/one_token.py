@@ -25,9 +25,10 @@ def recurrence(
     if initial_state is None:
         S = k.mT * (beta * v)
     else:
-        S = initial_state.to(dtype) if g is None else initial_state * g.to(dtype).exp().transpose(1, 2)[..., None]
+        S = initial_state.to(dtype)
+        S = S if g is None else S * g.to(dtype).exp().transpose(1, 2)[..., None]
         u = beta * (v - k @ S if erase else v)
-        S = torch.addcmul(S, k.mT, u) if S is initial_state else S.addcmul_(k.mT, u)
+        S = torch.addcmul(S, k.mT, u) if g is None else S.addcmul_(k.mT, u)
     if q is None:
         return None, S
     return ((q.to(dtype).transpose(1, 2) * scale) @ S).transpose(1, 2).to(out_dtype), S

@@ -181,15 +181,23 @@ def test_half_precision_survives_the_file(make: Any, tmp_path: Path):
     assert [x.dtype for x in tensors(Memory.load(tmp_path / "half.safetensors", model))] == [torch.bfloat16] * 2
 
 
+@pytest.mark.parametrize("eviction", ["hard", "sliding"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_a_cache_in_another_dtype_is_gone_on_with(make: Any, tmp_path: Path, dtype: torch.dtype):
-    """Under sliding eviction keys and values of the newest tokens are read beside new ones."""
-    model = make(torch.float32, eviction="sliding")
+def test_a_memory_in_another_dtype_is_gone_on_with(make: Any, tmp_path: Path, eviction: str, dtype: torch.dtype):
+    """From a file or not; under sliding eviction keys and values of the newest tokens are read beside new ones."""
+    model = make(torch.float32, eviction=eviction)
     memory, questions = sleep_over(model, text(2, 3 * L)), text(2, L, seed=1)
     memory.to(dtype).save(tmp_path / "other.safetensors")
-    other = Memory.load(tmp_path / "other.safetensors", model)
-    torch.testing.assert_close(answer(model, other, questions), answer(model, memory, questions), rtol=0.2, atol=0.2)
-    assert sleep_over(model, questions, memory=other).tokens.tolist() == [4 * L, 4 * L]
+    wanted = answer(model, memory, questions)
+    for other in (memory.to(dtype), Memory.load(tmp_path / "other.safetensors", model)):
+        torch.testing.assert_close(answer(model, other, questions), wanted, rtol=0.2, atol=0.2)
+        assert sleep_over(model, questions, memory=other).tokens.tolist() == [4 * L, 4 * L]
+        context, logits = other.context, list[torch.Tensor]()
+        with torch.no_grad():
+            for token in questions.split(1, dim=1):
+                new, context = read(model.sleeping, token, context, memory.config)
+                logits.append(new)
+        torch.testing.assert_close(torch.cat(logits, 1), wanted, rtol=0.2, atol=0.2)
 
 
 def test_nothing_is_a_memory_too(make: Any, tmp_path: Path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,6 +86,8 @@ def test_threads_that_go_on_from_one_tensor_do_not_meet():
 
 
 @torch.no_grad()
-def test_another_type_is_promoted_as_by_cat():
-    both = torch.zeros(1, 1, 2, dtype=torch.bfloat16), torch.ones(1, 1, 2)
-    assert append(*both, 1, 9).dtype == torch.cat(both, 1).dtype == torch.float32
+@pytest.mark.parametrize("cached", [torch.bfloat16, torch.float64])
+def test_what_was_cached_takes_the_type_of_what_comes(cached: torch.dtype):
+    k = append(torch.ones(1, 1, 2, dtype=cached), torch.zeros(1, 1, 2), 1, 9)
+    assert k.dtype == torch.float32
+    assert torch.equal(k, torch.tensor([[[1.0, 1.0], [0.0, 0.0]]]))

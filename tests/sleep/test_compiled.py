@@ -205,7 +205,7 @@ def test_compiled_it_is_the_same_and_found_again(cache: Path, dtype: torch.dtype
         made = compile_awake(model, config, batch_size=batch_size)
         assert made.is_relative_to(cache)
         assert file in (None, made)
-        assert error(token_by_token(model, text(batch_size), config), exact) <= 2 * error(general, exact)
+        assert error(token_by_token(model, text(batch_size), config), exact) <= 10 * error(general, exact)
         file = made
     assert not take_compiled(model, config, batch_size=batch_size + 1)
     assert not take_compiled(random_model(value_embedding=True), config)
