@@ -45,7 +45,7 @@ def read_command(
 ) -> None:
     """Read a text of any length into a memory file: the model sleeps over it window by window.
 
-    The file is saved every minute; Ctrl-C ends after a window and saves.
+    The file is saved every ten seconds; Ctrl-C ends after a window and saves.
     """
     from reverie.talk.reading import begin, read_file, read_text
 
