@@ -1,8 +1,8 @@
 """The next token of an answer: the likeliest, or one that is drawn; and prose that does not go round in circles.
 
 The penalty is that of "DRY" sampling (p-e-w, 2024, https://github.com/oobabooga/text-generation-webui/pull/5677): of a
-token that would go on as an earlier place of the answer did, after the same n tokens as there. It grows exponentially with n,
-so no passage comes again and again, while words come as often as they like, and names and short phrases almost so.
+token that would go on as an earlier place of the answer did, after the same n tokens as there. It grows exponentially
+with n, so no passage comes again and again; words come as often as they like, names and short phrases almost so.
 """
 
 from __future__ import annotations
