@@ -13,6 +13,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import publish
 import torch
 from matplotlib.figure import Figure
@@ -26,6 +27,7 @@ from reverie.results.card import RunCard, read_card
 from reverie.results.checkpoint import FILE_NAME, load_checkpoint
 from reverie.results.evaluate import evaluate
 from reverie.results.run import CARD_NAME
+from reverie.results.style import GREY, INK, STYLE, look_of, look_of_settings, set_title
 from reverie.sleep import SleepConfig
 from reverie.train.run import train
 
@@ -130,24 +132,31 @@ def _spread(values: list[float], digits: int) -> str:
     return f"{mean:.{digits}f}" + (f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 
+@matplotlib.rc_context(STYLE)
 def figure(card: dict[str, Any]) -> Figure:
     """Loss by way of scoring, and held-out loss over the steps of training."""
-    drawing = Figure(figsize=(11, 4), layout="constrained")
+    drawing = Figure(figsize=(8.4, 3.2), layout="constrained")
     left, right = drawing.subplots(1, 2, width_ratios=[3, 2])
     names = list(card["scores"])
     for place, name in enumerate(names):
-        losses = [score["loss"] for score in card["scores"][name]]
-        left.barh(place, statistics.fmean(losses), color="tab:blue" if "asleep" in name else "tab:gray", alpha=0.7)
-        left.plot(losses, [place] * len(losses), "k.", markersize=5)
+        losses, asleep_with = [score["loss"] for score in card["scores"][name]], name.partition("N = ")[2]
+        colour = look_of(int(asleep_with))[0] if asleep_with else GREY
+        left.barh(place, statistics.fmean(losses), color=colour, alpha=0.7)
+        left.plot(losses, [place] * len(losses), ".", color=INK, markersize=5)
     left.set_yticks(range(len(names)), names)
     left.invert_yaxis()
+    left.grid(axis="y", visible=False)
+    left.grid(axis="x")
     left.set_xlabel("nats per answer; a dot a seed")
-    left.set_title(f"{card['name']}: answers to what the cache has lost")
-    for seed, curve in zip(card["seeds"], card["curves"], strict=True):
-        right.plot([p["step"] for p in curve], [p["score"]["loss"] for p in curve], label=f"seed {seed}")
+    left.set_title("answers to what the cache has lost")
+    for i, (seed, curve) in enumerate(zip(card["seeds"], card["curves"], strict=True)):
+        colour = look_of_settings(i, len(card["seeds"]))[0]
+        right.plot([p["step"] for p in curve], [p["score"]["loss"] for p in curve], color=colour, label=f"seed {seed}")
+    right.set_title("held-out loss in training, asleep")
     right.set_xlabel("step")
-    right.set_ylabel("held-out loss, asleep")
+    right.set_ylim(bottom=0)
     right.legend(frameon=False)
+    set_title(drawing, card["name"])
     return drawing
 
 

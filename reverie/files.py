@@ -23,12 +23,13 @@ CACHE = "REVERIE_CACHE"
 
 
 def cache_folder(kind: str) -> Path:
-    """Where files of this kind are cached: frozen beginnings, compiled graphs.
+    """Where files of this kind are cached: frozen beginnings, compiled graphs, readings that were broken off.
 
     Raises UserError where nobody says where.
     """
     try:
-        return Path(os.environ.get(CACHE) or Path.home() / ".cache" / "reverie") / kind
+        own = os.environ.get(CACHE)
+        return Path(own or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reverie") / kind
     except RuntimeError:
         raise UserError(f"there is no home directory to keep a cache in: set {CACHE} to a folder") from None
 

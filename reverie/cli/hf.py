@@ -73,10 +73,14 @@ def generate_command(
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
-    """Read a text of any length with a model that sleeps, then go on with it."""
+    """Read a text of any length with a model that sleeps, then go on with it.
+
+    A reading that was broken off is kept in the folder of caches; the same command goes on with it.
+    """
     where = device_named(device)
     need_transformers()
     from reverie.hf.generate import generate, load_sleeper
+    from reverie.memory.bookmark import bookmark_folder
     from reverie.model import model_remembers
 
     text = read_prompt(prompt_file, prompt)
@@ -95,6 +99,8 @@ def generate_command(
                 seed=seed,
                 write=_hold if as_json else _stream,
                 report=display.update,
+                keep_in=bookmark_folder(),
+                tell=tell,
             )
     if as_json:
         say(json.dumps(asdict(done) | {"remembers": remembers}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 from dataclasses import replace
@@ -45,7 +46,7 @@ def read_command(
 ) -> None:
     """Read a text of any length into a memory file: the model sleeps over it window by window.
 
-    The file is saved every minute; Ctrl-C ends after a window and saves.
+    The file is saved every ten seconds; Ctrl-C ends after a window and saves.
     """
     from reverie.talk.reading import begin, read_file, read_text
 
@@ -127,7 +128,14 @@ def chat_command(
     idle: Annotated[
         float, typer.Option(min=0, max=86400, help="Seconds without a word after which it sleeps; 0: never.")
     ] = 30.0,
-    temperature: Annotated[float, typer.Option(min=0, help="Of drawing; 0 takes the most likely token.")] = 0.0,
+    temperature: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Of drawing; 0 takes the most likely token, whatever it repeats. If absent 0, or 0.3 "
+            "for a model of transformers.",
+        ),
+    ] = None,
     tokens: MaxTokens = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of drawing.")] = 0,
     device: Device = "auto",
@@ -139,13 +147,13 @@ def chat_command(
     from reverie.memory.memory import Memory
     from reverie.talk.chat import Chat
     from reverie.talk.chat_session import Session, lines
+    from reverie.talk.prompt import can_edit_lines, typed_lines
     from reverie.talk.sleeper import load_memory
 
     if sys.stdin is None:
         raise UserError("standard input is closed: a chat is led over it")
     sleeper = _load(model, device)
     known = Memory.empty(sleeper) if memory is None else load_memory(memory, sleeper)
-    at_terminal = sys.stdin.isatty()
     chat = Chat(
         sleeper,
         known,
@@ -155,10 +163,17 @@ def chat_command(
         max_tokens=tokens,
         seed=seed,
     )
-    session = Session(chat, memory, say=partial(say, nl=False), tell=tell, prompt="> " if at_terminal else "")
+    at_terminal, edited = sys.stdin.isatty(), can_edit_lines()
+    prompt = "> " if at_terminal and not edited else ""
+    say_piece = partial(say, nl=False)
+    session = Session(chat, memory, say=say_piece, tell=tell, prompt=prompt, at_terminal=at_terminal, wraps=edited)
+    if at_terminal:
+        session.greet()
     _remembers(sleeper, model)
-    with interruptible("what was not saved is forgotten"):
-        session.run(lines(sys.stdin, idle if at_terminal and idle else None))
+    pause = idle if at_terminal and idle else None
+    typed = typed_lines("> ", pause, lambda: bool(chat.awake)) if edited else lines(sys.stdin, pause)
+    with interruptible("what was not saved is forgotten"), contextlib.closing(typed):
+        session.run(typed)
 
 
 def _ask_example(device: str, as_json: bool) -> None:

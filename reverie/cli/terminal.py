@@ -55,11 +55,15 @@ def show(as_json: bool, result: Any, *parts: RenderableType) -> None:
 
 @contextlib.contextmanager
 def interruptible(advice: str) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end with advice, and with exit code 130 or 143; time that is up, with exit code 0."""
+    """Ctrl-C and SIGTERM end with advice, and with exit code 130 or 143; time that is up, with exit code 0.
+
+    Notes of the interruption, which know more, are said in the place of the advice.
+    """
     try:
         with sigterm_interrupts():
             yield
     except KeyboardInterrupt as interruption:
         if is_first():
-            tell(f"{str(interruption) or 'interrupted'}; {advice}")
+            known = getattr(interruption, "__notes__", [advice])
+            tell(f"{str(interruption) or 'interrupted'}; {'; '.join(known)}")
         raise typer.Exit(exit_code(interruption)) from None

@@ -17,6 +17,7 @@ from reverie.hf.bases import load_tokenizer
 from reverie.hf.cache import Group, SleepCache
 from reverie.hf.causal_lm import SleepingCausalLM
 from reverie.hf.load import load
+from reverie.memory.bookmark import Bookmark
 from reverie.model import numbers
 from reverie.sleep import Context, SleepConfig, consolidate
 from reverie.sleep.compiled import take_compiled
@@ -77,68 +78,77 @@ def generate(
     seed: int = 0,
     write: Callable[[str], None] = lambda text: None,
     report: ReadReport = lambda windows, total, tokens: None,
+    keep_in: Path | None = None,
+    tell: Callable[[str], None] = lambda sentence: None,
 ) -> Generated:
     """Continue a prompt by the most likely token, or at a temperature above 0 by sampling.
 
     Args:
         write: called with the new text piece by piece, as soon as words are whole.
         report: called before the first and after every window of the prompt, which is read a window at a time.
+        keep_in: a folder for what was read of the prompt, until the text is written: the same call goes on from there.
+        tell: gets what a `Bookmark` in that folder says.
     """
     tokens = tokenizer(prompt, return_tensors="pt").input_ids.to(model.device)
     if tokens.shape[1] == 0:
         raise UserError("the prompt holds no token that the model knows")
     cache, window_size = SleepCache(), _sleep_config(model).window_size
     streamer = _Streamer(tokenizer, cache, window_size, write)
-    begun = time.perf_counter()
-    _read(model, tokens[:, :-1], cache, report)
-    streamer.measure()
-    between = time.perf_counter()
-    torch.manual_seed(seed)
-    drawing: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
-    # generate() takes tokens shorter than the mask for those that the cache has not seen.
-    cast(Any, model).generate(
-        input_ids=tokens[:, -1:],
-        attention_mask=torch.ones_like(tokens),
-        past_key_values=cache,
-        max_new_tokens=max_tokens,
-        streamer=streamer,
-        logits_processor=LogitsProcessorList([_Numbers()]),
-        **(drawing if temperature > 0 else {"do_sample": False}),
-    )
-    ended = time.perf_counter()
+    with Bookmark(model, tokens, _sleep_config(model), keep_in, tell) as bookmark:
+        begun = time.perf_counter()
+        read_now = _read(model, tokens[:, :-1], cache, report, bookmark)
+        streamer.measure()
+        between = time.perf_counter()
+        torch.manual_seed(seed)
+        drawing: dict[str, Any] = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        # generate() takes tokens shorter than the mask for those that the cache has not seen.
+        cast(Any, model).generate(
+            input_ids=tokens[:, -1:],
+            attention_mask=torch.ones_like(tokens),
+            past_key_values=cache,
+            max_new_tokens=max_tokens,
+            streamer=streamer,
+            logits_processor=LogitsProcessorList([_Numbers()]),
+            **(drawing if temperature > 0 else {"do_sample": False}),
+        )
+        ended = time.perf_counter()
     streamer.measure()
     return Generated(
         text="".join(streamer.pieces),
         tokens_read=tokens.shape[1],
         tokens_written=streamer.tokens,
         windows_slept_over=max(cache.seen - 1, 0) // window_size,  # each when the next token comes
-        read_tokens_per_second=(tokens.shape[1] - 1) / (between - begun),
+        read_tokens_per_second=read_now / (between - begun),
         write_tokens_per_second=streamer.tokens / (ended - between),
         peak_state_bytes=streamer.peak,
     )
 
 
-def _read(model: PreTrainedModel, tokens: Tensor, cache: SleepCache, report: ReadReport) -> None:
+def _read(model: PreTrainedModel, tokens: Tensor, cache: SleepCache, report: ReadReport, bookmark: Bookmark) -> int:
     """Move an empty cache on over tokens [1, T] that others follow: whole windows are slept over, the rest is awake.
 
-    Of a window that is slept over nobody reads h, so what sleep does not need of it is never computed.
+    Of a window that is slept over nobody reads h, so what sleep does not need of it is never computed. Returns how many
+    tokens were read, without those before the bookmark.
     """
     sleeping, config = cast(SleepingCausalLM, model).sleeping, _sleep_config(model)
     L, T = config.window_size, tokens.shape[1]
     total, whole = -(-T // L), T // L * L
-    report(0, total, 0)
+    context, first = (whole and bookmark.find()) or (Context.empty(sleeping), 0)
+    report(first // L, total, first)
+
+    def after_window(windows: int, context: Context) -> None:
+        read = first + windows * L
+        bookmark.reached(read, context)
+        report(read // L, total, read)
+
+    if first < whole:
+        context = consolidate(sleeping, tokens[:, first:whole], context, config, on_window=after_window)
     if whole:
-        context = consolidate(
-            sleeping,
-            tokens[:, :whole],
-            Context.empty(sleeping),
-            config,
-            on_window=lambda windows, context: report(windows, total, windows * L),
-        )
         cache.move_on(None, tokens[:, :whole], [Group(torch.arange(1, device=tokens.device), whole, context)])
     if whole < T:
         model(input_ids=tokens[:, whole:], past_key_values=cache, logits_to_keep=1)
         report(total, total, T)
+    return T - first
 
 
 def _sleep_config(model: PreTrainedModel) -> SleepConfig:

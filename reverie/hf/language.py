@@ -24,6 +24,7 @@ class ChatLanguage:
     """Texts as the tokenizer gives them; questions through its chat template, or as they are without one."""
 
     max_answer_tokens = MAX_ANSWER_TOKENS
+    prose = True
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, end_ids: frozenset[int]) -> None:
         self.tokenizer, self.end_ids = tokenizer, end_ids

@@ -154,3 +154,16 @@ def _alike(found: Any, own: Any) -> bool:
     if isinstance(own, list):
         return len(found) == len(own) and all(map(_alike, found, own))
     return found >= 0 if type(own) is int else found == own
+
+
+def token_ids(text: Any, row: int) -> Tensor:
+    """Token ids of a text as int64 [T]. Raises UserError for anything else."""
+    ids = torch.as_tensor(text)
+    if ids.ndim != 1 or ids.is_floating_point() or ids.is_complex():
+        raise UserError(
+            f"text {row} of the batch must be token ids in one dimension, got {list(ids.shape)} of {ids.dtype}; "
+            "tokens are [B, T], or a list of texts"
+        )
+    if len(ids) == 0:
+        raise UserError(f"text {row} of the batch is empty: there is nothing to sleep over")
+    return ids.long()

@@ -16,24 +16,25 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 from jaxtyping import Int
 from pydantic import ValidationError
+from rich.filesize import decimal
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from reverie.errors import UserError
+from reverie.errors import UserError, plain
 from reverie.files import write_atomic
 from reverie.memory.file import Fetch, Header, MemoryInfo, file_reader, read_memory, to_bytes
 from reverie.memory.fingerprint import Identity, identify, module_of
-from reverie.memory.fits import as_of, check_fits, check_identity, check_settings
+from reverie.memory.fits import as_of, check_fits, check_identity, check_settings, token_ids
 from reverie.memory.function import refuse_chance
 from reverie.memory.history import History
 from reverie.model import SleepingModel, State, select_rows, warn_if_untrained
 from reverie.sleep import Context, SleepConfig, consolidate
+from reverie.sleep.context import passes_in_words, summed
 
 REMEMBERS = "remembers"  # among the notes, as "no", of a memory that no answer can depend on
 
@@ -57,6 +58,12 @@ class Memory:
     history: History | None = None
     made_with: Mapping[str, str] = field(default_factory=dict)  # what the model computed besides, as `function_of` says
     accepted: tuple[str, ...] = ()  # what differed in models that it was accepted for with approximate=True
+
+    def __repr__(self) -> str:
+        """One line, such as "Memory(2 texts, 16+16 tokens, 3 passes each, 16.4 kB, of demo sleep-3-seed-0)"."""
+        texts = "1 text" if self.batch_size == 1 else f"{self.batch_size:,} texts"
+        counts = f"{summed(self.tokens)} tokens, {passes_in_words(self.passes)}, {decimal(self.nbytes)}"
+        return f"Memory({texts}, {counts}, of {plain(self.notes.get('model', self.fingerprint[:8]))[:40]})"
 
     @property
     def batch_size(self) -> int:
@@ -192,7 +199,9 @@ class Memory:
         tokens = torch.zeros(batch_size, dtype=torch.long, device=device_of(model))
         state = State.empty(sleeping.num_blocks)
         fingerprint, made_with = identify(model)
-        return cls(_at_rest(state, torch.zeros_like(tokens)), tokens, config, fingerprint, made_with=made_with)
+        name = getattr(model, "name", None)  # of a model that has one
+        notes = {"model": plain(name)} if isinstance(name, str) else {}
+        return cls(_at_rest(state, torch.zeros_like(tokens)), tokens, config, fingerprint, notes, made_with=made_with)
 
     def check(self, model: object, config: SleepConfig | None = None) -> None:
         """Check that it is a memory of this model as it is now, with the windows that it sleeps over; UserError if not.
@@ -235,7 +244,7 @@ def sleep_over(
     )
     refuse_chance(module_of(model))
     device = device_of(model)
-    texts = [_ids(row, i).to(device) for i, row in enumerate(tokens)]
+    texts = [token_ids(row, i).to(device) for i, row in enumerate(tokens)]
     lengths = torch.tensor([len(row) for row in texts], device=device)
     before = memory or Memory.empty(model, config, len(texts))
     if history is None and before.history is not None:
@@ -309,19 +318,6 @@ def sleeping_part(model: object, config: SleepConfig | None = None) -> tuple[Sle
 def device_of(model: object) -> torch.device:
     """Device of a model's weights."""
     return next(module_of(model).parameters()).device
-
-
-def _ids(text: Any, row: int) -> Tensor:
-    """Token ids of a text as int64 [T]. Raises UserError for anything else."""
-    ids = torch.as_tensor(text)
-    if ids.ndim != 1 or ids.is_floating_point() or ids.is_complex():
-        raise UserError(
-            f"text {row} of the batch must be token ids in one dimension, got {list(ids.shape)} of {ids.dtype}; "
-            "tokens are [B, T], or a list of texts"
-        )
-    if len(ids) == 0:
-        raise UserError(f"text {row} of the batch is empty: there is nothing to sleep over")
-    return ids.long()
 
 
 def _check_texts(lengths: Tensor, before: Memory, history: History | None) -> None:

@@ -9,8 +9,9 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from jaxtyping import Float, Int
+from rich.filesize import decimal
 from torch import Tensor
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from reverie.model.rotary import shift
 
@@ -73,6 +74,14 @@ class State(NamedTuple):
     def empty(cls, num_blocks: int) -> State:
         """The state before the first token."""
         return cls((None,) * num_blocks, (None,) * num_blocks)
+
+    def __repr__(self) -> str:
+        """One line, such as "State(2 texts, fast weights in 2 of 4 blocks, cache in 1, 16.4 kB)"."""
+        tensors = [x for x in tree_leaves(tuple(self)) if isinstance(x, Tensor)]
+        texts = f"{len(tensors[0])} {'text' if len(tensors[0]) == 1 else 'texts'}" if tensors else "empty"
+        weights, cache = (sum(x is not None for x in kept) for kept in self)
+        blocks = f"fast weights in {weights} of {len(self.fast_weights)} blocks, cache in {cache}"
+        return f"State({texts}, {blocks}, {decimal(sum(x.nbytes for x in tensors))})"
 
     def splice(self, other: State, start: int, stop: int) -> State:
         """This state with blocks start … stop − 1 taken from `other`."""

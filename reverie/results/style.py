@@ -1,6 +1,7 @@
 """Looks that figures share: fonts, greys, the colour of a number of sleep passes, and panels of accuracy."""
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ _MARKERS = ("o", "s", "^", "D")
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#56b4e9", "#6d5a9e", "#4d4d4d")
 _LETTERS = 14  # of a legend, on an inch
 _LEGEND_ROW = 0.19  # inches
+_TITLE_LETTERS = 13  # on an inch
 
 
 def look_of(num_sleep_passes: int) -> tuple[str, str]:
@@ -66,5 +68,6 @@ def scale_shares(axes: Axes) -> None:
 
 
 def set_title(drawing: Figure, title: str) -> None:
-    """Write the title of a whole figure, as it is, above on the left."""
+    """Write the title of a whole figure, as it is, above on the left, on as many lines as it needs."""
+    title = textwrap.fill(title, int(drawing.get_figwidth() * _TITLE_LETTERS))
     drawing.suptitle(title, x=0.01, ha="left", fontsize=10, color=INK)

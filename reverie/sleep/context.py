@@ -39,6 +39,10 @@ class Context(NamedTuple):
         state = State.empty(model.num_blocks)
         return cls(state, state)
 
+    def __repr__(self) -> str:
+        """One line, such as "Context(5 tokens awake, 3+6 passes, State(…))"."""
+        return f"Context({self.length:,} tokens awake, {passes_in_words(self.passes)}, {self.state})"
+
     def with_first_pass(self, looped: Tensor, beside: Beside) -> Context:
         """After pass 1 over more tokens of the window: what the other passes will read."""
         embedded, entered = (() if x is None else (x,) for x in beside)
@@ -62,6 +66,19 @@ class Context(NamedTuple):
         first = window_size - self.length % window_size
         rest = tokens[:, first:]
         return [tokens[:, :first], *(rest.split(window_size, dim=1) if rest.shape[1] else ())]
+
+
+def summed(counts: int | Int[Tensor, " B"]) -> str:
+    """Counts by row of a batch as a sum, such as "16+32"; of many rows what it comes to."""
+    rows = [counts] if isinstance(counts, int) else torch.as_tensor(counts).flatten().tolist()
+    return "+".join(f"{row:,}" for row in (rows if len(rows) <= 4 else [sum(rows)]))
+
+
+def passes_in_words(passes: int | Int[Tensor, " B"]) -> str:
+    """Such as "3 passes each", where rows have spent the same, or "3+6 passes"."""
+    if isinstance(passes, Tensor) and passes.numel() > 1 and bool((passes == passes[0]).all()):
+        return f"{summed(passes[0])} passes each"
+    return f"{summed(passes)} passes"
 
 
 def by_kind(

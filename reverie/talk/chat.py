@@ -21,6 +21,7 @@ from reverie.memory.memory import Memory, sleep_over
 from reverie.model import numbers
 from reverie.sleep import read
 from reverie.talk.answer import AWAKE, awake_ids, starting_point
+from reverie.talk.draw import PROSE_TEMPERATURE, choose
 from reverie.talk.sleeper import Sleeper, load_memory
 
 TURNS = "turns"  # among a memory's notes: how often the model was spoken to
@@ -46,7 +47,8 @@ class Nap:
 
 def holds(memory: Memory) -> str:
     """The size of a memory in words, such as "12,288 tokens in memory, 1.2 MB"."""
-    return f"{int(memory.tokens[0]):,} tokens in memory, {decimal(memory.nbytes)}"
+    n = int(memory.tokens[0])
+    return f"{n:,} {'token' if n == 1 else 'tokens'} in memory, {decimal(memory.nbytes)}"
 
 
 class Chat:
@@ -55,7 +57,8 @@ class Chat:
     Args:
         memory: what the model knows at first, and how it sleeps; one that `save` wrote goes on with that conversation.
         num_sleep_passes, tolerance: of every sleep, also after `load`; as the memory has them if absent.
-        temperature: of drawing tokens; at 0 the most likely one is taken.
+        temperature: of drawing tokens; at 0 the most likely one is taken, as `ask` does. If absent it is 0, and
+            `PROSE_TEMPERATURE` for a language of prose, which does not repeat itself when it is drawn (`draw`).
         max_tokens: of an answer; the language's own if absent.
         on_sleep: called after every sleep.
 
@@ -70,17 +73,19 @@ class Chat:
         *,
         num_sleep_passes: int | None = None,
         tolerance: float | None = None,
-        temperature: float = 0.0,
+        temperature: float | None = None,
         max_tokens: int | None = None,
         seed: int = 0,
         on_sleep: Callable[[Nap], None] = lambda nap: None,
     ) -> None:
+        prose = getattr(sleeper.language, "prose", False)
+        temperature = (PROSE_TEMPERATURE if prose else 0.0) if temperature is None else temperature
         if temperature != 0 and not LEAST_TEMPERATURE <= temperature < math.inf:
             raise UserError(
                 f"the temperature must be 0, for the most likely token, or from {LEAST_TEMPERATURE:g} on, got "
                 f"{temperature:g}"
             )
-        self.sleeper, self.temperature, self.on_sleep = sleeper, temperature, on_sleep
+        self.sleeper, self.temperature, self.prose, self.on_sleep = sleeper, temperature, prose, on_sleep
         self.num_sleep_passes, self.tolerance = num_sleep_passes, tolerance
         self.max_tokens = max_tokens or sleeper.language.max_answer_tokens
         self.random = torch.Generator(sleeper.device).manual_seed(seed)
@@ -119,7 +124,7 @@ class Chat:
         while not said or (len(said) < self.max_tokens and said[-1] not in language.end_ids and not stopped()):
             if said:
                 logits = self._hear(said[-1:])
-            said.append(self._choose(logits))
+            said.append(self._choose(logits, said))
             so_far = self.sleeper.decode(said)
             if so_far.startswith(shown) and not so_far.endswith(UNFINISHED):
                 write(so_far[len(shown) :])
@@ -174,8 +179,5 @@ class Chat:
         self.awake = heard[full:]
         return numbers(logits[0, -1])
 
-    def _choose(self, logits: Tensor) -> int:
-        if self.temperature == 0:
-            return int(logits.argmax())
-        shares = (logits.float() / self.temperature).softmax(-1)
-        return int(torch.multinomial(shares, 1, generator=self.random))
+    def _choose(self, logits: Tensor, said: list[int]) -> int:
+        return choose(logits, said, self.temperature, self.random, prose=self.prose)

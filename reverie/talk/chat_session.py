@@ -3,7 +3,7 @@
 import os
 import select
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
 from typing import TextIO
 
@@ -11,6 +11,7 @@ from reverie.errors import UserError, plain
 from reverie.interrupts import Terminated, stop_requests
 from reverie.memory.file import read_info
 from reverie.talk.chat import Chat, Nap, holds
+from reverie.talk.prompt import Wrapped, wrapped
 
 HELP = """\
 /save FILE    save the chat; without FILE to where it was saved or loaded last
@@ -22,7 +23,7 @@ HELP = """\
 Ctrl-C ends an answer; where there is none, it leaves."""
 
 
-def lines(file: TextIO, idle: float | None) -> Iterator[str | None]:
+def lines(file: TextIO, idle: float | None) -> Generator[str | None, None, None]:
     """Lines without their ends, as they come, and None after every `idle` seconds without one."""
     if idle is None:
         yield from (line.decode(errors="replace").rstrip("\r\n") for line in file.buffer)
@@ -49,15 +50,36 @@ class Session:
         path: where it was loaded from.
         say: gets the model's words, piece by piece.
         tell: gets a line about what happens.
-        prompt: said when it is the user's turn.
+        prompt: said when it is the user's turn, where `lines` does not show one.
+        at_terminal: somebody sits there, who is told where they are, and ends answers by Ctrl-C.
+        wraps: lines of an answer are to end between words.
     """
 
     def __init__(
-        self, chat: Chat, path: Path | None, *, say: Callable[[str], None], tell: Callable[[str], None], prompt: str
+        self,
+        chat: Chat,
+        path: Path | None,
+        *,
+        say: Callable[[str], None],
+        tell: Callable[[str], None],
+        prompt: str = "",
+        at_terminal: bool = False,
+        wraps: bool = False,
     ) -> None:
-        self.chat, self.path, self.say, self.tell, self.prompt = chat, path, say, tell, prompt
+        self.chat, self.path, self.say, self.prompt, self.at_terminal = chat, path, say, prompt, at_terminal
+        self.tell = (lambda text: tell(wrapped(text))) if wraps else tell
+        self._wraps, self._wrap = wraps, Wrapped(self._write)
         self._midline = False
         chat.on_sleep = self._slept
+
+    def greet(self) -> None:
+        """Tell of the model, of the memory if there is one, and of /help."""
+        config = self.chat.memory.config
+        passes = "1 pass" if config.num_sleep_passes == 1 else f"{config.num_sleep_passes} passes"
+        self.tell(f"{plain(self.chat.sleeper.name)}: sleeps over every {config.window_size:,} tokens, {passes}")
+        if self.path is not None:
+            self.tell(f"memory {self.path}: {self._about()}")
+        self.tell("/help lists the commands")
 
     def run(self, lines: Iterable[str | None]) -> None:
         """Take lines until they end, or /quit; None among them is a while without a word."""
@@ -100,7 +122,7 @@ class Session:
                 if not self.chat.sleep():
                     self.tell("nothing was said since the last sleep")
             case "/memory":
-                self._describe()
+                self.tell(self._about())
             case "/help":
                 self.tell(HELP)
             case _:
@@ -108,14 +130,16 @@ class Session:
 
     def _answer(self, line: str) -> None:
         """Answer a line; Ctrl-C at a terminal ends the answer alone."""
+        self._wrap = Wrapped(self._write)
+        write = self._wrap if self._wraps else self._write
         with stop_requests() as stop:
-            answer = self.chat.say(line, self._write, lambda: stop.requested is not None)
+            answer = self.chat.say(line, write, lambda: stop.requested is not None)
         if answer:
-            self._write("\n")
+            write("\n")
         if stop.requested == signal.SIGTERM:
             raise Terminated("terminated")
         if stop.requested is not None:
-            if not answer or not self.prompt:
+            if not answer or not self.at_terminal:
                 raise KeyboardInterrupt
             self.tell("(cut off: what was written counts as said)")
 
@@ -139,14 +163,15 @@ class Session:
     def _held(self) -> str:
         return f"{holds(self.chat.memory)}, {len(self.chat.awake)} awake"
 
-    def _describe(self) -> None:
+    def _about(self) -> str:
         memory, config = self.chat.memory, self.chat.memory.config
         about = f" of {plain(memory.notes['source'])}" if memory.notes.get("source") else ""
         passes, awake = f"{int(memory.passes[0]):,} passes so far", len(self.chat.awake)
-        self.tell(f"{holds(memory)}{about}, {passes}; {awake} of {config.window_size} tokens awake")
+        return f"{holds(memory)}{about}, {passes}; {awake} of {config.window_size} tokens awake"
 
     def _slept(self, nap: Nap) -> None:
         """Tell of a sleep, on a line of its own also in the midst of an answer."""
         if self._midline:
             self._write("\n")
+        self._wrap.begin_line()
         self.tell(f"({nap.sentence()})")

@@ -1,11 +1,10 @@
 """`reverie read`: a text of any length becomes a memory file, which can be broken off and gone on with.
 
-The file is saved every minute and at the end. Since sleep over a window depends on the memory before it and on its
+The file is saved every ten seconds and at the end. Since sleep over a window depends on the memory before it and on its
 tokens alone, a reading that went on is bit for bit one that was never broken off.
 """
 
 import hashlib
-import math
 import signal
 import sys
 import time
@@ -22,14 +21,13 @@ from torch import Tensor
 from reverie.errors import UserError, plain
 from reverie.files import text_of
 from reverie.interrupts import stop_requests
+from reverie.memory.bookmark import Pace
 from reverie.memory.history import History
 from reverie.memory.memory import Memory, sleep_over
 from reverie.sleep import SleepConfig
 from reverie.talk.answer import AWAKE
 from reverie.talk.chat import TURNS
 from reverie.talk.sleeper import Sleeper, load_memory
-
-SAVE_EVERY_S = 60.0
 
 
 @dataclass(frozen=True)
@@ -132,7 +130,7 @@ def read_text(
     L, T = memory.config.window_size, len(tokens)
     history = History() if memory.history is None else memory.history.copy()
     total, done, begun = -(-T // L), first, time.monotonic()
-    saved = -math.inf  # the first window shows whether `out` can be written at all
+    pace = Pace(at_once=True)
     report(-(-done // L), total, done, memory.nbytes)
     with stop_requests() as stop:
         while done == 0 or (done < T and stop.requested is None):
@@ -140,9 +138,9 @@ def read_text(
             memory = sleep_over(sleeper.sleeping, window, memory.config, memory=memory, history=history)
             done += window.shape[1]
             report(-(-done // L), total, done, memory.nbytes)
-            if done < T and time.monotonic() - saved >= SAVE_EVERY_S:
-                _save(memory, tokens[:done], T, notes, out)
-                saved = time.monotonic()
+            if done < T and pace.due():
+                with pace.saving():
+                    _save(memory, tokens[:done], T, notes, out)
         if done > first:
             memory = _save(memory, tokens[:done], T, notes, out)
     return Read(memory, T, done - first, time.monotonic() - begun, stop.requested if done < T else None)

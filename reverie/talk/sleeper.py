@@ -110,8 +110,10 @@ def load_model(place: str | Path, device: torch.device | str = "cpu") -> Sleeper
         return _of_task(load_model_file(EXAMPLE / MODEL), "example", where)
     if path.is_file():
         return _of_task(load_model_file(path), path.stem, where)
-    if path.is_dir() and (checkpoint := find_checkpoint(path)) is not None:
-        return _of_task(load_checkpoint(checkpoint), path.name, where)
+    if path.is_dir() and (found := find_checkpoint(path)) is not None:
+        checkpoint = load_checkpoint(found)
+        recipe, folder = checkpoint.recipe.name, path.resolve().name
+        return _of_task(checkpoint, folder if recipe.endswith(folder) else f"{recipe} {folder}", where)
     if (path / "config.json").is_file():
         return _of_transformers(path, where)
     raise UserError(f"there is no model at {place}: give {WANTED}")

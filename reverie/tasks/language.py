@@ -15,6 +15,7 @@ class Language(Protocol):
 
     max_answer_tokens: int  # after which an answer ends in any case
     end_ids: frozenset[int] = frozenset()  # tokens that end an answer and are part of it
+    prose: bool = False  # whether a chat avoids to say the same again, where answers are free text
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text to read. Raises UserError for words that the model does not know."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from texts_apart import assert_texts_apart
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from reverie.pretrained.config import PretrainedModelConfig
@@ -90,8 +91,11 @@ def test_zeroed_fast_weights_hold_nothing_of_earlier_windows(base: Path) -> None
     assert (asleep[0] - asleep[1]).abs().max() > 1e-4
 
 
-def test_the_readme_has_the_card_s_numbers() -> None:
+def test_the_readme_has_the_card_s_numbers_and_its_figure_the_style_of_the_house() -> None:
     root = Path(__file__).parents[2]
     card = json.loads((root / "results" / "recall" / "smollm2.json").read_text())
     assert len(card["seeds"]) >= 3
     assert bench.table(card) in (root / "README.md").read_text()
+    drawing = bench.figure(card)
+    assert_texts_apart(drawing)
+    assert not any(axes.spines["top"].get_visible() for axes in drawing.axes)  # as in all figures

@@ -60,7 +60,7 @@ def test_read(reverie: Reverie) -> None:
     assert "all of it is in 512 bytes, slept over in 7 windows, 21 passes; memory in new/m.safetensors" in done.err
     info = read_info(Path("new/m.safetensors"))
     assert info.notes["source"] == "book.txt"
-    assert (info.notes["model"], info.notes["complete"]) == ("model", "yes")
+    assert (info.notes["model"], info.notes["complete"]) == ("tiny model", "yes")
     assert (info.config.num_sleep_passes, info.config.tolerance) == (3, 1e-9)
     with safe_open("new/m.safetensors", "pt") as file:
         assert any(name.startswith("history.") for name in file.keys())  # noqa: SIM118 (no mapping)

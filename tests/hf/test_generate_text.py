@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,9 +16,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from reverie.cli.hf import read_prompt
 from reverie.errors import UserError
+from reverie.hf import add_sleep
 from reverie.hf.blocks import inserted_parameters
 from reverie.hf.convert import convert
 from reverie.hf.generate import Generated, generate, load_sleeper
+from reverie.memory import bookmark
 from reverie.sleep import SleepConfig, algorithm
 
 pytestmark = pytest.mark.hf
@@ -91,6 +96,40 @@ def test_progress(sleeper: Sleeper) -> None:
     seen.clear()
     generate(*sleeper, "A", max_tokens=1, report=lambda *now: seen.append(now))
     assert seen == [(0, 0, 0)]
+
+
+@pytest.mark.parametrize("eviction", ["hard", "sliding"])
+def test_a_prompt_that_was_broken_off_goes_on(folder: Path, tmp_path: Path, eviction: str) -> None:
+    """By Ctrl-C in a window, and by SIGKILL, to the same text, bit for bit in what was read."""
+    model, tokenizer = load_sleeper(folder, CPU)
+    add_sleep(model, SleepConfig(window_size=L, num_sleep_passes=2, eviction=eviction))  # type: ignore[arg-type]
+    seen = list[tuple[int, ...]]()
+    wanted = generate(model, tokenizer, BOOK, max_tokens=12)
+
+    def go_on(stop_at: int, die: bool = False) -> Generated:
+        def report(windows: int, total: int, tokens: int) -> None:
+            seen.append((windows, tokens))
+            if windows == stop_at:
+                os.kill(os.getpid(), signal.SIGKILL) if die else signal.raise_signal(signal.SIGINT)
+
+        return generate(model, tokenizer, BOOK, max_tokens=12, report=report, keep_in=tmp_path)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        go_on(3)
+    [path] = tmp_path.iterdir()
+    assert caught.value.__notes__ == [f"the same text goes on after {3 * L} of 72 tokens, kept in {path}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bookmark, "MOST_LOST_S", 0.0)  # a save after every window
+        patch.setattr(bookmark, "SAVING_SHARE", 1.0)
+        child = multiprocessing.get_context("fork").Process(target=go_on, args=(6, True))
+        child.start()
+        child.join()
+    assert child.exitcode == -signal.SIGKILL
+    seen.clear()
+    done = go_on(-1)
+    assert seen[:2] == [(6, 6 * L), (7, 7 * L)]
+    assert (done.text, done.windows_slept_over) == (wanted.text, wanted.windows_slept_over)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_temperature(sleeper: Sleeper) -> None:

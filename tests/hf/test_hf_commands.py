@@ -12,6 +12,7 @@ import torch
 from command_line import Reverie, assert_one_line, assert_usage, in_empty_folder, the_json
 from tiny_folder import tiny_folder, tiny_tokenizer
 
+from reverie.cli.progress import ReadDisplay
 from reverie.errors import UNTRAINED
 from reverie.hf import convert as convert_module
 from reverie.hf import generate as generate_module
@@ -219,3 +220,28 @@ def test_signals(reverie: Reverie, sleeper: str, monkeypatch: pytest.MonkeyPatch
     done = reverie("convert", "--from", "llama", "--insert", "jet", "--out", "out")
     assert (done.code, done.out) == (128 + signal.SIGTERM, "")
     assert done.err == "terminated; nothing is left of it\n"
+
+
+def test_a_prompt_that_was_broken_off_goes_on(
+    reverie: Reverie, sleeper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    command, update = ("generate", sleeper, "--prompt-file", "book.txt", "--tokens", 5), ReadDisplay.update
+
+    def interrupted(display: ReadDisplay, windows: int, total: int, tokens: int) -> None:
+        update(display, windows, total, tokens)
+        if windows == 4:
+            raise Terminated("terminated")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ReadDisplay, "update", interrupted)
+        broken = reverie(*command)
+    assert (broken.code, broken.out) == (143, "\n")
+    last = broken.err.splitlines()[-1]
+    assert last.startswith("terminated; the same text goes on after 32 of 72 tokens, kept in ")
+    kept = Path(last.rpartition(" in ")[2])
+    assert kept.is_relative_to(tmp_path / "caches" / "reverie")
+    done = reverie(*command)
+    assert f"goes on after 32 of 72 tokens, read before and kept in {kept}\n" in done.err
+    assert not kept.exists()
+    assert done.out == reverie(*command).out

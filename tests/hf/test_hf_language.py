@@ -144,7 +144,7 @@ def test_the_commands(reverie: Reverie, folder: Path, monkeypatch: pytest.Monkey
     answers = the_json(reverie("ask", folder, "--memory", "m.safetensors", "Why", "--tokens", 5, "--json"))["answers"]
     assert len(answers[0]["text"]) == 5
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"Why\n/memory\n")))
-    said = reverie("chat", folder, "--memory", "m.safetensors", "--tokens", 5)
+    said = reverie("chat", folder, "--memory", "m.safetensors", "--tokens", 5, "--temperature", 0)
     assert said.out == f"{answers[0]['text']}\n"
     assert f"{len(BOOK) * 3} tokens in memory" in said.err
     tiny_folder(Path("plain"))

@@ -13,6 +13,7 @@ from tiny_sleeper import QUESTION, tiny_sleeper
 from reverie.errors import UserError
 from reverie.memory.memory import Memory, sleep_over
 from reverie.talk.chat import Chat, Nap
+from reverie.talk.draw import PROSE_TEMPERATURE
 from reverie.talk.sleeper import Sleeper
 from reverie.tasks.language import TokenNames
 
@@ -108,7 +109,7 @@ def test_an_end_that_is_no_word_is_not_heard(tmp_path: Path, monkeypatch: pytest
     sleeper = tiny_sleeper(tmp_path, "word", window_size=99)
     [end] = sleeper.language.end_ids
     chosen = iter([*sleeper.encode("4 2"), end])
-    monkeypatch.setattr(Chat, "_choose", lambda chat, logits: next(chosen))
+    monkeypatch.setattr(Chat, "_choose", lambda chat, logits, said: next(chosen))
     chat, _ = chat_with(sleeper)
     assert chat.say(QUESTION) == "42"
     assert chat.awake == [*sleeper.question(QUESTION), *sleeper.encode("42")]
@@ -123,6 +124,21 @@ def test_temperature(sleeper: Sleeper) -> None:
     assert drawn(temperature=1.0, seed=1) != drawn(temperature=1.0, seed=2)
     assert drawn(temperature=1e-3, seed=2) == drawn()
     assert {len(answer.split()) for answer in drawn(max_tokens=2)} == {0, 2}
+
+
+def test_prose_is_drawn_if_nothing_else_is_said(sleeper: Sleeper) -> None:
+    """At temperature 0 it is the likeliest, as a task's answers always are."""
+
+    def answer(**kwargs: float) -> list[str]:
+        return chat_with(sleeper, max_tokens=60, **kwargs)[0].say(TURNS[0]).split()
+
+    likeliest = answer()
+    assert likeliest == answer(temperature=0)
+    drawn_by_logits = answer(temperature=1.0)
+    sleeper.language.prose = True
+    assert answer(temperature=0) == likeliest
+    assert answer() == answer(temperature=PROSE_TEMPERATURE) != likeliest
+    assert answer(temperature=1.0) != drawn_by_logits
 
 
 def test_temperature_out_of_range(sleeper: Sleeper) -> None:

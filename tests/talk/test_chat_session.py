@@ -26,10 +26,12 @@ def sleeper(tmp_path_factory: pytest.TempPathFactory) -> Sleeper:
 class Typed:
     """A session with these lines; what the model said and what was told."""
 
-    def __init__(self, sleeper: Sleeper, *typed: str | None, prompt: str = "") -> None:
+    def __init__(self, sleeper: Sleeper, *typed: str | None, prompt: str = "", wraps: bool = False) -> None:
         self.said, self.told = "", list[str]()
         chat = Chat(sleeper, Memory.empty(sleeper))
-        self.session = Session(chat, None, say=self._say, tell=self.told.append, prompt=prompt)
+        self.session = Session(
+            chat, None, say=self._say, tell=self.told.append, prompt=prompt, at_terminal=prompt != "", wraps=wraps
+        )
         self.session.run(typed)
 
     def _say(self, text: str) -> None:
@@ -44,6 +46,27 @@ def test_a_conversation(sleeper: Sleeper) -> None:
     prompted = Typed(sleeper, FACTS, "", QUESTION, "/memory", prompt="> ").said
     assert prompted == f"> > > {typed.said}> > \n"
     assert Typed(sleeper, "How many", None, "/quit", prompt="> ").said == "> > \n> "  # it sleeps on a line of its own
+
+
+def test_it_opens_with_model_memory_and_help(sleeper: Sleeper, tmp_path: Path) -> None:
+    typed = Typed(sleeper)
+    typed.session.greet()
+    assert typed.told == ["tiny words: sleeps over every 8 tokens, 2 passes", "/help lists the commands"]
+    typed.session.run(["How many", "/sleep", f"/save {tmp_path / 'm.safetensors'}"])
+    typed.told.clear()
+    typed.session.greet()
+    assert typed.told[1] == (
+        f"memory {tmp_path / 'm.safetensors'}: 1 token in memory, 512 bytes, 2 passes so far; 0 of 8 tokens awake"
+    )
+
+
+def test_what_is_said_and_told_wraps_at_words(sleeper: Sleeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    wide, narrow = (Typed(sleeper, FACTS, QUESTION, "/help", "/memory", wraps=wraps) for wraps in (False, True))
+    assert narrow.said == wide.said  # a word
+    for one, other in zip(wide.told[-2:], narrow.told[-2:], strict=True):
+        assert other.split() == one.split()
+        assert max(map(len, other.split("\n"))) <= 20
 
 
 def test_it_sleeps_when_told_and_when_nothing_is_said(sleeper: Sleeper) -> None:
@@ -102,9 +125,9 @@ def test_ctrl_c_ends_the_answer(sleeper: Sleeper, prompt: str, number: signal.Si
     chat = typed.session.chat
     choose = chat._choose
 
-    def interrupted(logits: object) -> int:
+    def interrupted(*state: object) -> int:
         os.kill(os.getpid(), number)
-        return choose(logits)  # type: ignore[arg-type]
+        return choose(*state)  # type: ignore[arg-type]
 
     chat._choose, chat.max_tokens = interrupted, 9  # type: ignore[method-assign]
     if prompt and number == signal.SIGINT:

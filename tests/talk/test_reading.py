@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 from dataclasses import replace
@@ -12,8 +13,8 @@ import pytest
 import torch
 from tiny_sleeper import FACTS, tiny_sleeper
 
-import reverie.talk.reading as reading
 from reverie.errors import UserError
+from reverie.memory import bookmark
 from reverie.memory.memory import Memory, sleep_over
 from reverie.talk.chat import Chat
 from reverie.talk.reading import Read, begin, read_file, read_text
@@ -35,14 +36,18 @@ def same(one: Memory, other: Memory) -> bool:
     return weights and counts and one.notes == other.notes and one.config == other.config
 
 
-def stop_after(windows: int) -> Any:
-    """A report that sends SIGTERM behind that window; of any reading."""
+def send_after(windows: int, number: signal.Signals) -> Any:
+    """A report that sends a signal after that window; of any reading."""
 
     def report(done: int, total: int, tokens: int, held: int) -> None:
         if done == windows:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
     return report
+
+
+def stop_after(windows: int) -> Any:
+    return send_after(windows, signal.SIGTERM)
 
 
 def read_on(sleeper: Sleeper, out: Path, text: str = BOOK, **kwargs: Any) -> Read:
@@ -89,7 +94,8 @@ def test_notes_and_progress(sleeper: Sleeper, tmp_path: Path) -> None:
 
 
 def test_it_saves_on_the_way(sleeper: Sleeper, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reading, "SAVE_EVERY_S", 0.0)
+    monkeypatch.setattr(bookmark, "MOST_LOST_S", 0.0)
+    monkeypatch.setattr(bookmark, "SAVING_SHARE", 1.0)
     out, found = tmp_path / "m.safetensors", list[int]()
 
     def report(windows: int, total: int, tokens: int, held: int) -> None:
@@ -99,7 +105,27 @@ def test_it_saves_on_the_way(sleeper: Sleeper, tmp_path: Path, monkeypatch: pyte
     assert found == [0, *(8 * i for i in range(done.tokens // 8))]
 
 
-def test_it_saves_behind_the_first_window(sleeper: Sleeper, tmp_path: Path) -> None:
+@pytest.mark.parametrize("eviction", ["hard", "sliding"])
+def test_killed_without_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eviction: str) -> None:
+    """With a save after every window, one window is lost."""
+    sleeper = tiny_sleeper(tmp_path, eviction=eviction)
+    monkeypatch.setattr(bookmark, "MOST_LOST_S", 0.0)
+    monkeypatch.setattr(bookmark, "SAVING_SHARE", 1.0)
+    whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
+    done = read_on(sleeper, whole)
+    for windows in (2, 3, 7):
+        child = multiprocessing.get_context("fork").Process(
+            target=read_on, args=(sleeper, parts), kwargs={"report": send_after(windows, signal.SIGKILL)}
+        )
+        child.start()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+        assert int(Memory.load(parts, sleeper).tokens[0]) == 8 * (windows - 1)
+    assert read_on(sleeper, parts).new_tokens == done.tokens - 8 * 6
+    assert same(*(Memory.load(path, sleeper) for path in (whole, parts)))
+
+
+def test_it_saves_after_the_first_window(sleeper: Sleeper, tmp_path: Path) -> None:
     """Where nothing can be written, hours of reading would be lost."""
     (tmp_path / "file").touch()
     seen = list[int]()

@@ -29,7 +29,7 @@ def test_a_run_computes_what_it_did(tmp_path: Path, task: str) -> None:
     recipe = recipe_of(task)
     trained = disturbed(build_model(recipe.model, 0), 0)
     sleeper = tiny_sleeper(tmp_path, task)
-    assert (sleeper.name, sleeper.sleep_config) == (task, recipe.sleep)
+    assert (sleeper.name, sleeper.sleep_config) == (f"tiny {task}", recipe.sleep)
     batch = recipe.task.batch("test", 0, 0, range(2))
     wanted, _ = rollout(trained, batch.tokens, batch.loss_mask, recipe.sleep)
     assert torch.equal(rollout(sleeper.sleeping, batch.tokens, batch.loss_mask, recipe.sleep)[0], wanted)

@@ -7,6 +7,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
+from matplotlib.text import Annotation
 from matplotlib.ticker import MaxNLocator
 
 from reverie.results.card import METRIC_NAMES
@@ -26,7 +27,11 @@ def draw_passes(card: PassesCard) -> Figure:
     seeds = max(len(regime.seeds) for regime in card.regimes)
     note = f"mean of {seeds} seeds" if seeds > 1 else f"seed {card.regimes[0].seeds[0]}"
     panels = [_over_numbers, _over_passes] if card.tolerances else [_over_numbers]
-    return draw_panels(f"{card.name}  ({note})", METRIC_NAMES[card.metric], card, panels)
+    drawing = draw_panels(f"{card.name}  ({note})", METRIC_NAMES[card.metric], card, panels)
+    drawing.draw_without_rendering()  # which finds the places of texts
+    for axes in drawing.axes:
+        _set_apart(axes)
+    return drawing
 
 
 def _finish(axes: Axes, card: PassesCard, least: float) -> None:
@@ -104,6 +109,17 @@ def _over_passes(axes: Axes, card: PassesCard) -> None:
             label.set_path_effects([withStroke(linewidth=2, foreground="white")])
         least = min([least, *(passes for passes, _ in points)])
     _finish(axes, card, least)
+
+
+def _set_apart(axes: Axes) -> None:
+    """Move labels that lie on another one down, until none does."""
+    placed = list[Any]()
+    for label in axes.texts:
+        assert isinstance(label, Annotation)
+        while any(label.get_window_extent().padded(4).overlaps(other) for other in placed):
+            x, y = label.xyann
+            label.xyann = (x, y - 3)
+        placed.append(label.get_window_extent())
 
 
 def _labels(

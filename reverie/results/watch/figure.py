@@ -64,7 +64,7 @@ def _draw_maps(drawing: Figure, panels: Sequence[Axes], watch: Watch, height: fl
     low = min(max(min(seen, default=high), high * 10**-_DECADES), high / 10)
     scale = LogNorm(low, high)
     for axes, block in zip(panels, watch.fast_weight_blocks, strict=True):
-        _draw_map(axes, changes(watch, block), scale)
+        _draw_map(axes, changes(watch, block), scale, height)
         axes.set_ylabel(f"block {block}\npass" if height > 0.5 else f"{block}")
     panels[0].set_title("relative change of the fast weights, by block and pass")
     colours = ScalarMappable(scale, _COLOURS)
@@ -75,7 +75,7 @@ def _draw_maps(drawing: Figure, panels: Sequence[Axes], watch: Watch, height: fl
     bar.ax.yaxis.set_minor_locator(NullLocator())
 
 
-def _draw_map(axes: Axes, change: np.ndarray, scale: LogNorm) -> None:
+def _draw_map(axes: Axes, change: np.ndarray, scale: LogNorm, height: float) -> None:
     """Draw passes downwards; what did not run stays grey."""
     passes, W = change.shape
     edges: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.6} if W <= _SEPARATED else {}
@@ -84,7 +84,8 @@ def _draw_map(axes: Axes, change: np.ndarray, scale: LogNorm) -> None:
     axes.grid(False)
     axes.set_facecolor("#f4f4f4")
     axes.set_ylim(passes + 0.5, 0.5)
-    axes.set_yticks(range(1, passes + 1) if passes <= 4 else sorted({1, (passes + 1) // 2, passes}))
+    shown_passes = {1, (passes + 1) // 2, passes} if height > 0.5 else {1, passes}
+    axes.set_yticks(range(1, passes + 1) if passes <= 4 and height > 0.5 else sorted(shown_passes))
     axes.tick_params(which="both", length=0)
     axes.spines[:].set_visible(False)
 
@@ -128,8 +129,9 @@ def ends(watch: Watch) -> list[int]:
 def _scale_windows(axes: Axes, watch: Watch) -> None:
     """Label tokens read, with a tick where each window ends, as long as they can be told apart."""
     tokens, W = ends(watch), len(watch.windows)
-    ticks = min(W, 8 if tokens[-1] < 100_000 else 5)  # as many as there is room for
-    labelled = [round(i * W / ticks) for i in range(ticks + 1)]
+    most = 8 if tokens[-1] < 10_000 else 5  # as many as there is room for
+    stride = next(n for n in (m * 10**e for e in range(9) for m in (1, 2, 3, 4, 5)) if n * most >= W)
+    labelled = range(0, W + 1, stride)
     axes.set_xlim(0, W)
     axes.set_xticks(labelled, [f"{tokens[i]:,}" for i in labelled])
     where = f"every {watch.config.window_size:,}"

@@ -8,9 +8,10 @@ import pytest
 from fake_cards import passes_card
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from texts_apart import assert_texts_apart
 
 from reverie.recipe.random_passes import RandomPasses
-from reverie.results.card import save_card
+from reverie.results.card import read_card, save_card
 from reverie.results.passes.card import PassesCard
 from reverie.results.passes.figure import draw_passes
 from reverie.results.plots import plot_cards
@@ -91,3 +92,8 @@ def test_it_is_drawn_from_a_file(card: PassesCard, tmp_path: Path):
     save_card(card, tmp_path / "any-n.json")
     assert plot_cards([tmp_path / "any-n.json"]) == [tmp_path / "any-n.png"]
     assert (tmp_path / "any-n.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("path", [None, Path(__file__).parents[3] / "results" / "depo" / "any-n.json"])
+def test_tolerances_can_be_read(card: PassesCard, path: Path | None) -> None:
+    assert_texts_apart(draw_passes(card if path is None else read_card(path, {"passes": PassesCard})))

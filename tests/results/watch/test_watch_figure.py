@@ -9,6 +9,7 @@ import pytest
 from fake_watch import watched
 from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+from texts_apart import assert_texts_apart
 
 from reverie.memory.history import Window
 from reverie.results.watch.collect import Watch
@@ -85,3 +86,20 @@ def test_a_name_is_no_formula() -> None:
     figure = draw(watched(2, 1, [0]).model_copy(update={"name": "US$5 \\frac{ and $6\x1b[2J"}))
     figure.savefig(BytesIO())
     assert figure.get_suptitle().startswith("US$5 \\frac{ and $6\ufffd[2J: ")
+
+
+@pytest.mark.parametrize(
+    ("windows", "passes", "blocks", "more"),
+    [
+        (3, 2, [1, 3], {}),
+        (20, 4, [10, 11, 12, 13], {"adaptive": True, "asked": True}),
+        (400, 3, [*range(5, 30, 2)], {"adaptive": True}),
+        (5, 1, [1], {}),
+        (12, 8, [*range(100, 130)], {"asked": True}),
+        (1, 2, [*range(6)], {"adaptive": True, "asked": True}),
+        (1024, 2, [7], {"asked": True}),
+    ],
+)
+def test_texts_can_be_read(windows: int, passes: int, blocks: list[int], more: dict[str, bool]) -> None:
+    """The title of a long text is longer than a line; ticks are as far from each other as their labels need."""
+    assert_texts_apart(draw(watched(windows, passes, blocks, **more)))

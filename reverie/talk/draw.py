@@ -1,0 +1,45 @@
+"""The next token of an answer: the likeliest, or one that is drawn; and prose that does not go round in circles.
+
+The penalty is that of "DRY" sampling (p-e-w, 2024, https://github.com/oobabooga/text-generation-webui/pull/5677): of a
+token that would go on as an earlier place of the answer did, after the same n tokens as there. It grows exponentially
+with n, so no passage comes again and again; words come as often as they like, names and short phrases almost so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+PROSE_TEMPERATURE = 0.3
+_GROWTH = 1.75  # of the penalty with every further token; it is 1 nat for two tokens that come again
+_LONGEST = 40  # tokens compared, where the penalty is beyond any logit
+
+
+def choose(
+    logits: Float[Tensor, " vocab"], said: Sequence[int], temperature: float, random: torch.Generator, *, prose: bool
+) -> int:
+    """The token that goes on after those that were said: at temperature 0 the likeliest, whatever it repeats."""
+    if temperature == 0:
+        return int(logits.argmax())
+    logits = logits.float()
+    if prose:
+        repeats = repeated(said)
+        ids = torch.tensor(list(repeats), dtype=torch.long, device=logits.device)
+        penalties = [_GROWTH ** (n - 1) for n in repeats.values()]
+        logits = logits.index_add(0, ids, logits.new_tensor(penalties), alpha=-1)
+    return int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=random))
+
+
+def repeated(said: Sequence[int]) -> dict[int, int]:
+    """Tokens that came after an earlier occurrence of the newest n ones, and the largest n, at least 1, for each."""
+    longest = dict[int, int]()
+    for i in range(1, len(said)):
+        n = 0
+        while n < min(i, _LONGEST) and said[i - 1 - n] == said[-1 - n]:
+            n += 1
+        if n:
+            longest[said[i]] = max(n, longest.get(said[i], 0))
+    return longest
