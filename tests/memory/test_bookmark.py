@@ -8,6 +8,7 @@ import pytest
 import torch
 from tiny_sleeper import tiny_sleeper
 
+from reverie.files import CACHE
 from reverie.memory import bookmark
 from reverie.memory.bookmark import Bookmark, Pace, bookmark_folder
 from reverie.memory.memory import Memory, sleep_over
@@ -141,6 +142,9 @@ def test_the_newest_are_kept(sleeper: Sleeper, tmp_path: Path, monkeypatch: pyte
 
 
 def test_the_folder_of_caches(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path / "own"))
+    assert bookmark_folder() == tmp_path / "own" / "readings"
+    monkeypatch.delenv(CACHE)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert bookmark_folder() == tmp_path / "reverie" / "readings"
     monkeypatch.delenv("XDG_CACHE_HOME")

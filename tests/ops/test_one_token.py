@@ -21,7 +21,9 @@ def test_the_specification_in_values(rule: str, state: bool, read: bool):
         assert (mine is None) == (other is None)
         if mine is not None:
             torch.testing.assert_close(mine, other, rtol=1e-12, atol=1e-12)
-    assert before is None or torch.equal(before, inputs.initial_state)
+    if before is not None:
+        assert inputs.initial_state is not None
+        assert torch.equal(before, inputs.initial_state)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

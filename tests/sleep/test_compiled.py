@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch._inductor.config as inductor_config
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from reverie.errors import UserError
 from reverie.files import CACHE
@@ -100,7 +101,7 @@ def test_branches_do_not_meet():
     uncompiled(model, config, 1)
     with torch.no_grad():
         _, context = token_by_token(model, text(length=L + 3), config)
-        before = [x.clone() for x in torch.utils._pytree.tree_leaves(context) if isinstance(x, Tensor)]
+        before = [x.clone() for x in tree_leaves(context) if isinstance(x, Tensor)]
         alone = {i: read(model, torch.tensor([[i]]), context, config) for i in range(4)}
         further = {i: read(model, torch.tensor([[5]]), alone[i][1], config)[0] for i in alone}
         model.awake.clear()
@@ -108,7 +109,7 @@ def test_branches_do_not_meet():
             wanted, after = read(model, torch.tensor([[i]]), context, config)
             torch.testing.assert_close(alone[i][0], wanted)
             torch.testing.assert_close(further[i], read(model, torch.tensor([[5]]), after, config)[0])
-    after = [x for x in torch.utils._pytree.tree_leaves(context) if isinstance(x, Tensor)]
+    after = [x for x in tree_leaves(context) if isinstance(x, Tensor)]
     assert all(map(torch.equal, before, after))
 
 
@@ -140,6 +141,10 @@ def test_what_was_not_compiled_goes_the_general_way(monkeypatch: pytest.MonkeyPa
     assert calls
 
 
+def _doubled(module: nn.Module, given: Any, made: Tensor) -> Tensor:
+    return 2 * made
+
+
 @pytest.mark.parametrize("edit", ["weight", "type", "hook", "module", "moved"])
 def test_a_model_that_has_changed_is_no_longer_the_compiled_one(edit: str, monkeypatch: pytest.MonkeyPatch):
     model, config = random_model(), SleepConfig(window_size=L)
@@ -155,7 +160,7 @@ def test_a_model_that_has_changed_is_no_longer_the_compiled_one(edit: str, monke
     elif edit == "type":
         model.double()
     elif edit == "hook":
-        first.register_forward_hook(lambda module, given, made: 2 * made)
+        first.register_forward_hook(_doubled)
     elif edit == "module":
         model.get_submodule("layers.0.mlp").register_module("in_proj", nn.Linear(16, 48, bias=False))
     else:
