@@ -22,6 +22,7 @@ COMMANDS = {
     "sleep": "Measure N passes of a training step, in units of one ordinary pass over the same text.",
     "memory": "Peak memory of a training step over windows and passes, with and without activation checkpointing.",
     "wake": "Time and memory of a token awake after 1,000 to 1,000,000 consolidated tokens.",
+    "decode": "A token awake, compiled or not, beside transformers' hybrids and its matrix products, B 1 to 32.",
 }
 
 

@@ -58,6 +58,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_card_and_a_figure(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     recipe, out = tmp_path / "tiny.toml", tmp_path / "card.json"
     recipe.write_text(RECIPE.format(base=base))

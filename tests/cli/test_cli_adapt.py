@@ -46,6 +46,7 @@ def reverie(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     return in_empty_folder(monkeypatch, capsys, tmp_path)
 
 
+@pytest.mark.slow
 def test_an_adapter_from_the_first_page_to_the_last_answer(reverie: Reverie, base: Path) -> None:
     done = reverie("adapt", base, "--data=notes", "--out=run", *SETTINGS, "--json")
     card = the_json(done)

@@ -163,6 +163,7 @@ def test_chat_about_a_book(reverie: Reverie, memory: str, monkeypatch: pytest.Mo
     assert "56 tokens in memory, 512 bytes of book.txt, 14 passes so far; 7 of 8 tokens awake" in done.err
 
 
+@pytest.mark.slow
 def test_a_model_that_was_never_trained_says_so(reverie: Reverie, memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Once, on stderr and as JSON, in every command that shows a memory; and a trained model does not."""
     tiny_run(Path("new"), untrained=True)

@@ -90,6 +90,7 @@ def test_generate_streams_text(reverie: Reverie, sleeper: str) -> None:
     assert "slept over 10 windows; state at most " in last
 
 
+@pytest.mark.slow
 def test_layers_that_were_never_trained_are_said_to_be(reverie: Reverie, sleeper: str) -> None:
     """And how to train them; once they are, and of a model with fast weights of its own, there is nothing to say."""
     model = load(sleeper)

@@ -156,6 +156,7 @@ def test_text_and_ids_that_are_none(tokenizer: SmolLM2Tokenizer) -> None:
     assert set(tokenizer.decode(owl[:-1])) == {"\ufffd"}
 
 
+@pytest.mark.slow
 @needs_smollm2
 def test_agrees_with_an_independent_reconstruction(tokenizer: SmolLM2Tokenizer) -> None:
     for line in reference_problems():

@@ -88,6 +88,7 @@ def test_a_name_is_no_formula() -> None:
     assert figure.get_suptitle().startswith("US$5 \\frac{ and $6\ufffd[2J: ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("windows", "passes", "blocks", "more"),
     [

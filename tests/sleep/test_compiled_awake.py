@@ -217,6 +217,7 @@ def test_compiled_it_is_the_same_and_found_again(cache: Path, dtype: torch.dtype
     assert list(cache.rglob("*.pt2")) == [file]
 
 
+@pytest.mark.slow
 def test_what_cannot_be_compiled_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(UserError, match="window"):
         compile_awake(random_model(), SleepConfig(window_size=2**40))
