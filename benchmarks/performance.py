@@ -1,6 +1,6 @@
 """Tables of docs/PERFORMANCE.md, from the cards of `reverie bench` in results/performance.
 
-    make performance                    the five benchmarks, then this
+    make performance                    the six benchmarks, then this
     python benchmarks/performance.py    this alone
 
 rewrites what stands in the page between <!-- table: NAME --> and <!-- end -->, and leaves the rest as it is.

@@ -7,11 +7,11 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_serializer
+from pydantic import BaseModel, Field, ValidationError, model_serializer
 
 from reverie.errors import UserError, not_this_version, plain
 from reverie.files import opened, write_atomic
-from reverie.results.fields import Count, Depth, Passes, ScoreSummary, Seconds, Share
+from reverie.results.fields import Count, Depth, Part, Passes, ScoreSummary, Seconds, Share
 from reverie.results.provenance import Hardware
 from reverie.results.settings import settings_label
 from reverie.tasks import find_task
@@ -27,34 +27,10 @@ METRIC_NAMES: dict[Metric, str] = {
 _SIGNIFICANT_DIGITS = 5
 _LINE_WIDTH = 120
 CARD_VERSION = 1
-_UNSAID = ("kind", "recipe", "commit", "date", "wall_time_s")  # not in the one line that is printed of a card
 
 
 Report = Callable[[int, int, str], None]
 """Called before each part of a long measurement: parts done, parts in all, and what this one measures."""
-
-
-class Part(BaseModel):
-    """A frozen part of a card, which refuses unknown fields."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def check(self) -> None:
-        """Raises ValueError, for a card from a file, if its parts do not fit each other."""
-
-    def __repr__(self) -> str:
-        """One line with as many fields as fit: values, then of lists and dicts how many they hold."""
-        said = [(name, x) for name, x in self if name not in _UNSAID and x is not None]
-        values = {name: x for name, x in said if not isinstance(x, BaseModel)}
-        parts = [f"{name}={_brief(x)}" for name, x in values.items() if not isinstance(x, list | dict)]
-        parts += [f"{len(x)} {name}" for name, x in values.items() if isinstance(x, list | dict) and x]
-        line = f"{type(self).__name__}("
-        for part in parts:
-            if len(line) + len(part) < _LINE_WIDTH - 5:
-                line += f"{part}, "
-        return f"{line.removesuffix(', ')})"
-
-    __str__ = __repr__
 
 
 class Chance(Part):
@@ -321,11 +297,6 @@ def rounded(value: Any) -> Any:
     if isinstance(value, list):
         return [rounded(part) for part in value]
     return value
-
-
-def _brief(value: Any) -> str:
-    shown = f"{value:.{_SIGNIFICANT_DIGITS}g}" if isinstance(value, float) else plain(str(value))
-    return shown if len(shown) <= 24 else f"{shown[:23]}…"
 
 
 def _layout(value: Any, indent: int = 0) -> str:
