@@ -19,7 +19,7 @@ from reverie import sleep_over
 from reverie.hf import load
 from reverie.model import fast_weight_change
 
-pytestmark = pytest.mark.hf
+pytestmark = [pytest.mark.hf, pytest.mark.slow]
 
 
 def through_torch(model: Any) -> Any:

@@ -18,7 +18,7 @@ from reverie.memory import sleep_over
 from reverie.sleep import Context, SleepConfig, read
 from reverie.sleep.gradients import Backward
 
-pytestmark = pytest.mark.hf
+pytestmark = [pytest.mark.hf, pytest.mark.slow]
 
 CONFIGS = {
     "hard": asleep(1),

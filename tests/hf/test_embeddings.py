@@ -17,7 +17,7 @@ from reverie import sleep_over
 from reverie.errors import UserError
 from reverie.hf import ReverieHybridConfig, add_sleep
 
-pytestmark = pytest.mark.hf
+pytestmark = [pytest.mark.hf, pytest.mark.slow]
 
 EAGER = {"experts_implementation": "eager"}
 CASES = [

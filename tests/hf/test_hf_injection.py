@@ -19,7 +19,7 @@ from reverie.memory.fingerprint import fingerprint
 from reverie.model import State
 from reverie.sleep import Context, SleepConfig, consolidate, read
 
-pytestmark = pytest.mark.hf
+pytestmark = [pytest.mark.hf, pytest.mark.slow]
 
 OTHERS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("qwen3", "bamba", "ouro")]
 each_kind = pytest.mark.parametrize("kind", ["llama", "qwen3_next", *OTHERS])

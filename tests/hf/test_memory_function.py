@@ -21,7 +21,7 @@ from reverie.errors import UserError
 from reverie.hf import add_sleep, cache_of
 from reverie.memory.memory import Memory, sleep_over
 
-pytestmark = pytest.mark.hf
+pytestmark = [pytest.mark.hf, pytest.mark.slow]
 
 Change = Callable[[Any], object]
 

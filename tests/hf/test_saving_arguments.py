@@ -31,7 +31,7 @@ from reverie.hf import add_sleep, load, load_hybrid
 from reverie.hf.blocks import inserted_parameters
 from reverie.hf.saving_arguments import load_arguments, save_arguments
 
-pytestmark = pytest.mark.hf
+pytestmark = [pytest.mark.hf, pytest.mark.slow]
 
 DOCS = Path(__file__).parents[2] / "docs" / "huggingface.md"
 AUTO = AutoModelForCausalLM.from_pretrained

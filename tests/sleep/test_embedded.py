@@ -89,6 +89,7 @@ def test_gradcheck_of_embedded_values_through_two_passes(tiny_model: MakeModel, 
     assert torch.autograd.gradcheck(fast_weights, values, fast_mode=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpoint", ["pass", "window"])
 @each_eviction
 @all_and_middle

@@ -107,8 +107,9 @@ def test_each_row_of_a_rollout_and_its_gradient_are_algorithm_1(
     assert all(float(x.abs().sum()) > 0 for name, x in ours.items() if "injection" in name)
 
 
+@pytest.mark.slow
 @each_way
-@pytest.mark.parametrize("value_embedding", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("value_embedding", [False, True])
 def test_rows_that_halt_are_as_if_alone(tiny_model: MakeModel, way: str, value_embedding: bool) -> None:
     """Rows that have stopped leave the batch, and what passes read beside h with them."""
     model, config = of_this_way(tiny_model, way, LAYERS["gdn"], asleep(6), value_embedding=value_embedding)

@@ -28,7 +28,7 @@ from reverie.train import adapt
 from reverie.train.distributed import Processes
 from reverie.train.run import train
 
-pytestmark = [pytest.mark.hf, needs_smollm2]
+pytestmark = [pytest.mark.hf, pytest.mark.slow, needs_smollm2]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +79,6 @@ def test_evaluating_the_run_again_gives_its_score(undisturbed: Path) -> None:
     assert_close(evaluate_run(undisturbed).score, wanted)
 
 
-@pytest.mark.slow
 def test_a_cache_changes_nothing(
     undisturbed: Path, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -88,7 +87,7 @@ def test_a_cache_changes_nothing(
     assert_same_run(tmp_path, undisturbed)
 
 
-@pytest.mark.parametrize("step", [1, pytest.param(5, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", [1, 5])
 def test_a_run_that_was_killed_goes_on_to_the_same_curve(
     undisturbed: Path, base: Path, tmp_path: Path, step: int
 ) -> None:
@@ -98,7 +97,6 @@ def test_a_run_that_was_killed_goes_on_to_the_same_curve(
     assert_same_run(tmp_path, undisturbed)
 
 
-@pytest.mark.slow
 def test_sigterm_finishes_the_step_and_saves(undisturbed: Path, base: Path, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         train(tiny_adapter(base), tmp_path, report=lambda progress, loss: os.kill(os.getpid(), signal.SIGTERM))
@@ -107,7 +105,6 @@ def test_sigterm_finishes_the_step_and_saves(undisturbed: Path, base: Path, tmp_
     assert_same_run(tmp_path, undisturbed)
 
 
-@pytest.mark.slow
 def test_a_limit_of_time_stops_it(undisturbed: Path, base: Path, tmp_path: Path) -> None:
     with pytest.raises(Stopped):
         train(tiny_adapter(base), tmp_path, max_seconds=0.01)
@@ -115,13 +112,11 @@ def test_a_limit_of_time_stops_it(undisturbed: Path, base: Path, tmp_path: Path)
     assert_same_run(tmp_path, undisturbed)
 
 
-@pytest.mark.slow
 def test_a_process_that_makes_pages_ahead_changes_nothing(undisturbed: Path, base: Path, tmp_path: Path) -> None:
     train(tiny_adapter(base, train={"data_workers": 1}), tmp_path)
     assert curve(tmp_path) == curve(undisturbed)
 
 
-@pytest.mark.slow
 def test_losses_fall(base: Path, tmp_path: Path) -> None:
     more = {"steps": 30, "eval_every": 5, "eval_examples": 1, "checkpoint_every": 1000}
     few = {"pool": 2, "pages": (1, 1), "loss": {"plain_text": 0.0, "address_alone": 0.0}}
@@ -133,7 +128,6 @@ def test_losses_fall(base: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "start", [False, {"pages": 16, "read_out": ["state"], "query_tokens": 2}], ids=["none", "state"]
 )
-@pytest.mark.slow
 def test_other_starts_and_low_rank_updates(base: Path, tmp_path: Path, start: Any) -> None:
     pytest.importorskip("peft")
     model = {"lora_rank": 2, "lora_blocks": [[2, 3]]}
@@ -153,7 +147,6 @@ def score_of(model: Any, recipe: Recipe) -> Any:
     return evaluate(model.sleeping, recipe.task, recipe.sleep, recipe.train.eval_examples).score.summary()["by_depth"]
 
 
-@pytest.mark.slow
 def test_two_hops_with_looped_blocks(base: Path, tmp_path: Path) -> None:
     """Questions of the curriculum's depth alone, N = 2."""
     task = {"name": "hops", "window_tokens": 48}
@@ -187,7 +180,6 @@ def _train_together(processes: Processes, recipe: Recipe, out: Path) -> Any:
     return train(recipe, out, processes=processes).score
 
 
-@pytest.mark.slow
 def test_two_processes_agree(base: Path, tmp_path: Path) -> None:
     """On what they found; without sampling, which each does for itself, the curve is that of one."""
     loss = {"plain_text": 0.0, "sampled_vocabulary": 0, "address_alone": 0.4}
@@ -199,7 +191,6 @@ def test_two_processes_agree(base: Path, tmp_path: Path) -> None:
     assert_close(ours["by_kind"], read_run_card(tmp_path / "one").score["by_kind"], rough=True)
 
 
-@pytest.mark.slow
 def test_more_processes_than_texts(base: Path, tmp_path: Path) -> None:
     """Of two pages that make one text, a process has none."""
     recipe = tiny_adapter(base, train={"batch_size": 2}, adapt={"pages": [2, 2]})
