@@ -100,9 +100,10 @@ class Bookmark:
             memory = Memory.load(self._place(empty), self._model, self._config)
         except UserError:  # of another model, or damaged
             return None
-        self._read = self._kept = int(memory.tokens[0])
-        if memory.batch_size != 1 or not 0 < self._read < self._tokens or self._read % self._config.window_size:
+        read = int(memory.tokens[0])
+        if memory.batch_size != 1 or not 0 < read < self._tokens or read % self._config.window_size:
             return None
+        self._read = self._kept = read
         self._path = self._place(empty)
         self._tell(f"goes on after {self._counts()}, read before and kept in {self._path}")
         return memory.context, self._read

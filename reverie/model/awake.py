@@ -15,10 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from reverie.errors import UserError
 from reverie.model.attention import Attention
 from reverie.model.changes import Look
-from reverie.model.fast_weights import FastWeightMixer
 from reverie.model.fused import rms_norm
 from reverie.model.hybrid import Block, HybridLM
 from reverie.model.room import room_after
@@ -36,16 +34,10 @@ class AwakeGraph(nn.Module):
 
     Args:
         span: tokens that attention may look back on, itself included.
-
-    Raises:
-        UserError: the model has mixers from outside.
     """
 
     def __init__(self, model: HybridLM, span: int) -> None:
         super().__init__()
-        for block in model.layers:
-            if not isinstance(block.mixer, Attention | FastWeightMixer):
-                raise UserError(f"a token awake is compiled for attn, gdn and jet blocks, and {block.kind} is none")
         self._blocks = (_Blocks(model, span),)  # in a tuple: its parameters are given, and not the graph's own
         self._names = [name for name, _ in self._blocks[0].named_parameters()]
 
@@ -108,7 +100,7 @@ class Awake:
         self._run, self._span, self._places = run, span, torch.arange(places).unbind()
         self._batch_size, self._empty = batch_size, empty_state(model, batch_size)
         self._parameters = [parameter.detach().contiguous() for parameter in model.parameters()]
-        self._addresses, self._look, self._changed = self._where(), Look(model), False
+        self._vocabulary, self._look, self._changed = range(model.config.vocab_size), Look(model), False
 
     def takes(self, tokens: Tensor, state: State, stop: int, span: int) -> bool:
         """True if this call is what was compiled: a token without gradients, of a model that is as it was."""
@@ -119,7 +111,8 @@ class Awake:
             and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
             and all(map(self._fits, state.cache, self._empty.cache))
             and all(map(_alike, state.fast_weights, self._empty.fast_weights))
-            and self._unchanged(begins=all(entry is None for entry in state.cache))
+            and all(token in self._vocabulary for (token,) in tokens.tolist())  # or the process would end
+            and self._unchanged()
         )
 
     def embed_blocks(
@@ -157,15 +150,12 @@ class Awake:
         alike = isinstance(entry, KVCache) and (entry.k.dtype, len(entry.k)) == (empty.k.dtype, self._batch_size)
         return alike and entry.k.shape[1] < len(self._places)
 
-    def _unchanged(self, *, begins: bool) -> bool:
-        """True if the model is as it was when this was compiled: looked at where a window begins, or a weight moved."""
-        if not self._changed and (begins or self._where() != self._addresses) and not self._look.holds():
+    def _unchanged(self) -> bool:
+        """True if the model is as it was when this was compiled."""
+        if not self._changed and not self._look.holds():
             self._changed = True
             warnings.warn("the model has changed since it was compiled, and runs as if it were not", stacklevel=2)
         return not self._changed
-
-    def _where(self) -> list[int]:
-        return [x.data_ptr() for x in self._parameters]
 
 
 def empty_state(model: HybridLM, batch_size: int) -> State:

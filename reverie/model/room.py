@@ -58,9 +58,10 @@ def append(before: Tensor, new: Tensor, dim: int, window: int) -> Tensor:
     Args:
         window: tokens that a cache holds under hard eviction, at most; under sliding eviction twice as many.
     """
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or before.dtype != new.dtype:
-        return torch.cat([before.to(new.dtype), new], dim)
     n, size = before.shape[dim], new.shape[dim]
+    alike = before.dtype == new.dtype and before.narrow(dim, 0, 0).shape == new.narrow(dim, 0, 0).shape
+    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not alike:
+        return torch.cat([before.to(new.dtype), new], dim)
     room: Room | None = _rooms.get(before)
     if room is None or not room.take(n, size):
         most = window if n + size <= window else 2 * window

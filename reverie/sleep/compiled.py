@@ -15,13 +15,21 @@ import torch
 from torch import Tensor
 
 from reverie.errors import UserError
-from reverie.files import cache_folder, write_atomic
-from reverie.model import HybridLM
+from reverie.files import cache_folder, file_hash, write_atomic
+from reverie.model import HybridLM, new_model
+from reverie.model.attention import Attention
 from reverie.model.awake import Awake, AwakeGraph, Made, Run, empty_state
+from reverie.model.gated_deltanet import GatedDeltaNet
+from reverie.model.hybrid import Block
+from reverie.model.jet import JetLayer
 from reverie.model.state import ConvTail, KVCache
+from reverie.sleep.algorithm import read
 from reverie.sleep.config import SleepConfig
+from reverie.sleep.context import Context
 
 _SOURCES = ("model", "ops")  # what a graph is made of
+_TRIED = 3  # tokens, each time a graph is loaded
+_RULES = "gated_delta", "delta", "hebbian"
 _PLACES = 2**16  # most of a cache; a graph attends to all of them
 
 
@@ -31,36 +39,86 @@ def compile_awake(model: HybridLM, config: SleepConfig, *, batch_size: int = 1) 
     Returns the file that was compiled.
 
     Raises:
-        UserError: the model is not on the CPU, has mixers from outside or a window too large, or there is no compiler.
+        UserError: the model is not on the CPU, has parts from outside or a window too large; there is no compiler; or
+            the model is another than its config says, since what was compiled of that gives other logits.
     """
     if (refusal := _refusal(model, config)) is not None:
         raise UserError(refusal)
     file = _file(model, config, batch_size)
-    if not file.is_file():
+    if not take_compiled(model, config, batch_size=batch_size):
         write_atomic(file, lambda temporary: _compile(model, config, batch_size, temporary))
-    take_compiled(model, config, batch_size=batch_size)
+        write_atomic(_sum_of(file), file_hash(file).encode())
+        if not take_compiled(model, config, batch_size=batch_size):
+            raise UserError("what was compiled of the model's config gives other logits than the model: it was edited")
     return file
 
 
 def take_compiled(model: object, config: SleepConfig, *, batch_size: int = 1) -> bool:
-    """Let tokens awake go through a compiled graph if there is one for such a model; true if there is."""
+    """Let tokens awake go through a compiled graph if there is one for such a model; true if there is.
+
+    A file that is damaged, or a graph that computes something else than the model does, is left alone.
+    """
     if not isinstance(model, HybridLM) or _refusal(model, config) is not None:
         return False
-    file = _file(model, config, batch_size)
-    if not file.is_file():
+    try:
+        file = _file(model, config, batch_size)
+        if _sum_of(file).read_text() != file_hash(file):
+            return False
+        run = _load(file, model.num_blocks)
+    except (UserError, OSError, UnicodeDecodeError, RuntimeError):  # none, or none that can be read
         return False
     sizes = {"span": config.window_size, "places": _places(config), "batch_size": batch_size}
-    model.awake[batch_size] = Awake(model, _load(file, model.num_blocks), **sizes)
+    awake = Awake(model, run, **sizes)
+    if not _agrees(model, config, awake, batch_size):
+        return False
+    model.awake[batch_size] = awake
     return True
+
+
+@torch.no_grad()
+def _agrees(model: HybridLM, config: SleepConfig, awake: Awake, batch_size: int) -> bool:
+    """True if a few tokens leave what the general path leaves, to rounding."""
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(model.config.vocab_size, (batch_size, _TRIED), generator=generator)
+
+    def made(steps: dict[int, Awake]) -> list[Tensor]:
+        model.awake.pop(batch_size, None)
+        model.awake.update(steps)
+        context, logits = Context.empty(model), list[Tensor]()
+        for token in tokens.split(1, dim=1):
+            new, context = read(model, token, context, config)
+            logits.append(new)
+        model.awake.pop(batch_size, None)
+        return [torch.cat(logits, 1), *(x for x in context.state.fast_weights if x is not None)]
+
+    tolerance = 1e-3 if tokens.new_empty(0, dtype=next(model.parameters()).dtype).element_size() >= 4 else 0.1
+    return all(
+        bool(((x - y).abs().max() <= tolerance * y.abs().max()).item())
+        for x, y in zip(made({batch_size: awake}), made({}), strict=True)
+    )
 
 
 def _refusal(model: HybridLM, config: SleepConfig) -> str | None:
     """Why a token awake of this model cannot be compiled; None if it can."""
+    if type(model) is not HybridLM:
+        return f"a token awake is compiled for HybridLM alone, and this is a {type(model).__name__}"
+    for block in model.layers:
+        if type(block) is not Block or type(block.mixer) not in (Attention, GatedDeltaNet, JetLayer):
+            return f"a token awake is compiled for attn, gdn and jet blocks, and {block.kind} is none"
+    if model.config.update_rule not in _RULES:
+        return f"a token awake is compiled for the rules {', '.join(_RULES)}, and not for {model.config.update_rule}"
+    if len({parameter.dtype for parameter in model.parameters()}) > 1:
+        return "a token awake is compiled for parameters of one type"
     if others := {parameter.device.type for parameter in model.parameters()} - {"cpu"}:
         return f"a token awake is compiled for the CPU alone, and the model is on {min(others)}"
     if _places(config) > _PLACES:
         return f"a token awake is compiled for caches of at most {_PLACES:,} tokens, and this window needs more"
     return None
+
+
+def _sum_of(file: Path) -> Path:
+    """The SHA-256 of a file, beside it: a program with a flipped bit would run."""
+    return file.with_suffix(".sha256")
 
 
 def _places(config: SleepConfig) -> int:
@@ -79,7 +137,9 @@ def _file(model: HybridLM, config: SleepConfig, batch_size: int) -> Path:
     return cache_folder("awake") / f"{digest[:32]}.pt2"
 
 
-def _compile(model: HybridLM, config: SleepConfig, batch_size: int, place: Path) -> None:
+def _compile(like: HybridLM, config: SleepConfig, batch_size: int, place: Path) -> None:
+    """Compile for every model of this config: of a new one, since this one may have been edited."""
+    model = new_model(like.config, seed=0).to(next(like.parameters()).dtype).eval()
     empty = empty_state(model, batch_size)
     pairs = [entry for entry in empty.cache if isinstance(entry, KVCache)]
     buffers = [x.new_zeros(len(x), _places(config), *x.shape[2:]) for pair in pairs for x in (pair.k, pair.v)]

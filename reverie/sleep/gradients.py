@@ -153,7 +153,8 @@ class Backward(BaseModel):
             return beside(embedded, entered), *rest
 
         usual = in_parts if at_once is None else whole
-        model_awake: Any = getattr(model, "awake", None)
+        # Of the class itself: one that inherits it, or hands attributes on, may have blocks of its own.
+        model_awake: Any = getattr(model, "awake", None) if "awake" in vars(type(model)) else None
         return awake if model_awake and observe is None else usual
 
 

@@ -64,9 +64,14 @@ class Sleeper:
     def head(self, h: Tensor) -> Tensor:
         return self.sleeping.head(h)
 
+    @property
+    def awake(self) -> dict[int, Any]:
+        """What was compiled of the model."""
+        return getattr(self.sleeping, "awake", {})
+
     def __getattr__(self, name: str) -> Any:
         """What only some models have."""
-        if name in ("embed_blocks", "awake"):
+        if name == "embed_blocks":
             return getattr(self.sleeping, name)
         raise AttributeError(f"a Sleeper has no {name}")
 

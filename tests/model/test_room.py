@@ -91,3 +91,10 @@ def test_what_was_cached_takes_the_type_of_what_comes(cached: torch.dtype):
     k = append(torch.ones(1, 1, 2, dtype=cached), torch.zeros(1, 1, 2), 1, 9)
     assert k.dtype == torch.float32
     assert torch.equal(k, torch.tensor([[[1.0, 1.0], [0.0, 0.0]]]))
+
+
+@torch.no_grad()
+def test_other_rows_are_refused_as_by_cat():
+    k = append(torch.zeros(3, 1, 2), torch.zeros(3, 1, 2), 1, 9)
+    with pytest.raises(RuntimeError, match="Sizes of tensors must match"):
+        append(k, torch.zeros(1, 1, 2), 1, 9)

@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 from reverie.errors import UserError
 from reverie.files import CACHE
 from reverie.model import HybridConfig, HybridLM, new_model
+from reverie.model.attention import Attention
 from reverie.model.awake import Awake, AwakeGraph
 from reverie.sleep import Context, SleepConfig, compiled, read
 from reverie.sleep.compiled import compile_awake, take_compiled
@@ -49,8 +50,10 @@ def uncompiled(model: HybridLM, config: SleepConfig, batch_size: int) -> None:
 
 
 @torch.no_grad()
-def token_by_token(model: HybridLM, tokens: Tensor, config: SleepConfig) -> tuple[Tensor, Context]:
-    context, logits = Context.empty(model), list[Tensor]()
+def token_by_token(
+    model: HybridLM, tokens: Tensor, config: SleepConfig, context: Context | None = None
+) -> tuple[Tensor, Context]:
+    context, logits = context or Context.empty(model), list[Tensor]()
     for token in tokens.split(1, dim=1):
         new, context = read(model, token, context, config)
         logits.append(new)
@@ -145,13 +148,17 @@ def _doubled(module: nn.Module, given: Any, made: Tensor) -> Tensor:
     return 2 * made
 
 
+@pytest.mark.parametrize("eviction", ["hard", "sliding"])
 @pytest.mark.parametrize("edit", ["weight", "type", "hook", "module", "moved"])
-def test_a_model_that_has_changed_is_no_longer_the_compiled_one(edit: str, monkeypatch: pytest.MonkeyPatch):
-    model, config = random_model(), SleepConfig(window_size=L)
+def test_a_model_that_has_changed_is_no_longer_the_compiled_one(
+    edit: str, eviction: Any, monkeypatch: pytest.MonkeyPatch
+):
+    """From the very next token on, in the middle of a window too."""
+    model, config = random_model(), SleepConfig(window_size=L, eviction=eviction)
     uncompiled(model, config, 1)
     calls = calls_of(model, monkeypatch)
-    token_by_token(model, text(length=L), config)
-    assert len(calls) == L
+    _, context = token_by_token(model, text(length=L + 2), config)
+    assert len(calls) == L + 2
     first = model.get_submodule("layers.0.mlp.in_proj")
     assert isinstance(first, nn.Linear)
     if edit == "weight":
@@ -165,11 +172,52 @@ def test_a_model_that_has_changed_is_no_longer_the_compiled_one(edit: str, monke
         model.get_submodule("layers.0.mlp").register_module("in_proj", nn.Linear(16, 48, bias=False))
     else:
         first.weight.data = first.weight.data + 1
+    more = text(length=L)
     with pytest.warns(UserWarning, match="has changed since it was compiled"):
-        got = token_by_token(model, text(), config)
-    assert len(calls) == L
+        got = token_by_token(model, more, config, context)
+    assert len(calls) == L + 2
     model.awake.clear()
-    assert_same(got, token_by_token(model, text(), config), 0)
+    assert_same(got, token_by_token(model, more, config, context), 0)
+
+
+class Steered(HybridLM):
+    def blocks(self, h: Tensor, *given: Any, **more: Any) -> Any:
+        return super().blocks(h + 1, *given, **more)
+
+
+class Wrapper:
+    """Hands on all that it does not do itself."""
+
+    def __init__(self, model: HybridLM) -> None:
+        self.model = model
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.model, name)
+
+    def blocks(self, h: Tensor, *given: Any, **more: Any) -> Any:
+        return self.model.blocks(h + 1, *given, **more)
+
+
+@pytest.mark.parametrize("kind", ["subclass", "wrapper"])
+def test_blocks_of_ones_own_are_never_left_out(kind: str, monkeypatch: pytest.MonkeyPatch):
+    model, config = random_model(), SleepConfig(window_size=L)
+    uncompiled(model, config, 1)
+    calls, other = calls_of(model, monkeypatch), Wrapper(model)
+    if kind == "subclass":
+        other = Steered(model.config).eval()
+        other.awake[1] = model.awake[1]
+        assert not take_compiled(other, config)
+    token_by_token(other, text(), config)  # type: ignore[arg-type]
+    assert not calls
+
+
+def test_a_token_that_there_is_none_of_is_an_error_as_ever():
+    """Compiled code would end the process."""
+    model, config = random_model(), SleepConfig(window_size=L)
+    uncompiled(model, config, 1)
+    for token in (17, -1, 2**40):
+        with pytest.raises(IndexError), torch.no_grad():
+            read(model, torch.tensor([[token]]), Context.empty(model), config)
 
 
 def test_copies_and_files_have_nothing_compiled():
@@ -215,6 +263,53 @@ def test_compiled_it_is_the_same_and_found_again(cache: Path, dtype: torch.dtype
     assert not take_compiled(model, config, batch_size=batch_size + 1)
     assert not take_compiled(random_model(value_embedding=True), config)
     assert list(cache.rglob("*.pt2")) == [file]
+
+
+@pytest.mark.slow
+def test_what_is_in_the_cache_is_not_believed(cache: Path, monkeypatch: pytest.MonkeyPatch):
+    config, model = SleepConfig(window_size=L), random_model()
+    file = compile_awake(model, config)
+    whole = file.read_bytes()
+    half = len(whole) // 2
+    flipped = bytes([whole[half] ^ 1])
+    for damaged in (b"", b"junk", whole[:half], whole[:half] + flipped + whole[half + 1 :]):
+        file.write_bytes(damaged)
+        assert not take_compiled(random_model(), config)
+    file.write_bytes(whole)
+    assert take_compiled(random_model(), config)
+    edited = random_model()
+    edited.get_submodule("layers.0.mlp.in_proj").register_forward_hook(_doubled)
+    assert not take_compiled(edited, config)
+    assert not edited.awake
+    with pytest.raises(UserError, match="it was edited"):
+        compile_awake(edited, config)
+    assert take_compiled(random_model(), config)
+    monkeypatch.setattr(compiled, "cache_folder", no_folder)
+    assert not take_compiled(random_model(), config)
+
+
+def no_folder(kind: str) -> Path:
+    raise UserError("there is no home directory to keep a cache in")
+
+
+class Mine(Attention):
+    def forward(self, *given: Any, **more: Any) -> Any:
+        y, *rest = super().forward(*given, **more)
+        return 3 * y, *rest
+
+
+def rule_of_mine(
+    q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, *, initial_state: Any, scale: float
+) -> tuple[Tensor | None, Tensor]:
+    raise NotImplementedError
+
+
+def test_parts_from_outside_are_refused():
+    config = SleepConfig(window_size=L)
+    with pytest.raises(UserError, match="for attn, gdn and jet blocks"):
+        compile_awake(random_model(layers=(f"{__name__}:Mine", "gdn")), config)
+    with pytest.raises(UserError, match="for the rules gated_delta, delta, hebbian"):
+        compile_awake(random_model(update_rule=f"{__name__}:rule_of_mine", backend="reference"), config)
 
 
 @pytest.mark.slow
