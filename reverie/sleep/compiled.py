@@ -93,7 +93,7 @@ def _agrees(model: HybridLM, config: SleepConfig, awake: Awake, batch_size: int)
 
     tolerance = 1e-3 if tokens.new_empty(0, dtype=next(model.parameters()).dtype).element_size() >= 4 else 0.1
     return all(
-        bool(((x - y).abs().max() <= tolerance * y.abs().max()).item())
+        bool((torch.linalg.vector_norm(x - y) <= tolerance * torch.linalg.vector_norm(y)).item())
         for x, y in zip(made({batch_size: awake}), made({}), strict=True)
     )
 

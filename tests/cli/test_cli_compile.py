@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,3 +64,20 @@ def test_other_models_are_refused(reverie: Reverie):
     assert_one_line(reverie("compile", "nothing"), "there is no model at nothing")
     with pytest.raises(UserError, match="one of transformers runs as it is"):
         compiled.compile_and_measure(replace(load_model("example"), sleeping=object()), 1)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_without_a_compiler_nothing_is_left(tmp_path: Path):
+    """In a process of its own, since torch remembers which compiler it has found."""
+    environment = os.environ | {
+        CACHE: str(tmp_path),
+        "CXX": "/no/such/compiler",
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
+    }
+    command = [sys.executable, "-m", "reverie", "compile", "example"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert (
+        done.stderr.strip().splitlines()[-1].startswith("error: compiling needs a C++ compiler that works, such as g++")
+    )
+    assert not list((tmp_path / "awake").glob("*"))

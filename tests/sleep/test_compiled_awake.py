@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch._inductor.config as inductor_config
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -312,13 +311,9 @@ def test_parts_from_outside_are_refused():
         compile_awake(random_model(update_rule=f"{__name__}:rule_of_mine", backend="reference"), config)
 
 
-@pytest.mark.slow
-def test_what_cannot_be_compiled_is_refused(cache: Path, monkeypatch: pytest.MonkeyPatch):
+def test_what_cannot_be_compiled_is_refused(cache: Path):
     with pytest.raises(UserError, match="window"):
         compile_awake(random_model(), SleepConfig(window_size=2**40))
     with pytest.raises(UserError, match="is on meta"):
         compile_awake(random_model().to("meta"), SleepConfig(window_size=L))
-    monkeypatch.setattr(inductor_config.cpp, "cxx", ("/no/such/compiler",))
-    with pytest.raises(UserError, match="C\\+\\+ compiler"):
-        compile_awake(random_model(), SleepConfig(window_size=L))
     assert not list(cache.rglob("*.pt2"))
