@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from reverie.errors import UserError
+from reverie.errors import UserError, plain
 from reverie.files import cache_folder, file_hash, write_atomic
 from reverie.model import HybridLM, new_model
 from reverie.model.attention import Attention
@@ -91,7 +91,7 @@ def _agrees(model: HybridLM, config: SleepConfig, awake: Awake, batch_size: int)
         model.awake.pop(batch_size, None)
         return [torch.cat(logits, 1), *(x for x in context.state.fast_weights if x is not None)]
 
-    tolerance = 1e-3 if tokens.new_empty(0, dtype=next(model.parameters()).dtype).element_size() >= 4 else 0.1
+    tolerance = 1e-3 if tokens.new_empty(0, dtype=next(model.parameters()).dtype).element_size() >= 4 else 0.3
     return all(
         bool((torch.linalg.vector_norm(x - y) <= tolerance * torch.linalg.vector_norm(y)).item())
         for x, y in zip(made({batch_size: awake}), made({}), strict=True)
@@ -163,7 +163,10 @@ def _compile(like: HybridLM, config: SleepConfig, batch_size: int, place: Path) 
                 exported, package_path=str(place), inductor_configs={"cpp.dynamic_threads": True}
             )
         except (InductorError, InvalidCxxCompiler, CppCompileError) as error:
-            raise UserError("compiling needs a C++ compiler that works, such as g++; CXX names another") from error
+            reason = plain(str(error).partition("\n")[0])[:200]
+            raise UserError(
+                f"compiling needs a C++ compiler that works, such as g++ (CXX names another): {reason}"
+            ) from error
 
 
 def _load(file: Path, num_blocks: int) -> Run:
