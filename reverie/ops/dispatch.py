@@ -164,7 +164,7 @@ def run_rule(
         raise UserError(f"update rule {rule!r} has no backend {backend!r}: use auto or one of {', '.join(backends)}")
     scale = k.shape[-1] ** -0.5 if scale is None else scale
     # Under autocast the products inside would fall to bfloat16, and the memory with them.
-    falls = torch.is_autocast_enabled(k.device.type)
+    falls = k.device.type not in ("cpu", "cuda") or torch.is_autocast_enabled(k.device.type)
     with torch.autocast(k.device.type, enabled=False) if falls else contextlib.nullcontext():
         return backends[backend](q, k, v, g, beta, initial_state=initial_state, scale=scale, chunk_size=chunk_size)
 

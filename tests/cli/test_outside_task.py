@@ -156,6 +156,7 @@ def test_in_processes_of_ones_own_from_another_folder(recipe: Path, tmp_path: Pa
     assert together.returncode == 0, together.stderr
     missing = run("eval", "two")
     assert (missing.returncode, missing.stdout) == (2, "")
-    assert missing.stderr.startswith(f"error: {MISSING}")
+    assert missing.stderr.startswith("error: ")
+    assert MISSING in missing.stderr
     environment["PYTHONPATH"] = os.pathsep.join([str(recipe.parent), environment.get("PYTHONPATH", "")])
     assert run("eval", "two").returncode == 0

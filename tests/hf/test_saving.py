@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from sleeping_models import L, asleep, insert
 from tiny import text, tiny
+from tiny_folder import without_sums
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -260,7 +261,11 @@ def test_no_base(base: str, folders: dict[str, Path]) -> None:
 @pytest.mark.parametrize(
     ("kind", "change", "message"),
     [
-        ("adapter", {"format_version": 2}, "has format_version 2, and this version of reverie reads 1"),
+        (
+            "adapter",
+            {"format_version": 2},
+            "was written by a newer reverie, in version 2 of the format: this one reads up to 1",
+        ),
         ("whole", {"model_type": "llama"}, "holds a model of type llama, saved without sleep"),
         ("whole", {"base_config": {"model_type": "dream"}}, "holds a model of type dream, which this version of tran"),
         ("adapter", {"weights": "half"}, "config.json is not as save_pretrained wrote it: weights: Input should be"),
@@ -289,6 +294,9 @@ def test_files_cut_short(kind: str, size: int | None, folders: dict[str, Path], 
     path.unlink()
     if size is not None:
         path.write_bytes(content[:size])
+        with pytest.raises(UserError, match=rf"{path} was changed after it was saved, or damaged"):
+            load(folder)
+        without_sums(folder)  # as folders of earlier have none
     with pytest.raises(UserError, match=rf"cannot load the (adapter|model) of {folder}: "):
         load(folder)
 
