@@ -10,8 +10,9 @@ from reverie.bench.check import SEED, require_equal
 from reverie.bench.timer import alternate, clock
 from reverie.errors import UserError
 from reverie.model import HybridLM
-from reverie.sleep import Context, SleepConfig, read
+from reverie.sleep import Context
 from reverie.sleep.compiled import compile_awake
+from reverie.sleep.generate import token_by_token
 from reverie.talk.sleeper import Sleeper
 
 _TOKENS = 24  # that are compared and timed, in one window
@@ -51,11 +52,11 @@ def compile_and_measure(sleeper: Sleeper, batch_size: int) -> Compilation:
 
     def general() -> Tensor:
         model.awake.clear()
-        return _read(model, config, tokens)
+        return token_by_token(model, tokens, Context.empty(model), config)[0]
 
     def compiled() -> Tensor:
         model.awake[batch_size] = awake
-        return _read(model, config, tokens)
+        return token_by_token(model, tokens, Context.empty(model), config)[0]
 
     wanted, begun = general(), clock()
     file = compile_awake(model, config, batch_size=batch_size)
@@ -65,12 +66,3 @@ def compile_and_measure(sleeper: Sleeper, batch_size: int) -> Compilation:
     times = alternate({"general": general, "compiled": compiled}, seconds=2)
     ms, general_ms = (1e3 * times[name].median / size[1] for name in ("compiled", "general"))
     return Compilation(file, batch_size, seconds, ms, general_ms, difference)
-
-
-@torch.no_grad()
-def _read(model: HybridLM, config: SleepConfig, tokens: Tensor) -> Tensor:
-    context, logits = Context.empty(model), list[Tensor]()
-    for token in tokens.split(1, dim=1):
-        new, context = read(model, token, context, config)
-        logits.append(new)
-    return torch.cat(logits, dim=1)

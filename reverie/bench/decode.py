@@ -1,5 +1,6 @@
 """`reverie bench decode`: a token awake beside transformers' hybrids of the same sizes, and its matrix products."""
 
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -19,6 +20,7 @@ from reverie.model import HybridConfig, HybridLM, count_parameters
 from reverie.results.card import Report
 from reverie.sleep import Context, SleepConfig, read
 from reverie.sleep.compiled import compile_awake
+from reverie.sleep.generate import token_by_token
 
 SIZES = (1, 1), (1, 2), (8, 2), (32, 2)  # B and threads
 TOKENS = 64  # from the start of a text
@@ -58,7 +60,7 @@ def measure(
     targets = _targets(rows)
     return Findings(
         name="decode",
-        ratio=float(targets[0]["ratio"] or 0),
+        ratio=number(targets[0], "ratio"),
         target=RIVALS_TARGET,
         better="lower",
         details=Details(tables={"targets": targets, "a token awake": rows}, notes=_notes(model, window_size)),
@@ -120,8 +122,7 @@ def _rows(B: int, threads: int, times: dict[str, Timing]) -> list[Row]:
     best = min(rivals, key=lambda name: times[name].median)
 
     def over(name: str, base: str) -> float:
-        pairs = sorted(a / b for a, b in zip(times[name].rounds, times[base].rounds, strict=True))
-        return pairs[len(pairs) // 2]
+        return statistics.median(a / b for a, b in zip(times[name].rounds, times[base].rounds, strict=True))
 
     return [
         {
@@ -136,15 +137,10 @@ def _rows(B: int, threads: int, times: dict[str, Timing]) -> list[Row]:
     ]
 
 
-@torch.no_grad()
 def _decode(model: HybridLM, awake: dict[int, Any], config: SleepConfig, text: Tensor) -> Tensor:
     model.awake.clear()
     model.awake.update(awake)
-    context, logits = Context.empty(model), list[Tensor]()
-    for token in text.split(1, dim=1):
-        new, context = read(model, token, context, config)
-        logits.append(new)
-    return torch.cat(logits, dim=1)
+    return token_by_token(model, text, Context.empty(model), config)[0]
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from reverie.model import HybridConfig, HybridLM
 from reverie.model.hybrid import count_parameters
 from reverie.results.card import Report
 from reverie.sleep import Context, SleepConfig, consolidate, read
+from reverie.sleep.generate import token_by_token
 
 # The proportions of rule110/base at half its width.
 MODEL = HybridConfig(
@@ -155,16 +156,6 @@ def sleep_on(model: HybridLM, config: SleepConfig, stop: Stop, tokens: int) -> S
 
 
 @torch.no_grad()
-def decode(model: HybridLM, config: SleepConfig, tokens: Tensor, context: Context) -> tuple[Tensor, Context]:
-    """Logits [1, T, vocab] of tokens, one call each as in generation, and the context after the last."""
-    logits = []
-    for token in tokens.split(1, dim=1):
-        new, context = read(model, token, context, config)
-        logits.append(new)
-    return torch.cat(logits, dim=1), context
-
-
-@torch.no_grad()
 def check_sleep(config: HybridConfig, sleep_config: SleepConfig) -> None:
     """Raises UserError where a text token by token, or its windows one by one, leaves other logits or fast weights than
     the whole in one call on the specification's update rule."""
@@ -176,7 +167,7 @@ def check_sleep(config: HybridConfig, sleep_config: SleepConfig) -> None:
     begin = start(ours)
     for stop in (begin, sleep_on(ours, sleep_config, begin, 2 * L)):
         what = f"N = {sleep_config.num_sleep_passes}, token by token from {stop.tokens} on"
-        got, context = decode(ours, sleep_config, text[:, stop.tokens :], stop.context)
+        got, context = token_by_token(ours, text[:, stop.tokens :], stop.context, sleep_config)
         require_equal(got, wanted[:, stop.tokens :], TOLERANCE[got.dtype], f"{what}, of the logits the worst")
         for mine, other in zip(context.state.fast_weights, end.state.fast_weights, strict=True):
             if mine is not None and other is not None:
@@ -192,12 +183,12 @@ def _asleep(model: HybridLM, config: SleepConfig, stop: Stop, last: int) -> Side
     n, L = config.num_sleep_passes, config.window_size
     fresh = window(model, config, last // L)
     wanted, _ = read(model, fresh, stop.context, config)
-    got, full = decode(model, config, fresh, stop.context)
+    got, full = token_by_token(model, fresh, stop.context, config)
     require_equal(got, wanted, TOLERANCE[got.dtype], f"N = {n}, a window token by token after {stop.tokens:,} tokens")
     return Side(
         model=f"sleep, N = {n}",
         tokens=stop.tokens,
-        decode=partial(decode, model, config, fresh, stop.context),
+        decode=partial(token_by_token, model, fresh, stop.context, config),
         decoded=L,
         context_bytes=tensor_bytes(full),
         process_bytes=stop.process_bytes,

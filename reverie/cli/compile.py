@@ -21,7 +21,7 @@ def compile_command(
     rows: Annotated[int, typer.Option(min=1, max=4096, help="Texts side by side, B.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Make tokens awake several times as fast: compile their step once, for ask, chat and generate.
+    """Compile a token awake, once, for ask, chat and generate; says what a token takes before and after.
 
     The same answers, to rounding. The file is in the cache of reverie, for this machine and this version of torch.
     """

@@ -164,7 +164,9 @@ def empty_state(model: HybridLM, batch_size: int) -> State:
         h = model.embed(torch.zeros(batch_size, 1, dtype=torch.long))
         _, one = model.blocks(h, State.empty(model.num_blocks), 0, model.num_blocks, span=1, embedded=h)
     cache = (
-        entry._replace(k=entry.k[:, :0], v=entry.v[:, :0]) if isinstance(entry, KVCache) else ConvTail(0 * entry.x)
+        entry._replace(k=entry.k[:, :0], v=entry.v[:, :0])
+        if isinstance(entry, KVCache)
+        else ConvTail(torch.zeros_like(entry.x))
         for entry in cast(tuple[Any, ...], one.cache)
     )
     return State(tuple(x if x is None else torch.zeros_like(x) for x in one.fast_weights), tuple(cache))

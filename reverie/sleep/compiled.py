@@ -23,9 +23,9 @@ from reverie.model.gated_deltanet import GatedDeltaNet
 from reverie.model.hybrid import Block
 from reverie.model.jet import JetLayer
 from reverie.model.state import ConvTail, KVCache
-from reverie.sleep.algorithm import read
 from reverie.sleep.config import SleepConfig
 from reverie.sleep.context import Context
+from reverie.sleep.generate import token_by_token
 
 _SOURCES = ("model", "ops")  # what a graph is made of
 _TRIED = 3  # tokens, each time a graph is loaded
@@ -84,12 +84,9 @@ def _agrees(model: HybridLM, config: SleepConfig, awake: Awake, batch_size: int)
     def made(steps: dict[int, Awake]) -> list[Tensor]:
         model.awake.pop(batch_size, None)
         model.awake.update(steps)
-        context, logits = Context.empty(model), list[Tensor]()
-        for token in tokens.split(1, dim=1):
-            new, context = read(model, token, context, config)
-            logits.append(new)
+        logits, context = token_by_token(model, tokens, Context.empty(model), config)
         model.awake.pop(batch_size, None)
-        return [torch.cat(logits, 1), *(x for x in context.state.fast_weights if x is not None)]
+        return [logits, *(x for x in context.state.fast_weights if x is not None)]
 
     tolerance = 1e-3 if tokens.new_empty(0, dtype=next(model.parameters()).dtype).element_size() >= 4 else 0.3
     return all(

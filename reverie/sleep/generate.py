@@ -51,6 +51,18 @@ def write(
 
 
 @torch.no_grad()
+def token_by_token(
+    model: SleepingModel, tokens: Int[Tensor, "B T"], context: Context, config: SleepConfig
+) -> tuple[Float[Tensor, "B T vocab"], Context]:
+    """Logits of tokens, one call each as in generation, and the context after the last."""
+    logits = list[Tensor]()
+    for token in tokens.split(1, dim=1):
+        new, context = read(model, token, context, config)
+        logits.append(new)
+    return torch.cat(logits, dim=1), context
+
+
+@torch.no_grad()
 def log_probability(
     model: SleepingModel, prompt: Int[Tensor, "B T"], written: Int[Tensor, "B W"], context: Context, config: SleepConfig
 ) -> Float[Tensor, "B W"]:

@@ -13,10 +13,11 @@ from torch import Tensor
 from reverie.bench import wake
 from reverie.bench.card import Row, number
 from reverie.bench.timer import Timing
-from reverie.bench.wake import TIME_TARGET, check_sleep, decode, measure
+from reverie.bench.wake import TIME_TARGET, check_sleep, measure
 from reverie.errors import UserError
 from reverie.model import HybridConfig, HybridLM
 from reverie.sleep import Context, SleepConfig, consolidate
+from reverie.sleep.generate import token_by_token
 
 pytestmark = pytest.mark.slow
 
@@ -99,13 +100,13 @@ def test_ratios_are_of_the_same_round(config: HybridConfig, monkeypatch: pytest.
 def test_a_wrong_token_is_not_timed(config: HybridConfig, monkeypatch: pytest.MonkeyPatch, stop: int) -> None:
     calls: list[int] = []
 
-    def wrong_after_stop(model: HybridLM, config: SleepConfig, tokens: Tensor, context: Context) -> Any:
+    def wrong_after_stop(model: HybridLM, tokens: Tensor, context: Context, config: SleepConfig) -> Any:
         calls.append(tokens.shape[1])
-        logits, end = decode(model, config, tokens, context)
+        logits, end = token_by_token(model, tokens, context, config)
         return (logits * 1.001 if calls.count(L) == 1 + STOPS.index(stop) else logits), end
 
     monkeypatch.setattr(wake, "check_sleep", lambda *_: None)
-    monkeypatch.setattr(wake, "decode", wrong_after_stop)
+    monkeypatch.setattr(wake, "token_by_token", wrong_after_stop)
     monkeypatch.setattr(wake, "alternate", never)
     with pytest.raises(UserError, match=f"^nothing is measured: N = 1, a window token by token after {stop} tokens is"):
         measured(config)
@@ -154,13 +155,13 @@ def without_sleep(model: HybridLM, tokens: Tensor, context: Context, config: Sle
     return consolidate(model, tokens, context, config.model_copy(update={"num_sleep_passes": 1}))
 
 
-def without_eviction(model: HybridLM, config: SleepConfig, tokens: Tensor, context: Context) -> tuple[Tensor, Context]:
-    return decode(model, config.model_copy(update={"window_size": 100}), tokens, context)
+def without_eviction(model: HybridLM, tokens: Tensor, context: Context, config: SleepConfig) -> tuple[Tensor, Context]:
+    return token_by_token(model, tokens, context, config.model_copy(update={"window_size": 100}))
 
 
 @pytest.mark.parametrize(
     ("name", "wrong", "begin"),
-    [("consolidate", without_sleep, f"from {2 * L} on"), ("decode", without_eviction, "from 0 on")],
+    [("consolidate", without_sleep, f"from {2 * L} on"), ("token_by_token", without_eviction, "from 0 on")],
 )
 def test_a_wrong_sleep_is_refused(
     config: HybridConfig, monkeypatch: pytest.MonkeyPatch, name: str, wrong: Any, begin: str

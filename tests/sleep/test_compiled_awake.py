@@ -17,7 +17,7 @@ from reverie.files import CACHE
 from reverie.model import HybridConfig, HybridLM, new_model
 from reverie.model.attention import Attention
 from reverie.model.awake import Awake, AwakeGraph
-from reverie.sleep import Context, SleepConfig, compiled, read
+from reverie.sleep import Context, SleepConfig, compiled, generate, read
 from reverie.sleep.compiled import compile_awake, take_compiled
 
 L = 6
@@ -48,15 +48,10 @@ def uncompiled(model: HybridLM, config: SleepConfig, batch_size: int) -> None:
     model.awake[batch_size] = Awake(model, graph, span=config.window_size, places=places, batch_size=batch_size)
 
 
-@torch.no_grad()
 def token_by_token(
     model: HybridLM, tokens: Tensor, config: SleepConfig, context: Context | None = None
 ) -> tuple[Tensor, Context]:
-    context, logits = context or Context.empty(model), list[Tensor]()
-    for token in tokens.split(1, dim=1):
-        new, context = read(model, token, context, config)
-        logits.append(new)
-    return torch.cat(logits, 1), context
+    return generate.token_by_token(model, tokens, context or Context.empty(model), config)
 
 
 def assert_same(got: tuple[Tensor, Context], wanted: tuple[Tensor, Context], tolerance: float) -> None:
