@@ -192,11 +192,11 @@ class InsertedMixer(nn.Module):
             nn.init.zeros_(embed.bias)
 
     def forward(
-        self, h: Tensor, fast_weights: Tensor | None, tail: ConvTail | None, embedded: Tensor | None = None
+        self, h: Tensor, fast_weights: Tensor | None, tail: ConvTail | None, embedded: Tensor | None = None, **more: Any
     ) -> tuple[Tensor, Tensor, ConvTail]:
         """h [B, T, D], with what the layer adds; its fast weights and the convolution's tail, before and after."""
         x = rms_norm(h, self.norm_eps) * self.norm_weight
-        more = {"embedded": embedded.to(h.device)} if self.value_embed and embedded is not None else {}
+        more |= {"embedded": embedded.to(h.device)} if self.value_embed and embedded is not None else {}
         y, new_fast_weights, new_tail = self.mixer(x, fast_weights, tail, span=0, **more)
         return h + y.to(h.dtype), new_fast_weights, new_tail
 

@@ -90,7 +90,8 @@ def _write(inserted: nn.Module, h: Tensor, call: StateCache) -> Tensor:
     index = call.index
     entry = call.entries[index]
     tail = ConvTail(entry.conv[0]) if entry.conv and entry.conv[0] is not None else None
-    h, call.fast_weights[index], tail = inserted(h, call.fast_weights[index], tail, call.embedded)
+    more = {"windows": call.windows} if call.windows > 1 else {}
+    h, call.fast_weights[index], tail = inserted(h, call.fast_weights[index], tail, call.embedded, **more)
     if not isinstance(tail, ConvTail | None):
         raise UserError(f"an inserted mixer may keep a ConvTail or nothing, and this one keeps a {type(tail).__name__}")
     call.entries[index] = entry._replace(conv=() if tail is None else (tail.x,))

@@ -26,6 +26,7 @@ from reverie.hf.decoders import decoder_of
 from reverie.hf.reading import AWAKE, check_unchanged, read_batch
 from reverie.hf.state import StateCache
 from reverie.model import Injection, State, Tokens
+from reverie.model.fast_weights import FastWeightMixer
 from reverie.sleep import SleepConfig
 from reverie.sleep.gradients import Backward
 
@@ -51,6 +52,15 @@ class DecoderBlocks:
     @property
     def reads_embedded(self) -> bool:
         return any(getattr(inserted_mixer(layer), "value_embed", False) for layer in self.layers)
+
+    @property
+    def takes_windows(self) -> bool:
+        """True if `blocks` can run several windows of a text in one call: all fast weights are in layers like ours."""
+        blocks = cast(Sequence[SleepingBlock], self.layers)
+        mixers = [getattr(inserted_mixer(block), "mixer", None) for block in blocks if holds_fast_weights(block)]
+        return not any(getattr(block, "recurrent", False) for block in blocks) and all(
+            isinstance(mixer, nn.Module) and type(mixer).forward is FastWeightMixer.forward for mixer in mixers
+        )
 
     @property
     def injects(self) -> bool:
@@ -90,8 +100,9 @@ class DecoderBlocks:
         output: bool = True,
         embedded: Tensor | None = None,
         bidirectional: bool = False,
+        windows: int = 1,
     ) -> tuple[Tensor, State]:
-        call = StateCache(state, start, stop, h, span, embedded=embedded, bidirectional=bidirectional)
+        call = StateCache(state, start, stop, h, span, embedded=embedded, bidirectional=bidirectional, windows=windows)
         self._run(h, call)
         return cast(Tensor, call.h), call.state()
 

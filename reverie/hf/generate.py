@@ -21,6 +21,7 @@ from reverie.memory.bookmark import Bookmark
 from reverie.model import numbers
 from reverie.sleep import Context, SleepConfig, consolidate
 from reverie.sleep.compiled import take_compiled
+from reverie.sleep.side_by_side import group_size
 
 ReadReport = Callable[[int, int, int], None]
 """Called with the windows read, the windows to read, and the tokens read."""
@@ -133,12 +134,14 @@ def _read(model: PreTrainedModel, tokens: Tensor, cache: SleepCache, report: Rea
     sleeping, config = cast(SleepingCausalLM, model).sleeping, _sleep_config(model)
     L, T = config.window_size, tokens.shape[1]
     total, whole = -(-T // L), T // L * L
+    group = L * group_size(sleeping, Context.empty(sleeping), config, batch_size=1)
     context, first = (whole and bookmark.find()) or (Context.empty(sleeping), 0)
     report(first // L, total, first)
 
     def after_window(windows: int, context: Context) -> None:
         read = first + windows * L
-        bookmark.reached(read, context)
+        if read % group == 0:  # not among windows that are read side by side: what goes on there would be another sum
+            bookmark.reached(read, context)
         report(read // L, total, read)
 
     if first < whole:

@@ -66,6 +66,7 @@ class StateCache(Cache):
         loop: tuple[int, int] | None = None,
         embedded: Tensor | None = None,
         bidirectional: bool = False,
+        windows: int = 1,
     ) -> None:
         """
         Args:
@@ -75,12 +76,13 @@ class StateCache(Cache):
             embedded: [B, T, D], what the decoder embeds, for inserted layers that read it; found by the first block
                 where it runs.
             bidirectional: attention sees all of h, not its past alone.
+            windows: rows of h that follow each other in a text.
         """
         super().__init__(layers=[])
         self.start, self.stop, self.h, self.span = start, stop, h, span
         self.index = -1  # of the block that runs
         self.loop, self.entered, self.looped = loop or (-1, -1), h, h
-        self.embedded, self.bidirectional = embedded, bidirectional
+        self.embedded, self.bidirectional, self.windows = embedded, bidirectional, windows
         self.fast_weights = list(state.fast_weights)
         self.entries = [LayerCache() if entry is None else cast(LayerCache, entry) for entry in state.cache]
         cached = next((entry for entry in self.entries[start:stop] if entry.k is not None), LayerCache())

@@ -7,7 +7,7 @@ convolution before q, k and v alone.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -94,23 +94,40 @@ class FastWeightMixer(nn.Module):
         span: int,  # read by attention alone
         output: bool = True,
         embedded: Float[Tensor, "B T D"] | None = None,
+        windows: int = 1,
     ) -> tuple[Float[Tensor, "B T D"] | None, Float[Tensor, "B H K V"], ConvTail]:
         """Write x into the fast weights, then read them, token by token.
 
         Args:
             embedded: the tokens as the model embeds them, from which values know their token (`value_embedding`): late
                 in a deep model a hidden state no longer does.
+            windows: rows of x that follow each other in a text, each from the fast weights that the one before left;
+                `fast_weights` are then of texts, and those returned of rows.
 
         Returns y [B, T, D] (None without `output`), the new fast weights in float32, and the convolution's tail.
         """
         q, k, v, g, beta, tail = self.project(x, cache, embedded)
-        o, new_fast_weights = self.rule(
-            q if output else None, k, v, g, beta, initial_state=fast_weights, backend=self.backend
-        )
+        written = (q if output else None, k, v, g, beta)
+        if windows == 1:
+            o, new_fast_weights = self.rule(*written, initial_state=fast_weights, backend=self.backend)
+        else:
+            o, new_fast_weights = self._window_by_window(written, fast_weights, windows)
         if o is None:
             return None, new_fast_weights, tail
         gated = rms_norm(o, self.norm_eps).flatten(-2) * F.silu(self.gate_proj(x))
         return self.out_proj(gated), new_fast_weights, tail
+
+    def _window_by_window(
+        self, written: Sequence[Tensor | None], fast_weights: Tensor | None, windows: int
+    ) -> tuple[Tensor | None, Tensor]:
+        """The rule over rows, of which each begins with the fast weights that the one before it left."""
+        os, after = list[Tensor](), list[Tensor]()
+        rows = [[x] * windows if x is None else x.unflatten(0, (-1, windows)).unbind(1) for x in written]
+        for row in zip(*rows, strict=True):
+            o, fast_weights = self.rule(*row, initial_state=fast_weights, backend=self.backend)
+            os += [] if o is None else [o]
+            after.append(fast_weights)
+        return torch.stack(os, dim=1).flatten(0, 1) if os else None, torch.stack(after, dim=1).flatten(0, 1)
 
 
 def with_tail(

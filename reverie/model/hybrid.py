@@ -50,6 +50,7 @@ class Block(nn.Module):
         output: bool = True,
         embedded: Float[Tensor, "B T D"] | None = None,
         bidirectional: bool = False,
+        windows: int = 1,
     ) -> tuple[Float[Tensor, "B T D"], Tensor | None, Cache]:
         """Return h after the block (h itself without `output`), and its fast weights and cache after these tokens."""
         x = rms_norm(h, self.norm_eps)
@@ -58,6 +59,8 @@ class Block(nn.Module):
             more["embedded"] = embedded
         if bidirectional and self.looks_both_ways:
             more["bidirectional"] = True
+        if windows > 1 and isinstance(self.mixer, FastWeightMixer):
+            more["windows"] = windows
         y, fast_weights, cache = self.mixer(x, fast_weights, cache, span=span, output=output, **more)
         if output:
             h = h + y
@@ -123,6 +126,14 @@ class HybridLM(LanguageModel):
         return any(block.reads_embedded for block in self.layers)
 
     @property
+    def takes_windows(self) -> bool:
+        """True if `blocks` can run several windows of a text in one call."""
+        known = Attention.forward, FastWeightMixer.forward
+        return type(self).blocks is HybridLM.blocks and all(
+            type(block) is Block and type(block.mixer).forward in known for block in self.layers
+        )
+
+    @property
     def looks_both_ways(self) -> bool:
         """True if attention of some block can, in sleep."""
         return any(block.looks_both_ways for block in self.layers)
@@ -151,8 +162,10 @@ class HybridLM(LanguageModel):
         output: bool = True,
         embedded: Float[Tensor, "B T D"] | None = None,
         bidirectional: bool = False,
+        windows: int = 1,
     ) -> tuple[Float[Tensor, "B T D"], State]:
         """Run blocks start … stop − 1; without `output` the last of them computes its state alone."""
+        more = {"windows": windows} if windows > 1 else {}
         fast_weights, cache = list(state.fast_weights), list(state.cache)
         for i in range(start, stop):
             h, fast_weights[i], cache[i] = self.layers[i](
@@ -163,6 +176,7 @@ class HybridLM(LanguageModel):
                 output=output or i < stop - 1,
                 embedded=embedded,
                 bidirectional=bidirectional,
+                **more,
             )
         return h, State(tuple(fast_weights), tuple(cache))
 

@@ -12,7 +12,7 @@ The model is known only through `SleepingModel`. Shapes: B batch, T tokens, D wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -23,9 +23,10 @@ from torch import Tensor
 from reverie.errors import UserError
 from reverie.model import SleepingModel, State, Tokens, evict
 from reverie.sleep.config import SleepConfig, plan
-from reverie.sleep.context import Beside, Context, by_kind
+from reverie.sleep.context import Beside, Context
 from reverie.sleep.gradients import EXACT, Backward, Observe
 from reverie.sleep.halting import Halting
+from reverie.sleep.side_by_side import window_by_window
 
 
 def wake(
@@ -114,13 +115,16 @@ def read(
 
     Returns the logits of all tokens, or with `newest_only` of the last one alone, at less cost.
     """
-    logits = []
-    for window in (windows := context.windows(tokens, config.window_size)):
-        last = window is windows[-1]
-        output, end = last or not newest_only, "stay" if last else "sleep"
-        h, context = step(model, window, context, config, end, output=output, backward=backward)
-        if output:
-            logits.append(model.head(h[:, -1:] if newest_only else h))
+    logits, windows = [], context.windows(tokens, config.window_size)
+    if newest_only:
+        *before, last = windows
+        lengths, windows = [sum(window.shape[1] for window in before)] * len(tokens), [last]
+        for context in _asleep(model, before, lengths, context, config, backward):  # noqa: B007, B020
+            pass
+    for window in windows:
+        end = "stay" if window is windows[-1] else "sleep"
+        h, context = step(model, window, context, config, end, output=True, backward=backward)
+        logits.append(model.head(h[:, -1:] if newest_only else h))
     return torch.cat(logits, dim=1), context
 
 
@@ -140,21 +144,31 @@ def consolidate(
         lengths: tokens of each row, where rows differ, which sliding eviction does not allow; the others are not read.
         on_window: called after every window with the number of windows so far and the context.
     """
-    left = torch.tensor([tokens.shape[1]] * len(tokens) if lengths is None else lengths)
-    if config.eviction == "sliding" and len(left.unique()) > 1:
+    lengths = [tokens.shape[1]] * len(tokens) if lengths is None else lengths
+    if config.eviction == "sliding" and len(set(lengths)) > 1:
         raise UserError("under sliding eviction the texts of a batch must be equally long: sleep over them one by one")
-
-    def asleep(size: int, tokens: Tokens, context: Context) -> Context:
-        if size == 0:
-            return context  # this text is over
-        return step(model, tokens[:, :size], context, config, "sleep", output=False, observe=observe)[1]
-
-    for i, window in enumerate(context.windows(tokens, config.window_size), 1):
-        sizes = left.clamp(max=window.shape[1])
-        context, left = by_kind(sizes, window, context, asleep), left - sizes
+    windows = context.windows(tokens, config.window_size)
+    for i, context in enumerate(_asleep(model, windows, lengths, context, config, EXACT, observe), 1):  # noqa: B020
         if on_window is not None:
             on_window(i, context)
     return context
+
+
+def _asleep(
+    model: SleepingModel,
+    windows: Sequence[Tensor],
+    lengths: Sequence[int],
+    context: Context,
+    config: SleepConfig,
+    backward: Backward,
+    observe: Observe | None = None,
+) -> Iterator[Context]:
+    """Sleep over windows of texts of these lengths; the context after each window."""
+
+    def one(tokens: Tokens, context: Context) -> Context:
+        return step(model, tokens, context, config, "sleep", output=False, backward=backward, observe=observe)[1]
+
+    return window_by_window(one, model, windows, lengths, context, config, observe)
 
 
 def step(

@@ -1,7 +1,8 @@
 """`reverie read`: a text of any length becomes a memory file, which can be broken off and gone on with.
 
-The file is saved every ten seconds and at the end. Since sleep over a window depends on the memory before it and on its
-tokens alone, a reading that went on is bit for bit one that was never broken off.
+The file is saved every ten seconds and at the end, but not between windows that are read side by side. Since what sleep
+makes of these depends on the memory before them and on their tokens alone, a reading that went on is bit for bit one
+that was never broken off.
 """
 
 import hashlib
@@ -24,7 +25,8 @@ from reverie.interrupts import stop_requests
 from reverie.memory.bookmark import Pace
 from reverie.memory.history import History
 from reverie.memory.memory import Memory, sleep_over
-from reverie.sleep import SleepConfig
+from reverie.sleep import Context, SleepConfig
+from reverie.sleep.side_by_side import group_size
 from reverie.talk.answer import AWAKE
 from reverie.talk.chat import TURNS
 from reverie.talk.sleeper import Sleeper, load_memory
@@ -115,7 +117,10 @@ def read_text(
     memory: Memory | None = None,
     report: Callable[[int, int, int, int], None] = lambda windows, total, read, held: None,
 ) -> Read:
-    """Sleep over a text window by window and leave the memory in `out`; Ctrl-C and SIGTERM end after a window.
+    """Sleep over a text window by window and leave the memory in `out`; Ctrl-C and SIGTERM end it.
+
+    They wait for the window that is going, or for those that are read side by side.
+
 
     Args:
         notes: kept with the memory.
@@ -128,15 +133,16 @@ def read_text(
     first = 0 if memory is None else _tokens_read(memory, tokens, out)
     memory = memory or Memory.empty(sleeper)
     L, T = memory.config.window_size, len(tokens)
+    group = L * group_size(sleeper.sleeping, Context.empty(sleeper.sleeping), memory.config, batch_size=1)
     history = History() if memory.history is None else memory.history.copy()
     total, done, begun = -(-T // L), first, time.monotonic()
     pace = Pace(at_once=True)
     report(-(-done // L), total, done, memory.nbytes)
     with stop_requests() as stop:
         while done == 0 or (done < T and stop.requested is None):
-            window = tokens[None, done : done + L]
-            memory = sleep_over(sleeper.sleeping, window, memory.config, memory=memory, history=history)
-            done += window.shape[1]
+            new = tokens[None, done : (done // group + 1) * group]
+            memory = sleep_over(sleeper.sleeping, new, memory.config, memory=memory, history=history)
+            done += new.shape[1]
             report(-(-done // L), total, done, memory.nbytes)
             if done < T and pace.due():
                 with pace.saving():

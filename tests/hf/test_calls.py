@@ -104,10 +104,8 @@ def test_what_sleep_will_do_again_is_left_out(newest_only: bool) -> None:
     with torch.no_grad(), counted(model) as calls:
         model(tokens, logits_to_keep=1 if newest_only else 0)
     awake, passes = wanted(1, _0=1, _1=1, _2=1, _3=1), wanted(2, _1=1, _2=1)  # block 1 once more, then block 2
-    begun = wanted(1, _0=1, _1=1)
-    assert calls == (
-        begun + passes + begun + passes + awake if newest_only else awake + awake + awake + passes + passes
-    )
+    side_by_side = wanted(6, _0=1, _1=3, _2=1)  # the embedding, block 0; passes 1, 2 with 1, 2; block 2
+    assert calls == (side_by_side + awake if newest_only else awake + awake + awake + passes + passes)
 
 
 def test_a_step_of_training_is_one_forward_a_pass() -> None:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,7 +22,7 @@ from reverie.hf.blocks import inserted_parameters
 from reverie.hf.convert import convert
 from reverie.hf.generate import Generated, generate, load_sleeper
 from reverie.memory import bookmark
-from reverie.sleep import SleepConfig, algorithm
+from reverie.sleep import SleepConfig, algorithm, side_by_side
 
 pytestmark = pytest.mark.hf
 
@@ -73,8 +74,14 @@ def test_the_past_beyond_the_window_matters(sleeper: Sleeper) -> None:
 
 @pytest.mark.parametrize(("read", "written"), [(1, 1), (L, 1), (L, 2), (5, 12), (71, 12)])
 def test_windows_slept_over(sleeper: Sleeper, monkeypatch: pytest.MonkeyPatch, read: int, written: int) -> None:
-    naps, sleep = [], algorithm.sleep
+    naps, sleep, at_once = [], algorithm.sleep, side_by_side.side_by_side
     monkeypatch.setattr(algorithm, "sleep", lambda *args, **kwargs: naps.append(1) or sleep(*args, **kwargs))
+
+    def counted(*args: Any) -> Any:
+        naps.extend([1] * len(args[1]))
+        return at_once(*args)
+
+    monkeypatch.setattr(side_by_side, "side_by_side", counted)
     done = generate(*sleeper, BOOK[:read], max_tokens=written)
     assert done.windows_slept_over == len(naps)
 
@@ -99,8 +106,11 @@ def test_progress(sleeper: Sleeper) -> None:
 
 
 @pytest.mark.parametrize("eviction", ["hard", "sliding"])
-def test_a_prompt_that_was_broken_off_goes_on(folder: Path, tmp_path: Path, eviction: str) -> None:
+def test_a_prompt_that_was_broken_off_goes_on(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eviction: str
+) -> None:
     """By Ctrl-C in a window, and by SIGKILL, to the same text, bit for bit in what was read."""
+    monkeypatch.setattr(side_by_side, "MOST_TOKENS", 3 * L)
     model, tokenizer = load_sleeper(folder, CPU)
     add_sleep(model, SleepConfig(window_size=L, num_sleep_passes=2, eviction=eviction))  # type: ignore[arg-type]
     seen = list[tuple[int, ...]]()

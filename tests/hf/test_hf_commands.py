@@ -19,6 +19,7 @@ from reverie.hf import generate as generate_module
 from reverie.hf import load
 from reverie.hf.blocks import inserted_parameters
 from reverie.interrupts import Terminated
+from reverie.sleep import side_by_side
 
 pytestmark = pytest.mark.hf
 
@@ -227,6 +228,7 @@ def test_a_prompt_that_was_broken_off_goes_on(
     reverie: Reverie, sleeper: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    monkeypatch.setattr(side_by_side, "MOST_TOKENS", 2 * 8)
     command, update = ("generate", sleeper, "--prompt-file", "book.txt", "--tokens", 5), ReadDisplay.update
 
     def interrupted(display: ReadDisplay, windows: int, total: int, tokens: int) -> None:

@@ -18,7 +18,7 @@ from reverie import Memory, sleep_over
 from reverie.errors import UserError
 from reverie.memory.history import History
 from reverie.model import HybridLM
-from reverie.sleep import Context, SleepConfig, read
+from reverie.sleep import Context, SleepConfig, read, side_by_side
 
 MakeModel = Callable[..., HybridLM]
 
@@ -116,8 +116,11 @@ def test_texts_of_different_lengths_are_each_as_if_alone(make: Any, lengths: lis
 
 @each_eviction
 @each_tolerance
-def test_a_text_in_two_sittings_is_one_text(make: Any, tmp_path: Path, eviction: str, tolerance: float | None):
-    """Bit for bit, if the first one ends with a window."""
+def test_a_text_in_two_sittings_is_one_text(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eviction: str, tolerance: float | None
+) -> None:
+    """Bit for bit, if the first one ends between windows that are not read side by side."""
+    monkeypatch.setattr(side_by_side, "MOST_TOKENS", 2 * 2 * L)
     model, tokens = make(eviction=eviction, tolerance=tolerance), text(2, 5 * L + 2)
     at_once = sleep_over(model, tokens, history=History())
     first = sleep_over(model, tokens[:, : 2 * L], history=History())

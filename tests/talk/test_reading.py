@@ -16,12 +16,18 @@ from tiny_sleeper import FACTS, tiny_sleeper
 from reverie.errors import UserError
 from reverie.memory import bookmark
 from reverie.memory.memory import Memory, sleep_over
+from reverie.sleep import side_by_side
 from reverie.talk.chat import Chat
 from reverie.talk.reading import Read, begin, read_file, read_text
 from reverie.talk.sleeper import Sleeper
 
 BOOK = " ".join([FACTS] * 4)  # 88 words: 11 windows
 NOTES = {"source": "book.txt"}
+
+
+@pytest.fixture(autouse=True)
+def two_windows_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(side_by_side, "MOST_TOKENS", 2 * 8)
 
 
 @pytest.fixture
@@ -64,7 +70,7 @@ def test_broken_off_and_gone_on(tmp_path: Path, eviction: str, length: int | Non
     whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
     done = read_on(sleeper, whole, text)
     assert (done.complete, done.stopped) == (True, None)
-    for windows in (1, 4, 5):
+    for windows in (2, 4, 6):
         broken = read_on(sleeper, parts, text, report=stop_after(windows))
         assert (broken.complete, broken.stopped) == (False, signal.SIGTERM)
         assert int(broken.memory.tokens[0]) == 8 * windows
@@ -86,7 +92,7 @@ def test_notes_and_progress(sleeper: Sleeper, tmp_path: Path) -> None:
     assert notes["complete"] == "yes"
     assert len(notes["tokens_sha256"]) == 64
     total = done.tokens // 8
-    assert [now[:3] for now in seen] == [(i, total, 8 * i) for i in range(total + 1)]
+    assert [now[:3] for now in seen] == [(i, total, 8 * i) for i in (*range(0, total, 2), total)]
     assert seen[0][3] == 0
     assert {now[3] for now in seen[1:]} == {done.memory.nbytes}
     assert done.summary()["passes"] == 2 * total
@@ -102,26 +108,27 @@ def test_it_saves_on_the_way(sleeper: Sleeper, tmp_path: Path, monkeypatch: pyte
         found.append(int(Memory.load(out, sleeper).tokens[0]) if out.exists() else 0)
 
     done = read_on(sleeper, out, report=report)
-    assert found == [0, *(8 * i for i in range(done.tokens // 8))]
+    assert found == [0, *(8 * i for i in range(0, done.tokens // 8, 2))]
 
 
 @pytest.mark.parametrize("eviction", ["hard", "sliding"])
 def test_killed_without_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, eviction: str) -> None:
-    """With a save after every window, one window is lost."""
+    """With a save after every call, those windows are lost that one call reads."""
     sleeper = tiny_sleeper(tmp_path, eviction=eviction)
     monkeypatch.setattr(bookmark, "MOST_LOST_S", 0.0)
     monkeypatch.setattr(bookmark, "SAVING_SHARE", 1.0)
     whole, parts = tmp_path / "whole.safetensors", tmp_path / "parts.safetensors"
     done = read_on(sleeper, whole)
-    for windows in (2, 3, 7):
+    together = 2 if eviction == "hard" else 1
+    for windows in (2 * together, 3 * together):
         child = multiprocessing.get_context("fork").Process(
             target=read_on, args=(sleeper, parts), kwargs={"report": send_after(windows, signal.SIGKILL)}
         )
         child.start()
         child.join()
         assert child.exitcode == -signal.SIGKILL
-        assert int(Memory.load(parts, sleeper).tokens[0]) == 8 * (windows - 1)
-    assert read_on(sleeper, parts).new_tokens == done.tokens - 8 * 6
+        assert int(Memory.load(parts, sleeper).tokens[0]) == 8 * (windows - together)
+    assert read_on(sleeper, parts).new_tokens == done.tokens - 8 * 2 * together
     assert same(*(Memory.load(path, sleeper) for path in (whole, parts)))
 
 
@@ -131,7 +138,7 @@ def test_it_saves_after_the_first_window(sleeper: Sleeper, tmp_path: Path) -> No
     seen = list[int]()
     with pytest.raises(UserError, match="cannot write"):
         read_on(sleeper, tmp_path / "file" / "m.safetensors", report=lambda i, total, tokens, held: seen.append(i))
-    assert seen == [0, 1]
+    assert seen == [0, 2]
 
 
 def test_a_chat_is_not_read_on(sleeper: Sleeper, tmp_path: Path) -> None:
