@@ -20,11 +20,10 @@ from reverie.hf.models.hybrid import ReverieHybridForCausalLM
 
 
 def quantize_awake(model: PreTrainedModel) -> PreTrainedModel:
-    """Compute products of a single row in int8 from now on, in place: those of a token that is written, or read alone.
+    """Compute products of a single row in int8 from now on, in place: those of a token that is written or read alone.
 
-    Of the model's own linear layers and its head; layers with fast weights that were inserted, norms and embeddings stay
-    as they are. So do all weights and what `save_pretrained` writes: float32. The rest of a batch of texts, and texts
-    read in several tokens at a time, are computed as before.
+    Of the model's own linear layers and its head; inserted layers, norms and embeddings stay as they are. All weights
+    stay, and what `save_pretrained` writes: float32. Several tokens at a time, and several texts, are computed as before.
 
     A memory says that it was made in int8; one of the float32 model loads with approximate=True.
 
@@ -111,7 +110,7 @@ def _check(model: object) -> None:
     if any("forward" in vars(module) for module in cast(nn.Module, model).modules()):
         raise UserError("the model is spread over devices, which does not go with int8: load it without device_map")
     layers = list(_layers(model))
-    if not layers:
+    if not layers and not any(isinstance(module, Int8Linear) for module in model.modules()):
         raise UserError(f"there is no linear layer in {type(model).__name__} that int8 could be the products of")
     for layer in layers:
         if layer.weight.device.type != "cpu":
