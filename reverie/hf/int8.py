@@ -23,7 +23,7 @@ def quantize_awake(model: PreTrainedModel) -> PreTrainedModel:
     """Compute products of a single row in int8 from now on, in place: those of a token that is written or read alone.
 
     Of the model's own linear layers and its head; inserted layers, norms and embeddings stay as they are. All weights
-    stay, and what `save_pretrained` writes: float32. Several tokens at a time, and several texts, are computed as before.
+    stay, and what `save_pretrained` writes: float32. Several tokens at a time, and several texts, go on as before.
 
     A memory says that it was made in int8; one of the float32 model loads with approximate=True.
 

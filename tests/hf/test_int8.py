@@ -155,7 +155,7 @@ def test_refused_by_name() -> None:
             quantize_awake(lm)  # pyright: ignore[reportArgumentType]
     with pytest.raises(UserError, match="int8 products are of a model in float32, and this one is in bfloat16"):
         quantize_awake(tiny("llama", dtype=torch.bfloat16))
-    elsewhere = nn.Module.to(tiny("llama", dtype=FLOAT), "meta")
+    elsewhere: Any = nn.Module.to(tiny("llama", dtype=FLOAT), "meta")
     with pytest.raises(UserError, match="on the CPU alone, and the model is on meta"):
         quantize_awake(elsewhere)
     compiled = sleeping("llama", asleep(), dtype=FLOAT)
