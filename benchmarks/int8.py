@@ -3,8 +3,8 @@
     python benchmarks/int8.py runs/my-notes --out results/int8/notes.json
 
 takes runs of `reverie adapt`. Pages are slept over in float32, as `reverie read` does, and each question is asked by
-itself, as `reverie ask` does with and without --int8. Plain text is read token by token, by the adapter and by the model
-that it adapts. Leaves a card.
+itself, as `reverie ask` does with and without --int8. Plain text is read token by token, by the adapter and by the
+model that it adapts. Leaves a card.
 """
 
 import argparse
