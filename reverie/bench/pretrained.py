@@ -30,7 +30,7 @@ INT8_TOLERANCE = 0.2
 
 
 def measure(
-    peak: Peak, report: Report, base: str = "smollm2", threads: Sequence[int] = (1, 2), seconds: float = 240.0
+    peak: Peak, report: Report, base: str = "smollm2", threads: Sequence[int] = (1, 2), seconds: float = 120.0
 ) -> Findings:
     """The time of a token for each number of threads, all sides in turn.
 
