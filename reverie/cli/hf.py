@@ -87,9 +87,7 @@ def generate_command(
     text = read_prompt(prompt_file, prompt)
     with interruptible("the same command begins again"):
         with err_console.status("loading the model"):
-            model, tokenizer = load_sleeper(
-                folder, where, num_sleep_passes=passes, window_size=window, int8=int8
-            )
+            model, tokenizer = load_sleeper(folder, where, num_sleep_passes=passes, window_size=window, int8=int8)
         remembers = model_remembers(model)
         tell_if_untrained(remembers, folder)
         with ReadDisplay(err_console, "reading") as display, _own_lines(as_json):
