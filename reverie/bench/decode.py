@@ -1,8 +1,7 @@
 """`reverie bench decode`: a token awake beside transformers' hybrids of the same sizes, and its matrix products."""
 
 import statistics
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,7 @@ from reverie.bench.card import Details, Findings, Row, number
 from reverie.bench.check import SEED, random_model, require_equal
 from reverie.bench.machine import Peak
 from reverie.bench.rivals import transformers_hybrids
-from reverie.bench.timer import Timing, alternate
+from reverie.bench.timer import Timing, alternate, with_threads
 from reverie.bench.wake import MODEL, WINDOW
 from reverie.model import HybridConfig, HybridLM, count_parameters
 from reverie.results.card import Report
@@ -54,7 +53,7 @@ def measure(
     for i, (B, threads) in enumerate(sizes):
         report(i, len(sizes), f"a token awake, B = {B}, threads: {threads}")
         sides = _sides(model, sleep_config, rivals, B)
-        with _threads(threads):
+        with with_threads(threads):
             times = alternate(sides, seconds=seconds / len(sizes))
         rows += _rows(B, threads, times)
     targets = _targets(rows)
@@ -168,13 +167,3 @@ def _forward(rival: Any, text: Tensor) -> None:
 def _generate(rival: Any, first: Tensor) -> None:
     mask = torch.ones_like(first)
     rival.generate(input_ids=first, attention_mask=mask, min_new_tokens=TOKENS, max_new_tokens=TOKENS, do_sample=False)
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

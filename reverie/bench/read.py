@@ -174,12 +174,12 @@ def _targets(rows: Sequence[Row]) -> list[Row]:
 def _notes(tokens: int) -> list[str]:
     return [
         f"One text of {tokens:,} random tokens, float32, {torch.get_num_threads()} threads; hard eviction, all blocks "
-        "looped where nothing else is said. Reading is consolidation: every window is slept over, nothing is predicted.",
+        "looped where nothing else is said. Reading is consolidation: all windows are slept over.",
         f"SmolLM2: 135M parameters, with six Jet layers after blocks {', '.join(map(str, JET_AFTER))}, or two after "
         "blocks 16 and 17; untrained, which takes the same time. generate: the text as a prompt, and one token.",
-        f"width {HYBRID.width}: {len(HYBRID.layers)} blocks, attention and Gated DeltaNet in turn; transformers' hybrids "
-        "of the same sizes.",
-        "prefill: the whole text in one forward with a cache, and the logits of its last token alone. over_prefill: over "
+        f"width {HYBRID.width}: {len(HYBRID.layers)} blocks, attention and Gated DeltaNet in turn, beside transformers' "
+        "hybrids of the same sizes.",
+        "prefill: the whole text in one forward with a cache, and the logits of its last token. over_prefill: over "
         "that of SmolLM2 without sleep, or of OlmoHybrid; medians over rounds of two times in the same round. A longer "
         "text makes prefill dearer for each token, and reading not.",
         "The headline is SmolLM2 with six Jet layers at N = 1. Lower is better.",

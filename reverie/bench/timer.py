@@ -1,8 +1,10 @@
 """Times of several callables, measured in turn in one process, on a CPU or a GPU."""
 
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
+import torch
 from pydantic import BaseModel, ConfigDict
 from torch.utils.benchmark import timer as clock  # on a GPU it waits until all that was launched is done
 
@@ -45,6 +47,17 @@ def alternate(
             rounds[name].append(_seconds(calls[name], repeats[name]))
         order.reverse()
     return {name: Timing(rounds=values) for name, values in rounds.items()}
+
+
+@contextmanager
+def with_threads(count: int) -> Iterator[None]:
+    """Torch computes with so many threads inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _seconds(call: Callable[[], object], repeats: int) -> float:

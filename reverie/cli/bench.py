@@ -23,6 +23,7 @@ COMMANDS = {
     "memory": "Peak memory of a training step over windows and passes, with and without activation checkpointing.",
     "wake": "Time and memory of a token awake after 1,000 to 1,000,000 consolidated tokens.",
     "decode": "A token awake, compiled or not, beside transformers' hybrids and its matrix products, B 1 to 32.",
+    "pretrained": "A token of SmolLM2 awake, with layers that remember and in int8, beside the untouched model.",
     "read": "Consolidation by passes and window size, SmolLM2 too, beside prefill of models that do not sleep.",
 }
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from reverie.cli.options import AsJson, Device, device_named, number_list
+from reverie.cli.options import AsJson, Device, Int8, device_named, number_list
 from reverie.cli.progress import ReadDisplay
 from reverie.cli.terminal import err_console, interruptible, say, show, tell, tell_if_untrained
 from reverie.errors import UserError
@@ -70,6 +70,7 @@ def generate_command(
     seed: Annotated[int, typer.Option(help="Of drawing.")] = 0,
     passes: Annotated[int | None, typer.Option(min=1, help="Sleep passes N; as saved if absent.")] = None,
     window: Annotated[int | None, typer.Option(min=1, help="Tokens awake before sleep; as saved if absent.")] = None,
+    int8: Int8 = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
@@ -86,7 +87,7 @@ def generate_command(
     text = read_prompt(prompt_file, prompt)
     with interruptible("the same command begins again"):
         with err_console.status("loading the model"):
-            model, tokenizer = load_sleeper(folder, where, num_sleep_passes=passes, window_size=window)
+            model, tokenizer = load_sleeper(folder, where, num_sleep_passes=passes, window_size=window, int8=int8)
         remembers = model_remembers(model)
         tell_if_untrained(remembers, folder)
         with ReadDisplay(err_console, "reading") as display, _own_lines(as_json):

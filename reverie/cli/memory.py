@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from reverie.cli.hf import need_transformers
-from reverie.cli.options import AsJson, Device, device_named
+from reverie.cli.options import AsJson, Device, Int8, device_named
 from reverie.cli.progress import ReadDisplay
 from reverie.cli.terminal import err_console, interruptible, out_console, say, show, tell, tell_if_untrained
 from reverie.errors import UserError, plain
@@ -83,12 +83,13 @@ def ask_command(
         bool, typer.Option("--against-empty", help="Answer from an empty memory too, and say what the memory adds.")
     ] = False,
     tokens: MaxTokens = None,
+    int8: Int8 = False,
     device: Device = "auto",
     as_json: AsJson = False,
 ) -> None:
     """Ask a model about what it has read, from its memory alone; the memory stays as it is."""
     if example:
-        if model or questions or memory or beside_empty:
+        if model or questions or memory or beside_empty or int8:
             raise UserError("--example brings its own model, text and questions: give it alone")
         return _ask_example(device, as_json)
     if model is None or memory is None or not questions:
@@ -102,7 +103,7 @@ def ask_command(
     from reverie.talk.answer_tables import answers_table, compared_table
     from reverie.talk.sleeper import load_memory
 
-    sleeper = _load(model, device)
+    sleeper = _load(model, device, int8=int8)
     known = load_memory(memory, sleeper)
     if (complete := known.notes.get("complete", "yes")) != "yes":
         tell(f"{memory} holds a part of its text alone: {plain(complete).removeprefix('no, ')}")
@@ -138,6 +139,7 @@ def chat_command(
     ] = None,
     tokens: MaxTokens = None,
     seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of drawing.")] = 0,
+    int8: Int8 = False,
     device: Device = "auto",
 ) -> None:
     """Talk with a model that sleeps over what was said when its window is full, or when nothing is said for a while.
@@ -152,7 +154,7 @@ def chat_command(
 
     if sys.stdin is None:
         raise UserError("standard input is closed: a chat is led over it")
-    sleeper = _load(model, device)
+    sleeper = _load(model, device, int8=int8)
     known = Memory.empty(sleeper) if memory is None else load_memory(memory, sleeper)
     chat = Chat(
         sleeper,
@@ -191,13 +193,13 @@ def _ask_example(device: str, as_json: bool) -> None:
     out_console.print(do_it_yourself(done.compared[0].answer.question), soft_wrap=True, highlight=False, markup=False)
 
 
-def _load(model: str, device: str) -> Sleeper:
+def _load(model: str, device: str, *, int8: bool = False) -> Sleeper:
     from reverie.talk.sleeper import load_model
 
     where = device_named(device)
     if (Path(model) / "config.json").is_file():
         need_transformers()
-    loaded = load_model(model, where)
+    loaded = load_model(model, where, int8=int8)
     if not loaded.fast_weight_blocks:
         raise UserError(f"{model} holds a transformer, which has no fast weights to keep a text in")
     return loaded

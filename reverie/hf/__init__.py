@@ -12,6 +12,7 @@ from reverie.hf.adapt import freeze_pretrained, unfreeze
 from reverie.hf.add import add_sleep, insert_fast_weights
 from reverie.hf.blocks import InsertConfig
 from reverie.hf.cache import SleepCache, cache_of
+from reverie.hf.int8 import quantize_awake
 from reverie.hf.load import load
 from reverie.hf.models.hybrid import ReverieHybridConfig, ReverieHybridForCausalLM, load_hybrid, save_hybrid
 from reverie.hf.models.jet_nemotron import JetNemotronConfig, JetNemotronForCausalLM
@@ -36,6 +37,7 @@ __all__ = [
     "load",
     "load_hybrid",
     "model_remembers",
+    "quantize_awake",
     "save_hybrid",
     "unfreeze",
 ]

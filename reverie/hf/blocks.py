@@ -31,7 +31,7 @@ class InsertConfig(NamedTuple):
 
 def inserted_mixer(layer: nn.Module) -> nn.Module | None:
     """The layer that `insert_fast_weights` put after a decoder's block."""
-    return getattr(layer, INSERTED, None)
+    return layer._modules.get(INSERTED)
 
 
 def inserted_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -16,6 +16,7 @@ from reverie.hf.add import add_sleep
 from reverie.hf.bases import load_tokenizer
 from reverie.hf.cache import Group, SleepCache
 from reverie.hf.causal_lm import SleepingCausalLM
+from reverie.hf.int8 import quantize_awake
 from reverie.hf.load import load
 from reverie.memory.bookmark import Bookmark
 from reverie.model import numbers
@@ -48,12 +49,18 @@ class Generated:
 
 
 def load_sleeper(
-    folder: Path, device: torch.device, *, num_sleep_passes: int | None = None, window_size: int | None = None
+    folder: Path,
+    device: torch.device,
+    *,
+    num_sleep_passes: int | None = None,
+    window_size: int | None = None,
+    int8: bool = False,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Load a model that `reverie convert` or `save_pretrained` left, and its tokenizer.
 
     Args:
         num_sleep_passes, window_size: in the place of what was saved.
+        int8: write tokens by products in int8 (`quantize_awake`).
     """
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; reverie convert makes one")
@@ -64,6 +71,8 @@ def load_sleeper(
     changes = {key: value for key, value in given.items() if value is not None}
     if changes:
         add_sleep(model, SleepConfig.model_validate(_sleep_config(model).model_dump() | changes))
+    if int8:
+        quantize_awake(model)
     take_compiled(cast(SleepingCausalLM, model).sleeping, _sleep_config(model))
     return model, tokenizer
 

@@ -53,21 +53,28 @@ class ChatLanguage:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
 
-def load_speaker(folder: Path, device: torch.device) -> tuple[SleepingModel, SleepConfig, ChatLanguage]:
+def load_speaker(
+    folder: Path, device: torch.device, *, int8: bool = False
+) -> tuple[SleepingModel, SleepConfig, ChatLanguage]:
     """Load a model that `reverie convert`, `save_pretrained` or `save_hybrid` left, and its tokenizer.
 
+    Args:
+        int8: write tokens by products in int8.
+
     Raises:
-        UserError: one of them is missing or damaged, or the model does not sleep.
+        UserError: one of them is missing or damaged, or the model does not sleep, or cannot be computed in int8.
     """
     check_name(str(folder))
     with loading("the model", str(folder)):
         kind = PreTrainedConfig.get_config_dict(str(folder))[0].get("model_type")
     if kind == ReverieHybridConfig.model_type:
         tokenizer = load_tokenizer(folder)
+        if int8:
+            raise UserError(f"int8 is for models of transformers, whose weights are large, and {folder} holds none")
         lm, config = load_hybrid(folder)
         model, ends = lm.to(device), end_ids(None, tokenizer)
     else:
-        loaded, tokenizer = load_sleeper(folder, device)
+        loaded, tokenizer = load_sleeper(folder, device, int8=int8)
         sleeper = cast(SleepingCausalLM, loaded)
         model, config, ends = sleeper.sleeping, sleeper.sleep_config, end_ids(loaded, tokenizer)
     if config == AWAKE:

@@ -25,7 +25,7 @@ _UNROUNDED = {"bfloat16", "float32", "float64", "bool", "int64"}
 _DIFFER = {
     "adapters": "the adapters {}, and the model now computes with {}",
     "dtype": "weights in {}, and those of the model are in {}",
-    "kernels": "the attention {}, and the model attends with {}",
+    "kernels": "the kernels {}, and the model computes with {}",
 }
 
 

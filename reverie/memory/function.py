@@ -33,7 +33,7 @@ def function_of(module: nn.Module) -> dict[str, str]:
 
     adapters   in words, those of peft that are active; "" without any
     dtype      of its weights, in words
-    kernels    in words, transformers' implementation of attention, and of experts if there are any
+    kernels    in words, transformers' implementation of attention, and of experts if there are any; products in int8
     modules    a digest of each module's type, plain attributes and hooks
     buffers    a digest of the tensors that no file of the model holds
     libraries  versions, between which modules may have other attributes for the same function
@@ -104,7 +104,8 @@ def _plain(value: Any) -> Any:
 
 
 def _kind(part: nn.Module) -> str:
-    return f"{type(part).__module__}.{type(part).__qualname__.removeprefix('FSDP')}"
+    kind = getattr(type(part), "stands_for", type(part))  # of one that differs in its kernels alone
+    return f"{kind.__module__}.{kind.__qualname__.removeprefix('FSDP')}"
 
 
 def _adapter(part: Any) -> tuple[bool, list[tuple[str, Any]], list[str]]:
@@ -136,6 +137,8 @@ def _own_config(part: nn.Module) -> dict[str, Any]:
 
 
 def _kernels(part: nn.Module) -> Iterator[str]:
+    if hasattr(type(part), "stands_for"):
+        yield type(part).kernels  # pyright: ignore[reportAttributeAccessIssue]
     config = vars(part).get("config")
     if isinstance(attention := getattr(config, "_attn_implementation", None), str):
         yield plain(attention)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Iterable, Iterator
+from itertools import chain
 from operator import is_
 from typing import Any
 
@@ -28,10 +29,12 @@ class Look:
     """What a module holds: the values in all its parts' attributes, and the storage and version of each tensor."""
 
     def __init__(self, module: nn.Module) -> None:
-        self._held: list[tuple[Collection[Any], list[Any]]] = []
+        self._held: list[Collection[Any]] = []
+        self._values: list[Any] = []  # of all that is held, one after the other
         self._empty: list[Collection[Any]] = []
         found: dict[int, Tensor] = {}
         self._hold(vars(module), found, set())
+        self._lengths = list(map(len, self._held))
         self.tensors = list(found.values())
         # While a weak reference lives, no other storage gets the same address; it keeps no weights alive.
         self.storages = [StorageWeakRef(x.untyped_storage()) for x in plain_tensors(self.tensors)]
@@ -42,7 +45,8 @@ class Look:
         try:
             return (
                 not any(self._empty)
-                and all(len(held) == len(values) and all(map(is_, held, values)) for held, values in self._held)
+                and list(map(len, self._held)) == self._lengths
+                and all(map(is_, chain.from_iterable(self._held), self._values))
                 and self._marks() == self.marks
             )
         except RuntimeError:  # another thread has changed a dict while it was read
@@ -58,7 +62,8 @@ class Look:
         of_module = isinstance(held, dict) and "_parameters" in held
         values = held.values() if isinstance(held, dict) else held
         if held:
-            self._held.append((values, list(values)))
+            self._held.append(values)
+            self._values.extend(values)
         else:
             self._empty.append(held)
         for key, value in held.items() if isinstance(held, dict) else enumerate(held):

@@ -35,6 +35,7 @@ class Sleeper:
     sleep_config: SleepConfig
     language: Language
     device: torch.device
+    int8: bool = False  # products of a single row are of int8
 
     @property
     def num_blocks(self) -> int:
@@ -100,17 +101,41 @@ class Sleeper:
         return ids
 
 
-def load_model(place: str | Path, device: torch.device | str = "cpu") -> Sleeper:
+def load_model(place: str | Path, device: torch.device | str = "cpu", *, int8: bool = False) -> Sleeper:
     """Any model on disk, of reverie or of transformers, in evaluation mode.
 
     Args:
         place: the folder of a run of `reverie train`; a folder of `reverie convert` or of `save_pretrained`, with its
             tokenizer; a file of `export_model`; or "example", the model that ships with the package.
+        int8: write tokens by products in int8 (`reverie.hf.quantize_awake`); of a model of transformers, on the CPU.
 
     Raises:
         UserError: there is none of these, or it is damaged, or a model of transformers that does not sleep.
     """
     where, path = torch.device(device), Path(place)
+    if (path / "config.json").is_file() and find_checkpoint(path) is None:
+        return _of_transformers(path, where, int8=int8)
+    loaded = _of_reverie(place, path, where)
+    if int8:
+        raise UserError(f"int8 is for models of transformers, whose weights are large, and {place} holds none")
+    return loaded
+
+
+def load_memory(path: Path, sleeper: Sleeper) -> Memory:
+    """The memory in a file, which goes on with the passes and the tolerance that it was made with.
+
+    With int8 it may be one that the same model made in other numbers, such as in float32.
+
+    Raises:
+        UserError: it is none, or is of another model, or of other windows than those of the model.
+    """
+    made = read_info(path).config
+    passes = {"num_sleep_passes": made.num_sleep_passes, "tolerance": made.tolerance}
+    config = sleeper.sleep_config.model_copy(update=passes)
+    return Memory.load(path, sleeper, config, approximate=sleeper.int8)
+
+
+def _of_reverie(place: str | Path, path: Path, where: torch.device) -> Sleeper:
     if str(place) == "example":
         return _of_task(load_model_file(EXAMPLE / MODEL), "example", where)
     if path.is_file():
@@ -119,20 +144,7 @@ def load_model(place: str | Path, device: torch.device | str = "cpu") -> Sleeper
         checkpoint = load_checkpoint(found)
         recipe, folder = checkpoint.recipe.name, path.resolve().name
         return _of_task(checkpoint, folder if recipe.endswith(folder) else f"{recipe} {folder}", where)
-    if (path / "config.json").is_file():
-        return _of_transformers(path, where)
     raise UserError(f"there is no model at {place}: give {WANTED}")
-
-
-def load_memory(path: Path, sleeper: Sleeper) -> Memory:
-    """The memory in a file, which goes on with the passes and the tolerance that it was made with.
-
-    Raises:
-        UserError: it is none, or is of another model, or of other windows than those of the model.
-    """
-    made = read_info(path).config
-    passes = {"num_sleep_passes": made.num_sleep_passes, "tolerance": made.tolerance}
-    return Memory.load(path, sleeper, sleeper.sleep_config.model_copy(update=passes))
 
 
 def _of_task(checkpoint: Checkpoint, name: str, device: torch.device) -> Sleeper:
@@ -141,11 +153,11 @@ def _of_task(checkpoint: Checkpoint, name: str, device: torch.device) -> Sleeper
     return Sleeper(name, model.eval(), recipe.sleep, recipe.task.language(), device)
 
 
-def _of_transformers(folder: Path, device: torch.device) -> Sleeper:
+def _of_transformers(folder: Path, device: torch.device, *, int8: bool) -> Sleeper:
     try:
         from reverie.hf.language import load_speaker
     except ImportError:
         raise UserError("this needs the package transformers; run pip install 'reverie[hf]'") from None
-    model, config, language = load_speaker(folder, device)
+    model, config, language = load_speaker(folder, device, int8=int8)
     take_compiled(model, config)
-    return Sleeper(folder.name, model, config, language, device)
+    return Sleeper(folder.name, model, config, language, device, int8)

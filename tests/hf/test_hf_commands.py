@@ -248,3 +248,13 @@ def test_a_prompt_that_was_broken_off_goes_on(
     assert f"goes on after 32 of 72 tokens, read before and kept in {kept}\n" in done.err
     assert not kept.exists()
     assert done.out == reverie(*command).out
+
+
+def test_int8(reverie: Reverie, sleeper: str) -> None:
+    given = ("generate", sleeper, "--prompt-file", "book.txt", "--tokens", 20)
+    assert reverie(*given, "--int8").code == 0
+    assert reverie("read", sleeper, "book.txt", "--memory", "m.safetensors").code == 0
+    asked = reverie("ask", sleeper, "--memory", "m.safetensors", "rain", "--int8", "--tokens", 3)
+    assert asked.code == 0
+    assert_one_line(reverie("ask", "--example", "--int8"), "--example brings its own model")
+    assert_one_line(reverie("chat", "example", "--int8"), "int8 is for models of transformers")

@@ -1,0 +1,187 @@
+"""Products in int8: near those of float32 where a row is alone, the same everywhere else, and refused by name."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sleeping_models import L, asleep, own, sleeping
+from tiny import tiny
+from torch import Tensor, nn
+
+from reverie.errors import UserError
+from reverie.hf import cache_of, load, quantize_awake
+from reverie.hf.int8 import Int8Linear
+from reverie.memory.memory import Memory, sleep_over
+from reverie.model import model_remembers
+
+pytestmark = pytest.mark.hf
+
+FLOAT = torch.float32
+TEXT = torch.randint(3, 61, (1, 3 * L + 2), generator=torch.Generator().manual_seed(0))
+NEAR = 0.1  # of the norm of the logits: weights of 8 bits and rows of 7 or 8
+
+
+@pytest.fixture(autouse=True)
+def _no_gradients() -> Any:
+    with torch.no_grad():
+        yield
+
+
+def both(kind: str = "llama", **changes: Any) -> tuple[Any, Any]:
+    model = sleeping(kind, asleep(2), dtype=FLOAT, **changes)
+    return model, quantize_awake(copy.deepcopy(model))
+
+
+def by_token(model: Any, text: Tensor, past: Any = None) -> Tensor:
+    logits = list[Tensor]()
+    for token in text.split(1, dim=1):
+        done = model(input_ids=token, past_key_values=past)
+        logits.append(done.logits)
+        past = done.past_key_values
+    return torch.cat(logits, dim=1)
+
+
+def distance(x: Tensor, y: Tensor) -> float:
+    return float((x - y).norm() / y.norm())
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "falcon_h1", "bamba"])
+def test_a_token_alone_is_near_and_several_are_the_same(kind: str) -> None:
+    model, int8 = both(kind)
+    assert 0 < distance(by_token(int8, TEXT), by_token(model, TEXT)) < NEAR
+    for text in (TEXT, TEXT.repeat(2, 1)):
+        assert torch.equal(int8(input_ids=text).logits, model(input_ids=text).logits)
+    batch = TEXT[:, :5].repeat(3, 1)
+    assert torch.equal(by_token(int8, batch), by_token(model, batch))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 70), st.integers(1, 70), st.booleans(), st.integers(0, 99), st.floats(-3, 3))
+def test_a_product_is_within_the_steps_of_8_bits(width: int, outputs: int, bias: bool, seed: int, shift: float) -> None:
+    torch.manual_seed(seed)
+    layer = nn.Linear(width, outputs, bias=bias)
+    x = torch.randn(1, width) + shift
+    wanted = layer(x)
+    model = tiny("llama", dtype=FLOAT)
+    model.model.layers[0].mlp.up_proj = layer
+    quantize_awake(model)
+    # half a step of each weight, and a whole one of the row, whose zero is rounded too, of 127 or more
+    weight, span = layer.weight.abs(), x.clamp(min=0).amax() - x.clamp(max=0).amin()
+    bound = x.abs().sum() * weight.amax(1) / 254 + (weight.sum(1) + width * weight.amax(1) / 254) * span / 127
+    assert bool(((layer(x) - wanted).abs() <= bound * 1.001 + 1e-6).all())
+
+
+def test_nothing_but_these_layers_changes() -> None:
+    model, int8 = both(tie_word_embeddings=True)
+    before, after = dict(model.named_modules()), dict(int8.named_modules())
+    assert before.keys() == after.keys()
+    changed = {name for name in before if type(before[name]) is not type(after[name])}
+    linear = {name for name, x in before.items() if type(x) is nn.Linear and "fast_weight_mixer" not in name}
+    assert changed == linear
+    assert "lm_head" in changed
+    assert all(isinstance(after[name], Int8Linear) for name in changed)
+    assert int8.lm_head.weight is int8.model.embed_tokens.weight
+    assert all(torch.equal(x, int8.state_dict()[name]) for name, x in model.state_dict().items())
+    embed = model.model.embed_tokens
+    assert torch.equal(int8.model.embed_tokens(TEXT[:, :1]), embed(TEXT[:, :1]))
+
+
+def test_weights_that_change_are_rounded_anew() -> None:
+    model, int8 = both()
+    for one in (model, int8):
+        one.lm_head.weight.mul_(-2)
+    assert distance(by_token(int8, TEXT), by_token(model, TEXT)) < NEAR
+    as_double = copy.deepcopy(int8).double()
+    assert torch.equal(by_token(as_double, TEXT), by_token(copy.deepcopy(model).double(), TEXT))
+
+
+def test_copies_compute_the_same(tmp_path: Path) -> None:
+    model, int8 = both()
+    wanted = by_token(int8, TEXT)
+    for copied in (copy.deepcopy(int8), pickle.loads(pickle.dumps(int8))):
+        assert torch.equal(by_token(copied, TEXT), wanted)
+    int8.save_pretrained(tmp_path)
+    assert torch.equal(by_token(load(tmp_path), TEXT), by_token(model, TEXT))  # what is saved is float32
+
+
+def test_quantised_again_it_stays_as_it_is() -> None:
+    _, int8 = both()
+    wanted = by_token(int8, TEXT)
+    assert torch.equal(by_token(quantize_awake(int8), TEXT), wanted)
+
+
+def test_generate_and_a_memory_read_in_float32(tmp_path: Path) -> None:
+    model, int8 = both()
+    assert model_remembers(int8)
+    memory, file = sleep_over(model, TEXT), tmp_path / "m.safetensors"
+    memory.save(file)
+    with pytest.raises(UserError, match="kernels sdpa, and the model computes with int8 products, sdpa; approximate"):
+        Memory.load(file, int8)
+    known = Memory.load(file, int8, approximate=True)
+    assert known.accepted == ("made with float32 and sdpa, accepted with float32 and int8 products, sdpa",)
+    question = TEXT[:, :3]
+    answer, wanted = (by_token(*x) for x in ((int8, question, cache_of(known)), (model, question, cache_of(memory))))
+    empty = by_token(model, question)
+    assert distance(answer, wanted) < NEAR < distance(empty, wanted)
+    own_memory = sleep_over(int8, TEXT)
+    for now, before in zip(*(x.context.state.fast_weights for x in (own_memory, memory)), strict=True):
+        assert now is before is None or torch.equal(now, before)  # pyright: ignore  # it was read as before
+    own_memory.save(file)
+    with pytest.raises(UserError, match="with the kernels int8 products, sdpa, and the model computes with sdpa"):
+        Memory.load(file, model)
+    written = int8.generate(question, past_key_values=cache_of(own_memory), max_new_tokens=2 * L, min_new_tokens=2 * L)
+    assert written.shape == (1, 3 + 2 * L)
+
+
+def test_no_gradients() -> None:
+    _, int8 = both()
+    with torch.enable_grad():
+        with pytest.raises(UserError, match=r"products in int8 have no gradients: call the model under torch.no_grad"):
+            int8(input_ids=TEXT[:, :1])
+        int8(input_ids=TEXT, labels=TEXT).loss.backward()  # several rows, as in training
+    assert int8.lm_head.weight.grad is not None
+
+
+def test_refused_by_name() -> None:
+    for lm in (own(asleep(), dtype=FLOAT), nn.Linear(3, 3)):
+        with pytest.raises(UserError, match="int8 is for models of transformers, whose weights are large, and this is"):
+            quantize_awake(lm)  # pyright: ignore[reportArgumentType]
+    with pytest.raises(UserError, match="int8 products are of a model in float32, and this one is in bfloat16"):
+        quantize_awake(tiny("llama", dtype=torch.bfloat16))
+    elsewhere: Any = nn.Module.to(tiny("llama", dtype=FLOAT), "meta")
+    with pytest.raises(UserError, match="on the CPU alone, and the model is on meta"):
+        quantize_awake(elsewhere)
+    compiled = sleeping("llama", asleep(), dtype=FLOAT)
+    compiled.sleeping.compile_blocks("eager")
+    with pytest.raises(UserError, match="the model is compiled, which does not go with int8"):
+        quantize_awake(compiled)
+    spread = tiny("llama", dtype=FLOAT)
+    spread.lm_head.forward = spread.lm_head.forward
+    with pytest.raises(UserError, match="the model is spread over devices, which does not go with int8"):
+        quantize_awake(spread)
+    without = tiny("llama", dtype=FLOAT)
+    for name, module in [*without.named_modules()]:
+        if type(module) is nn.Linear:
+            parent, _, child = name.rpartition(".")
+            setattr(without.get_submodule(parent), child, nn.Identity())
+    with pytest.raises(UserError, match="there is no linear layer in LlamaForCausalLM"):
+        quantize_awake(without)
+
+
+def test_without_such_kernels_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reverie.hf.int8._packed", _no_kernel)
+    model = tiny("llama", dtype=FLOAT)
+    with pytest.raises(UserError, match="has no int8 products here"):
+        quantize_awake(model)
+    assert not any(isinstance(module, Int8Linear) for module in model.modules())
+
+
+def _no_kernel(*_: Any) -> None:
+    raise RuntimeError("no engine")
