@@ -177,8 +177,8 @@ def _notes(tokens: int) -> list[str]:
         "looped where nothing else is said. Reading is consolidation: all windows are slept over.",
         f"SmolLM2: 135M parameters, with six Jet layers after blocks {', '.join(map(str, JET_AFTER))}, or two after "
         "blocks 16 and 17; untrained, which takes the same time. generate: the text as a prompt, and one token.",
-        f"width {HYBRID.width}: {len(HYBRID.layers)} blocks, attention and Gated DeltaNet in turn, beside transformers' "
-        "hybrids of the same sizes.",
+        f"width {HYBRID.width}: {len(HYBRID.layers)} blocks, attention and Gated DeltaNet in turn, beside "
+        "transformers' hybrids of the same sizes.",
         "prefill: the whole text in one forward with a cache, and the logits of its last token. over_prefill: over "
         "that of SmolLM2 without sleep, or of OlmoHybrid; medians over rounds of two times in the same round. A longer "
         "text makes prefill dearer for each token, and reading not.",

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from reverie.train import optim
 from reverie.train.optim import Muon, orthogonalise
 
 SHAPES = [(6, 4), (4, 6), (8, 8), (6, 4), (1, 5), (6, 4)]
@@ -66,7 +67,7 @@ def test_state_goes_to_pytorchs_and_back():
     assert all("momentum_buffer" in ours.state[p] for p in ours.param_groups[0]["params"])
 
 
-@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (7, 7)])
+@pytest.mark.parametrize("shape", [(5, 9), (9, 5), (7, 7), (4, 10), (30, 3)])
 def test_singular_values_follow_the_quintic(shape: tuple[int, int]):
     """Newton-Schulz leaves singular vectors alone and applies a polynomial to each singular value."""
     x = torch.randn(3, *shape, generator=torch.Generator().manual_seed(2))
@@ -78,6 +79,18 @@ def test_singular_values_follow_the_quintic(shape: tuple[int, int]):
     got = orthogonalise(x, QUINTIC, 5, 1e-7)
     assert (got - expected).abs().max() < 1e-5
     assert torch.allclose(orthogonalise(1e3 * x, QUINTIC, 5, 1e-7), got, atol=1e-5)
+
+
+@pytest.mark.parametrize("span", [1.0, 1e3, 1e6])
+def test_products_of_gram_matrices_are_the_same_iterations(span: float):
+    """In wide matrices; whatever their singular values span."""
+    x = torch.randn(2, 16, 48, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    u, _, vh = torch.linalg.svd(x, full_matrices=False)
+    x = (u * torch.logspace(0, -torch.tensor(span).log10(), 16, dtype=torch.float64)) @ vh
+    x = x / torch.linalg.matrix_norm(x, keepdim=True)
+    wanted = optim._iterations(x, QUINTIC, 5)
+    assert torch.allclose(optim._by_gram_matrix(x, QUINTIC, 5), wanted, atol=1e-9)
+    assert (optim._by_gram_matrix(x.float(), QUINTIC, 5) - wanted).norm() < 1e-3 * wanted.norm()
 
 
 def test_no_gradient_no_step():
