@@ -72,18 +72,29 @@ class Attention(nn.Module):
         v: Float[Tensor, "B places Hkv d"],
         place: Int[Tensor, ""],
         span: int,
+        most: int,
     ) -> Float[Tensor, "B 1 D"]:
-        """`forward` of one token, in fixed shapes: its key and value are written into k and v at `place`."""
+        """`forward` of one token, for a compiler: its key and value are written into k and v at `place`.
+
+        Args:
+            most: places there are at most, in any call of the same graph.
+        """
         H, Hkv = self.heads
         qk, value = self.qkv_proj(x).unflatten(-1, (-1, self.head_size)).split([H + Hkv, Hkv], dim=2)
         index, places = place.view(1), torch.arange(k.shape[1], device=k.device)
-        q, key = rotate_at(rms_norm(qk, self.norm_eps), index, k.shape[1], self.rope_base).split([H, Hkv], dim=2)
+        q, key = rotate_at(rms_norm(qk, self.norm_eps), index, most, self.rope_base).split([H, Hkv], dim=2)
         k.index_copy_(1, index, key)
         v.index_copy_(1, index, value)
         seen = (places <= place) & (places > place - span)
-        q, k, v = (y.to(value.dtype).transpose(1, 2) for y in (q * self.q_gain, k, v))
-        y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[None], enable_gqa=Hkv != H)
-        return self.out_proj(y.transpose(1, 2).flatten(-2))
+        q, k, v = (y.to(value.dtype) for y in (q * self.q_gain, k, v))
+        if len(x) > 1:
+            q, k, v = (y.transpose(1, 2) for y in (q, k, v))
+            y = F.scaled_dot_product_attention(q, k, v, attn_mask=seen[None], enable_gqa=Hkv != H).transpose(1, 2)
+        else:  # sums, which are fused with all else; of many rows they take longer than the kernel
+            q = q.to(torch.promote_types(q.dtype, torch.float32)).view(1, 1, Hkv, H // Hkv, -1) * self.head_size**-0.5
+            scores = (q * k[:, :, :, None]).sum(-1).masked_fill(~seen[:, None, None], -torch.inf)
+            y = (scores.softmax(1)[..., None] * v[:, :, :, None]).sum(1, keepdim=True).to(value.dtype)
+        return self.out_proj(y.reshape(*x.shape[:2], -1))
 
     def _attend(
         self,

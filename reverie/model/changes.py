@@ -42,12 +42,15 @@ class Look:
 
     def holds(self) -> bool:
         """True if everything is as it was, as far as it can be seen."""
+        return self.parts_hold() and self._marks() == self.marks
+
+    def parts_hold(self) -> bool:
+        """True if the attributes of all parts are the objects that they were, whatever is in their tensors."""
         try:
             return (
                 not any(self._empty)
                 and list(map(len, self._held)) == self._lengths
                 and all(map(is_, chain.from_iterable(self._held), self._values))
-                and self._marks() == self.marks
             )
         except RuntimeError:  # another thread has changed a dict while it was read
             return False

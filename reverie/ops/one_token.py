@@ -27,8 +27,13 @@ def recurrence(
     else:
         S = initial_state.to(dtype)
         S = S if g is None else S * g.to(dtype).exp().transpose(1, 2)[..., None]
-        u = beta * (v - k @ S if erase else v)
+        u = beta * (v - _read(k, S) if erase else v)
         S = torch.addcmul(S, k.mT, u) if g is None else S.addcmul_(k.mT, u)
     if q is None:
         return None, S
-    return ((q.to(dtype).transpose(1, 2) * scale) @ S).transpose(1, 2).to(out_dtype), S
+    return _read(q.to(dtype).transpose(1, 2) * scale, S).transpose(1, 2).to(out_dtype), S
+
+
+def _read(k: Tensor, S: Tensor) -> Tensor:
+    """k @ S; for a compiler as a sum, which it fuses with the steps before and after."""
+    return (k.mT * S).sum(-2, keepdim=True) if torch.compiler.is_compiling() else k @ S

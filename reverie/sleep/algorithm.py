@@ -22,6 +22,7 @@ from torch import Tensor
 
 from reverie.errors import UserError
 from reverie.model import SleepingModel, State, Tokens, evict
+from reverie.sleep.awake import token_awake
 from reverie.sleep.config import SleepConfig, plan
 from reverie.sleep.context import Beside, Context
 from reverie.sleep.gradients import EXACT, Backward, Observe
@@ -115,6 +116,8 @@ def read(
 
     Returns the logits of all tokens, or with `newest_only` of the last one alone, at less cost.
     """
+    if (done := token_awake(model, tokens, context, config)) is not None:
+        return done
     logits, windows = [], context.windows(tokens, config.window_size)
     if newest_only:
         *before, last = windows

@@ -10,9 +10,11 @@ import hashlib
 import platform
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from reverie.errors import UserError, plain
 from reverie.files import cache_folder, file_hash, write_atomic
@@ -22,6 +24,7 @@ from reverie.model.awake import Awake, AwakeGraph, Made, Run, empty_state
 from reverie.model.gated_deltanet import GatedDeltaNet
 from reverie.model.hybrid import Block
 from reverie.model.jet import JetLayer
+from reverie.model.room import places_after
 from reverie.model.state import ConvTail, KVCache
 from reverie.sleep.config import SleepConfig
 from reverie.sleep.context import Context
@@ -30,7 +33,8 @@ from reverie.sleep.generate import token_by_token
 _SOURCES = ("model", "ops")  # what a graph is made of
 _TRIED = 3  # tokens, each time a graph is loaded
 _RULES = "gated_delta", "delta", "hebbian"
-_PLACES = 2**16  # most of a cache; a graph attends to all of them
+_PLACES = 2**16  # most of a cache; the graph has rotations for all of them
+_LARGE = 2**20  # numbers in a block's fast weights that several threads change sooner than one
 
 
 def compile_awake(model: HybridLM, config: SleepConfig, *, batch_size: int = 1) -> Path:
@@ -64,7 +68,7 @@ def take_compiled(model: object, config: SleepConfig, *, batch_size: int = 1) ->
         file = _file(model, config, batch_size)
         if _sum_of(file).read_text() != file_hash(file):
             return False
-        run = _load(file, model.num_blocks)
+        run = _load(file)
     except (UserError, OSError, UnicodeDecodeError, RuntimeError):  # none, or none that can be read
         return False
     sizes = {"span": config.window_size, "places": _places(config), "batch_size": batch_size}
@@ -139,7 +143,9 @@ def _compile(like: HybridLM, config: SleepConfig, batch_size: int, place: Path) 
     model = new_model(like.config, seed=0).to(next(like.parameters()).dtype).eval()
     empty = empty_state(model, batch_size)
     pairs = [entry for entry in empty.cache if isinstance(entry, KVCache)]
-    buffers = [x.new_zeros(len(x), _places(config), *x.shape[2:]) for pair in pairs for x in (pair.k, pair.v)]
+    most = _places(config)
+    least = places_after(0, most)
+    buffers = [x.new_zeros(len(x), least, *x.shape[2:]) for pair in pairs for x in (pair.k, pair.v)]
     inputs = (
         [parameter.detach() for parameter in model.parameters()],
         torch.zeros(batch_size, 1, dtype=torch.long),
@@ -150,14 +156,17 @@ def _compile(like: HybridLM, config: SleepConfig, batch_size: int, place: Path) 
     )
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        graph = AwakeGraph(model, config.window_size)
+        graph = AwakeGraph(model, config.window_size, most)
         graph(*inputs)  # what is computed once and kept, as tables of positions are, must not be made while tracing
-        exported = torch.export.export(graph, inputs, strict=False)
+        shapes = tree_map(lambda _: None, inputs)
+        if least < most:
+            shapes = *shapes[:-1], [{1: torch.export.Dim("places", min=least, max=most)} for _ in buffers]
+        exported = torch.export.export(graph, inputs, dynamic_shapes=shapes, strict=False)
         from torch._inductor.exc import CppCompileError, InductorError, InvalidCxxCompiler  # which takes long to import
 
         try:
             torch._inductor.aoti_compile_and_package(
-                exported, package_path=str(place), inductor_configs={"cpp.dynamic_threads": True}
+                exported, package_path=str(place), inductor_configs=_threads(inputs[3])
             )
         except (InductorError, InvalidCxxCompiler, CppCompileError) as error:
             reason = plain(str(error).partition("\n")[0])[:200]
@@ -166,9 +175,16 @@ def _compile(like: HybridLM, config: SleepConfig, batch_size: int, place: Path) 
             ) from error
 
 
-def _load(file: Path, num_blocks: int) -> Run:
+def _threads(fast_weights: list[Tensor]) -> dict[str, Any]:
+    """One thread for what is fused: other threads take longer to begin than small fast weights to change. Matrix
+    products have as many as ever."""
+    large = any(x.numel() >= _LARGE for x in fast_weights)
+    return {"cpp.dynamic_threads": True} if large else {"cpp.threads": 1}
+
+
+def _load(file: Path) -> Run:
     """The graph in a file. Called without the trees of its inputs and outputs, which would take as long as it does."""
-    loader = torch._inductor.aoti_load_package(str(file)).loader
+    boxed_run = torch._inductor.aoti_load_package(str(file)).loader.boxed_run
 
     def run(
         parameters: list[Tensor],
@@ -178,9 +194,8 @@ def _load(file: Path, num_blocks: int) -> Run:
         tails: list[Tensor],
         buffers: list[Tensor],
     ) -> Made:
-        made = loader.boxed_run([*parameters, tokens, place, *fast_weights, *tails, *buffers])
-        hs, rest = made[: num_blocks + 1], made[num_blocks + 1 :]
-        return hs, rest[: len(fast_weights)], rest[len(fast_weights) :]
+        logits, hs, *made = boxed_run([*parameters, tokens, place, *fast_weights, *tails, *buffers])
+        return logits, hs, made[: len(fast_weights)], made[len(fast_weights) :]
 
     return run
 

@@ -121,7 +121,7 @@ class Backward(BaseModel):
         """Pass 1 over tokens: blocks [0, stop) after the embedding, with gradients if `first` is 1.
 
         It returns what later passes read beside h if the model does, h after the loop [a, b), h at the end, and the
-        state: in one call of a model with `embed_blocks`, and a token awake as it was compiled, if it was.
+        state: in one call of a model with `embed_blocks`.
         """
         reads_embedded, injects = getattr(model, "reads_embedded", False), getattr(model, "injects", False)
         run = self.runner(model.blocks, span, first, observe)
@@ -145,17 +145,7 @@ class Backward(BaseModel):
                 observe(1, h if output else h.detach(), state, new_state)
             return beside(embedded, entered), looped, h, new_state
 
-        def awake(tokens: Tensor, state: State, loop: tuple[int, int], stop: int, *, output: bool) -> Any:
-            compiled = model_awake.get(len(tokens))
-            if compiled is None or not output or not compiled.takes(tokens, state, stop, span):
-                return usual(tokens, state, loop, stop, output=output)
-            embedded, entered, *rest = compiled.embed_blocks(tokens, state, loop)
-            return beside(embedded, entered), *rest
-
-        usual = in_parts if at_once is None else whole
-        # Of the class itself: one that inherits it, or hands attributes on, may have blocks of its own.
-        model_awake: Any = getattr(model, "awake", None) if "awake" in vars(type(model)) else None
-        return awake if model_awake and observe is None else usual
+        return in_parts if at_once is None else whole
 
 
 EXACT = Backward()

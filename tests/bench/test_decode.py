@@ -30,11 +30,11 @@ def config(tiny_config: Callable[..., HybridConfig], monkeypatch: pytest.MonkeyP
 
 def take_graph(model: HybridLM, config: SleepConfig, *, batch_size: int, wrong: float = 0.0) -> Path:
     """In the place of `compile_awake`: the graph itself."""
-    graph = AwakeGraph(model, config.window_size)
+    graph = AwakeGraph(model, config.window_size, config.window_size)
 
     def run(*given: Any) -> Any:
-        hs, states, tails = graph(*given)
-        return [h + wrong for h in hs[:-1]] + [hs[-1] * (1 + wrong * torch.arange(hs[-1].shape[-1]))], states, tails
+        logits, *rest = graph(*given)
+        return logits * (1 + wrong), *rest
 
     sizes = {"span": config.window_size, "places": config.window_size, "batch_size": batch_size}
     model.awake[batch_size] = Awake(model, run, **sizes)

@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 from command_line import Reverie, assert_one_line, in_empty_folder, the_json
-from torch import Tensor
 
 from reverie.bench import compiled
 from reverie.errors import UserError
 from reverie.files import CACHE
 from reverie.model import HybridLM
-from reverie.model.awake import Awake, AwakeGraph
+from reverie.model.awake import Awake, AwakeGraph, Made
 from reverie.sleep import SleepConfig
 from reverie.talk import load_model
 
@@ -48,11 +47,11 @@ def test_what_was_compiled_is_used_and_answers_alike(reverie: Reverie):
 
 def test_a_wrong_result_is_never_timed(monkeypatch: pytest.MonkeyPatch):
     def compile_wrongly(model: HybridLM, config: SleepConfig, *, batch_size: int) -> Path:
-        graph = AwakeGraph(model, config.window_size)
+        graph = AwakeGraph(model, config.window_size, config.window_size)
 
-        def run(*given: Any) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-            hs, states, tails = graph(*given)
-            return [1.5 * h + 1 for h in hs], states, tails
+        def run(*given: Any) -> Made:
+            logits, hs, states, tails = graph(*given)
+            return 1.5 * logits + 1, hs, states, tails
 
         sizes = {"span": config.window_size, "places": config.window_size, "batch_size": batch_size}
         model.awake[batch_size] = Awake(model, run, **sizes)

@@ -62,6 +62,17 @@ def test_shape_dtype_and_order_count_and_strides_do_not():
     assert checksum([x[:0]]) != checksum([x[:1]])
 
 
+def _edit_an_equal_parameter(model: Any) -> None:
+    model[2].one = nn.Parameter(model[2].one.clone())
+    assert Look(model).holds()
+    model[2].one.mul_(2)
+
+
+def _edit_an_equal_dict(model: Any) -> None:
+    model[2].scales = {"a": {"b": 1.0}}
+    model[2].scales["a"]["c"] = 1.0
+
+
 EDITS: dict[str, Any] = {
     "in place": lambda m: m[0].weight.mul_(2),
     "data of another shape": lambda m: setattr(m[0].weight, "data", m[0].weight.data.T),
@@ -73,6 +84,8 @@ EDITS: dict[str, Any] = {
     "a buffer": lambda m: m.register_buffer("more", torch.zeros(1), persistent=False),
     "a plain tensor": lambda m: setattr(m[0], "plain", torch.zeros(1)),
     "a setting": lambda m: setattr(m[1], "approximate", "tanh"),
+    "an equal parameter, edited": _edit_an_equal_parameter,
+    "an equal dict, edited": _edit_an_equal_dict,
     "in a list": lambda m: m[2].names.append("x"),
     "in a dict in a dict": lambda m: m[2].scales["a"].update(b=2.0),
     "a hook": lambda m: m[0].register_forward_hook(print),
@@ -84,6 +97,7 @@ EDITS: dict[str, Any] = {
 def model() -> Any:
     model: Any = nn.Sequential(nn.Linear(4, 4), nn.GELU(), nn.Identity())
     model[2].names, model[2].scales = [], {"a": {"b": 1.0}}
+    model[2].one = nn.Parameter(torch.ones(1))
     return model
 
 

@@ -44,7 +44,7 @@ def random_model(**given: Any) -> HybridLM:
 def uncompiled(model: HybridLM, config: SleepConfig, batch_size: int) -> None:
     """Let tokens awake go through the graph as it is traced, run by plain torch."""
     places = compiled._places(config)
-    graph = AwakeGraph(model, config.window_size)
+    graph = AwakeGraph(model, config.window_size, places)
     model.awake[batch_size] = Awake(model, graph, span=config.window_size, places=places, batch_size=batch_size)
 
 
@@ -108,6 +108,28 @@ def test_branches_do_not_meet():
             torch.testing.assert_close(further[i], read(model, torch.tensor([[5]]), after, config)[0])
     after = [x for x in tree_leaves(context) if isinstance(x, Tensor)]
     assert all(map(torch.equal, before, after))
+
+
+def test_a_window_longer_than_the_first_room():
+    """Attended to are a few more places than there are tokens; a room that is full becomes a larger one."""
+    model, config = random_model().double(), SleepConfig(window_size=140)
+    wanted = token_by_token(model, text(length=150), config)
+    uncompiled(model, config, 1)
+    sizes, run = set[int](), model.awake[1]._run
+    model.awake[1]._run = lambda *given: sizes.add(given[-1][0].shape[1]) or run(*given)
+    assert_same(token_by_token(model, text(length=150), config), wanted, 1e-9)
+    assert sizes == {64, 128, 140}
+
+
+def test_a_state_put_together_of_several_goes_the_general_way():
+    model, config = random_model(), SleepConfig(window_size=L)
+    uncompiled(model, config, 1)
+    _, early = token_by_token(model, text(length=2), config)
+    _, late = token_by_token(model, text(length=4), config)
+    mixed = late._replace(state=late.state.splice(early.state, 0, 2))
+    got = token_by_token(model, text(length=1), config, mixed)
+    model.awake.clear()
+    assert_same(got, token_by_token(model, text(length=1), config, mixed), 0)
 
 
 def calls_of(model: HybridLM, monkeypatch: pytest.MonkeyPatch) -> list[int]:
@@ -236,23 +258,26 @@ def error(got: tuple[Tensor, Context], exact: tuple[Tensor, Context]) -> float:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("dtype", "batch_size"), [(torch.float32, 3), (torch.bfloat16, 1)], ids=str)
-def test_compiled_it_is_the_same_and_found_again(cache: Path, dtype: torch.dtype, batch_size: int):
+@pytest.mark.parametrize(
+    ("dtype", "batch_size", "window"), [(torch.float32, 3, L), (torch.float32, 1, 70), (torch.bfloat16, 1, L)], ids=str
+)
+def test_compiled_it_is_the_same_and_found_again(cache: Path, dtype: torch.dtype, batch_size: int, window: int):
     """As near to the exact logits as the general path is; the file serves other weights of the same sizes."""
-    config, given = SleepConfig(window_size=L, num_sleep_passes=2, eviction="sliding"), {"num_kv_heads": 2}
+    config, given = SleepConfig(window_size=window, num_sleep_passes=2, eviction="sliding"), {"num_kv_heads": 2}
+    tokens = text(batch_size, 3 * window + 2)
     file = None
     for factor in (1, 2):
         model = random_model(value_embedding=True, **given)
         with torch.no_grad():
             model.lm_head.weight.mul_(factor)
             model.get_parameter("layers.1.mixer.out_proj.weight").mul_(factor)
-        exact = token_by_token(copy.deepcopy(model.to(dtype)).double(), text(batch_size), config)
-        general = token_by_token(model, text(batch_size), config)
+        exact = token_by_token(copy.deepcopy(model.to(dtype)).double(), tokens, config)
+        general = token_by_token(model, tokens, config)
         assert take_compiled(model, config, batch_size=batch_size) == (file is not None)
         made = compile_awake(model, config, batch_size=batch_size)
         assert made.is_relative_to(cache)
         assert file in (None, made)
-        assert error(token_by_token(model, text(batch_size), config), exact) <= 10 * error(general, exact)
+        assert error(token_by_token(model, tokens, config), exact) <= 10 * error(general, exact)
         file = made
     assert not take_compiled(model, config, batch_size=batch_size + 1)
     assert not take_compiled(random_model(value_embedding=True), config)
