@@ -15,7 +15,10 @@ from reverie.sleep.context import Beside, Context
 def token_awake(
     model: SleepingModel, tokens: Tokens, context: Context, config: SleepConfig
 ) -> tuple[Float[Tensor, "B 1 vocab"], Context] | None:
-    """What `read` gives for one token that fits into the window; None if that is not what was compiled."""
+    """What `read` gives for one token that fits into the window; None if that is not what was compiled.
+
+    The token before which a full window is slept over goes the usual way.
+    """
     # Of the class itself: one that inherits it, or hands attributes on, may have blocks of its own.
     made: dict[int, Any] = getattr(model, "awake", {}) if "awake" in vars(type(model)) else {}
     compiled = made.get(len(tokens)) if made else None
