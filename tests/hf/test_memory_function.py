@@ -170,6 +170,8 @@ def right_or_refused(model: Any) -> Any:
     answers: list[Tensor] = []
     with suppress(UserError):
         yield answers
+    if not answers:  # refused; where peft merges one layer of several, so is a memory made now, once a call unmerges it
+        return
     wanted = answer(model, cache_of(sleep_over(model, BOOK)))
     for one in answers:
         torch.testing.assert_close(one, wanted, rtol=1e-4, atol=1e-4)
