@@ -30,7 +30,7 @@ HYBRID = HybridConfig(
     key_size=48,
     value_size=96,
 )
-TOKENS, CHECKED = 2048, 256
+TOKENS, CHECKED = 4096, 256
 HYBRID_SIDES = tuple((N, L) for N in (1, 2, 4) for L in (32, 64, 128, 512))
 SMOLLM2_SIDES = (1, 512), (2, 512), (4, 512), (2, 32)  # N and L
 JET_AFTER = 4, 9, 14, 19, 24, 29  # six layers, as reverie convert spreads them
