@@ -1,4 +1,7 @@
-"""`reverie bench wake`: what a token awake costs after more and more consolidated tokens, in time, bytes and memory."""
+"""`reverie bench wake`: what a token awake costs after more and more consolidated tokens, in time, bytes and memory.
+
+`reverie bench decode` has it beside transformers' hybrids and its matrix products, for several texts at once.
+"""
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence

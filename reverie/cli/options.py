@@ -28,19 +28,21 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON."
 Int8 = Annotated[
     bool, typer.Option("--int8", help="Write by products in int8: faster and less exact; of models of transformers.")
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: cuda where there is one.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, mps (never tested), or auto: cuda where there is one.")]
 
 
 def device_named(name: str) -> torch.device:
-    """The device that --device names. Raises UserError for any other, or for a CUDA device that is not there."""
+    """The device that --device names. Raises UserError for any other, or for a device that is not there."""
     import torch
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("--device cuda: there is no CUDA device here; use --device cpu")
-    if name not in ("cpu", "cuda"):
-        raise UserError(f"--device must be cpu, cuda or auto, got {name!r}")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise UserError("--device mps: torch finds no Metal device here; use --device cpu")
+    if name not in ("cpu", "cuda", "mps"):
+        raise UserError(f"--device must be cpu, cuda, mps or auto, got {name!r}")
     return torch.device(name)
 
 

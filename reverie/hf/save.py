@@ -155,8 +155,9 @@ def check_fits(model: Any, model_class: Callable[[Any], Any], state: Mapping[str
 
 
 def _whole(tensor: Tensor) -> Tensor:
-    """The whole tensor, under FSDP of all processes' parts."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+    """The whole tensor, under FSDP of all processes' parts; of Metal on the CPU, since sums are in float64."""
+    whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.detach()
+    return whole.cpu() if whole.device.type == "mps" else whole
 
 
 def _save_config(model: Any, folder: Path, origin: Origin | None, trained: tuple[str, ...]) -> None:

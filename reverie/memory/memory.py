@@ -291,7 +291,7 @@ class _Notes:
             if passes.is_cuda:
                 torch.cuda.synchronize(passes.device)  # else it would record how long the launches took
             size = min(max(self._lengths) - (windows - 1) * self._L, self._L)
-            spent = (passes - self._passes).double().mean().item()
+            spent = (passes - self._passes).cpu().double().mean().item()
             self._history.close(size, spent, time.perf_counter() - self._begun)
         if self._report is not None:
             self._report(windows, total, sum(min(n, windows * self._L) for n in self._lengths), context)

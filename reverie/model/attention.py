@@ -54,9 +54,9 @@ class Attention(nn.Module):
         Returns y [B, T, D] (None without `output`), None (no fast weights), and the cache with x's tokens appended.
         """
         H, Hkv = self.heads
-        qk, v = self.qkv_proj(x).unflatten(-1, (-1, self.head_size)).split([H + Hkv, Hkv], dim=2)
+        qk, v = self.qkv_proj(x).view(*x.shape[:2], -1, self.head_size).split_with_sizes((H + Hkv, Hkv), dim=2)
         start = 0 if cache is None else cache.k.shape[1]
-        q, k = rotate(rms_norm(qk, self.norm_eps), start, self.rope_base).split([H, Hkv], dim=2)
+        q, k = rotate(rms_norm(qk, self.norm_eps), start, self.rope_base).split_with_sizes((H, Hkv), dim=2)
         if cache is not None:
             k, v = append(cache.k, k, 1, span), append(cache.v, v, 1, span)
         new_cache = KVCache(k, v, self.rope_base)
@@ -108,8 +108,8 @@ class Attention(nn.Module):
         unless it is bidirectional."""
         T = q.shape[1]
         in_reach = T + span - 1  # from the oldest key that the first query sees to the newest
-        k, v = k[:, -in_reach:], v[:, -in_reach:]
-        S = k.shape[1]
+        if (S := k.shape[1]) > in_reach:
+            k, v, S = k[:, -in_reach:], v[:, -in_reach:], in_reach
         q, k, v = (x.to(v.dtype).transpose(1, 2) for x in (q, k, v))  # q has its gain's type under autocast
         grouped = self.heads[0] != self.heads[1]
         flex = torch.compiler.is_compiling() and q.device.type in FLEX_DEVICES and T * S >= FLEX_SCORES

@@ -63,7 +63,7 @@ class FastWeightMixer(nn.Module):
 
     def _normalised(self, qk: Float[Tensor, "B T 2HK"]) -> tuple[Float[Tensor, "B T H K"], Float[Tensor, "B T H K"]]:
         """q and k of every head, of norm 1."""
-        q, k = normalise(qk.unflatten(-1, (2 * self.heads, -1)), 1.0).split(self.heads, dim=2)
+        q, k = normalise(qk.unflatten(-1, (2 * self.heads, -1)), 1.0).chunk(2, dim=2)
         return q, k
 
     def addresses(self, x: Float[Tensor, "B T D"]) -> tuple[Float[Tensor, "B T H K"], Float[Tensor, "B T H K"]]:

@@ -115,8 +115,9 @@ def causal_conv_silu(
     `extended` is x after the conv_size − 1 inputs before it, as `fast_weights.with_tail` returns it.
     """
     if not torch.is_grad_enabled():
-        one = extended.shape[1] == len(weight)
-        mixed = (extended * weight).sum(1, keepdim=True) if one else _convolved(extended, weight)
+        if extended.shape[1] == len(weight):
+            return F.silu((extended * weight).sum(1, keepdim=True))
+        mixed = _convolved(extended, weight)
         return mixed.sigmoid().mul_(mixed)
     return _CausalConvSilu.apply(extended, weight)  # pyright: ignore[reportReturnType]
 

@@ -19,5 +19,5 @@ class GatedDeltaNet(FastWeightMixer):
 
     def mix_qkv(self, x: Tensor, tail: ConvTail | None) -> tuple[Tensor, Tensor, ConvTail]:
         extended, tail = with_tail(self.qkv_proj(x), tail, self.conv_size)
-        qk, v = causal_conv_silu(extended, self.conv_weight).split(self.sizes, dim=-1)
+        qk, v = causal_conv_silu(extended, self.conv_weight).split_with_sizes(self.sizes, dim=-1)
         return qk, v, tail

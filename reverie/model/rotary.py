@@ -13,10 +13,11 @@ from reverie.ops.constant import constant_when_compiled
 def _cached_table(
     heads: int, head_size: int, base: float, length: int, dtype: torch.dtype, device: torch.device
 ) -> Tensor:
+    made_on = torch.device("cpu") if device.type == "mps" else device  # Metal has no float64
     with torch.inference_mode(False):  # a table cached by an inference call must serve training too
-        frequency = base ** -(torch.arange(0, head_size, 2, device=device, dtype=torch.float64) / head_size)
-        angle = torch.arange(length, device=device, dtype=torch.float64)[:, None] * frequency
-        return torch.stack((angle.cos(), angle.sin()), dim=-1).repeat(1, heads, 1).to(dtype)
+        frequency = base ** -(torch.arange(0, head_size, 2, device=made_on, dtype=torch.float64) / head_size)
+        angle = torch.arange(length, device=made_on, dtype=torch.float64)[:, None] * frequency
+        return torch.stack((angle.cos(), angle.sin()), dim=-1).repeat(1, heads, 1).to(dtype).to(device)
 
 
 @constant_when_compiled

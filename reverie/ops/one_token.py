@@ -21,19 +21,21 @@ def recurrence(
 ) -> tuple[Float[Tensor, "B 1 H V"] | None, Float[Tensor, "B H K V"]]:
     """Run a rule as `reference.recurrence` does; the state that it begins with stays as it is."""
     out_dtype, dtype = v.dtype, torch.promote_types(v.dtype, torch.float32)
-    k, v, beta = (x.to(dtype).transpose(1, 2) for x in (k, v, beta[..., None]))  # [B, H, 1, …]
+    B, _, H, K = k.shape
+    k, v, beta = (x.to(dtype).reshape(B * H, 1, -1) for x in (k, v, beta))  # [X, 1, …]
     if initial_state is None:
-        S = k.mT * (beta * v)
+        S = torch.bmm(k.mT, beta * v)
     else:
-        S = initial_state.to(dtype)
-        S = S if g is None else S * g.to(dtype).exp().transpose(1, 2)[..., None]
-        u = beta * (v - _read(k, S) if erase else v)
+        S = initial_state.to(dtype).reshape(B * H, K, -1)
+        S = S if g is None else S * g.to(dtype).exp().reshape(B * H, 1, 1)
+        u = beta * (_add(v, k, S, -1) if erase else v)
         S = torch.addcmul(S, k.mT, u) if g is None else S.addcmul_(k.mT, u)
-    if q is None:
-        return None, S
-    return _read(q.to(dtype).transpose(1, 2) * scale, S).transpose(1, 2).to(out_dtype), S
+    o = None if q is None else _add(v, q.to(dtype).reshape(B * H, 1, K), S, scale, beta=0)
+    return None if o is None else o.view(B, 1, H, -1).to(out_dtype), S.view(B, H, K, -1)
 
 
-def _read(k: Tensor, S: Tensor) -> Tensor:
-    """k @ S; for a compiler as a sum, which it fuses with the steps before and after."""
-    return (k.mT * S).sum(-2, keepdim=True) if torch.compiler.is_compiling() else k @ S
+def _add(x: Tensor, k: Tensor, S: Tensor, by: float, beta: int = 1) -> Tensor:
+    """beta x + by k @ S; for a compiler as a sum, which it fuses with the steps before and after."""
+    if not torch.compiler.is_compiling():
+        return torch.baddbmm(x, k, S, beta=beta, alpha=by)
+    return (x if beta else 0) + by * (k.mT * S).sum(-2, keepdim=True)

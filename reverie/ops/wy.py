@@ -40,6 +40,8 @@ def _decays(g: Float[Tensor, "N X C 1"]) -> Decays:
 
     Sums are in float64: after one g = −20, differences of float32 sums would have lost the small decays that follow.
     """
+    if g.device.type == "mps":  # Metal has no float64
+        return Decays(*(x.to(g.device) for x in _decays(g.cpu())))
     G = g.double().cumsum(-2)
     C = g.shape[-2]
     above = torch.ones(C, C, dtype=torch.bool, device=g.device).triu(1)

@@ -126,7 +126,7 @@ def _log_probability(sleeper: Sleeper, memory: Memory, answer: Answer) -> float:
         torch.tensor([ids], device=sleeper.device) for ids in (sleeper.question(answer.question), answer.ids)
     )
     context = starting_point(sleeper, memory)
-    return float(log_probability(sleeper.sleeping, prompt, written, context, memory.config).double().sum())
+    return float(log_probability(sleeper.sleeping, prompt, written, context, memory.config).cpu().double().sum())
 
 
 @dataclass(frozen=True)

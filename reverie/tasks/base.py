@@ -295,7 +295,7 @@ def score(batch: Batch, correct: Tensor, loss: Tensor) -> Score:
     if not mask.any():
         return Score()
     right, depth = correct[mask].bool().cpu(), batch.depth[mask].cpu()
-    losses = loss[mask].detach().double().cpu()
+    losses = loss[mask].detach().cpu().double()
     row, question = mask.nonzero()[:, 0].cpu(), batch.question[mask].cpu()
 
     # A question is a pair (row, index); `at` numbers the pairs that occur.

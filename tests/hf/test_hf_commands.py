@@ -181,7 +181,7 @@ def test_mistakes_of_convert(reverie: Reverie, options: str, sentence: str) -> N
         ("llama --prompt-file none.txt", "cannot read none.txt: No such file or directory"),
         ("llama --prompt-file llama", "cannot read llama: Is a directory"),
         ("llama --prompt-file llama/model.safetensors", "llama/model.safetensors is no text in UTF-8"),
-        ("llama --prompt a --device tpu", "--device must be cpu, cuda or auto, got 'tpu'"),
+        ("llama --prompt a --device tpu", "--device must be cpu, cuda, mps or auto, got 'tpu'"),
     ],
 )
 def test_mistakes_of_generate(reverie: Reverie, options: str, sentence: str) -> None:
