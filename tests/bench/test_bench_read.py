@@ -28,7 +28,7 @@ def tiny(tiny_config: Callable[..., HybridConfig], monkeypatch: pytest.MonkeyPat
 
     def load(name: str) -> PreTrainedModel:
         assert name == "smollm2"
-        sizes = BASE | {"num_hidden_layers": 30, "vocab_size": 1024, "max_position_embeddings": 4096}
+        sizes: dict[str, Any] = BASE | {"num_hidden_layers": 30, "vocab_size": 1024, "max_position_embeddings": 4096}
         return AutoModelForCausalLM.from_config(LlamaConfig(**sizes))
 
     monkeypatch.setattr(bases, "load_base", load)
