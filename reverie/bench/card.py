@@ -23,6 +23,11 @@ def number(row: Row, column: str) -> float:
     return float(cell)
 
 
+def at_most(what: str, ratio: float, target: float) -> Row:
+    """A row of a table of targets."""
+    return {"what": what, "ratio": ratio, "target_at_most": target, "verdict": "met" if ratio <= target else "not met"}
+
+
 def _five_digits(ratio: float) -> float:
     return float(f"{ratio:.5g}")
 

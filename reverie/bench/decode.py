@@ -1,6 +1,5 @@
 """`reverie bench decode`: a token awake beside transformers' hybrids of the same sizes, and its matrix products."""
 
-import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -9,10 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reverie.bench.card import Details, Findings, Row, number
+from reverie.bench.card import Details, Findings, Row, at_most, number
 from reverie.bench.check import SEED, random_model, require_equal
 from reverie.bench.machine import Peak
-from reverie.bench.rivals import transformers_hybrids
+from reverie.bench.rivals import forward_loop, transformers_hybrids, write_greedily
 from reverie.bench.timer import Timing, alternate, with_threads
 from reverie.bench.wake import MODEL, WINDOW
 from reverie.model import HybridConfig, HybridLM, count_parameters
@@ -76,8 +75,7 @@ def _targets(rows: list[Row]) -> list[Row]:
     targets = list[Row]()
     for what, model, column, target in found:
         ratio = max(number(row, column) for row in rows if (row["B"], row["model"]) == (1, model))
-        verdict = "met" if ratio <= target else "not met"
-        targets.append({"what": what, "ratio": ratio, "target_at_most": target, "verdict": verdict})
+        targets.append(at_most(what, ratio, target))
     return targets
 
 
@@ -110,27 +108,22 @@ def _sides(
         PRODUCTS: partial(_multiply, model, B),
     }
     for name, rival in rivals.items():
-        sides[f"{name}, forward"] = partial(_forward, rival, text)
-        sides[f"{name}, generate"] = partial(_generate, rival, text[:, :1])
+        sides[f"{name}, forward"] = partial(forward_loop, rival, text)
+        sides[f"{name}, generate"] = partial(write_greedily, rival, text[:, :1], TOKENS)
     return sides
 
 
 def _rows(B: int, threads: int, times: dict[str, Timing]) -> list[Row]:
-    """Ratios are medians over rounds of the two times in the same round."""
     rivals = [name for name in times if name not in (OURS, COMPILED, PRODUCTS)]
     best = min(rivals, key=lambda name: times[name].median)
-
-    def over(name: str, base: str) -> float:
-        return statistics.median(a / b for a, b in zip(times[name].rounds, times[base].rounds, strict=True))
-
     return [
         {
             "B": B,
             "threads": threads,
             "model": name,
             "ms": 1e3 * timing.median / TOKENS,
-            "over_rival": over(name, best),
-            "over_products": over(name, PRODUCTS),
+            "over_rival": timing.over(times[best]),
+            "over_products": timing.over(times[PRODUCTS]),
         }
         for name, timing in times.items()
     ]
@@ -155,15 +148,3 @@ def _multiply(model: HybridLM, B: int) -> None:
 def _with_cache(rival: Any) -> None:
     """Without both switches `generate` runs over all earlier tokens again for every new one."""
     rival.config.use_cache = rival.generation_config.use_cache = True
-
-
-@torch.no_grad()
-def _forward(rival: Any, text: Tensor) -> None:
-    cache = None
-    for token in text.split(1, dim=1):
-        cache = rival(input_ids=token, past_key_values=cache, use_cache=True).past_key_values
-
-
-def _generate(rival: Any, first: Tensor) -> None:
-    mask = torch.ones_like(first)
-    rival.generate(input_ids=first, attention_mask=mask, min_new_tokens=TOKENS, max_new_tokens=TOKENS, do_sample=False)

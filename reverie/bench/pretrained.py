@@ -1,7 +1,6 @@
 """`reverie bench pretrained`: a token of SmolLM2 awake, with layers that remember and in int8, beside the untouched."""
 
 import copy
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -9,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reverie.bench.card import Details, Findings, Row, number
+from reverie.bench.card import Details, Findings, Row, at_most, number
 from reverie.bench.check import SEED, require_equal
 from reverie.bench.machine import Peak
+from reverie.bench.rivals import forward_loop, write_greedily
 from reverie.bench.timer import Timing, alternate, with_threads
 from reverie.errors import UserError
 from reverie.model import count_parameters
@@ -97,11 +97,11 @@ def _on_the_same_weights(model: nn.Module) -> Any:
 
 def _check(models: Mapping[str, Any], text: Tensor) -> float:
     """How far off int8 is; raises UserError where a model computes something else than the untouched one."""
-    wanted = _forward(models[UNTOUCHED], text)
-    require_equal(_forward(models[JET], text), wanted, TOLERANCE, f"{JET}, of the logits the worst")
+    wanted = forward_loop(models[UNTOUCHED], text)
+    require_equal(forward_loop(models[JET], text), wanted, TOLERANCE, f"{JET}, of the logits the worst")
     off = {name: INT8_TOLERANCE for name in models if name.endswith("int8")}
     return max(
-        require_equal(_forward(models[name], text), wanted, most, f"{name}, of the logits the worst")
+        require_equal(forward_loop(models[name], text), wanted, most, f"{name}, of the logits the worst")
         for name, most in off.items()
     )
 
@@ -109,8 +109,8 @@ def _check(models: Mapping[str, Any], text: Tensor) -> float:
 def _sides(models: Mapping[str, Any], text: Tensor) -> dict[str, Callable[[], object]]:
     sides: dict[str, Callable[[], object]] = {}
     for name, model in models.items():
-        sides[f"{name}, forward"] = partial(_forward, model, text)
-        sides[f"{name}, generate"] = partial(_generate, model, text[:, :1])
+        sides[f"{name}, forward"] = partial(forward_loop, model, text)
+        sides[f"{name}, generate"] = partial(write_greedily, model, text[:, :1], TOKENS)
     for name in (UNTOUCHED, f"{UNTOUCHED}, int8"):
         of = [layer for layer in models[name].modules() if isinstance(layer, nn.Linear)]
         sides[PRODUCTS + name.removeprefix(UNTOUCHED)] = partial(_multiply, of)
@@ -121,8 +121,7 @@ def _rows(threads: int, times: Mapping[str, Timing]) -> list[Row]:
     rows = list[Row]()
     for name, timing in times.items():
         way = "generate" if name.endswith("generate") else "forward"
-        base = times[f"{UNTOUCHED}, {way}"].rounds
-        ratio = statistics.median(a / b for a, b in zip(timing.rounds, base, strict=True))
+        ratio = timing.over(times[f"{UNTOUCHED}, {way}"])
         rows.append({"threads": threads, "model": name, "ms": 1e3 * timing.median / TOKENS, "over_untouched": ratio})
     return rows
 
@@ -131,23 +130,7 @@ def _target(rows: Sequence[Row], what: str, model: str, target: float) -> Row:
     """The worst ratio over threads and ways of decoding, and the most that it should be."""
     names = {f"{model}, {way}" for way in ("forward", "generate")}
     ratio = max(number(row, "over_untouched") for row in rows if row["model"] in names)
-    return {"what": what, "ratio": ratio, "target_at_most": target, "verdict": "met" if ratio <= target else "not met"}
-
-
-@torch.no_grad()
-def _forward(model: Any, text: Tensor) -> Tensor:
-    """Logits [1, T, vocab] of a loop over forward."""
-    cache, logits = None, list[Tensor]()
-    for token in text.split(1, dim=1):
-        done = model(input_ids=token, past_key_values=cache, use_cache=True)
-        cache = done.past_key_values
-        logits.append(done.logits)
-    return torch.cat(logits, dim=1)
-
-
-def _generate(model: Any, first: Tensor) -> None:
-    mask = torch.ones_like(first)
-    model.generate(input_ids=first, attention_mask=mask, min_new_tokens=TOKENS, max_new_tokens=TOKENS, do_sample=False)
+    return at_most(what, ratio, target)
 
 
 @torch.no_grad()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from reverie.bench.card import Details, Findings, Row, number
+from reverie.bench.card import Details, Findings, Row, at_most, number
 from reverie.bench.check import SEED, random_model, require_equal
 from reverie.bench.machine import Peak
 from reverie.bench.rivals import transformers_hybrids, transformers_module
@@ -33,7 +32,7 @@ HYBRID = HybridConfig(
 TOKENS, CHECKED = 4096, 256
 HYBRID_SIDES = tuple((N, L) for N in (1, 2, 4) for L in (32, 64, 128, 512))
 SMOLLM2_SIDES = (1, 512), (2, 512), (4, 512), (2, 32)  # N and L
-JET_AFTER = 4, 9, 14, 19, 24, 29  # six layers, as reverie convert spreads them
+JET_LAYERS = 6  # as reverie convert spreads them
 LATE = "2 layers, N = 4 over blocks 16 and 17, L = 512"
 PREFILL, GENERATE = "prefill without sleep", "generate, N = 1, L = 512"
 TOLERANCE = 1e-3  # of the largest entry, after so many windows in float32
@@ -103,22 +102,23 @@ def _smollm2_sides(text: Tensor) -> dict[str, Callable[[], object]]:
     transformers_module()  # or a sentence that says what is missing
     from reverie.hf import add_sleep, insert_fast_weights
     from reverie.hf.bases import load_base
+    from reverie.hf.convert import spread
 
     stock: Any = load_base("smollm2").eval()
-    spread, late = copy.deepcopy(stock), copy.deepcopy(stock)
-    insert_fast_weights(spread, JET_AFTER)
+    six, late = copy.deepcopy(stock), copy.deepcopy(stock)
+    insert_fast_weights(six, spread(JET_LAYERS, stock.config.num_hidden_layers))
     insert_fast_weights(late, (16, 17))
     sides = {PREFILL: _prefill(stock, text)}
-    for model in (spread, late):
+    for model in (six, late):
         add_sleep(model, SleepConfig(window_size=512))
     for N, L in SMOLLM2_SIDES:
         config = SleepConfig(window_size=L, num_sleep_passes=N)
-        sides[f"N = {N}, L = {L}"] = _reading(spread.sleeping, text, config)
+        sides[f"N = {N}, L = {L}"] = _reading(six.sleeping, text, config)
     config = SleepConfig(window_size=512, num_sleep_passes=4, looped_blocks=(16, 18))
     sides[LATE] = _reading(late.sleeping, text, config)
     mask = torch.ones_like(text)
     sides[GENERATE] = partial(
-        spread.generate, input_ids=text, attention_mask=mask, min_new_tokens=1, max_new_tokens=1, do_sample=False
+        six.generate, input_ids=text, attention_mask=mask, min_new_tokens=1, max_new_tokens=1, do_sample=False
     )
     return sides
 
@@ -140,11 +140,6 @@ def _prefill(model: nn.Module, text: Tensor) -> Callable[[], object]:
     return partial(model, input_ids=text, use_cache=True, logits_to_keep=1)
 
 
-def _over(times: dict[str, Timing], side: str, base: str) -> float:
-    """The median over rounds of two times in the same round."""
-    return statistics.median(a / b for a, b in zip(times[side].rounds, times[base].rounds, strict=True))
-
-
 def _rows(name: str, times: dict[str, Timing], tokens: int) -> list[Row]:
     base = PREFILL if PREFILL in times else "OlmoHybrid, prefill"
     return [
@@ -152,8 +147,8 @@ def _rows(name: str, times: dict[str, Timing], tokens: int) -> list[Row]:
             "model": name,
             "side": side,
             "tokens_per_s": tokens / timing.median,
-            "over_prefill": _over(times, side, base),
-            "over_L_512": _over(times, side, large)
+            "over_prefill": timing.over(times[base]),
+            "over_L_512": timing.over(times[large])
             if (large := side.partition(", L")[0] + ", L = 512") in times
             else None,
         }
@@ -166,8 +161,7 @@ def _targets(rows: Sequence[Row]) -> list[Row]:
     for target in TARGETS:
         row = by_side[target.model, target.side]
         ratio = number(row, "over_L_512" if target.base.endswith("L = 512") else "over_prefill")
-        verdict = "met" if ratio <= target.most else "not met"
-        targets.append({"what": target.what, "ratio": ratio, "target_at_most": target.most, "verdict": verdict})
+        targets.append(at_most(target.what, ratio, target.most))
     return targets
 
 
@@ -175,8 +169,8 @@ def _notes(tokens: int) -> list[str]:
     return [
         f"One text of {tokens:,} random tokens, float32, {torch.get_num_threads()} threads; hard eviction, all blocks "
         "looped where nothing else is said. Reading is consolidation: all windows are slept over.",
-        f"SmolLM2: 135M parameters, with six Jet layers after blocks {', '.join(map(str, JET_AFTER))}, or two after "
-        "blocks 16 and 17; untrained, which takes the same time. generate: the text as a prompt, and one token.",
+        f"SmolLM2: 135M parameters, with {JET_LAYERS} Jet layers spread evenly, or two after blocks 16 and 17; "
+        "untrained, which takes the same time. generate: the text as a prompt, and one token.",
         f"width {HYBRID.width}: {len(HYBRID.layers)} blocks, attention and Gated DeltaNet in turn, beside "
         "transformers' hybrids of the same sizes.",
         "prefill: the whole text in one forward with a cache, and the logits of its last token. over_prefill: over "

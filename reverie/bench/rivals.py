@@ -116,3 +116,20 @@ def transformers_hybrids(config: HybridConfig, seed: int) -> dict[str, nn.Module
             model_config = getattr(transformers, f"{name}Config")(**shared, **own)
             models[name] = getattr(transformers, f"{name}ForCausalLM")(model_config)
     return models
+
+
+@torch.no_grad()
+def forward_loop(model: Any, text: Tensor) -> Tensor:
+    """Logits [B, T, vocab] of a model of transformers, of a call for each token."""
+    cache, logits = None, list[Tensor]()
+    for token in text.split(1, dim=1):
+        done = model(input_ids=token, past_key_values=cache, use_cache=True)
+        cache = done.past_key_values
+        logits.append(done.logits)
+    return torch.cat(logits, dim=1)
+
+
+def write_greedily(model: Any, first: Tensor, tokens: int) -> None:
+    """Have a model of transformers generate so many tokens after these."""
+    mask = torch.ones_like(first)
+    model.generate(input_ids=first, attention_mask=mask, min_new_tokens=tokens, max_new_tokens=tokens, do_sample=False)

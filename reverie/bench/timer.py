@@ -20,6 +20,10 @@ class Timing(BaseModel):
     def median(self) -> float:
         return statistics.median(self.rounds)
 
+    def over(self, base: "Timing") -> float:
+        """The ratio to another's times: the median over rounds of the two in the same round."""
+        return statistics.median(a / b for a, b in zip(self.rounds, base.rounds, strict=True))
+
     @property
     def best(self) -> float:
         return min(self.rounds)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reverie.bench.card import Details, Findings, Row
+from reverie.bench.card import Details, Findings, Row, at_most
 from reverie.bench.check import SEED, random_model, require_equal
 from reverie.bench.count import tensor_bytes
 from reverie.bench.machine import RESIDENT, Peak, resident_bytes
@@ -219,10 +219,7 @@ def _targets(asleep: Sequence[Sequence[Side]], times: Mapping[str, Timing]) -> l
             (f"memory of the process: {what}", process, MEMORY_TARGET),
             (f"memory of the context: {what}", last.context_bytes / first.context_bytes, CONTEXT_TARGET),
         ]
-    return [
-        {"what": what, "ratio": ratio, "target_at_most": target, "verdict": "met" if ratio <= target else "not met"}
-        for what, ratio, target in found
-    ]
+    return [at_most(*row) for row in found]
 
 
 def _token_row(side: Side, first: Side, times: Mapping[str, Timing]) -> Row:

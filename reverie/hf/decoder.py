@@ -26,7 +26,7 @@ from reverie.hf.decoders import decoder_of
 from reverie.hf.reading import AWAKE, check_unchanged, read_batch
 from reverie.hf.state import StateCache
 from reverie.model import Injection, State, Tokens
-from reverie.model.fast_weights import FastWeightMixer
+from reverie.model.fast_weights import window_bytes
 from reverie.sleep import SleepConfig
 from reverie.sleep.gradients import Backward
 
@@ -54,13 +54,15 @@ class DecoderBlocks:
         return any(getattr(inserted_mixer(layer), "value_embed", False) for layer in self.layers)
 
     @property
-    def takes_windows(self) -> bool:
-        """True if `blocks` can run several windows of a text in one call: all fast weights are in layers like ours."""
-        blocks = cast(Sequence[SleepingBlock], self.layers)
-        mixers = [getattr(inserted_mixer(block), "mixer", None) for block in blocks if holds_fast_weights(block)]
-        return not any(getattr(block, "recurrent", False) for block in blocks) and all(
-            isinstance(mixer, nn.Module) and type(mixer).forward is FastWeightMixer.forward for mixer in mixers
-        )
+    def window_bytes(self) -> int | None:
+        """Bytes of fast weights after a window of one text; None if `blocks` cannot run several windows in one call.
+
+        It can where all fast weights are in inserted layers.
+        """
+        layers = [inserted_mixer(block) for block in self.layers if holds_fast_weights(block)]
+        if any(getattr(block, "recurrent", False) for block in self.layers):
+            return None
+        return window_bytes(getattr(x, "mixer", None) if "forward" not in vars(x) else None for x in layers)
 
     @property
     def injects(self) -> bool:

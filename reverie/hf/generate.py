@@ -149,7 +149,9 @@ def _read(model: PreTrainedModel, tokens: Tensor, cache: SleepCache, report: Rea
 
     def after_window(windows: int, context: Context) -> None:
         read = first + windows * L
-        if read % group == 0:  # not among windows that are read side by side: what goes on there would be another sum
+        if (
+            windows % (group // L) == 0
+        ):  # not among windows that are read side by side: what goes on there would be another sum
             bookmark.reached(read, context)
         report(read // L, total, read)
 

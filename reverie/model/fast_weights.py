@@ -7,7 +7,7 @@ convolution before q, k and v alone.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import NamedTuple
 
@@ -128,6 +128,18 @@ class FastWeightMixer(nn.Module):
             os += [] if o is None else [o]
             after.append(fast_weights)
         return torch.stack(os, dim=1).flatten(0, 1) if os else None, torch.stack(after, dim=1).flatten(0, 1)
+
+
+def window_bytes(mixers: Iterable[object]) -> int | None:
+    """Bytes of the fast weights of these layers, of one text; None if one cannot take several windows in one call."""
+    held = 0
+    for mixer in mixers:
+        if not isinstance(mixer, FastWeightMixer) or "forward" in vars(mixer):
+            return None
+        if type(mixer).forward is not FastWeightMixer.forward:
+            return None
+        held += 4 * mixer.heads * mixer.key_size * mixer.value_size
+    return held
 
 
 def with_tail(

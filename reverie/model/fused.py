@@ -4,7 +4,6 @@ Small models on CPU are bound by such steps, not by matrix products; written out
 half the kernels that autograd would launch and store less. Each docstring has the formula.
 """
 
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -44,20 +43,10 @@ class _Normalise(torch.autograd.Function):
 
 
 def _of_a_token(x: Tensor, size: float, eps: float) -> Tensor:
-    """`normalise` in few calls of PyTorch; in float32 and float64 half as long as its own norm."""
-    if x.dtype not in (torch.float32, torch.float64):
-        n = x.shape[-1]
-        y = F.rms_norm(x, (n,), eps=eps / n)
-        return y if size == n**0.5 else y * (size / n**0.5)
-    zero, root = _zero_and_root(eps, x.dtype, x.device)
-    length = torch.hypot(torch.linalg.vector_norm(x, dim=-1, keepdim=True), root)
-    return torch.addcdiv(zero, x, length, value=size)
-
-
-@lru_cache(maxsize=256)
-def _zero_and_root(eps: float, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
-    with torch.inference_mode(False):
-        return torch.zeros((), dtype=dtype, device=device), torch.tensor(eps**0.5, dtype=dtype, device=device)
+    """`normalise` by one call of PyTorch."""
+    n = x.shape[-1]
+    y = F.rms_norm(x, (n,), eps=eps / n)
+    return y if size == n**0.5 else y * (size / n**0.5)
 
 
 def normalise(x: Float[Tensor, "*B X"], size: float, eps: float = 1e-6) -> Float[Tensor, "*B X"]:

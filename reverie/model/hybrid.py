@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from reverie.model.attention import Attention
 from reverie.model.config import HybridConfig
-from reverie.model.fast_weights import FastWeightMixer
+from reverie.model.fast_weights import FastWeightMixer, window_bytes
 from reverie.model.fused import rms_norm
 from reverie.model.gated_deltanet import GatedDeltaNet
 from reverie.model.injection import new_injection
@@ -126,12 +126,11 @@ class HybridLM(LanguageModel):
         return any(block.reads_embedded for block in self.layers)
 
     @property
-    def takes_windows(self) -> bool:
-        """True if `blocks` can run several windows of a text in one call."""
-        known = Attention.forward, FastWeightMixer.forward
-        return type(self).blocks is HybridLM.blocks and all(
-            type(block) is Block and type(block.mixer).forward in known for block in self.layers
-        )
+    def window_bytes(self) -> int | None:
+        """Bytes of fast weights after a window of one text; None if `blocks` cannot run several windows in one call."""
+        mixers = [block.mixer for block in self.layers if type(block) is Block and "forward" not in vars(block)]
+        changed = type(self).blocks is not HybridLM.blocks or "blocks" in vars(self) or len(mixers) < len(self.layers)
+        return None if changed else window_bytes([mixer for mixer in mixers if type(mixer) is not Attention])
 
     @property
     def looks_both_ways(self) -> bool:

@@ -22,9 +22,9 @@ class SleepingModel(Protocol):
                         not its past alone
         injects         a bool: if it is true, pass n ≥ 2 of sleep reads `inject(n, h, embedded)` in the place of h,
                         which the pass before made; `embedded` is what entered the first looped block in pass 1
-        windows         an argument of `blocks`, where `takes_windows`, a property of the class, is true: rows of h are
-                        that many windows of each text, one after the other; `state` is of the texts, and the state that
-                        is returned is that after each row
+        windows         an argument of `blocks`, where `window_bytes`, a property of the class, is a number (of bytes
+                        of fast weights that a text has): rows of h are that many windows of each text, one after the
+                        other; `state` is of the texts, and the state that is returned is that after each row
         embed_blocks    called with (tokens, state, (a, b), stop, *, span): `embed` and blocks [0, stop) in one call,
                         which returns the embedded tokens, h before block a, h before block b, h after block stop − 1,
                         and the state. Without it both are called in turn.

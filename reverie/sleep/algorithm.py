@@ -12,7 +12,7 @@ The model is known only through `SleepingModel`. Shapes: B batch, T tokens, D wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -121,9 +121,8 @@ def read(
     logits, windows = [], context.windows(tokens, config.window_size)
     if newest_only:
         *before, last = windows
-        lengths, windows = [sum(window.shape[1] for window in before)] * len(tokens), [last]
-        for context in _asleep(model, before, lengths, context, config, backward):  # noqa: B007, B020
-            pass
+        lengths = [sum(window.shape[1] for window in before)] * len(tokens)
+        context, windows = _asleep(model, before, lengths, context, config, backward), [last]
     for window in windows:
         end = "stay" if window is windows[-1] else "sleep"
         h, context = step(model, window, context, config, end, output=True, backward=backward)
@@ -151,10 +150,7 @@ def consolidate(
     if config.eviction == "sliding" and len(set(lengths)) > 1:
         raise UserError("under sliding eviction the texts of a batch must be equally long: sleep over them one by one")
     windows = context.windows(tokens, config.window_size)
-    for i, context in enumerate(_asleep(model, windows, lengths, context, config, EXACT, observe), 1):  # noqa: B020
-        if on_window is not None:
-            on_window(i, context)
-    return context
+    return _asleep(model, windows, lengths, context, config, EXACT, observe, on_window)
 
 
 def _asleep(
@@ -165,13 +161,18 @@ def _asleep(
     config: SleepConfig,
     backward: Backward,
     observe: Observe | None = None,
-) -> Iterator[Context]:
-    """Sleep over windows of texts of these lengths; the context after each window."""
+    on_window: Callable[[int, Context], None] | None = None,
+) -> Context:
+    """Sleep over windows of texts of these lengths."""
 
     def one(tokens: Tokens, context: Context) -> Context:
         return step(model, tokens, context, config, "sleep", output=False, backward=backward, observe=observe)[1]
 
-    return window_by_window(one, model, windows, lengths, context, config, observe)
+    newest = context
+    for i, newest in enumerate(window_by_window(one, model, windows, lengths, context, config, observe), 1):
+        if on_window is not None:
+            on_window(i, newest)
+    return newest
 
 
 def step(

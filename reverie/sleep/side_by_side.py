@@ -21,6 +21,7 @@ from reverie.sleep.context import Context, by_kind
 from reverie.sleep.gradients import Observe
 
 MOST_TOKENS = 512  # in a call: with more, a token of a product is no cheaper
+MOST_BYTES = 2**26  # of fast weights after each window of a call
 FEW_TOKENS = 128  # of a window, at most, for its last pass to share calls with the next one: these leave nothing out
 
 
@@ -30,10 +31,13 @@ def group_size(model: SleepingModel, context: Context, config: SleepConfig, batc
     Without gradients alone, whose `Backward` counts by window.
     """
     alone = config.eviction != "hard" or config.tolerance is not None or context.length > 0
-    if alone or torch.is_grad_enabled() or not getattr(type(model), "takes_windows", False):
+    # Of the class: what hands attributes on to another model may have blocks of its own.
+    if alone or torch.is_grad_enabled() or not hasattr(type(model), "window_bytes"):
         return 1
-    fits = max(1, MOST_TOKENS // (batch_size * config.window_size))
-    return fits if cast(Any, model).takes_windows else 1
+    held: int | None = cast(Any, model).window_bytes
+    if held is None:
+        return 1
+    return max(1, min(MOST_TOKENS // config.window_size, MOST_BYTES // max(held, 1)) // batch_size)
 
 
 def window_by_window(
@@ -54,7 +58,7 @@ def window_by_window(
     def rows(size: int, tokens: Tokens, context: Context) -> Context:
         return one(tokens[:, :size], context) if size else context  # without tokens left, a text is over
 
-    left, done = torch.tensor(lengths), 0
+    left, done = torch.tensor(lengths).clamp(max=sum(window.shape[1] for window in windows)), 0
     while done < len(windows):
         fits = min(group_size(model, context, config, len(left)), int(left.min()) // config.window_size)
         if fits > 1:

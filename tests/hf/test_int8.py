@@ -102,6 +102,65 @@ def test_weights_that_change_are_rounded_anew() -> None:
     assert torch.equal(by_token(as_double, TEXT), by_token(copy.deepcopy(model).double(), TEXT))
 
 
+def replaced(x: Tensor) -> nn.Parameter:
+    return nn.Parameter(x + 0.5)
+
+
+@pytest.mark.parametrize("name", ["weight", "bias"])
+@pytest.mark.parametrize("way", ["in place", "through data", "replaced", "other data"])
+def test_no_product_is_of_what_a_layer_was_before(name: str, way: str) -> None:
+    """However its weights are changed as a whole."""
+    model = tiny("llama", dtype=FLOAT)
+    model.model.layers[0].mlp.up_proj = layer = nn.Linear(32, 48)
+    quantize_awake(model)
+    x = torch.randn(1, 32, generator=torch.Generator().manual_seed(0))
+    layer(x)
+    held: Any = getattr(layer, name)
+    if way == "in place":
+        held.add_(0.5)
+    elif way == "through data":
+        held.data += 0.5
+    elif way == "replaced":
+        setattr(layer, name, replaced(held))
+    else:
+        held.data = held.data + 0.5
+    wanted = nn.functional.linear(x, layer.weight, layer.bias)
+    assert (layer(x) - wanted).abs().max() < 0.1
+
+
+def test_an_adapter_of_peft_is_merged_into_what_is_multiplied() -> None:
+    peft: Any = pytest.importorskip("peft")
+    lora = peft.LoraConfig(r=2, lora_alpha=64, target_modules=["q_proj", "up_proj"], init_lora_weights=False)
+    model = peft.get_peft_model(sleeping("llama", asleep(1), dtype=FLOAT), lora).eval()
+    token = TEXT[:, :1]
+    quantize_awake(model.get_base_model())
+    apart = model(input_ids=token).logits
+    for change in (model.merge_adapter, model.unmerge_adapter):
+        change()
+        assert distance(model(input_ids=token).logits, apart) < NEAR
+    with model.disable_adapter():
+        assert distance(model(input_ids=token).logits, apart) > NEAR  # or nothing would be seen here
+
+
+def test_a_row_that_is_not_finite_gives_no_number() -> None:
+    """As in float32, so that whoever looks at the logits says so."""
+    model = tiny("llama", dtype=FLOAT)
+    layer = quantize_awake(model).model.layers[0].mlp.up_proj
+    for value in (torch.nan, torch.inf):
+        row = torch.ones(1, layer.in_features)
+        row[0, 3] = value
+        assert not layer(row).isfinite().any()
+
+
+def test_a_model_of_inference_mode() -> None:
+    with torch.inference_mode():
+        model = quantize_awake(tiny("llama", dtype=FLOAT))
+        layer = model.model.layers[0].mlp.up_proj
+        row = torch.ones(1, layer.in_features)
+        assert isinstance(layer, Int8Linear)
+        assert distance(layer(row), nn.functional.linear(row, layer.weight)) < NEAR
+
+
 def test_copies_compute_the_same(tmp_path: Path) -> None:
     model, int8 = both()
     wanted = by_token(int8, TEXT)

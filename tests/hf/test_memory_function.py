@@ -170,7 +170,7 @@ def right_or_refused(model: Any) -> Any:
     answers: list[Tensor] = []
     with suppress(UserError):
         yield answers
-    if not answers:  # refused; where peft merges one layer of several, so is a memory made now, once a call unmerges it
+    if not answers:  # refused; a memory made now may be too, where peft unmerges in a call what was merged before
         return
     wanted = answer(model, cache_of(sleep_over(model, BOOK)))
     for one in answers:

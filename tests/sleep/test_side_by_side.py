@@ -120,3 +120,45 @@ def test_where_gradients_or_other_models_want_one_after_the_other(tiny_model: Ma
         assert side_by_side.group_size(Other(model.config), empty, config, 1) == 1
         for changed in ({"eviction": "sliding"}, {"tolerance": 0.1, "num_sleep_passes": 2}):
             assert side_by_side.group_size(model, empty, config.model_copy(update=changed), 1) == 1
+
+
+def test_fast_weights_after_all_of_them_fit_into_memory(tiny_model: MakeModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model("attn", "gdn", "jet")
+    empty, config = Context.empty(model), SleepConfig(window_size=1)
+    held: Any = model.window_bytes
+    with torch.no_grad():
+        state = consolidate(model, torch.ones(1, 1, dtype=torch.long), empty, config).state
+        assert held == sum(4 * x.numel() for x in state.fast_weights if x is not None)
+        for B, windows in ((1, 12), (5, 2), (20, 1)):
+            monkeypatch.setattr(side_by_side, "MOST_BYTES", 12 * held)
+            assert side_by_side.group_size(model, empty, config, B) == windows
+
+
+@pytest.mark.parametrize("part", ["mixer", "block", "model"])
+def test_what_was_put_in_the_place_of_a_part_is_not_given_windows(tiny_model: MakeModel, part: str) -> None:
+    """It takes the arguments that it took before."""
+    model, tokens, config = tiny_model("gdn", "gdn"), torch.ones(1, 4 * L, dtype=torch.long), SleepConfig(window_size=L)
+    with torch.no_grad():
+        wanted = consolidate(model, tokens, Context.empty(model), config)
+        of: Any = {"mixer": model.layers[0].mixer, "block": model.layers[0], "model": model}[part]
+        name = "blocks" if part == "model" else "forward"
+        before, calls = getattr(of, name), list[dict[str, Any]]()
+
+        def own(*args: Any, **kwargs: Any) -> Any:
+            calls.append(kwargs)
+            return before(*args, **kwargs)
+
+        setattr(of, name, own)
+        got = consolidate(model, tokens, Context.empty(model), config)
+    assert calls
+    assert not any("windows" in call for call in calls)
+    assert_same(tensors(got.state), tensors(wanted.state))
+
+
+def test_lengths_beyond_the_text(tiny_model: MakeModel) -> None:
+    model, config = tiny_model("attn", "gdn"), SleepConfig(window_size=L)
+    tokens = torch.randint(model.config.vocab_size, (2, 4 * L + 1), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = consolidate(model, tokens, Context.empty(model), config)
+        got = consolidate(model, tokens, Context.empty(model), config, lengths=[4 * L + 1, 9 * L])
+        assert_same(tensors(got.state), tensors(wanted.state))

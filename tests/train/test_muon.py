@@ -93,6 +93,17 @@ def test_products_of_gram_matrices_are_the_same_iterations(span: float):
     assert (optim._by_gram_matrix(x.float(), QUINTIC, 5) - wanted).norm() < 1e-3 * wanted.norm()
 
 
+@pytest.mark.parametrize("steps", [5, 8])
+@pytest.mark.parametrize("rank", [1, 4])
+def test_a_wide_matrix_of_low_rank(rank: int, steps: int):
+    """However many steps: what is rounded stays small."""
+    random = torch.Generator().manual_seed(4)
+    x = torch.randn(2, 64, rank, generator=random) @ torch.randn(2, rank, 256, generator=random)
+    double = x.double()
+    wanted = optim._iterations(double / torch.linalg.matrix_norm(double, keepdim=True), QUINTIC, steps)
+    assert (orthogonalise(x, QUINTIC, steps, 1e-7) - wanted).norm() < 1e-2 * wanted.norm()
+
+
 def test_no_gradient_no_step():
     held = [nn.Parameter(torch.ones(2, 3))]
     Muon(held, lr=0.1, weight_decay=0.5).step()
