@@ -19,6 +19,7 @@ from tiny_sleeper import FACTS, QUESTION, tiny_run
 from reverie.errors import UNTRAINED
 from reverie.memory.file import read_info
 from reverie.memory.memory import Memory
+from reverie.sleep import side_by_side
 from reverie.talk import answer_tables, reading, shipped
 from reverie.talk.answer_tables import times
 from reverie.talk.shipped import export_example
@@ -73,13 +74,15 @@ def test_read_from_standard_input(reverie: Reverie, monkeypatch: pytest.MonkeyPa
     assert (said["tokens"], said["passes"], said["complete"], said["nbytes"]) == (56, 14, True, 512)
 
 
-def test_broken_off_and_resumed(reverie: Reverie, memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C in the midst of window 3: it is finished and saved."""
+def test_broken_off_and_resumed(reverie: Reverie, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C in the midst of windows 3 and 4, which are read side by side: they are finished and saved."""
+    monkeypatch.setattr(side_by_side, "MOST_TOKENS", 2 * 8)
+    assert reverie("read", "model", "book.txt", "--memory", "whole.safetensors").code == 0
     sleep_over, calls = reading.sleep_over, list[int]()
 
     def interrupted(*args: Any, **kwargs: Any) -> Any:
         calls.append(1)
-        if len(calls) == 3:
+        if len(calls) == 2:
             os.kill(os.getpid(), signal.SIGINT)
         return sleep_over(*args, **kwargs)
 
@@ -87,12 +90,12 @@ def test_broken_off_and_resumed(reverie: Reverie, memory: str, monkeypatch: pyte
     arguments = ("read", "model", "book.txt", "--memory", "part.safetensors")
     done = reverie(*arguments)
     assert (done.code, done.out) == (130, "")
-    assert "24 of 56 tokens" in done.err
+    assert "32 of 56 tokens" in done.err
     assert done.err.endswith("the same command with --resume goes on\n")
     monkeypatch.setattr(reading, "sleep_over", sleep_over)
     assert reverie(*arguments, "--resume").code == 0
-    assert read_info(Path("part.safetensors")).notes == read_info(Path(memory)).notes
-    with safe_open(memory, "pt") as one, safe_open("part.safetensors", "pt") as other:
+    assert read_info(Path("part.safetensors")).notes == read_info(Path("whole.safetensors")).notes
+    with safe_open("whole.safetensors", "pt") as one, safe_open("part.safetensors", "pt") as other:
         names = [name for name in one.keys() if name.startswith("fast_weights")]  # noqa: SIM118 (no mapping)
         assert names
         assert all(bool((one.get_tensor(name) == other.get_tensor(name)).all()) for name in names)
