@@ -19,7 +19,8 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicCache
 
 from reverie.errors import UserError
-from reverie.hf.cache import Group, SleepCache
+from reverie.hf.cache import SleepCache
+from reverie.hf.group import Group
 from reverie.model import SleepingModel
 from reverie.sleep import Context
 
