@@ -66,8 +66,8 @@ def test_padding_after_a_text_changes_no_logits_of_it(kind: str) -> None:
     mask = torch.ones_like(tokens)
     mask[1, L + 3 :] = 0
     logits = model(tokens, attention_mask=mask).logits
-    far = {"rtol": 1e-4, "atol": 1e-5} if kind == "bamba" else {}  # its scan is in float32
-    torch.testing.assert_close(logits[0], model(tokens).logits[0], **far)
+    far = 1e-5 if kind == "bamba" else 1e-7  # whose scan is in float32
+    torch.testing.assert_close(logits[0], model(tokens).logits[0], rtol=10 * far, atol=far)
     torch.testing.assert_close(logits[1, : L + 3], model(tokens[1:, : L + 3]).logits[0], rtol=1e-4, atol=1e-4)
 
 
