@@ -164,7 +164,7 @@ class Chat:
         Raises UserError if nothing was said since the chat began or was loaded, or so much was taken back already.
         """
         if not self._said:
-            raise UserError(f"there is no turn to take back: {MOST_UNDONE} are kept, and none from before a chat was loaded")
+            raise UserError(f"there is no turn to take back: {MOST_UNDONE} are kept, and none from before a load")
         text, self.memory, self.context, self.awake, self.turns = self._said.pop()
         return text
 
