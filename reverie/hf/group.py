@@ -8,8 +8,7 @@ between again when others come.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from jaxtyping import Int
@@ -22,6 +21,12 @@ from reverie.sleep.context import OnWindow
 
 LEAST = 64  # tokens that can be taken back in any case
 FEW = 16  # tokens that are read again together with new ones, at most
+
+
+class Read(Protocol):
+    """`reverie.sleep.read` of some model, which sleeps in some way."""
+
+    def __call__(self, tokens: Tensor, context: Context, *, on_window: OnWindow) -> tuple[Tensor, Context]: ...
 
 
 class Point(NamedTuple):
@@ -48,24 +53,22 @@ class Group(NamedTuple):
         return Point(self.read - self.unread, self.context)
 
     def read_on(
-        self,
-        new: Tensor,
-        columns: Int[Tensor, "rows n"],
-        window_size: int,
-        read: Callable[[Tensor, Context, OnWindow], tuple[Tensor, Context]],
+        self, new: Tensor, columns: Int[Tensor, "rows n"], window_size: int, read: Read
     ) -> tuple[Tensor, Group]:
         """Read the next tokens [rows, n, …] of each text: what `read` gives for them, and the group after them.
 
         Args:
-            read: given tokens, what comes before them, and what to call with the context after each window slept over.
+            read: what reads them.
         """
         starts = deque(self.starts or [self.now], maxlen=2 + -(-LEAST // window_size))
 
         def through(tokens: Tensor, point: Point) -> tuple[Tensor, Point]:
             first = point.read - point.context.length % window_size
-            y, context = read(
-                tokens, point.context, lambda n, after: starts.append(Point(first + n * window_size, after))
-            )
+
+            def slept(windows: int, context: Context) -> None:
+                starts.append(Point(first + windows * window_size, context))
+
+            y, context = read(tokens, point.context, on_window=slept)
             after = Point(point.read + tokens.shape[1], context)
             start = Context(context.window_start, context.window_start, passes=context.passes)
             if after.read - context.length > starts[-1].read:

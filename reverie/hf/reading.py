@@ -3,6 +3,7 @@
 import copy
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -15,8 +16,7 @@ from reverie.hf.cache import SleepCache
 from reverie.hf.group import Group
 from reverie.memory.fingerprint import mark_of
 from reverie.model import SleepingModel, select_rows
-from reverie.sleep import Context, SleepConfig, read
-from reverie.sleep.context import OnWindow
+from reverie.sleep import SleepConfig, read
 from reverie.sleep.gradients import EXACT, Backward
 
 AWAKE = SleepConfig(window_size=sys.maxsize)
@@ -77,25 +77,27 @@ def read_batch(
 ) -> Tensor:
     """Read tokens [B, T] or embeddings [B, T, D] of a request and move its cache on; every row reads its own text.
 
-    Returns what the model's head makes of the tokens [B, T, …], or of the newest column [B, 1, …]; 0 on padding.
+    Returns what the model's head makes of the tokens [B, T, …], or without padding among them of the newest columns
+    alone, as many as are wanted; 0 on padding.
     """
     groups, outputs = list[Group](), list[tuple[Tensor, Tensor, Tensor]]()
-    (B, T), newest_only = tokens.shape[:2], request.newest_only
+    (B, T), L, newest_only = tokens.shape[:2], config.window_size, request.newest == 1
+    wanted = request.newest if request.text is None and 1 < request.newest < T else T
 
-    def go_on(tokens: Tensor, context: Context, on_window: OnWindow) -> tuple[Tensor, Context]:
-        more: dict[str, Any] = {"newest_only": newest_only, "backward": backward, "on_window": on_window}
-        return read(model, tokens, context, config, **more)
+    all_of, newest_of = (partial(read, model, config=config, newest_only=x, backward=backward) for x in (False, True))
 
     for group in request.cache.groups:
         for part, columns in _alike(group, request.text, T):
-            rows, n = part.rows, columns.shape[1]
+            rows, n, places = part.rows, columns.shape[1], columns + request.cache.seen
             if n:
                 new = tokens if n == T and len(rows) == B else tokens[rows[:, None], columns]
-                y, part = part.read_on(new, columns + request.cache.seen, config.window_size, go_on)
-                outputs.append((y, rows, columns))
+                if wanted < T:
+                    _, part = part.read_on(new[:, :-wanted], places[:, :-wanted], L, newest_of)
+                y, part = part.read_on(new[:, -wanted:], places[:, -wanted:], L, newest_of if newest_only else all_of)
+                outputs.append((y, rows, columns[:, -wanted:] - (T - wanted)))
             groups.append(part)
     request.cache.move_on(request.text, tokens, groups)
-    return _joined(outputs, B, T, newest_only=newest_only)
+    return _joined(outputs, B, wanted, newest_only=newest_only)
 
 
 def _alike(group: Group, text: Tensor | None, T: int) -> Iterator[tuple[Group, Tensor]]:

@@ -48,9 +48,7 @@ def test_resized(kind: str, changes: dict[str, Any], origin: str, size: int, tmp
     model.resize_token_embeddings(size)
     after, kept = model(tokens).logits, min(size, 61)
     assert after.shape[-1] == size == model.config.vocab_size
-    torch.testing.assert_close(
-        after[..., :kept], before[..., :kept]
-    )  # in another order on some CPUs
+    torch.testing.assert_close(after[..., :kept], before[..., :kept])  # in another order on some CPUs
     sleep_over(model, torch.full((1, 3), size - 1))
     with pytest.raises((UserError, IndexError)):
         sleep_over(model, torch.full((1, 3), size))
