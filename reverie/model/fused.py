@@ -4,6 +4,7 @@ Small models on CPU are bound by such steps, not by matrix products; written out
 half the kernels that autograd would launch and store less. Each docstring has the formula.
 """
 
+import functools
 from typing import Any
 
 import torch
@@ -43,10 +44,20 @@ class _Normalise(torch.autograd.Function):
 
 
 def _of_a_token(x: Tensor, size: float, eps: float) -> Tensor:
-    """`normalise` by one call of PyTorch."""
+    """`normalise` in the fewest steps: three on a CPU, where F.rms_norm is seven."""
+    if x.is_cpu and not torch.compiler.is_compiling():
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_accurate(x))
+        y = torch.addcdiv(_number(0.0), x, torch.hypot(length, _number(eps**0.5)), value=size)
+        return y if y.dtype == x.dtype else y.to(x.dtype)
     n = x.shape[-1]
     y = F.rms_norm(x, (n,), eps=eps / n)
     return y if size == n**0.5 else y * (size / n**0.5)
+
+
+@functools.cache
+def _number(x: float) -> Tensor:
+    """As a tensor without dimensions, which takes the type of those it meets."""
+    return torch.tensor(x, dtype=torch.float64, device="cpu")
 
 
 def normalise(x: Float[Tensor, "*B X"], size: float, eps: float = 1e-6) -> Float[Tensor, "*B X"]:
@@ -113,4 +124,4 @@ def causal_conv_silu(
 
 def _accurate(x: Tensor) -> torch.dtype:
     """float32, or x's dtype if that is wider."""
-    return torch.promote_types(x.dtype, torch.float32)
+    return x.dtype if x.dtype == torch.float32 else torch.promote_types(x.dtype, torch.float32)

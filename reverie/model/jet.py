@@ -22,8 +22,11 @@ class JetLayer(FastWeightMixer):
     def mix_qkv(self, x: Tensor, tail: ConvTail | None) -> tuple[Tensor, Tensor, ConvTail]:
         qk, v = self.qkv_proj(x).split(self.sizes, dim=-1)
         extended, tail = with_tail(v, tail, self.conv_size)
-        kernels = self.kernel_out(F.silu(self.kernel_in(x))).chunk(self.conv_size, dim=-1)
-        T = x.shape[1]
+        kernels = self.kernel_out(F.silu(self.kernel_in(x)))
+        if (T := x.shape[1]) == 1 and not torch.is_grad_enabled():
+            mixed = (extended * kernels.view(extended.shape)).sum(1, keepdim=True)
+            return F.silu(qk), F.silu(mixed), tail
+        kernels = kernels.chunk(self.conv_size, dim=-1)
         mixed = extended[:, :T] * kernels[0]
         for i in range(1, self.conv_size):
             mixed = torch.addcmul(mixed, extended[:, i : i + T], kernels[i])
