@@ -71,7 +71,7 @@ def append(before: Tensor, new: Tensor, dim: int, window: int) -> Tensor:
         window: tokens that a cache holds under hard eviction, at most; under sliding eviction twice as many.
     """
     before = before if before.dtype == new.dtype else before.to(new.dtype)
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or before.nbytes < _SMALL:
+    if before.nbytes < _SMALL or torch.is_grad_enabled() or torch.compiler.is_compiling():
         return torch.cat([before, new], dim)
     n, size = before.shape[dim], new.shape[dim]
     if _resized(before, dim, 0) != _resized(new, dim, 0):
