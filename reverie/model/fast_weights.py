@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from reverie import ops
 from reverie.model.config import HybridConfig
 from reverie.model.fused import normalise, rms_norm
+from reverie.model.linear import linear
 from reverie.model.state import ConvTail
 
 
@@ -76,7 +77,7 @@ class FastWeightMixer(nn.Module):
         self, x: Float[Tensor, "B T D"], tail: ConvTail | None, embedded: Float[Tensor, "B T D"] | None = None
     ) -> Projected:
         """What the update rule takes of x."""
-        ab = self.ab_proj(x)
+        ab = linear(self.ab_proj, x)
         qk, v, tail = self.mix_qkv(x, tail)
         q, k = self._normalised(qk)
         if self.value_embed is not None:
@@ -109,7 +110,7 @@ class FastWeightMixer(nn.Module):
 
         Returns y [B, T, D] (None without `output`), the new fast weights in float32, and the convolution's tail.
         """
-        gate = self.gate_proj(x) if output else None  # products one after the other find more in the caches
+        gate = linear(self.gate_proj, x) if output else None  # products one after the other find more in the caches
         q, k, v, g, beta, tail = self.project(x, cache, embedded)
         written = (q if output else None, k, v, g, beta)
         if windows == 1:
@@ -119,7 +120,7 @@ class FastWeightMixer(nn.Module):
         if o is None or gate is None:
             return None, new_fast_weights, tail
         gated = rms_norm(o, self.norm_eps).flatten(-2) * F.silu(gate)
-        return self.out_proj(gated), new_fast_weights, tail
+        return linear(self.out_proj, gated), new_fast_weights, tail
 
     def _window_by_window(
         self, written: Sequence[Tensor | None], fast_weights: Tensor | None, windows: int

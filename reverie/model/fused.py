@@ -5,6 +5,7 @@ half the kernels that autograd would launch and store less. Each docstring has t
 """
 
 import functools
+import math
 from typing import Any
 
 import torch
@@ -44,8 +45,12 @@ class _Normalise(torch.autograd.Function):
 
 
 def _of_a_token(x: Tensor, size: float, eps: float) -> Tensor:
-    """`normalise` in the fewest steps: three on a CPU, where F.rms_norm is seven."""
+    """`normalise` in the fewest steps: two or three on a CPU, where F.rms_norm is seven."""
     if x.is_cpu and not torch.compiler.is_compiling():
+        if x.numel() == x.shape[-1] and x.dtype == torch.float32:
+            row = x.view(-1)
+            length = math.sqrt(torch.dot(row, row).item() + eps)
+            return x * (size / length if length else math.inf)
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_accurate(x))
         y = torch.addcdiv(_number(0.0), x, torch.hypot(length, _number(eps**0.5)), value=size)
         return y if y.dtype == x.dtype else y.to(x.dtype)

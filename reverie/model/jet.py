@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from reverie.model.config import HybridConfig
 from reverie.model.fast_weights import FastWeightMixer, with_tail
+from reverie.model.linear import linear
 from reverie.model.state import ConvTail
 
 
@@ -20,8 +21,8 @@ class JetLayer(FastWeightMixer):
         self.kernel_out = nn.Linear(hidden, config.conv_size * value_width)
 
     def mix_qkv(self, x: Tensor, tail: ConvTail | None) -> tuple[Tensor, Tensor, ConvTail]:
-        qk, v = self.qkv_proj(x).split_with_sizes(self.sizes, dim=-1)
-        kernels = self.kernel_out(F.silu(self.kernel_in(x)))
+        qk, v = linear(self.qkv_proj, x).split_with_sizes(self.sizes, dim=-1)
+        kernels = linear(self.kernel_out, F.silu(linear(self.kernel_in, x)))
         extended, tail = with_tail(v, tail, self.conv_size)
         if (T := x.shape[1]) == 1 and not torch.is_grad_enabled():
             mixed = (extended * kernels.view(extended.shape)).sum(1, keepdim=True)
