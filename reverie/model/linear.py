@@ -1,4 +1,4 @@
-"""A linear layer awake, without the machinery of module calls: of a single token it takes as long as a small product."""
+"""A linear layer awake, without the machinery of module calls, which takes as long as a small product."""
 
 import torch
 import torch.nn.functional as F
