@@ -111,7 +111,8 @@ class Attention(nn.Module):
         in_reach = T + span - 1  # from the oldest key that the first query sees to the newest
         if (S := k.shape[1]) > in_reach:
             k, v, S = k[:, -in_reach:], v[:, -in_reach:], in_reach
-        q, k, v = (x.to(v.dtype).transpose(1, 2) for x in (q, k, v))  # q has its gain's type under autocast
+        q = q if q.dtype == v.dtype else q.to(v.dtype)  # it has its gain's type under autocast
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         grouped = self.heads[0] != self.heads[1]
         flex = torch.compiler.is_compiling() and q.device.type in FLEX_DEVICES and T * S >= FLEX_SCORES
         if T == S <= span or T == 1:

@@ -52,7 +52,8 @@ def _of_a_token(x: Tensor, size: float, eps: float) -> Tensor:
             length = math.sqrt(torch.dot(row, row).item() + eps)
             return x * (size / length if length else math.inf)
         length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_accurate(x))
-        y = torch.addcdiv(_number(0.0), x, torch.hypot(length, _number(eps**0.5)), value=size)
+        length = torch.hypot(length, _number(eps**0.5))
+        y = x / length if size == 1 else torch.addcdiv(_number(0.0), x, length, value=size)
         return y if y.dtype == x.dtype else y.to(x.dtype)
     n = x.shape[-1]
     y = F.rms_norm(x, (n,), eps=eps / n)
