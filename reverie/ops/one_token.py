@@ -23,7 +23,8 @@ def recurrence(
     out_dtype, dtype = v.dtype, torch.promote_types(v.dtype, torch.float32)
     B, _, H, K = k.shape
     if any(x is not None and x.dtype != dtype for x in (q, k, v, g, beta, initial_state)):
-        q, k, v, g, beta, initial_state = (x if x is None else x.to(dtype) for x in (q, k, v, g, beta, initial_state))
+        k, v, beta = k.to(dtype), v.to(dtype), beta.to(dtype)
+        q, g, initial_state = (x if x is None else x.to(dtype) for x in (q, g, initial_state))
     k, v, beta = k.reshape(B * H, 1, K), v.reshape(B * H, 1, -1), beta.reshape(B * H, 1, 1)
     if initial_state is None:
         S = torch.bmm(k.mT, beta * v)

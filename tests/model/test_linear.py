@@ -69,6 +69,6 @@ def test_hooks_of_all_modules_are_called() -> None:
 def test_gradients_and_hooks_of_the_backward_pass() -> None:
     layer, seen = nn.Linear(4, 4), list[nn.Module]()
     layer.register_full_backward_hook(lambda module, *_: seen.append(module))
-    linear(layer, torch.ones(1, 4)).sum().backward()
+    linear(layer, torch.ones(1, 4, requires_grad=True)).sum().backward()
     assert layer.weight.grad is not None
     assert seen == [layer]
