@@ -10,6 +10,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 
 from reverie.model.config import HybridConfig
 from reverie.model.fused import rms_norm
+from reverie.model.linear import linear
 from reverie.model.room import append
 from reverie.model.rotary import rotate, rotate_at
 from reverie.model.state import KVCache
@@ -54,7 +55,7 @@ class Attention(nn.Module):
         Returns y [B, T, D] (None without `output`), None (no fast weights), and the cache with x's tokens appended.
         """
         H, Hkv = self.heads
-        qk, v = self.qkv_proj(x).view(*x.shape[:2], -1, self.head_size).split_with_sizes((H + Hkv, Hkv), dim=2)
+        qk, v = linear(self.qkv_proj, x).view(*x.shape[:2], -1, self.head_size).split_with_sizes((H + Hkv, Hkv), dim=2)
         start = 0 if cache is None else cache.k.shape[1]
         q, k = rotate(rms_norm(qk, self.norm_eps), start, self.rope_base).split_with_sizes((H, Hkv), dim=2)
         if cache is not None:
@@ -63,7 +64,7 @@ class Attention(nn.Module):
         if not output:
             return None, None, new_cache
         y = self._attend(q * self.q_gain, k, v, span, bidirectional)
-        return self.out_proj(y.flatten(-2)), None, new_cache
+        return linear(self.out_proj, y.flatten(-2)), None, new_cache
 
     def at_place(
         self,
@@ -110,7 +111,8 @@ class Attention(nn.Module):
         in_reach = T + span - 1  # from the oldest key that the first query sees to the newest
         if (S := k.shape[1]) > in_reach:
             k, v, S = k[:, -in_reach:], v[:, -in_reach:], in_reach
-        q, k, v = (x.to(v.dtype).transpose(1, 2) for x in (q, k, v))  # q has its gain's type under autocast
+        q = q if q.dtype == v.dtype else q.to(v.dtype)  # it has its gain's type under autocast
+        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         grouped = self.heads[0] != self.heads[1]
         flex = torch.compiler.is_compiling() and q.device.type in FLEX_DEVICES and T * S >= FLEX_SCORES
         if T == S <= span or T == 1:

@@ -103,7 +103,8 @@ class Awake:
     """
 
     def __init__(self, model: HybridLM, run: Run, *, span: int, places: int, batch_size: int) -> None:
-        self._run, self._span, self._places = run, span, torch.arange(places).unbind()
+        self._device = next(model.parameters()).device
+        self._run, self._span, self._places = run, span, torch.arange(places, device=self._device).unbind()
         self._batch_size, self._empty = batch_size, empty_state(model, batch_size)
         self._attending = [i for i, entry in enumerate(self._empty.cache) if isinstance(entry, KVCache)]
         self._parameters = [parameter.detach().contiguous() for parameter in model.parameters()]
@@ -119,8 +120,8 @@ class Awake:
         return (
             tokens.shape == (self._batch_size, 1)
             and (tokens.dtype, len(state.cache), span) == (torch.long, len(self._empty.cache), self._span)
-            and tokens.is_cpu
-            and not (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
+            and tokens.device == self._device
+            and not (torch.is_grad_enabled() or torch.is_autocast_enabled(self._device.type))
             and all(map(_fits, state.cache, self._empty.cache))
             and self._place(state) < len(self._places)
             and all(map(_alike, state.fast_weights, self._empty.fast_weights))
@@ -141,7 +142,7 @@ class Awake:
             tokens.contiguous(),  # as when it was compiled, which is believed
             self._places[place],
             [x for x in kept if x is not None],
-            [entry.x for entry in before if isinstance(entry, ConvTail)],
+            [entry.x.contiguous() for entry in before if isinstance(entry, ConvTail)],  # of many rows it may be a view
             [] if room is None else room.buffers,
         )
         new, convs, views = iter(states), iter(tails), iter([] if room is None else room.up_to(place + 1))
@@ -171,7 +172,7 @@ class Awake:
 def empty_state(model: HybridLM, batch_size: int) -> State:
     """A state in which nothing is absent: zeros, and keys and values of no token."""
     with torch.no_grad():
-        h = model.embed(torch.zeros(batch_size, 1, dtype=torch.long))
+        h = model.embed(torch.zeros(batch_size, 1, dtype=torch.long, device=next(model.parameters()).device))
         _, one = model.blocks(h, State.empty(model.num_blocks), 0, model.num_blocks, span=1, embedded=h)
     cache = (
         entry._replace(k=entry.k[:, :0], v=entry.v[:, :0])
@@ -191,7 +192,7 @@ def _fits(entry: Any, empty: Any) -> bool:
     if entry is None:
         return True
     if isinstance(empty, ConvTail):
-        return isinstance(entry, ConvTail) and _alike(entry.x, empty.x)
+        return isinstance(entry, ConvTail) and (entry.x.shape, entry.x.dtype) == (empty.x.shape, empty.x.dtype)
     if not isinstance(entry, KVCache) or entry.k.shape != entry.v.shape:
         return False
     sizes, wanted = ((len(pair.k), pair.k.shape[2:], pair.k.dtype, pair.v.dtype) for pair in (entry, empty))

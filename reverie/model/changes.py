@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Iterator
 from itertools import chain
-from operator import is_
+from operator import attrgetter, is_
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 # Of torch.nn.Module; hooks on calls are in _forward_hooks and _forward_pre_hooks.
 _UNWATCHED = vars(nn.Module()).keys() - {"_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks"}
+_PROPERTIES = attrgetter("_version"), Tensor.data_ptr, attrgetter("shape"), Tensor.stride
+_expired = torch.UntypedStorage._expired
 _ROWS, _COLUMNS = 64, 2048  # of numbers of 8 bytes that are summed at once: 1 MB stays in a core's cache
 
 
@@ -39,10 +41,22 @@ class Look:
         # While a weak reference lives, no other storage gets the same address; it keeps no weights alive.
         self.storages = [StorageWeakRef(x.untyped_storage()) for x in plain_tensors(self.tensors)]
         self.marks = self._marks()
+        plain = [type(x) in (Tensor, nn.Parameter) and not (x.is_meta or x.is_inference()) for x in self.tensors]
+        self._quick = all(plain)  # to look at, and so a list for each property
+        self._storages = [x.cdata for x in self.storages]
+        self._properties = self._properties_now() if self._quick else []
 
     def holds(self) -> bool:
         """True if everything is as it was, as far as it can be seen."""
-        return self.parts_hold() and self._marks() == self.marks
+        if not self.parts_hold():
+            return False
+        if not self._quick:
+            return self._marks() == self.marks
+        # Where a storage still lives, what lies at its address is in it.
+        return self._properties_now() == self._properties and not any(map(_expired, self._storages))
+
+    def _properties_now(self) -> list[list[Any]]:
+        return [[*map(read, self.tensors)] for read in _PROPERTIES]
 
     def parts_hold(self) -> bool:
         """True if the attributes of all parts are the objects that they were, whatever is in their tensors."""

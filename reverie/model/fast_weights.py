@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from reverie import ops
 from reverie.model.config import HybridConfig
 from reverie.model.fused import normalise, rms_norm
+from reverie.model.linear import linear
 from reverie.model.state import ConvTail
 
 
@@ -63,7 +64,8 @@ class FastWeightMixer(nn.Module):
 
     def _normalised(self, qk: Float[Tensor, "B T 2HK"]) -> tuple[Float[Tensor, "B T H K"], Float[Tensor, "B T H K"]]:
         """q and k of every head, of norm 1."""
-        q, k = normalise(qk.unflatten(-1, (2 * self.heads, -1)), 1.0).chunk(2, dim=2)
+        qk = normalise(qk.unflatten(-1, (2 * self.heads, -1)), 1.0)
+        q, k = qk.split_with_sizes((self.heads, self.heads), dim=2)
         return q, k
 
     def addresses(self, x: Float[Tensor, "B T D"]) -> tuple[Float[Tensor, "B T H K"], Float[Tensor, "B T H K"]]:
@@ -75,13 +77,15 @@ class FastWeightMixer(nn.Module):
         self, x: Float[Tensor, "B T D"], tail: ConvTail | None, embedded: Float[Tensor, "B T D"] | None = None
     ) -> Projected:
         """What the update rule takes of x."""
+        ab = linear(self.ab_proj, x)
         qk, v, tail = self.mix_qkv(x, tail)
         q, k = self._normalised(qk)
         if self.value_embed is not None:
             assert embedded is not None, "values are wanted from the embedded tokens too"
             v = v + F.silu(self.value_embed(rms_norm(embedded.to(x.dtype), self.norm_eps)))
         v = v.unflatten(-1, (self.heads, -1))
-        a, b = self.ab_proj(x).to(torch.promote_types(x.dtype, torch.float32)).chunk(2, dim=-1)
+        ab = ab if ab.dtype == torch.float32 else ab.to(torch.promote_types(x.dtype, torch.float32))
+        a, b = ab.split_with_sizes((self.heads, self.heads), dim=-1)
         g = -self.A_log.exp() * F.softplus(a + self.dt_bias)
         return Projected(q, k, v, g, b.sigmoid(), tail)
 
@@ -106,16 +110,17 @@ class FastWeightMixer(nn.Module):
 
         Returns y [B, T, D] (None without `output`), the new fast weights in float32, and the convolution's tail.
         """
+        gate = linear(self.gate_proj, x) if output else None  # products one after the other find more in the caches
         q, k, v, g, beta, tail = self.project(x, cache, embedded)
         written = (q if output else None, k, v, g, beta)
         if windows == 1:
             o, new_fast_weights = self.rule(*written, initial_state=fast_weights, backend=self.backend)
         else:
             o, new_fast_weights = self._window_by_window(written, fast_weights, windows)
-        if o is None:
+        if o is None or gate is None:
             return None, new_fast_weights, tail
-        gated = rms_norm(o, self.norm_eps).flatten(-2) * F.silu(self.gate_proj(x))
-        return self.out_proj(gated), new_fast_weights, tail
+        gated = rms_norm(o, self.norm_eps).flatten(-2) * F.silu(gate)
+        return linear(self.out_proj, gated), new_fast_weights, tail
 
     def _window_by_window(
         self, written: Sequence[Tensor | None], fast_weights: Tensor | None, windows: int
@@ -146,7 +151,8 @@ def with_tail(
     x: Float[Tensor, "B T C"], tail: ConvTail | None, conv_size: int
 ) -> tuple[Float[Tensor, "B T+{conv_size}-1 C"], ConvTail]:
     """Prepend the conv_size − 1 inputs before x, zeros at the start of a text; also return the next call's tail."""
-    before = x.new_zeros(x.shape[0], conv_size - 1, x.shape[2]) if tail is None else tail.x.to(x.dtype)
+    before = x.new_zeros(x.shape[0], conv_size - 1, x.shape[2]) if tail is None else tail.x
+    before = before if before.dtype == x.dtype else before.to(x.dtype)
     extended = torch.cat([before, x], dim=1)
-    newest = extended[:, x.shape[1] :]
+    newest = extended.narrow(1, x.shape[1], conv_size - 1)
     return extended, ConvTail(newest if x.shape[1] == 1 else newest.clone())  # a view would hold a window in memory

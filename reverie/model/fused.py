@@ -4,6 +4,8 @@ Small models on CPU are bound by such steps, not by matrix products; written out
 half the kernels that autograd would launch and store less. Each docstring has the formula.
 """
 
+import functools
+import math
 from typing import Any
 
 import torch
@@ -43,10 +45,25 @@ class _Normalise(torch.autograd.Function):
 
 
 def _of_a_token(x: Tensor, size: float, eps: float) -> Tensor:
-    """`normalise` by one call of PyTorch."""
+    """`normalise` in the fewest steps: two or three on a CPU, where F.rms_norm is seven."""
+    if x.is_cpu and not torch.compiler.is_compiling():
+        if x.numel() == x.shape[-1] and x.dtype == torch.float32:
+            row = x.view(-1)
+            length = math.sqrt(torch.dot(row, row).item() + eps)
+            return x * (size / length if length else math.inf)
+        length = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_accurate(x))
+        length = torch.hypot(length, _number(eps**0.5))
+        y = x / length if size == 1 else torch.addcdiv(_number(0.0), x, length, value=size)
+        return y if y.dtype == x.dtype else y.to(x.dtype)
     n = x.shape[-1]
     y = F.rms_norm(x, (n,), eps=eps / n)
     return y if size == n**0.5 else y * (size / n**0.5)
+
+
+@functools.cache
+def _number(x: float) -> Tensor:
+    """As a tensor without dimensions, which takes the type of those it meets."""
+    return torch.tensor(x, dtype=torch.float64, device="cpu")
 
 
 def normalise(x: Float[Tensor, "*B X"], size: float, eps: float = 1e-6) -> Float[Tensor, "*B X"]:
@@ -113,4 +130,4 @@ def causal_conv_silu(
 
 def _accurate(x: Tensor) -> torch.dtype:
     """float32, or x's dtype if that is wider."""
-    return torch.promote_types(x.dtype, torch.float32)
+    return x.dtype if x.dtype == torch.float32 else torch.promote_types(x.dtype, torch.float32)

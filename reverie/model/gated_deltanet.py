@@ -6,6 +6,7 @@ from torch import Tensor, nn
 from reverie.model.config import HybridConfig
 from reverie.model.fast_weights import FastWeightMixer, with_tail
 from reverie.model.fused import causal_conv_silu
+from reverie.model.linear import linear
 from reverie.model.state import ConvTail
 
 
@@ -18,6 +19,6 @@ class GatedDeltaNet(FastWeightMixer):
         self.conv_weight = nn.Parameter(torch.empty(config.conv_size, sum(self.sizes)).uniform_(-bound, bound))
 
     def mix_qkv(self, x: Tensor, tail: ConvTail | None) -> tuple[Tensor, Tensor, ConvTail]:
-        extended, tail = with_tail(self.qkv_proj(x), tail, self.conv_size)
+        extended, tail = with_tail(linear(self.qkv_proj, x), tail, self.conv_size)
         qk, v = causal_conv_silu(extended, self.conv_weight).split_with_sizes(self.sizes, dim=-1)
         return qk, v, tail

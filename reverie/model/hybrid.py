@@ -17,6 +17,7 @@ from reverie.model.gated_deltanet import GatedDeltaNet
 from reverie.model.injection import new_injection
 from reverie.model.jet import JetLayer
 from reverie.model.language_model import LanguageModel
+from reverie.model.linear import linear
 from reverie.model.mixers import MIXERS, MixerKind, mixer_kind, new_mixer
 from reverie.model.mlp import SwiGLU
 from reverie.model.state import Cache, State, Tokens
@@ -180,7 +181,7 @@ class HybridLM(LanguageModel):
         return h, State(tuple(fast_weights), tuple(cache))
 
     def head(self, h: Float[Tensor, "... D"]) -> Float[Tensor, "... vocab"]:
-        return self.lm_head(rms_norm(h, self.config.norm_eps))
+        return linear(self.lm_head, rms_norm(h, self.config.norm_eps))
 
     def forward(self, tokens: Int[Tensor, "B T"]) -> Float[Tensor, "B T vocab"]:
         """Logits of one forward pass over the whole text, without windows or sleep."""

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from reverie.model.config import HybridConfig
 from reverie.model.fast_weights import FastWeightMixer, with_tail
+from reverie.model.linear import linear
 from reverie.model.state import ConvTail
 
 
@@ -20,10 +21,13 @@ class JetLayer(FastWeightMixer):
         self.kernel_out = nn.Linear(hidden, config.conv_size * value_width)
 
     def mix_qkv(self, x: Tensor, tail: ConvTail | None) -> tuple[Tensor, Tensor, ConvTail]:
-        qk, v = self.qkv_proj(x).split(self.sizes, dim=-1)
+        qk, v = linear(self.qkv_proj, x).split_with_sizes(self.sizes, dim=-1)
+        kernels = linear(self.kernel_out, F.silu(linear(self.kernel_in, x)))
         extended, tail = with_tail(v, tail, self.conv_size)
-        kernels = self.kernel_out(F.silu(self.kernel_in(x))).chunk(self.conv_size, dim=-1)
-        T = x.shape[1]
+        if (T := x.shape[1]) == 1 and not torch.is_grad_enabled():
+            mixed = (extended * kernels.view(extended.shape)).sum(1, keepdim=True)
+            return F.silu(qk), F.silu(mixed), tail
+        kernels = kernels.chunk(self.conv_size, dim=-1)
         mixed = extended[:, :T] * kernels[0]
         for i in range(1, self.conv_size):
             mixed = torch.addcmul(mixed, extended[:, i : i + T], kernels[i])

@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from reverie.model.config import HybridConfig
+from reverie.model.linear import linear
 
 
 class SwiGLU(nn.Module):
@@ -16,5 +17,6 @@ class SwiGLU(nn.Module):
         self.out_proj = nn.Linear(config.mlp_width, config.width, bias=False)
 
     def forward(self, x: Float[Tensor, "B T D"]) -> Float[Tensor, "B T D"]:
-        gate, up = self.in_proj(x).chunk(2, dim=-1)
-        return self.out_proj(F.silu(gate) * up)
+        both = linear(self.in_proj, x)
+        gate, up = both.split_with_sizes((both.shape[-1] // 2,) * 2, dim=-1)
+        return linear(self.out_proj, F.silu(gate) * up)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _LEAST = 64  # places in a buffer
+_SMALL = 2**19  # bytes that are copied sooner than a place in a buffer is found
 
 
 class Room:
@@ -61,17 +62,20 @@ def _room_of(tensors: Sequence[Tensor]) -> Room | None:
 
 
 def append(before: Tensor, new: Tensor, dim: int, window: int) -> Tensor:
-    """`torch.cat([before, new], dim)`; without gradients in place, where nobody has gone on from `before` yet.
+    """`torch.cat([before, new], dim)`; of large tensors without gradients in place, where nobody has gone on from
+    `before` yet.
 
     It has the type of `new`: what was cached may come from a memory in another one.
 
     Args:
         window: tokens that a cache holds under hard eviction, at most; under sliding eviction twice as many.
     """
+    before = before if before.dtype == new.dtype else before.to(new.dtype)
+    if before.nbytes < _SMALL or torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return torch.cat([before, new], dim)
     n, size = before.shape[dim], new.shape[dim]
-    alike = before.dtype == new.dtype and _resized(before, dim, 0) == _resized(new, dim, 0)
-    if torch.is_grad_enabled() or torch.compiler.is_compiling() or not alike:
-        return torch.cat([before.to(new.dtype), new], dim)
+    if _resized(before, dim, 0) != _resized(new, dim, 0):
+        return torch.cat([before, new], dim)
     room = _room_of([before])
     if room is None or not room.take(n, size):
         most = window if n + size <= window else 2 * window

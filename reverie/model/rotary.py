@@ -32,13 +32,14 @@ def _table(heads: int, head_size: int, base: float, length: int, dtype: torch.dt
 def _turns(x: Tensor, start: int, stop: int, base: float) -> Tensor:
     """Rotations of positions start … stop − 1 for x's heads, [stop − start, H · d/2, 2]."""
     length = 1 << max(stop - 1, 63).bit_length()  # powers of two, so that few tables serve all lengths
-    dtype = torch.promote_types(x.dtype, torch.float32)
-    return _table(x.shape[2], x.shape[3], base, length, dtype, x.device)[start:stop]
+    dtype = x.dtype if x.dtype == torch.float32 else torch.promote_types(x.dtype, torch.float32)
+    return _table(x.shape[2], x.shape[3], base, length, dtype, x.device).narrow(0, start, stop - start)
 
 
 def _turn(x: Tensor, turns: Tensor, *, back: bool = False) -> Tensor:
     """Rotate x [B, T, H, d] by `turns`, or back by as much."""
-    pairs = x.to(turns.dtype).reshape(*x.shape[:2], x.shape[2] * x.shape[3] // 2, 2)
+    pairs = x if x.dtype == turns.dtype else x.to(turns.dtype)
+    pairs = pairs.reshape(*x.shape[:2], x.shape[2] * x.shape[3] // 2, 2)
     if torch.compiler.is_compiling():  # torch.compile knows no complex numbers, and fuses these steps
         real, imaginary = pairs.unbind(-1)
         c, s = turns.unbind(-1)
@@ -47,7 +48,8 @@ def _turn(x: Tensor, turns: Tensor, *, back: bool = False) -> Tensor:
     else:
         complex_turns = torch.view_as_complex(turns)
         turned = torch.view_as_real(torch.view_as_complex(pairs) * (complex_turns.conj() if back else complex_turns))
-    return turned.view(x.shape).to(x.dtype)
+    turned = turned.view(x.shape)
+    return turned if turned.dtype == x.dtype else turned.to(x.dtype)
 
 
 def rotate(x: Float[Tensor, "B T H d"], start: int, base: float) -> Float[Tensor, "B T H d"]:

@@ -24,6 +24,7 @@ from reverie.model.awake import Awake, AwakeGraph, Made, Run, empty_state
 from reverie.model.gated_deltanet import GatedDeltaNet
 from reverie.model.hybrid import Block
 from reverie.model.jet import JetLayer
+from reverie.model.recorded import Record, Recorded, cuda_graph
 from reverie.model.room import places_after
 from reverie.model.state import ConvTail, KVCache
 from reverie.sleep.config import SleepConfig
@@ -79,11 +80,34 @@ def take_compiled(model: object, config: SleepConfig, *, batch_size: int = 1) ->
     return True
 
 
+def record_awake(model: HybridLM, config: SleepConfig, *, batch_size: int = 1, record: Record | None = None) -> None:
+    """Let tokens awake, of this many rows, of a model on a GPU be a replay of a CUDA graph from now on.
+
+    Args:
+        record: another way to record than a CUDA graph.
+
+    Raises:
+        UserError: the model is not on a GPU, has parts from outside or a window too large; or what was recorded gives
+            other logits.
+    """
+    if (refusal := _refusal(model, config, "cuda" if record is None else None)) is not None:
+        raise UserError(refusal)
+    places = _places(config)
+    graph = AwakeGraph(model, config.window_size, places)
+    with torch.cuda.device(next(model.parameters()).device) if record is None else contextlib.nullcontext():
+        run = Recorded(model, graph, places, batch_size, record or cuda_graph)
+    awake = Awake(model, run, span=config.window_size, places=places, batch_size=batch_size)
+    if not _agrees(model, config, awake, batch_size):
+        raise UserError("what was recorded of the model gives other logits than the model")
+    model.awake[batch_size] = awake
+
+
 @torch.no_grad()
 def _agrees(model: HybridLM, config: SleepConfig, awake: Awake, batch_size: int) -> bool:
     """True if a few tokens leave what the general path leaves, to rounding."""
     generator = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.config.vocab_size, (batch_size, _TRIED), generator=generator)
+    tokens = tokens.to(next(model.parameters()).device)
 
     def made(steps: dict[int, Awake]) -> list[Tensor]:
         model.awake.pop(batch_size, None)
@@ -99,8 +123,8 @@ def _agrees(model: HybridLM, config: SleepConfig, awake: Awake, batch_size: int)
     )
 
 
-def _refusal(model: HybridLM, config: SleepConfig) -> str | None:
-    """Why a token awake of this model cannot be compiled; None if it can."""
+def _refusal(model: HybridLM, config: SleepConfig, device: str | None = "cpu") -> str | None:
+    """Why a token awake of this model cannot be compiled for this kind of device, or any; None if it can."""
     if type(model) is not HybridLM:
         return f"a token awake is compiled for HybridLM alone, and this is a {type(model).__name__}"
     for block in model.layers:
@@ -110,8 +134,11 @@ def _refusal(model: HybridLM, config: SleepConfig) -> str | None:
         return f"a token awake is compiled for the rules {', '.join(_RULES)}, and not for {model.config.update_rule}"
     if len({parameter.dtype for parameter in model.parameters()}) > 1:
         return "a token awake is compiled for parameters of one type"
-    if others := {parameter.device.type for parameter in model.parameters()} - {"cpu"}:
+    found = {parameter.device.type for parameter in model.parameters()}
+    if device == "cpu" and (others := found - {"cpu"}):
         return f"a token awake is compiled for the CPU alone, and the model is on {min(others)}"
+    if device == "cuda" and (others := found - {"cuda"}):
+        return f"a token awake is recorded on a GPU alone, and the model is on {min(others)}"
     if _places(config) > _PLACES:
         return f"a token awake is compiled for caches of at most {_PLACES:,} tokens, and this window needs more"
     return None

@@ -152,6 +152,15 @@ def test_a_row_that_is_not_finite_gives_no_number() -> None:
         assert not layer(row).isfinite().any()
 
 
+def test_a_row_that_was_finite_is_looked_at_again() -> None:
+    """Layers that read the same row ask once, until it is written to."""
+    layer = quantize_awake(tiny("llama", dtype=FLOAT)).model.layers[0].mlp.up_proj
+    row = torch.ones(1, layer.in_features)
+    assert layer(row).isfinite().all()
+    row[0, 3] = torch.nan
+    assert not layer(row).isfinite().any()
+
+
 def test_a_model_of_inference_mode() -> None:
     with torch.inference_mode():
         model = quantize_awake(tiny("llama", dtype=FLOAT))

@@ -112,6 +112,26 @@ def test_a_look_holds_until_an_edit(model: Any, edit: Any):
     assert Look(model).holds()
 
 
+def test_another_storage_at_the_same_address_is_seen(model: Any):
+    """Memory that was given back is handed out again."""
+    look, weight = Look(model), model[0].weight
+    place = weight.data_ptr()
+    weight.data = torch.empty(0)
+    again = [x for x in (torch.zeros(4, 4) for _ in range(100)) if x.data_ptr() == place]
+    weight.data = again[0] if again else torch.zeros(4, 4)
+    assert not look.holds()
+
+
+def test_the_same_storage_in_another_shape_is_seen(model: Any):
+    for changed in (lambda x: x.T, lambda x: x[:3], lambda x: x.view(2, 8), lambda x: x[1:]):
+        look, weight = Look(model), model[0].weight
+        before = weight.data
+        weight.data = changed(before)
+        assert not look.holds()
+        weight.data = before
+        assert look.holds()
+
+
 def test_a_look_keeps_no_weights_in_memory(model: Any):
     look = Look(model)
     gone = weakref.ref(model[0].weight.untyped_storage())

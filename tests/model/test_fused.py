@@ -43,6 +43,18 @@ def test_zero_vectors_stay_zero_with_finite_gradients() -> None:
     torch.testing.assert_close(x.grad, torch.full((2, 3), 200.0))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 1, 7), (2, 1, 7), (1, 1, 3, 7)])
+@pytest.mark.parametrize("size", [1.0, 7**0.5])
+def test_of_a_token_awake_it_is_the_same(shape: tuple[int, ...], dtype: torch.dtype, size: float) -> None:
+    for scale, eps in ((1.0, 1e-6), (1e-3, 1e-4), (0.0, 1e-6), (1.0, 0.0), (0.0, 0.0), (torch.inf, 1e-6)):
+        x = normal(*shape, dtype=dtype) * scale
+        wanted = normalise(x, size, eps)
+        with torch.no_grad():
+            got = normalise(x, size, eps)
+        torch.testing.assert_close(got, wanted, equal_nan=True)
+
+
 @pytest.mark.parametrize("conv_size", [1, 2, 4])
 @pytest.mark.parametrize("T", [1, 3, 6])
 def test_causal_conv_silu(T: int, conv_size: int) -> None:
