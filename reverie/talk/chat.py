@@ -4,7 +4,6 @@ The session knows a memory, and the tokens heard since the last sleep. Sleep goe
 it leaves depends on the words alone, not on how they were cut into turns.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -15,16 +14,16 @@ import torch
 from rich.filesize import decimal
 from torch import Tensor
 
-from reverie.errors import UserError, plain
+from reverie.errors import UserError
 from reverie.memory.history import History
 from reverie.memory.memory import Memory, sleep_over
 from reverie.model import numbers
 from reverie.sleep import read
-from reverie.talk.answer import AWAKE, awake_ids, starting_point
+from reverie.talk.answer import starting_point
 from reverie.talk.draw import PROSE_TEMPERATURE, choose
+from reverie.talk.heard import Heard
 from reverie.talk.sleeper import Sleeper, load_memory
 
-TURNS = "turns"  # among a memory's notes: how often the model was spoken to
 LEAST_TEMPERATURE = 1e-3  # below, drawing takes the most likely token, until logits / temperature overflow
 UNFINISHED = "\ufffd"  # what a tokenizer writes for the first bytes of a character
 
@@ -94,12 +93,9 @@ class Chat:
     def _wake_up(self, memory: Memory) -> None:
         """Go on from a memory; one that is refused changes nothing."""
         config = memory.config.with_(num_sleep_passes=self.num_sleep_passes, tolerance=self.tolerance)
-        notes, awake = dict(memory.notes), awake_ids(memory)
-        turns, _ = notes.pop(TURNS, "0"), notes.pop(AWAKE, None)
-        if not turns.isdecimal() or len(turns) > 18:
-            raise UserError(f'the note "{TURNS}" of the memory must be a number, got {turns!r}')
+        heard = Heard.of(memory)
         self.context = starting_point(self.sleeper, memory)
-        self.turns, self.awake, self.memory = int(turns), awake, replace(memory, config=config, notes=notes)
+        self.turns, self.awake, self.memory = heard.turns, [*heard.awake], replace(heard.memory, config=config)
 
     @torch.no_grad()
     def say(
@@ -148,8 +144,7 @@ class Chat:
 
         Tokens awake are read again at once, here as there, so that both go on alike to the last bit.
         """
-        notes = {"model": plain(self.sleeper.name), AWAKE: json.dumps(self.awake), TURNS: str(self.turns)}
-        kept = replace(self.memory, notes={**self.memory.notes, **notes})
+        kept = Heard(self.memory, tuple(self.awake), self.turns).as_memory(self.sleeper.name)
         kept.save(path)
         self.context = starting_point(self.sleeper, kept)
 

@@ -28,7 +28,7 @@ from reverie.memory.memory import Memory, sleep_over
 from reverie.sleep import Context, SleepConfig
 from reverie.sleep.side_by_side import group_size
 from reverie.talk.answer import AWAKE
-from reverie.talk.chat import TURNS
+from reverie.talk.heard import TURNS
 from reverie.talk.sleeper import Sleeper, load_memory
 
 

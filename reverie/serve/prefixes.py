@@ -1,0 +1,107 @@
+"""`Prefixes`: what was heard, found by the tokens themselves, for clients that send the whole conversation every time.
+
+    CACHE/ROOT/CHAIN.safetensors    a session
+
+ROOT is of what was known before the first token: a model as it sleeps, or one memory. CHAIN is the end of a chain of
+hashes over the tokens since, so it is of all of them in order; looking for the longest prefix is asking for one file
+after the other. There is no index that could disagree with the files, and a folder may be deleted at any time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from filelock import FileLock
+
+from reverie.serve.files import MEMORY, files_in, make_folder, touch
+from reverie.serve.refusal import Refusal
+from reverie.serve.sessions import Live, Sessions
+from reverie.talk.heard import Heard
+
+
+def chain(root: str, ids: Sequence[int]) -> list[str]:
+    """The hash of every prefix of these tokens, the shortest first: 32 hex digits."""
+    link, links = bytes.fromhex(root), list[str]()
+    for token in ids:
+        link = hashlib.sha256(link + token.to_bytes(8, "little")).digest()[:16]
+        links.append(link.hex())
+    return links
+
+
+def root_of(*parts: str) -> str:
+    """Where a chain begins: 32 hex digits for a list of strings."""
+    whole = hashlib.sha256()
+    for part in parts:
+        whole.update(len(part.encode()).to_bytes(8, "little") + part.encode())
+    return whole.hexdigest()[:32]
+
+
+class Prefixes:
+    """Sessions of one API key by the tokens that were heard.
+
+    Args:
+        folder: which only this key's sessions are in.
+        most_bytes: of all files; the least recently used are removed.
+    """
+
+    def __init__(self, folder: Path, sessions: Sessions, most_bytes: int) -> None:
+        self._folder, self._sessions, self._most_bytes = folder, sessions, most_bytes
+
+    def longest(self, root: str, ids: Sequence[int]) -> tuple[Live, int] | None:
+        """The session of the longest proper prefix of these tokens, and its length; None if nothing is known."""
+        folder = self._folder / root
+        if not folder.is_dir():
+            return None
+        links = chain(root, ids[:-1])
+        for length in range(len(links), 0, -1):
+            path = folder / f"{links[length - 1]}{MEMORY}"
+            if path.exists():
+                with contextlib.suppress(Refusal):  # damaged, or from before another version
+                    if (live := self._sessions.get(path)) is not None:
+                        touch(path)
+                        return live, length
+        return None
+
+    def put(self, root: str, ids: Sequence[int], heard: Heard) -> None:
+        """Remember a session by the tokens that lead to it from `root`; what does not fit is not kept."""
+        if not ids or not self._most_bytes:
+            return
+        path = self._folder / root / f"{chain(root, ids)[-1]}{MEMORY}"
+        if path.exists():  # the same tokens, so the same session
+            return touch(path)
+        with contextlib.suppress(Refusal):
+            self._sessions.put(path, heard)
+            self._evict()
+
+    def forget(self, root: str | None = None) -> None:
+        """Remove all sessions, or those that began from `root`."""
+        folder = self._folder if root is None else self._folder / root
+        for path in folder.rglob(f"*{MEMORY}"):
+            self._sessions.delete(path)
+        shutil.rmtree(folder, ignore_errors=True)
+
+    def _evict(self) -> None:
+        with self._alone():
+            files = sorted(entry for folder in self._roots() for entry in files_in(folder))
+            excess = sum(size for _, _, size in files) - self._most_bytes
+            for _, path, size in files:
+                if excess <= 0:
+                    break
+                self._sessions.delete(path)
+                excess -= size
+
+    def _roots(self) -> Iterator[Path]:
+        with contextlib.suppress(FileNotFoundError):
+            yield from (path for path in self._folder.iterdir() if path.is_dir())
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """One process at a time adds up and removes."""
+        make_folder(self._folder)
+        lock = self._folder.with_name(f".{self._folder.name}.lock")
+        with FileLock(lock, mode=0o600):
+            yield
