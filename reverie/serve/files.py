@@ -1,4 +1,4 @@
-"""Files of what people said: for the user of the server alone, whole or not at all, and with names that are no paths."""
+"""Files of what people said: for the server alone, whole or not at all, and with names that are no paths."""
 
 from __future__ import annotations
 
