@@ -7,6 +7,7 @@ one a second when somebody does.
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import threading
@@ -85,6 +86,10 @@ class Engine:
     def num_waiting(self) -> int:
         return len(self._waiting)
 
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
+
     def start(self) -> None:
         with torch.no_grad():
             row = Row(self.sleeper, Memory.empty(self.sleeper))
@@ -153,7 +158,11 @@ class Engine:
                     self._admit(self._waiting.popleft())
             for function, future in calls:
                 _answer(function, future)
-            self._turn()
+            try:
+                self._turn()
+            except Exception as error:  # such as too little memory for a batch: whose fault it is nobody knows
+                _log.exception("the engine failed")
+                self._guarded([*self._slow, *self._voices.values()], functools.partial(_raise, error))
         self._end_all()
 
     @property
@@ -311,6 +320,10 @@ class Engine:
             future.set_exception(Refusal(503, "the server is about to end", code="stopping"))
         for task in self._background:
             task.stop()
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def _answer(function: Callable[[], object], future: Future[object]) -> None:

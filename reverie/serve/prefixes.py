@@ -13,6 +13,7 @@ import contextlib
 import hashlib
 import shutil
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 from filelock import FileLock
@@ -21,6 +22,8 @@ from reverie.serve.files import MEMORY, files_in, make_folder, touch
 from reverie.serve.refusal import Refusal
 from reverie.serve.sessions import Live, Sessions
 from reverie.talk.heard import Heard
+
+_MOST_TRIED = 4  # files, should the first be damaged
 
 
 def chain(root: str, ids: Sequence[int]) -> list[str]:
@@ -51,31 +54,37 @@ class Prefixes:
     def __init__(self, folder: Path, sessions: Sessions, most_bytes: int) -> None:
         self._folder, self._sessions, self._most_bytes = folder, sessions, most_bytes
 
-    def longest(self, root: str, ids: Sequence[int]) -> tuple[Live, int] | None:
-        """The session of the longest proper prefix of these tokens, and its length; None if nothing is known."""
+    def known(self, root: str, ids: Sequence[int]) -> list[tuple[Path, int]]:
+        """Files of sessions of the longest proper prefixes of these tokens, and their lengths, the longest first."""
         folder = self._folder / root
         if not folder.is_dir():
-            return None
+            return []
         links = chain(root, ids[:-1])
-        for length in range(len(links), 0, -1):
-            path = folder / f"{links[length - 1]}{MEMORY}"
-            if path.exists():
-                with contextlib.suppress(Refusal):  # damaged, or from before another version
-                    if (live := self._sessions.get(path)) is not None:
-                        touch(path)
-                        return live, length
+        paths = ((folder / f"{links[n - 1]}{MEMORY}", n) for n in range(len(links), 0, -1))
+        return list(islice(((path, n) for path, n in paths if path.exists()), _MOST_TRIED))
+
+    def load(self, known: Sequence[tuple[Path, int]]) -> tuple[Live, int] | None:
+        """The first of these sessions that is sound, and its length; to be called where the model is at rest."""
+        for path, length in known:
+            with contextlib.suppress(Refusal):  # damaged, or from before another version
+                if (live := self._sessions.get(path)) is not None:
+                    touch(path)
+                    return live, length
         return None
 
-    def put(self, root: str, ids: Sequence[int], heard: Heard) -> None:
-        """Remember a session by the tokens that lead to it from `root`; what does not fit is not kept."""
+    def put(self, root: str, ids: Sequence[int], heard: Heard) -> Live | None:
+        """Remember a session by the tokens that lead to it from `root`; None where it is known or does not fit."""
         if not ids or not self._most_bytes:
-            return
+            return None
         path = self._folder / root / f"{chain(root, ids)[-1]}{MEMORY}"
         if path.exists():  # the same tokens, so the same session
-            return touch(path)
+            touch(path)
+            return None
         with contextlib.suppress(Refusal):
-            self._sessions.put(path, heard)
+            live = self._sessions.put(path, heard)
             self._evict()
+            return live
+        return None
 
     def forget(self, root: str | None = None) -> None:
         """Remove all sessions, or those that began from `root`."""

@@ -16,7 +16,7 @@ from reverie.memory.memory import Memory, sleep_over
 from reverie.serve.files import checked_name, hex_of, new_id, owner_of
 from reverie.serve.prefixes import Prefixes, chain, root_of
 from reverie.serve.refusal import Refusal
-from reverie.serve.sessions import Sessions
+from reverie.serve.sessions import Live, Sessions
 from reverie.talk.chat import Chat
 from reverie.talk.heard import Heard
 from reverie.talk.sleeper import Sleeper
@@ -125,15 +125,19 @@ def test_many_threads_agree(sleeper: Sleeper, tmp_path: Path) -> None:
     assert not os.listdir(tmp_path)
 
 
+def longest(prefixes: Prefixes, root: str, ids: list[int]) -> tuple[Live, int] | None:
+    return prefixes.load(prefixes.known(root, ids))
+
+
 def test_the_longest_prefix_is_found(sleeper: Sleeper, tmp_path: Path) -> None:
     prefixes = Prefixes(tmp_path / "cache", Sessions(sleeper, 4), 10**9)
-    assert prefixes.longest(ROOT, [1, 2, 3]) is None
+    assert longest(prefixes, ROOT, [1, 2, 3]) is None
     for ids in ([1, 2], [1, 2, 3, 4], [1, 2, 9]):
         prefixes.put(ROOT, ids, replace(heard_after(sleeper, ids), turns=len(ids)))
     again = Prefixes(tmp_path / "cache", Sessions(sleeper, 4), 10**9)  # after a restart
 
     def found(root: str, ids: list[int]) -> tuple[int, int] | None:
-        hit = again.longest(root, ids)
+        hit = longest(again, root, ids)
         return hit and (hit[1], hit[0].heard.turns)
 
     assert found(ROOT, [1, 2, 3, 4, 5]) == (4, 4)
@@ -155,12 +159,12 @@ def test_the_least_recently_used_prefixes_go(sleeper: Sleeper, tmp_path: Path) -
     prefixes = Prefixes(tmp_path / "cache", Sessions(sleeper, 4), 3 * size + size // 2)
     for token in (1, 2, 3):
         prefixes.put(ROOT, [token], heard)
-    assert prefixes.longest(ROOT, [1, 0]) is not None  # so that 2 is the one that was used longest ago
+    assert longest(prefixes, ROOT, [1, 0]) is not None  # so that 2 is the one that was used longest ago
     prefixes.put(ROOT, [4], heard)
-    assert [prefixes.longest(ROOT, [token, 0]) is not None for token in (1, 2, 3, 4)] == [True, False, True, True]
+    assert [longest(prefixes, ROOT, [token, 0]) is not None for token in (1, 2, 3, 4)] == [True, False, True, True]
     none = Prefixes(tmp_path / "none", Sessions(sleeper, 4), 0)
     none.put(ROOT, [1], heard)
-    assert none.longest(ROOT, [1, 2]) is None
+    assert longest(none, ROOT, [1, 2]) is None
     assert not (tmp_path / "none").exists()
 
 
