@@ -65,9 +65,10 @@ def write_private(path: Path, data: bytes) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """A folder for the user of the server alone."""
+    """A folder for the user of the server alone, and those above it that are missing."""
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
+            missing.mkdir(mode=0o700, exist_ok=True)
     except OSError as error:
         raise Refusal(507, f"the server cannot store it: {error.strerror}", code="storage") from error
 
