@@ -50,8 +50,10 @@ def run(settings: Settings, tell: Callable[[str], None] = lambda sentence: None)
     """Serve until SIGTERM or Ctrl-C; `tell` gets a sentence that says where.
 
     Raises:
-        UserError: the address is taken, or there is no such model.
+        UserError: the address is taken, there is no such model, or the store is no folder.
     """
+    if settings.store.exists() and not settings.store.is_dir():
+        raise UserError(f"{settings.store} is a file, not a folder to keep sessions in")
     with _bound(settings.host, settings.port) as sock:
         port = sock.getsockname()[1]
         told = f"[{settings.host}]" if ":" in settings.host else settings.host
