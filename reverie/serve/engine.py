@@ -1,8 +1,8 @@
 """`Engine`: the thread that owns the model, and what it does next.
 
-A turn of it is a call for somebody who waits, one window for one of those who hear or sleep, and a token for all who
-write; so nobody waits for another's book. What is done in the background gets turns when nobody else needs them, and
-one a second when somebody does.
+A turn of it is what is new for all who have less than a window to hear, a window for one of those who have more, and a
+token for all who write; so nobody waits for another's book. What is done in the background gets turns when nobody else
+needs them, and one a second when somebody does.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from reverie.serve.sessions import Live
 from reverie.talk.sleeper import Sleeper
 
 Value = TypeVar("Value")
+_NEAR = 4  # tokens, that one waits for
 _PATIENCE_S = 1.0  # that the background waits while others are served
 _log = logging.getLogger("reverie.serve")
 
@@ -68,7 +69,7 @@ class Engine:
         self._calls = deque[tuple[Callable[[], object], Future[object]]]()
         self._waiting = deque[Job]()
         self._running = set[Job]()
-        self._slow = deque[Voice]()  # each has a window, or a part of one, to hear or to sleep over
+        self._slow = deque[Voice]()  # who hear, or sleep, or are at their end
         self._batches = list[Batch]()
         self._voices = dict[Row, Voice]()  # of the rows in batches
         self._settling = deque[Live](maxlen=max(limits.live, 1))
@@ -120,6 +121,8 @@ class Engine:
         """Let go of a job; what it has done is forgotten. Nothing happens if it is over."""
         with self._news:
             job.cancelled = True
+            if job in self._waiting:
+                self._waiting.remove(job)
             self._news.notify()
 
     def call(self, function: Callable[[], Value]) -> Future[Value]:
@@ -174,13 +177,24 @@ class Engine:
         return bool(self._settling or self._background)
 
     def _turn(self) -> None:
-        if self._slow:
-            voice = self._slow.popleft()
-            self._guarded([voice], lambda: self._hear(voice))
+        self._listen()
         self._write()
         quiet = not self._busy
         if self._idle_work and (quiet or time.monotonic() - self._background_s > _PATIENCE_S):
             self._do_background(quiet)
+
+    def _listen(self) -> None:
+        """Let all hear who have less than a window left, so that they write together, and one sleep."""
+        slept, later = False, list[Voice]()
+        for _ in range(len(self._slow)):
+            voice = self._slow.popleft()
+            sleeps = voice.row.overflows
+            if sleeps and slept:
+                later.append(voice)
+            elif not voice.job.cancelled:
+                slept = slept or sleeps
+                self._guarded([voice], functools.partial(self._hear, voice))
+        self._slow.extendleft(reversed([voice for voice in later if not voice.job.cancelled]))
 
     def _hear(self, voice: Voice) -> None:
         """A window of what one voice has to hear, or to sleep over; or the end of it."""
@@ -219,7 +233,10 @@ class Engine:
             self._batches.append(Batch(voice.row))
 
     def _write(self) -> None:
-        """One more token for every row that writes, those at one place of their windows together."""
+        """One more token for every row that writes, those at one place of their windows together.
+
+        Who is a few tokens ahead of others waits for them: together they are as fast as one alone.
+        """
         batches = list[Batch]()
         for batch in self._batches:
             if batch.full:
@@ -227,7 +244,10 @@ class Engine:
             elif not any(other.take(batch) for other in batches):
                 batches.append(batch)
         self._batches = batches
+        behind = {batch.context.length for batch in batches}
         for batch in batches:
+            if batch.joins and not behind.isdisjoint(range(batch.context.length - _NEAR, batch.context.length)):
+                continue
             voices = [self._voices[row] for row in batch.rows]  # none if their job has failed in another batch
             if voices:
                 self._guarded(voices, lambda batch=batch, voices=voices: self._write_batch(batch, voices))

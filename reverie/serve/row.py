@@ -107,14 +107,19 @@ class Batch:
         row.context = None
 
     @property
+    def joins(self) -> bool:
+        """False where the caches of earlier windows may differ in length."""
+        return self._config.eviction == "hard"
+
+    @property
     def full(self) -> bool:
         """True if the rows have to sleep before they hear another token."""
         return self.context.length == self._config.window_size
 
     def take(self, other: Batch) -> bool:
         """Take the rows of another batch in; False if their shapes do not allow it."""
-        if self._config.eviction != "hard" or other._config.eviction != "hard":
-            return False  # the caches of earlier windows may differ in length
+        if not self.joins or not other.joins:
+            return False
         joined = _joined(self.context, other.context)
         if joined is None:
             return False

@@ -29,6 +29,7 @@ _ALWAYS: dict[str, Any] = {
     "server_header": False,
     "lifespan": "on",
     "timeout_graceful_shutdown": 10,  # seconds for answers that are being written when the server ends
+    "timeout_worker_healthcheck": 60,  # seconds: loading a model may take long
 }
 
 
