@@ -68,7 +68,7 @@ class Completion:
         with contextlib.suppress(ValueError):  # a UserError: an answer that is no text that the model knows
             keys.add((*self.ids, *await self.service.encode_answer(ended.text)))
         for key in keys:
-            await self.service.keep(self.account, self.base.root, key, ended.heard)
+            await self.service.keep(self.account, self.base, key, ended.heard)
 
     def usage(self) -> dict[str, Any]:
         return shapes.usage(len(self.ids), self.cached, self.written)

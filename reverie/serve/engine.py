@@ -185,9 +185,9 @@ class Engine:
 
     def _listen(self) -> None:
         """Let all hear who have less than a window left, so that they write together, and one sleep."""
-        slept, later = False, list[Voice]()
-        for _ in range(len(self._slow)):
-            voice = self._slow.popleft()
+        slept, later, now = False, list[Voice](), [*self._slow]
+        self._slow.clear()  # it gets those who go on
+        for voice in now:
             sleeps = voice.row.overflows
             if sleeps and slept:
                 later.append(voice)
@@ -337,7 +337,7 @@ class Engine:
         for job in [*self._running, *self._waiting]:
             job.emit(Failed(Refusal(503, "the server is about to end", code="stopping")))
         for _, future in self._calls:
-            future.set_exception(Refusal(503, "the server is about to end", code="stopping"))
+            _answer(functools.partial(_raise, Refusal(503, "the server is about to end", code="stopping")), future)
         for task in self._background:
             task.stop()
 

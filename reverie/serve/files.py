@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import re
 import secrets
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from reverie.errors import UserError
@@ -17,6 +19,7 @@ from reverie.serve.refusal import Refusal
 MEMORY = ".safetensors"
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _HEX = re.compile(r"[0-9a-f]{32}")
+_COUNTED_S = 10.0
 _STALE_S = 3600.0  # age of a temporary file after which its writer is taken to be dead
 
 
@@ -103,6 +106,31 @@ def files_in(folder: Path, suffix: str = MEMORY) -> list[tuple[float, Path, int]
                     stat = entry.stat(follow_symlinks=False)
                     found.append((stat.st_atime, Path(entry.path), stat.st_size))
     return sorted(found)
+
+
+class Held:
+    """Bytes of files, counted anew after a while, since other processes write too; it takes long where there are many.
+
+    Args:
+        count: counts them.
+    """
+
+    def __init__(self, count: Callable[[], int]) -> None:
+        self._count, self._known, self._counted = count, 0, -math.inf
+
+    @property
+    def bytes(self) -> int:
+        if time.monotonic() - self._counted > _COUNTED_S:
+            self._known, self._counted = self._count(), time.monotonic()
+        return self._known
+
+    def add(self, size: int) -> None:
+        """A file of that size was written."""
+        self._known += size
+
+    def forget(self) -> None:
+        """Files were removed."""
+        self._counted = -math.inf
 
 
 def remove_unfinished(folder: Path) -> None:

@@ -24,7 +24,7 @@ from reverie.talk.heard import Heard
 
 
 class Memories:
-    """Safe to use from several threads, and processes; but `get` where the model is at rest.
+    """Safe to use from several threads, and processes.
 
     Args:
         folder: of this key.
@@ -68,9 +68,13 @@ class Memories:
             "model": plain(notes.get("model", ""))[:200],
         }
 
-    def get(self, name: str) -> Live:
-        """Raises Refusal if it is not there, or not read to its end."""
-        live = self._sessions.get(self._path(name))
+    def __contains__(self, name: str) -> bool:
+        """True if it is there, and read to its end."""
+        return self._path(name).exists()
+
+    def get(self, name: str, *, load: bool = True) -> Live:
+        """`load` as for `Sessions.get`. Raises Refusal if it is not there, or not read to its end."""
+        live = self._sessions.get(self._path(name), load=load)
         if live is None:
             if self._text(name).exists():
                 raise Refusal(409, f"{name} is still being read", param="name", code="not_ready")

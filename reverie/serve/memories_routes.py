@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -97,7 +98,7 @@ async def upload_memory(request: Request, name: str) -> Response:
 async def ask_memory(request: Request, name: str, body: QuestionRequest) -> Response:
     """The likeliest answer to a question, from the memory, which stays as it is; and from an empty one."""
     service, account = service_of(request), account_of(request)
-    live = await service.at_rest(lambda: account.memories.get(name))
+    live = await service.fetched(partial(account.memories.get, name))
     empty = (await service.base(account, service.name)).live
     asked = [live, empty] if body.against_empty else [live]
     told = list[dict[str, Any]]()
@@ -134,8 +135,8 @@ def _summary(ended: Ended, logprobs: list[float]) -> dict[str, Any]:
 
 async def _source(service: Service, account: Account, source: str) -> Live:
     if source.startswith(RESPONSE) and source in account.responses:
-        return await service.at_rest(lambda: account.responses.get(source, "source"))
-    return await service.at_rest(lambda: account.memories.get(source))
+        return await service.fetched(partial(account.responses.get, source, "source"))
+    return await service.fetched(partial(account.memories.get, source))
 
 
 def _told(service: Service, info: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from reverie.serve.files import MEMORY, files_in, make_folder, touch
+from reverie.serve.files import MEMORY, Held, files_in, make_folder, touch
 from reverie.serve.refusal import Refusal
 from reverie.serve.sessions import Live, Sessions
 from reverie.talk.heard import Heard
@@ -53,6 +53,7 @@ class Prefixes:
 
     def __init__(self, folder: Path, sessions: Sessions, most_bytes: int) -> None:
         self._folder, self._sessions, self._most_bytes = folder, sessions, most_bytes
+        self._held = Held(lambda: sum(size for _, _, size in self._files()))
 
     def known(self, root: str, ids: Sequence[int]) -> list[tuple[Path, int]]:
         """Files of sessions of the longest proper prefixes of these tokens, and their lengths, the longest first."""
@@ -63,11 +64,11 @@ class Prefixes:
         paths = ((folder / f"{links[n - 1]}{MEMORY}", n) for n in range(len(links), 0, -1))
         return list(islice(((path, n) for path, n in paths if path.exists()), _MOST_TRIED))
 
-    def load(self, known: Sequence[tuple[Path, int]]) -> tuple[Live, int] | None:
-        """The first of these sessions that is sound, and its length; to be called where the model is at rest."""
+    def get(self, known: Sequence[tuple[Path, int]], *, load: bool = True) -> tuple[Live, int] | None:
+        """The first of these sessions that is sound, and its length; `load` as for `Sessions.get`."""
         for path, length in known:
             with contextlib.suppress(Refusal):  # damaged, or from before another version
-                if (live := self._sessions.get(path)) is not None:
+                if (live := self._sessions.get(path, load=load)) is not None:
                     touch(path)
                     return live, length
         return None
@@ -80,11 +81,14 @@ class Prefixes:
         if path.exists():  # the same tokens, so the same session
             touch(path)
             return None
-        with contextlib.suppress(Refusal):
+        try:
             live = self._sessions.put(path, heard)
-            self._evict()
-            return live
-        return None
+            self._held.add(live.file_bytes)
+            if self._held.bytes > self._most_bytes:
+                self._evict()
+        except (Refusal, OSError):  # a full disk, or it was removed meanwhile
+            return None
+        return live
 
     def forget(self, root: str | None = None) -> None:
         """Remove all sessions, or those that began from `root`."""
@@ -92,20 +96,24 @@ class Prefixes:
         for path in folder.rglob(f"*{MEMORY}"):
             self._sessions.delete(path)
         shutil.rmtree(folder, ignore_errors=True)
+        self._held.forget()
 
     def _evict(self) -> None:
         with self._alone():
-            files = sorted(entry for folder in self._roots() for entry in files_in(folder))
+            files = sorted(self._files())
             excess = sum(size for _, _, size in files) - self._most_bytes
             for _, path, size in files:
                 if excess <= 0:
                     break
                 self._sessions.delete(path)
                 excess -= size
+        self._held.forget()
 
-    def _roots(self) -> Iterator[Path]:
+    def _files(self) -> Iterator[tuple[float, Path, int]]:
         with contextlib.suppress(FileNotFoundError):
-            yield from (path for path in self._folder.iterdir() if path.is_dir())
+            for root in self._folder.iterdir():
+                if root.is_dir():
+                    yield from files_in(root)
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:

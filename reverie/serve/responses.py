@@ -15,7 +15,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from reverie.serve.files import MEMORY, bytes_in, hex_of, make_folder, new_id, remove, write_private
+from reverie.serve.files import MEMORY, Held, bytes_in, hex_of, make_folder, new_id, remove, write_private
 from reverie.serve.refusal import Refusal, not_found
 from reverie.serve.sessions import Live, Sessions
 from reverie.talk.heard import Heard
@@ -24,7 +24,7 @@ RESPONSE, CONVERSATION = "resp_", "conv_"
 
 
 class Responses:
-    """Safe to use from several threads and processes; but `get` where the model is at rest.
+    """Safe to use from several threads and processes.
 
     Args:
         folder: of this key.
@@ -33,10 +33,11 @@ class Responses:
 
     def __init__(self, folder: Path, sessions: Sessions, most_bytes: int) -> None:
         self._folder, self._sessions, self._most_bytes = folder / "responses", sessions, most_bytes
+        self._held = Held(lambda: bytes_in(self._folder))
 
     def check_room(self) -> None:
         """Raises Refusal if no more fits; a client's own sessions are never removed for others."""
-        if bytes_in(self._folder) >= self._most_bytes:
+        if self._held.bytes >= self._most_bytes:
             raise Refusal(429, "the responses take all the room there is: delete some", code="storage_full")
 
     def put(self, id: str, heard: Heard, record: dict[str, Any]) -> Live:
@@ -44,14 +45,16 @@ class Responses:
         path = self._path(id)
         write_private(path.with_suffix(".json"), json.dumps(record).encode())
         try:
-            return self._sessions.put(path, heard)
+            live = self._sessions.put(path, heard)
         except Refusal:
             remove(path.with_suffix(".json"))
             raise
+        self._held.add(live.file_bytes)
+        return live
 
-    def get(self, id: str, param: str = "response_id") -> Live:
-        """What was heard until a response. Raises Refusal if it is not there."""
-        live = self._sessions.get(self._path(id, param))
+    def get(self, id: str, param: str = "response_id", *, load: bool = True) -> Live:
+        """What was heard until a response; `load` as for `Sessions.get`. Raises Refusal if it is not there."""
+        live = self._sessions.get(self._path(id, param), load=load)
         if live is None:
             raise not_found(f"response {id}", param=param)
         return live
@@ -71,6 +74,7 @@ class Responses:
         """Raises Refusal if it is not there."""
         path = self._path(id)
         found = self._sessions.delete(path)
+        self._held.forget()
         if not remove(path.with_suffix(".json")) and not found:
             raise not_found(f"response {id}", param="response_id")
 

@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -116,7 +117,7 @@ async def _asked(request: Request, body: ResponseRequest) -> Asked:
     if body.conversation_id is not None:
         previous = await asyncio.to_thread(account.conversations.newest, body.conversation_id)
     if previous is not None:
-        live = await service.at_rest(lambda: account.responses.get(previous, "previous_response_id"))
+        live = await service.fetched(partial(account.responses.get, previous, "previous_response_id"))
     turns = await service.turns(body.messages(), live.heard.turns, "input")
     if previous is None:
         live, cached = await service.find(account, base, turns.ids)

@@ -27,7 +27,7 @@ from reverie.serve.metrics import Metrics
 from reverie.serve.prefixes import Prefixes, root_of
 from reverie.serve.refusal import Refusal, not_found
 from reverie.serve.responses import Conversations, Responses
-from reverie.serve.sessions import Live, Sessions
+from reverie.serve.sessions import Live, OnDisk, Sessions
 from reverie.serve.turns import Message, Turns, turns_of
 from reverie.serve.writer import Sampling
 from reverie.talk.heard import Heard
@@ -42,6 +42,7 @@ class Base:
 
     live: Live
     root: str
+    memory: str | None = None  # its name, if it is one
 
 
 class Account:
@@ -74,7 +75,8 @@ class Service:
         self._encoding = threading.Lock()  # a tokenizer is for one thread at a time
         identity = identify(sleeper)
         made_with = [f"{key}={value}" for key, value in sorted(identity.made_with.items())]
-        self._root = root_of("model", identity.fingerprint, *made_with, sleeper.sleep_config.model_dump_json())
+        root = root_of("model", identity.fingerprint, *made_with, sleeper.sleep_config.model_dump_json())
+        self._blank = Base(Live(Heard(Memory.empty(sleeper))), root)
 
     @property
     def needs_key(self) -> bool:
@@ -110,19 +112,26 @@ class Service:
         """Call a function while the model is at rest."""
         return await asyncio.wrap_future(self.engine.call(function))
 
+    async def fetched(self, get: Callable[..., Value]) -> Value:
+        """What `get(load=…)` gives: at once if it is in memory, else when the model is at rest."""
+        try:
+            return await asyncio.to_thread(get, load=False)
+        except OnDisk:
+            return await self.at_rest(functools.partial(get, load=True))
+
     async def base(self, account: Account, model: str) -> Base:
         """What MODEL or MODEL@MEMORY stands for. Raises Refusal for any other name."""
         name, at, memory = model.rpartition("@") if "@" in model else (model, "", "")
         if name != self.name:
             raise not_found(f"model {plain(model)[:200]}: this is {self.name}", "model_not_found", "model")
         if not at:
-            return Base(Live(Heard(await self.at_rest(lambda: Memory.empty(self.sleeper))), ""), self._root)
+            return self._blank
         try:
-            live = await self.at_rest(lambda: account.memories.get(memory))
+            live = await self.fetched(functools.partial(account.memories.get, memory))
         except Refusal as refusal:
             code = "model_not_found" if refusal.status == 404 else refusal.code
             raise Refusal(refusal.status, refusal.message, param="model", code=code) from None
-        return Base(live, memory_root(live.digest))
+        return Base(live, memory_root(live.digest), memory)
 
     async def turns(self, messages: Sequence[Message], turns: int, param: str) -> Turns:
         """Messages as tokens."""
@@ -141,12 +150,15 @@ class Service:
     async def find(self, account: Account, base: Base, ids: Sequence[int]) -> tuple[Live, int]:
         """The session of the longest prefix of these tokens that is known, and its length."""
         known = await asyncio.to_thread(account.prefixes.known, base.root, ids)
-        found = await self.at_rest(lambda: account.prefixes.load(known)) if known else None
+        found = await self.fetched(functools.partial(account.prefixes.get, known)) if known else None
         return found or (base.live, 0)
 
-    async def keep(self, account: Account, root: str, ids: Sequence[int], heard: Heard) -> None:
+    async def keep(self, account: Account, base: Base, ids: Sequence[int], heard: Heard) -> None:
         """Let a session be found by the tokens that led to it."""
-        if (live := await asyncio.to_thread(account.prefixes.put, root, ids, heard)) is not None:
+        live = await asyncio.to_thread(account.prefixes.put, base.root, ids, heard)
+        if base.memory is not None and base.memory not in account.memories:  # deleted meanwhile, with all of its chats
+            return await asyncio.to_thread(account.prefixes.forget, base.root)
+        if live is not None:
             self.engine.settle(live)
 
     async def events(

@@ -27,10 +27,15 @@ class Live:
     """A session in memory; the engine fills in `settled`."""
 
     heard: Heard
-    digest: str  # SHA-256 of its file; "" for what is in none
+    digest: str = ""  # SHA-256 of its file, if it is in one
+    file_bytes: int = 0
     settled: tuple[Heard, Context] | None = None
     """The same after sleep, if its window was full, and the context after the tokens awake, read at once: from there
     everything goes on, so that it is the same to the last bit after a restart."""
+
+
+class OnDisk(Exception):
+    """A session is in its file alone."""
 
 
 class Sessions:
@@ -53,16 +58,18 @@ class Sessions:
         """Write a session to a new file; when this returns it survives a power cut."""
         data = heard.as_memory(self._sleeper.name).to_bytes()
         write_private(path, data)
-        live = Live(heard, hashlib.sha256(data).hexdigest())
+        live = Live(heard, hashlib.sha256(data).hexdigest(), len(data))
         self._remember(path, live)
         return live
 
-    def get(self, path: Path) -> Live | None:
+    def get(self, path: Path, *, load: bool = True) -> Live | None:
         """The session in a file, from memory if it is there; None if there is no such file.
 
-        To be called where the model is at rest, since it is looked at.
+        Args:
+            load: read the file if need be, for which the model is looked at: it has to be at rest.
 
         Raises:
+            OnDisk: without `load`, if it would have to be read.
             Refusal: the file is damaged, or of another model.
         """
         version = _version(path)
@@ -74,11 +81,14 @@ class Sessions:
             self._live.pop(path, None)
         if version is None:
             return None
+        if not load:
+            raise OnDisk
         try:
             data = path.read_bytes()
         except OSError:  # removed meanwhile
             return None
-        live = Live(heard_in(data, self._sleeper, f"what is stored as {path.stem}"), hashlib.sha256(data).hexdigest())
+        heard = heard_in(data, self._sleeper, f"what is stored as {path.stem}")
+        live = Live(heard, hashlib.sha256(data).hexdigest(), len(data))
         self._remember(path, live)
         return live
 

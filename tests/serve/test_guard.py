@@ -182,6 +182,33 @@ def test_paths_lead_nowhere(small: Served, path: str) -> None:
         assert "/tmp" not in done.text
 
 
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/chat/completions", {**CHAT, "messages": [{"role": "user", "content": "k=1 \ud800"}]}),
+        ("/v1/chat/completions", {**CHAT, "stop": "\ud800"}),
+        ("/v1/chat/completions", {**CHAT, "model": "\ud800"}),
+        ("/v1/chat/completions", {**CHAT, "temperature": 1e400}),
+        ("/v1/chat/completions", {**CHAT, "seed": 2**64}),
+        ("/v1/chat/completions", {**CHAT, "seed": 1.5}),
+        ("/v1/chat/completions", {**CHAT, "max_tokens": 2**70}),
+        ("/v1/completions", {"model": "tiny-depo", "prompt": [2**63]}),
+        ("/v1/completions", {"model": "tiny-depo", "prompt": [-1]}),
+        ("/v1/completions", {"model": "tiny-depo", "prompt": [True]}),
+        ("/v1/responses", {"model": "tiny-depo", "input": "k=1 3", "metadata": {"\ud800": "x"}}),
+        ("/v1/conversations", {"metadata": {"a": "\ud800"}}),
+        ("/v1/memories", {"name": "x", "text": "\ud800"}),
+        ("/v1/memories", {"name": "\ud800", "text": "3"}),
+        ("/v1/memories", {"name": "x", "source": "\ud800"}),
+        ("/v1/memories", {"name": "x"}),
+    ],
+)
+def test_odd_values_are_refused(small: Served, path: str, body: Any) -> None:
+    done = httpx.post(f"{small.url}{path}", content=json.dumps(body).encode())
+    assert done.status_code in (400, 404), done.text
+    assert done.json()["error"]["message"]
+
+
 def test_pages_of_others_may_not_ask(small: Served) -> None:
     own = small.url
     for headers, status in (

@@ -81,8 +81,8 @@ def test_a_chat_with_instructions(sleeper: Sleeper, tmp_path: Path) -> None:
 
 
 def test_in_a_batch_or_alone(sleeper: Sleeper) -> None:
-    questions = [sleeper.question(text) for text in ("Why so", "Who is", "Wherefore art thou", "Why no")]
-    drawn: dict[str, Any] = {"max_tokens": 40, "temperature": 0.7, "seed": 3, "logprobs": 0}
+    questions = [sleeper.question(text) for text in ("Why so", "Who is", "Wherefore")]
+    drawn: dict[str, Any] = {"max_tokens": 30, "temperature": 0.7, "seed": 3, "logprobs": 0}
     with engine_of(sleeper) as engine:
         alone = [Asked(engine, new(sleeper), ids, **drawn).end() for ids in questions]
         together = [Asked(engine, new(sleeper), ids, **drawn) for ids in questions]
@@ -91,4 +91,4 @@ def test_in_a_batch_or_alone(sleeper: Sleeper) -> None:
             assert found.text == end.text
             torch.testing.assert_close(weights(found.heard), weights(end.heard))
         assert engine.counts.batched > 0
-        assert int(alone[0].heard.memory.tokens[0]) >= 48
+        assert int(alone[0].heard.memory.tokens[0]) >= 24

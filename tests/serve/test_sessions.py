@@ -126,7 +126,7 @@ def test_many_threads_agree(sleeper: Sleeper, tmp_path: Path) -> None:
 
 
 def longest(prefixes: Prefixes, root: str, ids: list[int]) -> tuple[Live, int] | None:
-    return prefixes.load(prefixes.known(root, ids))
+    return prefixes.get(prefixes.known(root, ids))
 
 
 def test_the_longest_prefix_is_found(sleeper: Sleeper, tmp_path: Path) -> None:
