@@ -71,7 +71,7 @@ def served(sleeper: Sleeper, store: Path, *keys: str, **limits: Any) -> Iterator
 
 @contextlib.contextmanager
 def process(model: str | Path, store: Path, *options: str, **environment: str) -> Iterator[tuple[Served, Any]]:
-    """`reverie serve` in a process of its own, which is killed at the end; and that process."""
+    """`reverie serve` in a process of its own, which is ended after that; and that process."""
     sock = _bound("127.0.0.1", 0)
     port = sock.getsockname()[1]
     sock.close()
@@ -79,12 +79,12 @@ def process(model: str | Path, store: Path, *options: str, **environment: str) -
     running = subprocess.Popen(
         [*command, *options],
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
-        stderr=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,  # a pipe that nobody reads would fill up
         stdout=subprocess.DEVNULL,
     )
     try:
         url = f"http://127.0.0.1:{port}"
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 180
         while True:
             with contextlib.suppress(httpx.TransportError):
                 if httpx.get(f"{url}/healthz").status_code == 200:
@@ -94,5 +94,9 @@ def process(model: str | Path, store: Path, *options: str, **environment: str) -
             time.sleep(0.1)
         yield Served(url), running
     finally:
-        running.kill()
-        running.wait()
+        running.terminate()  # its workers too, if it has any
+        try:
+            running.wait(20)
+        except subprocess.TimeoutExpired:
+            running.kill()
+            running.wait()

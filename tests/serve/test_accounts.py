@@ -15,7 +15,7 @@ import httpx
 import openai
 import pytest
 import torch
-from answers import weights
+from answers import same, weights
 from server import Served, process, served
 from tiny_sleeper import tiny_run, tiny_sleeper
 
@@ -287,28 +287,45 @@ def test_two_processes_share_a_store(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_was_acknowledged_survives_sigkill(tmp_path: Path) -> None:
-    """Killed again and again in the midst of writing: every id that a client was given answers as before."""
+def test_workers_share_a_store(tmp_path: Path) -> None:
+    """A request goes to any of them, and each goes on with what another has written."""
     run, store = tiny_run(tmp_path / "depo", "depo"), tmp_path / "store"
-    sleeper, acknowledged = load_model(run), dict[str, str | None]()
+    with process(run, store, "--workers", "2", REVERIE_API_KEYS="one two") as (server, _):
+        name = server.client("one").models.list().data[0].id
+        with pytest.raises(openai.AuthenticationError):
+            server.client("three").models.list()
+        answers, previous = list[str](), openai.omit
+        for _ in range(6):
+            client = server.client("one")  # with a connection of its own
+            done = client.responses.create(model=name, input="k=1 3", previous_response_id=previous)
+            answers.append(done.output_text)
+            previous = done.id
+        chat = Chat(load_model(run), Memory.empty(load_model(run)))
+        assert answers == [chat.say("k=1 3") for _ in range(6)]
+
+
+@pytest.mark.slow
+def test_what_was_acknowledged_survives_sigkill(tmp_path: Path) -> None:
+    """Killed again and again in the midst of writing: every id that a client was given is there, to the last bit."""
+    run, store = tiny_run(tmp_path / "depo", "depo"), tmp_path / "store"
+    sleeper, chains = load_model(run), list[tuple[str, list[tuple[str, str]]]]()
     text = " ".join(f"{i * i % 7 + 2}" for i in range(2000))
     for round in range(3):
         with process(run, store) as (server, running):
-            for id, output in acknowledged.items():
-                assert server.client().responses.retrieve(id).output_text == output
             name = server.client().models.list().data[0].id
             if round == 0:
                 with server.http() as http:
                     http.post("/v1/memories", json={"name": "long", "text": text}).raise_for_status()
 
             def talk(seed: int, server: Served = server, name: str = name) -> None:
-                previous, client = openai.omit, server.client()
+                previous, client, chain = openai.omit, server.client(), list[tuple[str, str]]()
+                chains.append((f"k=1 {seed}", chain))
                 while True:
                     try:
                         done = client.responses.create(model=name, input=f"k=1 {seed}", previous_response_id=previous)
                     except openai.APIConnectionError:
                         return
-                    acknowledged[done.id] = done.output_text
+                    chain.append((done.id, done.output_text))
                     previous = done.id
 
             threads = [threading.Thread(target=talk, args=(seed,)) for seed in (3, 4, 5)]
@@ -318,12 +335,15 @@ def test_what_was_acknowledged_survives_sigkill(tmp_path: Path) -> None:
             os.kill(running.pid, signal.SIGKILL)
             for thread in threads:
                 thread.join()
-    assert len(acknowledged) > 8
+    assert sum(len(chain) for _, chain in chains) > 8
     with served(sleeper, store) as server, server.http() as http:
-        for id, output in acknowledged.items():
-            assert server.client().responses.retrieve(id).output_text == output
-            heard = Heard.of(server.memory(id, sleeper, tmp_path / "m"))
-            assert heard.turns > 0
+        for question, chain in chains:
+            chat = Chat(sleeper, Memory.empty(sleeper))
+            for id, answer in chain:
+                assert chat.say(question) == answer
+                assert server.client().responses.retrieve(id).output_text == answer
+                heard = Heard.of(server.memory(id, sleeper, tmp_path / "m"))
+                assert same(heard, Heard(chat.memory, tuple(chat.awake), chat.turns))
         while http.get("/v1/memories/long").json()["status"] == "reading":
             time.sleep(0.05)
         assert http.get("/v1/memories/long").json()["tokens"] == 2000
