@@ -15,23 +15,20 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
 
-from reverie.errors import UserError
 from reverie.memory.memory import Memory
-from reverie.model import numbers
-from reverie.serve.job import Failed, Job, Voice, start
+from reverie.serve.job import Failed, Job
 from reverie.serve.limits import Limits
 from reverie.serve.refusal import Refusal
-from reverie.serve.row import Batch, Row, settle
+from reverie.serve.row import Row, settle
 from reverie.serve.sessions import Live
+from reverie.serve.voices import Counts, Voices
 from reverie.talk.sleeper import Sleeper
 
 Value = TypeVar("Value")
-_NEAR = 4  # tokens, that one waits for
 _PATIENCE_S = 1.0  # that the background waits while others are served
 _log = logging.getLogger("reverie.serve")
 
@@ -48,18 +45,6 @@ class Background(Protocol):
         ...
 
 
-@dataclass
-class Counts:
-    """What was done so far."""
-
-    tokens_heard: int = 0
-    tokens_written: int = 0
-    sleeps: int = 0
-    sleep_s: float = 0.0
-    batched: int = 0  # tokens that were written in a call with others
-    refused: int = 0
-
-
 class Engine:
     """Starts with `start`, ends with `stop`. All other methods may be called from any thread."""
 
@@ -69,9 +54,7 @@ class Engine:
         self._calls = deque[tuple[Callable[[], object], Future[object]]]()
         self._waiting = deque[Job]()
         self._running = set[Job]()
-        self._slow = deque[Voice]()  # who hear, or sleep, or are at their end
-        self._batches = list[Batch]()
-        self._voices = dict[Row, Voice]()  # of the rows in batches
+        self._voices = Voices(sleeper, limits, self.counts, self._fail, self._over)
         self._settling = deque[Live](maxlen=max(limits.live, 1))
         self._background = deque[Background]()
         self._background_s = 0.0  # when it had a turn
@@ -161,118 +144,19 @@ class Engine:
                     self._admit(self._waiting.popleft())
             for function, future in calls:
                 _answer(function, future)
-            try:
-                self._turn()
-            except Exception as error:  # such as too little memory for a batch: whose fault it is nobody knows
-                _log.exception("the engine failed")
-                self._guarded([*self._slow, *self._voices.values()], functools.partial(_raise, error))
+            self._voices.step()
+            quiet = not self._busy
+            if self._idle_work and (quiet or time.monotonic() - self._background_s > _PATIENCE_S):
+                self._do_background(quiet)
         self._end_all()
 
     @property
     def _busy(self) -> bool:
-        return bool(self._waiting or self._slow or self._batches)
+        return bool(self._waiting or self._voices)
 
     @property
     def _idle_work(self) -> bool:
         return bool(self._settling or self._background)
-
-    def _turn(self) -> None:
-        self._listen()
-        self._write()
-        quiet = not self._busy
-        if self._idle_work and (quiet or time.monotonic() - self._background_s > _PATIENCE_S):
-            self._do_background(quiet)
-
-    def _listen(self) -> None:
-        """Let all hear who have less than a window left, so that they write together, and one sleep."""
-        slept, later, now = False, list[Voice](), [*self._slow]
-        self._slow.clear()  # it gets those who go on
-        for voice in now:
-            sleeps = voice.row.overflows
-            if sleeps and slept:
-                later.append(voice)
-            elif not voice.job.cancelled:
-                slept = slept or sleeps
-                self._guarded([voice], functools.partial(self._hear, voice))
-        self._slow.extendleft(reversed([voice for voice in later if not voice.job.cancelled]))
-
-    def _hear(self, voice: Voice) -> None:
-        """A window of what one voice has to hear, or to sleep over; or the end of it."""
-        row, live = voice.row, voice.job.live
-        if live.settled is None and voice.index is None and row.awake:
-            full = len(row.awake) == row.window_size
-            if full or not row.overflows:
-                self._count_sleep(lambda: settle(self.sleeper, live))
-                fresh = start(self.sleeper, voice.job)
-                return self._slow.append(fresh)
-        if row.overflows:
-            self._count_sleep(row.sleep)
-            return self._slow.append(voice)
-        if voice.closing or not voice.writes:
-            return self._end(voice)
-        self.counts.tokens_heard += len(row.pending)
-        logits = row.hear()
-        for answer in voice.answers(self.limits) if voice.index is None else [voice]:
-            answer.write(logits)
-            self._go_on(answer)
-
-    def _count_sleep(self, sleep: Callable[[], bool | None]) -> None:
-        """Do what sleeps over a window, unless it returns False."""
-        begun = time.monotonic()
-        if sleep() is not False:
-            self.counts.sleeps += 1
-            self.counts.sleep_s += time.monotonic() - begun
-
-    def _go_on(self, voice: Voice) -> None:
-        """Put a voice where its next step is done, after it has chosen a token."""
-        self.counts.tokens_written += 1
-        if voice.closing or voice.row.overflows or voice.row.context is None:
-            self._slow.append(voice)
-        else:
-            self._voices[voice.row] = voice
-            self._batches.append(Batch(voice.row))
-
-    def _write(self) -> None:
-        """One more token for every row that writes, those at one place of their windows together.
-
-        Who is a few tokens ahead of others waits for them: together they are as fast as one alone.
-        """
-        batches = list[Batch]()
-        for batch in self._batches:
-            if batch.full:
-                self._slow.extend(self._voices.pop(row) for row in batch.rows)
-            elif not any(other.take(batch) for other in batches):
-                batches.append(batch)
-        self._batches = batches
-        behind = {batch.context.length for batch in batches}
-        for batch in batches:
-            if batch.joins and not behind.isdisjoint(range(batch.context.length - _NEAR, batch.context.length)):
-                continue
-            voices = [self._voices[row] for row in batch.rows]  # none if their job has failed in another batch
-            if voices:
-                self._guarded(voices, lambda batch=batch, voices=voices: self._write_batch(batch, voices))
-        self._batches = [batch for batch in self._batches if batch.rows]
-
-    def _write_batch(self, batch: Batch, voices: list[Voice]) -> None:
-        logits = batch.hear()
-        self.counts.batched += len(voices) if len(voices) > 1 else 0
-        staying = list[Row]()
-        for voice, own in zip(voices, logits, strict=True):
-            row = voice.row
-            self._guarded([voice], lambda voice=voice, own=own: voice.write(numbers(own)))
-            self.counts.tokens_written += 1
-            if voice.closing and row in self._voices:
-                del self._voices[row]
-                self._slow.append(voice)
-            else:
-                staying.append(row)
-        batch.keep([row for row in staying if row in self._voices])
-
-    def _end(self, voice: Voice) -> None:
-        voice.end()
-        voice.job.left -= 1
-        if voice.job.left == 0:
-            self._over(voice.job)
 
     def _over(self, job: Job) -> None:
         self._running.discard(job)
@@ -280,20 +164,7 @@ class Engine:
 
     def _admit(self, job: Job) -> None:
         self._running.add(job)
-        job.left = job.n if job.sampling.max_tokens != 0 else 1
-        self._slow.append(start(self.sleeper, job))
-
-    def _guarded(self, voices: list[Voice], step: Callable[[], None]) -> None:
-        """Take a step; an error ends the jobs of these voices, and no others."""
-        try:
-            step()
-        except Exception as error:
-            if not isinstance(error, UserError):
-                _log.exception("a request failed")
-            for job in {voice.job for voice in voices}:
-                self._fail(job, error)
-            with self._news:
-                self._forget_cancelled()
+        self._voices.add(job)
 
     def _fail(self, job: Job, error: Exception) -> None:
         job.cancelled = True
@@ -314,18 +185,14 @@ class Engine:
     def _forget_cancelled(self) -> None:
         self._waiting = deque(job for job in self._waiting if not job.cancelled)
         self._running = {job for job in self._running if not job.cancelled}
-        self._slow = deque(voice for voice in self._slow if not voice.job.cancelled)
-        self._voices = {row: voice for row, voice in self._voices.items() if not voice.job.cancelled}
-        for batch in self._batches:
-            batch.keep([row for row in batch.rows if row in self._voices])
-        self._batches = [batch for batch in self._batches if batch.rows]
+        self._voices.forget_cancelled()
 
     def _do_background(self, quiet: bool) -> None:
         self._background_s = time.monotonic()
         try:
             if quiet and self._settling:
                 live = self._settling.popleft()
-                self._count_sleep(lambda: settle(self.sleeper, live))
+                self.counts.time(lambda: settle(self.sleeper, live))
             elif self._background:
                 task = self._background.popleft()
                 if not task.step():
