@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,16 +44,16 @@ class Memories:
 
     def info(self, name: str) -> dict[str, Any]:
         """What is told of one. Raises Refusal if it is not there."""
-        path = self._path(name)
+        path, reading = self._path(name), self._text(name).exists()  # before it is looked for: it may be done now
         task = self._tasks.get(name)
         try:
             stat, info = path.stat(), read_info(path)
         except (OSError, UserError):
-            if not self._text(name).exists():
-                if path.exists():
-                    raise Refusal(400, f"{name} is damaged: delete it", param="name", code="bad_memory") from None
-                raise not_found(f"memory {name}", param="name") from None
-            return {"object": "memory", "name": name, **self._progress(name, task)}
+            if reading:
+                return {"object": "memory", "name": name, **self._progress(name, task)}
+            if path.exists():
+                raise Refusal(400, f"{name} is damaged: delete it", param="name", code="bad_memory") from None
+            raise not_found(f"memory {name}", param="name") from None
         notes = info.notes
         return {
             "object": "memory",
@@ -74,9 +75,10 @@ class Memories:
 
     def get(self, name: str, *, load: bool = True) -> Live:
         """`load` as for `Sessions.get`. Raises Refusal if it is not there, or not read to its end."""
+        reading = self._text(name).exists()
         live = self._sessions.get(self._path(name), load=load)
         if live is None:
-            if self._text(name).exists():
+            if reading:
                 raise Refusal(409, f"{name} is still being read", param="name", code="not_ready")
             raise not_found(f"memory {name}", param="name")
         return live
@@ -126,15 +128,14 @@ class Memories:
                 self._begin(name, tokens)
 
     def delete(self, name: str) -> str | None:
-        """Delete one, and what was read of it; the digest of its file, if that was whole. Raises Refusal if none is.
+        """Delete one, and what was read of it; the digest of its file, if it had one. Raises Refusal if none is.
 
         To be called where the model is at rest, so that it is not being read at the moment.
         """
         path, text = self._path(name), self._text(name)
         digest = None
-        with contextlib.suppress(Refusal):
-            live = self._sessions.get(path)
-            digest = live and live.digest
+        with contextlib.suppress(OSError):  # it is not read to its end
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
         found = text.exists()
         if (task := self._tasks.pop(name, None)) is not None:
             task.cancel()

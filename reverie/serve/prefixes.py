@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import shutil
 from collections.abc import Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 
 from filelock import FileLock
@@ -23,15 +23,15 @@ from reverie.serve.refusal import Refusal
 from reverie.serve.sessions import Live, Sessions
 from reverie.talk.heard import Heard
 
-_MOST_TRIED = 4  # files, should the first be damaged
+_BYTES = 16  # of a hash
 
 
-def chain(root: str, ids: Sequence[int]) -> list[str]:
-    """The hash of every prefix of these tokens, the shortest first: 32 hex digits."""
-    link, links = bytes.fromhex(root), list[str]()
+def chain(root: str, ids: Sequence[int]) -> list[bytes]:
+    """The hash of every prefix of these tokens, the shortest first."""
+    link, links = bytes.fromhex(root), list[bytes]()
     for token in ids:
-        link = hashlib.sha256(link + token.to_bytes(8, "little")).digest()[:16]
-        links.append(link.hex())
+        link = hashlib.sha256(b"%b%d" % (link, token)).digest()[:_BYTES]
+        links.append(link)
     return links
 
 
@@ -55,29 +55,33 @@ class Prefixes:
         self._folder, self._sessions, self._most_bytes = folder, sessions, most_bytes
         self._held = Held(lambda: sum(size for _, _, size in self._files()))
 
-    def known(self, root: str, ids: Sequence[int]) -> list[tuple[Path, int]]:
-        """Files of sessions of the longest proper prefixes of these tokens, and their lengths, the longest first."""
+    def known(self, root: str, ids: Sequence[int]) -> tuple[Path, int] | None:
+        """The file of the session of the longest proper prefix of these tokens, and its length."""
         folder = self._folder / root
         if not folder.is_dir():
-            return []
+            return None
         links = chain(root, ids[:-1])
-        paths = ((folder / f"{links[n - 1]}{MEMORY}", n) for n in range(len(links), 0, -1))
-        return list(islice(((path, n) for path, n in paths if path.exists()), _MOST_TRIED))
-
-    def get(self, known: Sequence[tuple[Path, int]], *, load: bool = True) -> tuple[Live, int] | None:
-        """The first of these sessions that is sound, and its length; `load` as for `Sessions.get`."""
-        for path, length in known:
-            with contextlib.suppress(Refusal):  # damaged, or from before another version
-                if (live := self._sessions.get(path, load=load)) is not None:
-                    touch(path)
-                    return live, length
+        for length in range(len(links), 0, -1):
+            if os.path.exists(path := f"{folder}/{links[length - 1].hex()}{MEMORY}"):
+                return Path(path), length
         return None
+
+    def get(self, path: Path, *, load: bool = True) -> Live | None:
+        """The session in a file that was found; `load` as for `Sessions.get`. None if it is damaged, or was removed."""
+        try:
+            live = self._sessions.get(path, load=load)
+        except Refusal:
+            self._sessions.delete(path)
+            return None
+        if live is not None:
+            touch(path)
+        return live
 
     def put(self, root: str, ids: Sequence[int], heard: Heard) -> Live | None:
         """Remember a session by the tokens that lead to it from `root`; None where it is known or does not fit."""
         if not ids or not self._most_bytes:
             return None
-        path = self._folder / root / f"{chain(root, ids)[-1]}{MEMORY}"
+        path = self._folder / root / f"{chain(root, ids)[-1].hex()}{MEMORY}"
         if path.exists():  # the same tokens, so the same session
             touch(path)
             return None

@@ -25,13 +25,8 @@ class Refusal(Exception):
         retry_after_s: int | None = None,
     ) -> None:
         super().__init__(message)
-        self.status, self.message, self.param, self.code, self.retry_after_s = (
-            status,
-            message,
-            param,
-            code,
-            retry_after_s,
-        )
+        self.status, self.message, self.param, self.code = status, message, param, code
+        self.retry_after_s = retry_after_s
 
     @property
     def body(self) -> dict[str, Any]:

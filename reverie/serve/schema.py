@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -22,6 +22,7 @@ _ASKS_FOR_NOTHING: dict[str, tuple[object, ...]] = {
     "frequency_penalty": (0,),
     "include": ([],),
     "logit_bias": ({},),
+    "logprobs": ([],),
     "modalities": (["text"],),
     "parallel_tool_calls": (True, False),
     "presence_penalty": (0,),
@@ -129,12 +130,10 @@ class ResponseRequest(Drawn):
     conversation: str | ConversationIn | None = None
     max_output_tokens: int | None = Field(default=None, ge=1)
 
-    one_of: ClassVar = "previous_response_id and conversation exclude each other"
-
     @model_validator(mode="after")
     def _one_beginning(self) -> ResponseRequest:
         if self.previous_response_id is not None and self.conversation is not None:
-            raise ValueError(self.one_of)
+            raise ValueError("previous_response_id and conversation exclude each other")
         return self
 
     @property

@@ -150,8 +150,8 @@ class Service:
     async def find(self, account: Account, base: Base, ids: Sequence[int]) -> tuple[Live, int]:
         """The session of the longest prefix of these tokens that is known, and its length."""
         known = await asyncio.to_thread(account.prefixes.known, base.root, ids)
-        found = await self.fetched(functools.partial(account.prefixes.get, known)) if known else None
-        return found or (base.live, 0)
+        live = await self.fetched(functools.partial(account.prefixes.get, known[0])) if known else None
+        return (live, known[1]) if live and known else (base.live, 0)
 
     async def keep(self, account: Account, base: Base, ids: Sequence[int], heard: Heard) -> None:
         """Let a session be found by the tokens that led to it."""

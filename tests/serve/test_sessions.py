@@ -126,7 +126,9 @@ def test_many_threads_agree(sleeper: Sleeper, tmp_path: Path) -> None:
 
 
 def longest(prefixes: Prefixes, root: str, ids: list[int]) -> tuple[Live, int] | None:
-    return prefixes.get(prefixes.known(root, ids))
+    known = prefixes.known(root, ids)
+    live = known and prefixes.get(known[0])
+    return (live, known[1]) if live and known else None
 
 
 def test_the_longest_prefix_is_found(sleeper: Sleeper, tmp_path: Path) -> None:
@@ -189,3 +191,16 @@ def test_ids_and_owners() -> None:
     assert hex_of(f"resp_{digits}\n", "resp_") is None
     assert len({owner_of(None), owner_of("a"), owner_of("b"), owner_of("")}) == 4
     assert owner_of("a") == owner_of("a")
+
+
+def test_a_damaged_prefix_is_as_if_it_were_not_there(sleeper: Sleeper, tmp_path: Path) -> None:
+    prefixes = Prefixes(tmp_path / "cache", Sessions(sleeper, 0), 10**9)
+    for ids in ([1, 2], [1, 2, 3]):
+        prefixes.put(ROOT, ids, heard_after(sleeper, ids))
+    known = prefixes.known(ROOT, [1, 2, 3, 4])
+    assert known is not None
+    known[0].write_bytes(b"x")
+    assert longest(prefixes, ROOT, [1, 2, 3, 4]) is None
+    hit = longest(prefixes, ROOT, [1, 2, 3, 4])  # from now on the one before is found
+    assert hit is not None
+    assert hit[1] == 2
