@@ -19,7 +19,8 @@ from transformers import PreTrainedConfig
 from transformers.cache_utils import Cache, DynamicCache
 
 from reverie.errors import UserError
-from reverie.hf.cache import Group, SleepCache
+from reverie.hf.cache import SleepCache
+from reverie.hf.group import Group
 from reverie.model import SleepingModel
 from reverie.sleep import Context
 
@@ -37,15 +38,13 @@ class Request(Cache):
     Attributes:
         cache: what the tokens go on from, which the call moves on.
         text: [B, T], False on padding; None: there is none.
-        newest_only: only the newest column's logits are wanted.
+        newest: the number of columns whose logits are wanted, of the newest; 0: all of them.
         labels: [B, T] as transformers' loss takes them, if there are any.
     """
 
-    def __init__(
-        self, cache: SleepCache, text: Bool[Tensor, "B T"] | None, newest_only: bool, labels: Tensor | None
-    ) -> None:
+    def __init__(self, cache: SleepCache, text: Bool[Tensor, "B T"] | None, newest: int, labels: Tensor | None) -> None:
         super().__init__(layers=[])
-        self.cache, self.text, self.newest_only, self.labels = cache, text, newest_only, labels
+        self.cache, self.text, self.newest, self.labels = cache, text, newest, labels
 
 
 def by_name(forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,7 +82,7 @@ def requested(
     except UserError:
         cache.groups = known
         raise
-    return Request(cache, text, _reads_newest_only(given), labels)
+    return Request(cache, text, _newest(given), labels)
 
 
 def refuse_unknown(config: PreTrainedConfig, given: Mapping[str, Any], honoured: frozenset[str]) -> None:
@@ -198,10 +197,10 @@ def _check_positions(positions: Any, text: Tensor | None, tokens: Tensor, cache:
         cache.positions = "token" if found["token"] else "column"
 
 
-def _reads_newest_only(given: Mapping[str, Any]) -> bool:
-    """True if only the logits of the newest column are asked for, which spares the head for all other windows."""
+def _newest(given: Mapping[str, Any]) -> int:
+    """How many of the newest columns' logits are asked for, which spares the head for all other windows; 0: all."""
     kept = given.get("logits_to_keep")
-    return given.get("labels") is None and isinstance(kept, int) and kept == 1
+    return kept if given.get("labels") is None and isinstance(kept, int) and kept > 0 else 0
 
 
 def _scored(given: Mapping[str, Any], text: Tensor | None) -> Tensor | None:

@@ -5,7 +5,7 @@ windows end at different ones. Rows that have read equally many tokens, and alwa
 `Context` of its own; every row is computed as if it were alone.
 """
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Int
@@ -13,18 +13,11 @@ from torch import Tensor
 from transformers.cache_utils import Cache
 
 from reverie.errors import UserError
+from reverie.hf.group import Group
 from reverie.memory.fingerprint import Mark
 from reverie.memory.memory import Memory
 from reverie.model import select_rows
 from reverie.sleep import Context
-
-
-class Group(NamedTuple):
-    """Rows of a batch that have read the same columns of it."""
-
-    rows: Int[Tensor, " rows"]
-    read: int  # tokens of each text so far
-    context: Context
 
 
 class SleepCache(Cache):
@@ -63,12 +56,34 @@ class SleepCache(Cache):
 
     @property
     def is_croppable(self) -> bool:
-        return False
+        return True
 
     def crop(self, tokens_to_remove: int) -> None:
-        raise UserError(
-            "tokens that a sleeping model has read cannot be taken back: there is no crop, and no assistant"
-        )
+        """Take back the newest columns of the batch, as assisted decoding does: as if they had never been read.
+
+        The newest 64 tokens of a text can always be taken back, and all since the window before that began.
+
+        Args:
+            tokens_to_remove: how many columns as a negative number, as in transformers; or how many are to stay.
+
+        Raises UserError beyond what can be taken back; the cache is then as it was.
+        """
+        kept = tokens_to_remove if tokens_to_remove > 0 else self.seen + tokens_to_remove
+        if kept < 0:
+            raise UserError(
+                f"the cache holds {self.seen:,} tokens, of which {-tokens_to_remove:,} cannot be taken back"
+            )
+        if kept >= self.seen:
+            return
+        groups = [part for group in self.groups for part in group.back_to(kept)]
+        if self.padding is not None:
+            text = torch.zeros(self.batch_size, self.seen - kept, dtype=torch.bool, device=self.padding.device)
+            for group in self.groups:
+                if group.columns is not None:
+                    rows, places = (group.columns >= kept).nonzero(as_tuple=True)
+                    text[group.rows[rows], group.columns[rows, places] - kept] = True
+            self.padding = self.padding - _places(~text, kept)
+        self.groups, self.seen = groups, kept
 
     # Padding
 
@@ -129,7 +144,7 @@ class SleepCache(Cache):
             taken = [(new, place[old]) for new, old in enumerate(indices.tolist()) if old in place]
             if taken:
                 rows, sources = (torch.tensor(column, device=device) for column in zip(*taken, strict=True))
-                chosen.append(Group(rows, group.read, select_rows(group.context, sources)))
+                chosen.append(select_rows(group, sources)._replace(rows=rows))
         self.groups = chosen
         self.padding, self.lead = (None if x is None else x[indices.to(x.device)] for x in (self.padding, self.lead))
 

@@ -14,8 +14,9 @@ from transformers import LogitsProcessor, LogitsProcessorList, PreTrainedModel, 
 from reverie.errors import UserError
 from reverie.hf.add import add_sleep
 from reverie.hf.bases import load_tokenizer
-from reverie.hf.cache import Group, SleepCache
+from reverie.hf.cache import SleepCache
 from reverie.hf.causal_lm import SleepingCausalLM
+from reverie.hf.group import Group
 from reverie.hf.int8 import quantize_awake
 from reverie.hf.load import load
 from reverie.memory.bookmark import Bookmark
@@ -188,7 +189,7 @@ class _Streamer(TextStreamer):
         self.tokens = self.peak = 0
 
     def measure(self) -> None:
-        tensors = [x for x in tree_leaves([*self.cache.contexts]) if isinstance(x, Tensor)]
+        tensors = [x for x in tree_leaves(self.cache.groups) if isinstance(x, Tensor)]
         storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors}
         self.peak = max(self.peak, sum(storages.values()))
 

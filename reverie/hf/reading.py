@@ -3,6 +3,7 @@
 import copy
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -11,7 +12,8 @@ from transformers import GenerationConfig
 
 from reverie.errors import UserError
 from reverie.hf.arguments import Request
-from reverie.hf.cache import Group, SleepCache
+from reverie.hf.cache import SleepCache
+from reverie.hf.group import Group
 from reverie.memory.fingerprint import mark_of
 from reverie.model import SleepingModel, select_rows
 from reverie.sleep import SleepConfig, read
@@ -23,9 +25,9 @@ AWAKE = SleepConfig(window_size=sys.maxsize)
 
 class SleepingMixin:
     """What a causal LM that sleeps has in the place of transformers': gradient checkpointing is of whole windows, since
-    block by block would lose their states; tokens cannot be taken back; texts cannot share a row."""
+    block by block would lose their states; texts cannot share a row."""
 
-    _is_stateful = True
+    _is_stateful = False  # to transformers this means that tokens cannot be taken back
 
     backward_config: Any  # a Backward; a property of models that keep it in their decoder
     sleep_config: Any  # a SleepConfig; a property
@@ -51,6 +53,16 @@ class SleepingMixin:
         prefill: Any = super()._prefill  # pyright: ignore[reportAttributeAccessIssue]
         return prefill(input_ids, generation_config, *args, **kwargs)
 
+    def _get_candidate_generator(self, generation_config: GenerationConfig, *args: Any, **kwargs: Any) -> Any:
+        """What guesses tokens for assisted decoding. Raises UserError where it is to be the model's first blocks."""
+        if generation_config.assistant_early_exit is not None:
+            raise UserError(
+                "a sleeping model has no assistant_early_exit, since its blocks are looped: give an assistant_model or "
+                "prompt_lookup_num_tokens"
+            )
+        make: Any = super()._get_candidate_generator  # pyright: ignore[reportAttributeAccessIssue]
+        return make(generation_config, *args, **kwargs)
+
     def init_continuous_batching(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Raises UserError: it packs texts into one row (`generate_batch`, `cache_implementation="paged"`)."""
         raise UserError("a sleeping model has no continuous batching: several texts in one row cannot be told apart")
@@ -65,25 +77,32 @@ def read_batch(
 ) -> Tensor:
     """Read tokens [B, T] or embeddings [B, T, D] of a request and move its cache on; every row reads its own text.
 
-    Returns what the model's head makes of the tokens [B, T, …], or of the newest column [B, 1, …]; 0 on padding.
+    Returns what the model's head makes of the tokens [B, T, …], or without padding among them of the newest columns
+    alone, as many as are wanted; 0 on padding.
     """
     groups, outputs = list[Group](), list[tuple[Tensor, Tensor, Tensor]]()
-    (B, T), newest_only = tokens.shape[:2], request.newest_only
+    (B, T), L, newest_only = tokens.shape[:2], config.window_size, request.newest == 1
+    wanted = request.newest if request.text is None and 1 < request.newest < T else T
+
+    all_of, newest_of = (partial(read, model, config=config, newest_only=x, backward=backward) for x in (False, True))
+
     for group in request.cache.groups:
-        for (rows, read_before, context), columns in _alike(group, request.text, T):
-            n = columns.shape[1]
+        for part, columns in _alike(group, request.text, T):
+            rows, n, places = part.rows, columns.shape[1], columns + request.cache.seen
             if n:
                 new = tokens if n == T and len(rows) == B else tokens[rows[:, None], columns]
-                y, context = read(model, new, context, config, newest_only=newest_only, backward=backward)
-                outputs.append((y, rows, columns))
-            groups.append(Group(rows, read_before + n, context))
+                if wanted < T:
+                    _, part = part.read_on(new[:, :-wanted], places[:, :-wanted], L, newest_of)
+                y, part = part.read_on(new[:, -wanted:], places[:, -wanted:], L, newest_of if newest_only else all_of)
+                outputs.append((y, rows, columns[:, -wanted:] - (T - wanted)))
+            groups.append(part)
     request.cache.move_on(request.text, tokens, groups)
-    return _joined(outputs, B, T, newest_only=newest_only)
+    return _joined(outputs, B, wanted, newest_only=newest_only)
 
 
 def _alike(group: Group, text: Tensor | None, T: int) -> Iterator[tuple[Group, Tensor]]:
     """Rows of a group that read equally many of the next T columns, with these columns [rows, n]."""
-    rows, read_before, context = group
+    rows = group.rows
     if text is None:
         yield group, torch.arange(T, device=rows.device).expand(len(rows), T)
         return
@@ -91,7 +110,7 @@ def _alike(group: Group, text: Tensor | None, T: int) -> Iterator[tuple[Group, T
     counts = shown.sum(1)
     for n in (found := counts.unique().tolist()):
         own = (counts == n).nonzero()[:, 0]
-        part = group if len(found) == 1 else Group(rows[own], read_before, select_rows(context, own))
+        part = group if len(found) == 1 else select_rows(group, own)
         yield part, shown[own].nonzero()[:, 1].view(len(own), n)
 
 

@@ -12,7 +12,7 @@ The model is known only through `SleepingModel`. Shapes: B batch, T tokens, D wi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal, cast
 
@@ -24,7 +24,7 @@ from reverie.errors import UserError
 from reverie.model import SleepingModel, State, Tokens, evict
 from reverie.sleep.awake import token_awake
 from reverie.sleep.config import SleepConfig, plan
-from reverie.sleep.context import Beside, Context
+from reverie.sleep.context import Beside, Context, OnWindow, unheard
 from reverie.sleep.gradients import EXACT, Backward, Observe
 from reverie.sleep.halting import Halting
 from reverie.sleep.side_by_side import window_by_window
@@ -46,16 +46,14 @@ def wake(
 
     Returns h [B, T, width], ready for `model.head`, and the context with the tokens appended.
     """
-    if context.length + tokens.shape[1] > config.window_size:
-        raise UserError(
-            f"{tokens.shape[1]} tokens do not fit after {context.length} in a window of {config.window_size}"
-        )
+    T, L = tokens.shape[1], config.window_size
+    if context.length + T > L:
+        raise UserError(f"{T} tokens do not fit after {context.length} in a window of {L}")
     N, a, b, kept = plan(model, config)
     stop = model.num_blocks if output else b if N > 1 else kept
-    run = backward.first_runner(model, config.window_size, 1 if output else backward.first_pass(N), observe)
-    loop = (a, b) if N > 1 else (0, stop)
-    beside, looped, h, state = run(tokens, context.state, loop, stop, output=output or N > 1)
-    context = context._replace(state=state, length=context.length + tokens.shape[1])
+    run = backward.first_runner(model, L, 1 if output else backward.first_pass(N), observe)
+    beside, looped, h, state = run(tokens, context.state, (a, b) if N > 1 else (0, stop), stop, output=output or N > 1)
+    context = context._replace(state=state, length=context.length + T)
     return h, context.with_first_pass(looped, beside) if N > 1 else context
 
 
@@ -111,6 +109,7 @@ def read(
     *,
     newest_only: bool = False,
     backward: Backward = EXACT,
+    on_window: OnWindow = unheard,
 ) -> tuple[Float[Tensor, "B T_out vocab"], Context]:
     """Go on with a text, in pieces of any size. A full window is slept over when the next token comes.
 
@@ -120,13 +119,15 @@ def read(
         return done
     logits, windows = [], context.windows(tokens, config.window_size)
     if newest_only:
-        *before, last = windows
-        lengths = [sum(window.shape[1] for window in before)] * len(tokens)
-        context, windows = _asleep(model, before, lengths, context, config, backward), [last]
-    for window in windows:
-        end = "stay" if window is windows[-1] else "sleep"
+        *before, newest = windows
+        lengths = [tokens.shape[1] - newest.shape[1]] * len(tokens)
+        context, windows = _asleep(model, before, lengths, context, config, backward, on_window=on_window), [newest]
+    for i, window in enumerate(windows, 1):
+        end = "stay" if i == len(windows) else "sleep"
         h, context = step(model, window, context, config, end, output=True, backward=backward)
         logits.append(model.head(h[:, -1:] if newest_only else h))
+        if end == "sleep":
+            on_window(i, context)
     return torch.cat(logits, dim=1), context
 
 
@@ -137,14 +138,14 @@ def consolidate(
     config: SleepConfig,
     *,
     lengths: Sequence[int] | None = None,
-    on_window: Callable[[int, Context], None] | None = None,
+    on_window: OnWindow = unheard,
     observe: Observe | None = None,
 ) -> Context:
     """Go on with texts, and sleep over every window of them, the last and shorter one too; the context after that.
 
     Args:
         lengths: tokens of each row, where rows differ, which sliding eviction does not allow; the others are not read.
-        on_window: called after every window with the number of windows so far and the context.
+        on_window: called after every window, as by `read` after those that are slept over.
     """
     lengths = [tokens.shape[1]] * len(tokens) if lengths is None else lengths
     if config.eviction == "sliding" and len(set(lengths)) > 1:
@@ -161,7 +162,7 @@ def _asleep(
     config: SleepConfig,
     backward: Backward,
     observe: Observe | None = None,
-    on_window: Callable[[int, Context], None] | None = None,
+    on_window: OnWindow = unheard,
 ) -> Context:
     """Sleep over windows of texts of these lengths."""
 
@@ -170,8 +171,7 @@ def _asleep(
 
     newest = context
     for i, newest in enumerate(window_by_window(one, model, windows, lengths, context, config, observe), 1):
-        if on_window is not None:
-            on_window(i, newest)
+        on_window(i, newest)
     return newest
 
 

@@ -6,9 +6,11 @@ it leaves depends on the words alone, not on how they were cut into turns.
 
 import math
 import time
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from rich.filesize import decimal
@@ -18,14 +20,25 @@ from reverie.errors import UserError
 from reverie.memory.history import History
 from reverie.memory.memory import Memory, sleep_over
 from reverie.model import numbers
-from reverie.sleep import read
+from reverie.sleep import Context, read
 from reverie.talk.answer import starting_point
 from reverie.talk.draw import PROSE_TEMPERATURE, choose
 from reverie.talk.heard import Heard
 from reverie.talk.sleeper import Sleeper, load_memory
 
 LEAST_TEMPERATURE = 1e-3  # below, drawing takes the most likely token, until logits / temperature overflow
+MOST_UNDONE = 8  # turns, each of which holds a memory
 UNFINISHED = "\ufffd"  # what a tokenizer writes for the first bytes of a character
+
+
+class Turn(NamedTuple):
+    """What was said, and how the conversation stood before it."""
+
+    text: str
+    memory: Memory
+    context: Context
+    awake: list[int]
+    turns: int
 
 
 @dataclass(frozen=True)
@@ -96,6 +109,7 @@ class Chat:
         heard = Heard.of(memory)
         self.context = starting_point(self.sleeper, memory)
         self.turns, self.awake, self.memory = heard.turns, [*heard.awake], replace(heard.memory, config=config)
+        self._said = deque[Turn](maxlen=MOST_UNDONE)
 
     @torch.no_grad()
     def say(
@@ -112,6 +126,7 @@ class Chat:
         """
         language = self.sleeper.language
         ids = self.sleeper.question(text, begun=self.turns > 0)
+        self._said.append(Turn(text, self.memory, self.context, self.awake, self.turns))
         logits = self._hear(ids)
         self.turns += 1
         if not language.is_question(text):
@@ -138,6 +153,16 @@ class Chat:
             return False
         self._sleep_over(self.awake)
         return True
+
+    def undo(self) -> str:
+        """Take back the last turn, with its answer and all sleep since; returns what was said.
+
+        Raises UserError if nothing was said since the chat began or was loaded, or so much was taken back already.
+        """
+        if not self._said:
+            raise UserError(f"there is no turn to take back: {MOST_UNDONE} are kept, and none from before a load")
+        text, self.memory, self.context, self.awake, self.turns = self._said.pop()
+        return text
 
     def save(self, path: Path) -> None:
         """Write the conversation so far to a memory file, from which `load` goes on.

@@ -17,6 +17,7 @@ HELP = """\
 /save FILE    save the chat; without FILE to where it was saved or loaded last
 /branch FILE  save a copy, and go on where it was
 /load FILE    go on with another chat, or from another memory
+/undo         take back what you said last, and the answer
 /sleep        sleep over what was said since the last time
 /memory       what the memory holds
 /quit         leave, as Ctrl-D does; what was not saved is forgotten
@@ -118,6 +119,9 @@ class Session:
                 self.chat.load(path)
                 self.path = path
                 self.tell(f"loaded {path}: {self._held()}")
+            case "/undo":
+                text = plain(self.chat.undo())
+                self.tell(f"took back {text[:60]!r}; {self._held()}")
             case "/sleep":
                 if not self.chat.sleep():
                     self.tell("nothing was said since the last sleep")

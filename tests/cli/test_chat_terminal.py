@@ -70,7 +70,7 @@ def test_a_conversation(model: Path, columns: int, more: dict[str, str]) -> None
     assert "tiny model: sleeps over every 8 tokens, 2 passes /help lists the commands" in " ".join(opening.split())
     terminal.type("/help\r")
     listed = terminal.until("it leaves.")
-    assert all(command in listed for command in ("/save FILE", "/branch FILE", "/sleep", "/memory", "/quit"))
+    assert all(command in listed for command in ("/save FILE", "/branch FILE", "/undo", "/sleep", "/memory", "/quit"))
     assert [line for line in listed.split("\n") if len(line) > columns] == []
     terminal.type(f"{FACTS}\r{QUESTION}\r/memory\r/quit\r")  # while nobody reads them: each is shown in its turn
     assert terminal.ended() == 0

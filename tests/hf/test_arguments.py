@@ -284,8 +284,7 @@ def test_labels_belong_to_text(kind: str) -> None:
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        ({"prompt_lookup_num_tokens": 3}, "stateful"),
-        ({"assistant_early_exit": 1}, "stateful"),
+        ({"assistant_early_exit": 1}, "no assistant_early_exit"),
         ({"cache_implementation": "static"}, "not from a StaticCache"),
         ({"cache_implementation": "offloaded"}, "a DynamicCache that is offloaded"),
         ({"cache_implementation": "paged"}, "no continuous batching"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from sleeping_models import HYBRIDS, TRANSFORMERS, L, asleep, sleeping
+from sleeping_models import HYBRIDS, OWN, TRANSFORMERS, L, asleep, sleeping
 from tiny import text
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -181,3 +182,22 @@ def test_a_call_leaves_nothing_on_modules(kind: str) -> None:
     with torch.no_grad():
         model(text(2 * L + 1), logits_to_keep=1)
     assert held() == before
+
+
+@pytest.mark.parametrize("kind", ["llama", OWN])
+@pytest.mark.parametrize("kept", [1, 2, L, 2 * L + 3, 3 * L + 5, 99])
+@torch.no_grad()
+def test_the_newest_logits_are_those_of_all(kind: str, kept: int) -> None:
+    """However many, and in rows that are at different places of their windows."""
+    model, cache = sleeping(kind, asleep(2)), SleepCache()
+    before, tokens, mask = text(L - 1, 2), text(3 * L + 5, 2, 3), torch.ones(2, L - 1)
+    mask[0, :3] = 0
+    model(before, attention_mask=mask, past_key_values=cache)
+    whole = torch.nn.functional.pad(mask, (0, tokens.shape[1]), value=1)
+    other = copy.deepcopy(cache)
+    logits = model(tokens, attention_mask=whole, past_key_values=cache).logits
+    newest = model(tokens, attention_mask=whole, past_key_values=other, logits_to_keep=kept).logits
+    torch.testing.assert_close(newest, logits[:, -kept:])
+    assert other.seen == cache.seen
+    for one, another in zip(cache.contexts, other.contexts, strict=True):
+        torch.testing.assert_close(one.state.fast_weights, another.state.fast_weights)

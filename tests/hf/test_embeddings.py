@@ -48,13 +48,13 @@ def test_resized(kind: str, changes: dict[str, Any], origin: str, size: int, tmp
     model.resize_token_embeddings(size)
     after, kept = model(tokens).logits, min(size, 61)
     assert after.shape[-1] == size == model.config.vocab_size
-    assert torch.equal(after[..., :kept], before[..., :kept])
+    torch.testing.assert_close(after[..., :kept], before[..., :kept])  # in another order on some CPUs
     sleep_over(model, torch.full((1, 3), size - 1))
     with pytest.raises((UserError, IndexError)):
         sleep_over(model, torch.full((1, 3), size))
     model.save_pretrained(tmp_path / "out")
     again = loaded(tmp_path / "out", kind)
-    assert torch.equal(again(tokens).logits, after)
+    torch.testing.assert_close(again(tokens).logits, after)
     tied = again.get_input_embeddings().weight is again.get_output_embeddings().weight
     assert tied == changes.get("tie_word_embeddings", False)
     if kind == OWN:

@@ -15,6 +15,7 @@ from transformers.cache_utils import DynamicCache
 
 from reverie.errors import UserError
 from reverie.hf.cache import SleepCache
+from reverie.hf.group import LEAST
 
 pytestmark = [pytest.mark.slow, pytest.mark.hf]
 
@@ -65,7 +66,8 @@ def test_padding_after_a_text_changes_no_logits_of_it(kind: str) -> None:
     mask = torch.ones_like(tokens)
     mask[1, L + 3 :] = 0
     logits = model(tokens, attention_mask=mask).logits
-    torch.testing.assert_close(logits[0], model(tokens).logits[0])
+    far = 1e-5 if kind == "bamba" else 1e-7  # whose scan is in float32
+    torch.testing.assert_close(logits[0], model(tokens).logits[0], rtol=10 * far, atol=far)
     torch.testing.assert_close(logits[1, : L + 3], model(tokens[1:, : L + 3]).logits[0], rtol=1e-4, atol=1e-4)
 
 
@@ -83,20 +85,21 @@ def test_memory_is_flat_over_twenty_windows(kind: str) -> None:
     handle = model.register_forward_pre_hook(count, with_kwargs=True)
     generate(model, text(L, 1), 20 * L)
     handle.remove()
-    at_edges = held[2 * L - 1 :: L]
-    assert len(at_edges) > 15
+    full = LEAST + 3 * L  # by then the cache holds as many starts of windows as it ever will
+    at_edges = held[full + L - 1 :: L]
+    assert len(at_edges) > 7
     assert set(at_edges) == {at_edges[0]}
-    assert max(held) == max(held[: 3 * L])
+    assert max(held) == max(held[: full + L])
 
 
 def tensors(cache: SleepCache) -> list[Tensor]:
     from torch.utils._pytree import tree_leaves
 
-    return [x for x in tree_leaves(cache.contexts) if isinstance(x, Tensor)]
+    return [x for x in tree_leaves(cache.groups) if isinstance(x, Tensor)]
 
 
 def test_a_long_prompt_does_not_keep_its_windows() -> None:
-    """Reading 40 windows at once holds as much, of tensors that outlive the call, as reading two."""
+    """Reading 40 windows at once holds as much, of tensors that outlive the call, as reading twelve."""
     model = sleeping("llama", asleep(2), dtype=torch.float32)
 
     def kept(windows: int) -> int:
@@ -105,7 +108,7 @@ def test_a_long_prompt_does_not_keep_its_windows() -> None:
             cache = model(text(windows * L + 1, 1), logits_to_keep=1).past_key_values
         return sum({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in tensors(cache)}.values())
 
-    assert kept(40) == kept(2)
+    assert kept(40) == kept(12)
 
 
 def test_a_stream_is_the_text() -> None:
@@ -162,9 +165,3 @@ def test_what_a_sleeping_model_cannot_take(kind: str, call: dict[str, Any], sent
     cache = model(text(3)).past_key_values
     with pytest.raises(UserError, match="the cache holds 2 texts, but these are tokens of 1"):
         model(text(3, 1), past_key_values=cache)
-
-
-def test_an_assistant_is_refused() -> None:
-    model = sleeping("llama", asleep(2), dtype=torch.float32)
-    with pytest.raises((UserError, ValueError)):
-        generate(model, text(L, 1), assistant_model=sleeping("llama", asleep(2), dtype=torch.float32))

@@ -12,7 +12,7 @@ from tiny_sleeper import QUESTION, tiny_sleeper
 
 from reverie.errors import UserError
 from reverie.memory.memory import Memory, sleep_over
-from reverie.talk.chat import Chat, Nap
+from reverie.talk.chat import MOST_UNDONE, Chat, Nap
 from reverie.talk.draw import PROSE_TEMPERATURE
 from reverie.talk.sleeper import Sleeper
 from reverie.tasks.language import TokenNames
@@ -198,3 +198,49 @@ def test_notes_that_no_chat_has_left(sleeper: Sleeper) -> None:
 def _no_gradients() -> Iterator[None]:
     with torch.no_grad():
         yield
+
+
+@pytest.mark.parametrize("kept", [1, 2, 4])
+def test_what_is_taken_back_was_never_said(sleeper: Sleeper, kept: int) -> None:
+    """Turns and their answers, over sleeps and after one that was asked for: the same words come from there."""
+    chat, _ = chat_with(sleeper)
+    other, _ = chat_with(sleeper)
+    for turn in TURNS:
+        chat.say(turn)
+    chat.sleep()
+    assert [chat.undo() for _ in TURNS[kept:]] == TURNS[kept:][::-1]
+    for turn in TURNS[:kept]:
+        other.say(turn)
+    for one in (chat, other):
+        one.random.manual_seed(3)
+    assert (chat.awake, chat.turns) == (other.awake, other.turns)
+    assert [chat.say(turn) for turn in TURNS[::-1]] == [other.say(turn) for turn in TURNS[::-1]]
+    for ours, theirs in zip(weights(chat.memory), weights(other.memory), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_taking_back_ends_where_the_chat_began_or_was_loaded(sleeper: Sleeper, tmp_path: Path) -> None:
+    chat, _ = chat_with(sleeper)
+    for i in range(MOST_UNDONE + 2):
+        chat.say(TURNS[i % len(TURNS)])
+    for _ in range(MOST_UNDONE):
+        chat.undo()
+    assert chat.turns == 2
+    for _ in range(2):
+        with pytest.raises(UserError, match="no turn to take back"):
+            chat.undo()
+    chat.say(TURNS[0])
+    chat.save(tmp_path / "chat.safetensors")
+    chat.undo()
+    chat.say(TURNS[0])
+    chat.load(tmp_path / "chat.safetensors")
+    with pytest.raises(UserError, match="no turn to take back"):
+        chat.undo()
+
+
+def test_a_turn_that_was_refused_is_none_to_take_back(sleeper: Sleeper) -> None:
+    chat, _ = chat_with(sleeper)
+    chat.say(TURNS[0])
+    with pytest.raises(UserError, match="no token"):
+        chat.say("a unicorn")
+    assert chat.undo() == TURNS[0]

@@ -76,6 +76,14 @@ def test_it_sleeps_when_told_and_when_nothing_is_said(sleeper: Sleeper) -> None:
     assert typed.told[1] == "nothing was said since the last sleep"
 
 
+def test_the_last_turn_is_taken_back(sleeper: Sleeper) -> None:
+    typed = Typed(sleeper, "How many", "does", "/undo", "/memory", "/undo", "/undo")
+    assert typed.told[0] == "took back 'does'; 0 tokens in memory, 0 bytes, 1 awake"
+    assert typed.told[1].endswith("1 of 8 tokens awake")
+    assert typed.told[2] == "took back 'How many'; 0 tokens in memory, 0 bytes, 0 awake"
+    assert typed.told[3].startswith("error: there is no turn to take back")
+
+
 def test_save_branch_load(sleeper: Sleeper, tmp_path: Path) -> None:
     one, other = tmp_path / "one.safetensors", tmp_path / "the other.safetensors"
     typed = Typed(
