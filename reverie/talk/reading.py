@@ -28,7 +28,7 @@ from reverie.memory.memory import Memory, sleep_over
 from reverie.sleep import Context, SleepConfig
 from reverie.sleep.side_by_side import group_size
 from reverie.talk.answer import AWAKE
-from reverie.talk.chat import TURNS
+from reverie.talk.heard import TURNS
 from reverie.talk.sleeper import Sleeper, load_memory
 
 
@@ -107,7 +107,64 @@ def begin(out: Path, resume: bool, sleeper: Sleeper, config: SleepConfig | None)
     return memory
 
 
-@torch.no_grad()
+class Reading:
+    """A text that is read into a memory, some windows at a time.
+
+    Args:
+        out: the file of the memory.
+        notes: kept with the memory.
+        memory: of the beginning of this text, to go on from.
+        save: writes the file.
+
+    Raises:
+        UserError: the memory is of another text.
+    """
+
+    def __init__(
+        self,
+        sleeper: Sleeper,
+        tokens: Int[Tensor, " T"],
+        out: Path,
+        *,
+        notes: Mapping[str, str],
+        memory: Memory | None = None,
+        save: Callable[[Memory, Path], None] = Memory.save,
+    ) -> None:
+        self._sleeper, self._tokens, self._out, self._notes, self._write = sleeper, tokens, out, notes, save
+        self.done = self.first = 0 if memory is None else _tokens_read(memory, tokens, out)  # tokens
+        self.memory = memory or Memory.empty(sleeper)
+        self._history = History() if self.memory.history is None else self.memory.history.copy()
+        self._pace = Pace(at_once=True)
+
+    @property
+    def complete(self) -> bool:
+        return 0 < self.done == len(self._tokens)
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Sleep over the next window, or those that are read side by side."""
+        model, config = self._sleeper.sleeping, self.memory.config
+        group = config.window_size * group_size(model, Context.empty(model), config, batch_size=1)
+        new = self._tokens[None, self.done : (self.done // group + 1) * group]
+        self.memory = sleep_over(model, new, config, memory=self.memory, history=self._history)
+        self.done += new.shape[1]
+
+    def save_if_due(self) -> None:
+        """Write what was read so far, if it is time and the text goes on. Raises UserError where it cannot."""
+        if not self.complete and self._pace.due():
+            with self._pace.saving():
+                self.save()
+
+    def save(self) -> Memory:
+        """Write what was read so far; the memory as it is in the file."""
+        read, total = self._tokens[: self.done], len(self._tokens)
+        complete = {"complete": "yes" if self.complete else f"no, {self.done} of {total} tokens"}
+        notes = {**self.memory.notes, **self._notes, **complete, "tokens_sha256": _digest(read)}
+        memory = replace(self.memory, notes=notes)
+        self._write(memory, self._out)
+        return memory
+
+
 def read_text(
     sleeper: Sleeper,
     tokens: Int[Tensor, " T"],
@@ -121,42 +178,28 @@ def read_text(
 
     They wait for the window that is going, or for those that are read side by side.
 
-
     Args:
-        notes: kept with the memory.
-        memory: of the beginning of this text, to go on from.
+        notes, memory: as for `Reading`.
         report: called before the first window and after each: windows read, windows in all, tokens read, bytes held.
 
     Raises:
         UserError: the memory is of another text, or `out` cannot be written.
     """
-    first = 0 if memory is None else _tokens_read(memory, tokens, out)
-    memory = memory or Memory.empty(sleeper)
-    L, T = memory.config.window_size, len(tokens)
-    group = L * group_size(sleeper.sleeping, Context.empty(sleeper.sleeping), memory.config, batch_size=1)
-    history = History() if memory.history is None else memory.history.copy()
-    total, done, begun = -(-T // L), first, time.monotonic()
-    pace = Pace(at_once=True)
-    report(-(-done // L), total, done, memory.nbytes)
+    reading, begun = Reading(sleeper, tokens, out, notes=notes, memory=memory), time.monotonic()
+    L, T = reading.memory.config.window_size, len(tokens)
+
+    def tell() -> None:
+        report(-(-reading.done // L), -(-T // L), reading.done, reading.memory.nbytes)
+
+    tell()
     with stop_requests() as stop:
-        while done == 0 or (done < T and stop.requested is None):
-            new = tokens[None, done : (done // group + 1) * group]
-            memory = sleep_over(sleeper.sleeping, new, memory.config, memory=memory, history=history)
-            done += new.shape[1]
-            report(-(-done // L), total, done, memory.nbytes)
-            if done < T and pace.due():
-                with pace.saving():
-                    _save(memory, tokens[:done], T, notes, out)
-        if done > first:
-            memory = _save(memory, tokens[:done], T, notes, out)
-    return Read(memory, T, done - first, time.monotonic() - begun, stop.requested if done < T else None)
-
-
-def _save(memory: Memory, read: Tensor, total: int, notes: Mapping[str, str], out: Path) -> Memory:
-    complete = {"complete": "yes" if len(read) == total else f"no, {len(read)} of {total} tokens"}
-    memory = replace(memory, notes={**memory.notes, **notes, **complete, "tokens_sha256": _digest(read)})
-    memory.save(out)
-    return memory
+        while reading.done == 0 or (reading.done < T and stop.requested is None):
+            reading.step()
+            tell()
+            reading.save_if_due()
+        memory = reading.save() if reading.done > reading.first else reading.memory
+    new = reading.done - reading.first
+    return Read(memory, T, new, time.monotonic() - begun, stop.requested if reading.done < T else None)
 
 
 def _tokens_read(memory: Memory, tokens: Tensor, out: Path) -> int:

@@ -25,6 +25,14 @@ class Language(Protocol):
         """Token ids of a question; `begun` if it comes after earlier turns of a conversation."""
         return self.encode(text)
 
+    def opening(self, instructions: str, text: str) -> list[int]:
+        """Token ids of instructions and the first question. Raises UserError where the model knows no instructions."""
+        raise UserError("this model knows its task alone, and no instructions: leave them out")
+
+    def answer(self, text: str) -> list[int]:
+        """Token ids of an answer that was given earlier, as the model writes them, without its end."""
+        return self.encode(text)
+
     def is_question(self, text: str) -> bool:
         """True if the model answers this text, False if it only reads it."""
         ...

@@ -96,6 +96,17 @@ def test_questions_without_a_template_are_as_they_are() -> None:
     assert language.is_question("It rains.")
 
 
+def test_instructions_come_first() -> None:
+    language = language_with(TEMPLATE)
+    whole = language.tokenizer.decode(language.opening("Be brief", "Why so"))
+    assert whole == "<unk>system<unk> Be brief</s><unk>user<unk> Why so</s><unk>assistant<unk> "
+    assert language_with(None).opening("Be brief", "Why") == language.encode("Be brief\nWhy")
+    refusing = language_with("{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}")
+    with pytest.raises(UserError, match="no place for instructions"):
+        refusing.opening("Be brief", "Why")
+    assert language.answer("Why") == language.tokenizer("Why", add_special_tokens=False).input_ids
+
+
 def test_turns_of_a_chat_are_one_text(sleeper: Sleeper) -> None:
     """With a template: what was heard is what the template makes of the whole conversation."""
     language = language_with(TEMPLATE)

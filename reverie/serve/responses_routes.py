@@ -1,0 +1,202 @@
+"""/v1/responses and /v1/conversations: an id is a session that never changes; going on from one makes another."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+
+from reverie.serve import shapes
+from reverie.serve.asked import account_of, answered, refusal_of, service_of
+from reverie.serve.files import new_id
+from reverie.serve.job import Ended, Wrote
+from reverie.serve.refusal import Refusal
+from reverie.serve.responses import RESPONSE
+from reverie.serve.schema import ConversationRequest, ResponseRequest
+from reverie.serve.service import Account, Service, seed_or_any
+from reverie.serve.sessions import Live
+from reverie.serve.turns import Turns
+from reverie.serve.writer import Sampling
+
+router = APIRouter()
+
+
+@dataclass
+class Asked:
+    """A request for a response."""
+
+    service: Service
+    account: Account
+    body: ResponseRequest
+    previous: str | None
+    live: Live
+    turns: Turns  # what is new
+    cached: int  # tokens of the input that were not
+    id: str = field(default_factory=lambda: RESPONSE + new_id())
+    item: str = field(default_factory=lambda: f"msg_{new_id()}")
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def object(self, status: str, text: str | None = None, **more: Any) -> dict[str, Any]:
+        """The response as it is now."""
+        body, conversation = self.body, self.body.conversation_id
+        told = {
+            "previous_response_id": self.previous,
+            "conversation": None if conversation is None else {"id": conversation},
+            "instructions": body.instructions,
+            "metadata": body.metadata,
+            "temperature": body.temperature,
+            "top_p": body.top_p,
+            "max_output_tokens": body.max_output_tokens,
+            "store": body.store,
+        }
+        return shapes.response(
+            self.id,
+            name=body.model,
+            status=status,
+            text=text,
+            item=self.item,
+            request=told,
+            created=self.created,
+            **more,
+        )
+
+    def events(self) -> AsyncGenerator[Wrote | Ended]:
+        body = self.body
+        most = body.max_output_tokens if self.turns.asks else 0
+        sampling = Sampling(most, body.temperature, body.top_p, seed_or_any(body.seed))
+        return self.service.events(self.live, self.turns.ids, self.turns.turns, sampling)
+
+    async def finish(self, ended: Ended) -> dict[str, Any]:
+        """The response when all is written; with `store` it is acknowledged."""
+        heard = self.live.heard
+        cached = int(heard.memory.tokens[0]) + len(heard.awake) if self.previous else self.cached
+        usage = shapes.response_usage(cached + len(self.turns.ids), cached, ended.tokens)
+        done = self.object(shapes.status_of(ended.reason), ended.text, usage=usage)
+        if self.body.store:
+            live = await asyncio.to_thread(self.account.responses.put, self.id, ended.heard, done)
+            if self.body.conversation_id is not None:
+                await asyncio.to_thread(self.account.conversations.add, self.body.conversation_id, self.id)
+            self.service.engine.settle(live)
+        return done
+
+
+@router.post("/v1/responses")
+async def create_response(request: Request, body: ResponseRequest) -> Response:
+    """Answer, going on from an earlier response, a conversation, or from the beginning."""
+    account, conversation = account_of(request), body.conversation_id
+    if body.store:
+        await asyncio.to_thread(account.responses.check_room)
+    async with contextlib.AsyncExitStack() as held:
+        if conversation is not None:
+            if not body.store:
+                raise Refusal(400, "a response of a conversation is stored", param="store", code="invalid_value")
+            hold = account.conversations.alone(conversation)
+            await asyncio.to_thread(hold.__enter__)
+            held.push(hold.__exit__)
+        asked = await _asked(request, body)
+        events = asked.events()
+        if body.stream:
+            first = await answered(request, anext(events))  # what is refused is no stream
+            stream = _streamed(asked, first, events, held.pop_all())
+            return StreamingResponse(stream, media_type="text/event-stream")
+        return JSONResponse(await answered(request, _whole(asked, events)))
+
+
+async def _asked(request: Request, body: ResponseRequest) -> Asked:
+    """Find where to go on from, and what is new."""
+    service, account = service_of(request), account_of(request)
+    base = await service.base(account, body.model)
+    previous, live, cached = body.previous_response_id, base.live, 0
+    if body.conversation_id is not None:
+        previous = await asyncio.to_thread(account.conversations.newest, body.conversation_id)
+    if previous is not None:
+        live = await service.fetched(partial(account.responses.get, previous, "previous_response_id"))
+    turns = await service.turns(body.messages(), live.heard.turns, "input")
+    if previous is None:
+        live, cached = await service.find(account, base, turns.ids)
+        turns = Turns(turns.ids[cached:], turns.turns, turns.asks)
+    return Asked(service, account, body, previous, live, turns, cached)
+
+
+async def _whole(asked: Asked, events: AsyncGenerator[Wrote | Ended]) -> dict[str, Any]:
+    async with contextlib.aclosing(events):
+        async for event in events:
+            if isinstance(event, Ended):
+                return await asked.finish(event)
+    raise AssertionError("an answer has an end")
+
+
+async def _streamed(
+    asked: Asked, first: Wrote | Ended, events: AsyncGenerator[Wrote | Ended], held: contextlib.AsyncExitStack
+) -> AsyncIterator[str]:
+    number = 0
+
+    def tell(kind: str, **more: Any) -> str:
+        nonlocal number
+        number += 1
+        return shapes.event({"type": kind, "sequence_number": number - 1, **more}, kind)
+
+    item = {"item_id": asked.item, "output_index": 0, "content_index": 0}
+    async with held, contextlib.aclosing(events):
+        try:
+            yield tell("response.created", response=asked.object("in_progress"))
+            yield tell("response.in_progress", response=asked.object("in_progress"))
+            message = {**shapes.output_message(asked.item, "", "in_progress"), "content": []}
+            yield tell("response.output_item.added", output_index=0, item=message)
+            yield tell("response.content_part.added", **item, part=shapes.output_text(""))
+            event: Wrote | Ended | None = first
+            while isinstance(event, Wrote):
+                if event.piece.text:
+                    yield tell("response.output_text.delta", **item, delta=event.piece.text, logprobs=[])
+                event = await anext(events, None)
+            assert event is not None
+            done = await asked.finish(event)
+            yield tell("response.output_text.done", **item, text=event.text, logprobs=[])
+            yield tell("response.content_part.done", **item, part=shapes.output_text(event.text))
+            yield tell("response.output_item.done", output_index=0, item=done["output"][0])
+            yield tell(f"response.{done['status']}", response=done)
+        except Exception as error:
+            told = refusal_of(error).body["error"]
+            failed = asked.object("failed", error={"code": "server_error", "message": told["message"]})
+            yield tell("error", **{key: told[key] for key in ("code", "message", "param")})
+            yield tell("response.failed", response=failed)
+
+
+@router.get("/v1/responses/{id}")
+async def get_response(request: Request, id: str) -> Response:
+    """A response as it was given."""
+    return JSONResponse(await asyncio.to_thread(account_of(request).responses.record, id))
+
+
+@router.delete("/v1/responses/{id}")
+async def delete_response(request: Request, id: str) -> Response:
+    """Delete a response and what was heard until it; those that went on from it stay."""
+    await asyncio.to_thread(account_of(request).responses.delete, id)
+    return JSONResponse({"id": id, "object": "response", "deleted": True})
+
+
+@router.post("/v1/conversations")
+async def create_conversation(request: Request, body: ConversationRequest) -> Response:
+    """A name for the newest of a chain of responses."""
+    conversations = account_of(request).conversations
+    return JSONResponse(await asyncio.to_thread(conversations.new, int(time.time()), body.metadata))
+
+
+@router.get("/v1/conversations/{id}")
+async def get_conversation(request: Request, id: str) -> Response:
+    """A conversation, and its newest response."""
+    return JSONResponse(await asyncio.to_thread(account_of(request).conversations.info, id))
+
+
+@router.delete("/v1/conversations/{id}")
+async def delete_conversation(request: Request, id: str) -> Response:
+    """Delete a conversation with its responses."""
+    await asyncio.to_thread(account_of(request).conversations.delete, id)
+    return JSONResponse({"id": id, "object": "conversation.deleted", "deleted": True})

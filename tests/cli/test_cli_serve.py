@@ -1,0 +1,37 @@
+"""`reverie serve`: what it refuses before it serves, in one sentence each."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from command_line import Reverie, assert_one_line, in_empty_folder
+
+reverie = pytest.fixture(in_empty_folder)
+
+
+def test_others_are_let_in_with_a_key_alone(reverie: Reverie, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("REVERIE_API_KEYS", raising=False)
+    assert_one_line(reverie("serve", "example", "--host", "0.0.0.0"), "--host 0.0.0.0 lets others in", "--api-key")
+    assert_one_line(reverie("serve", "example", "--api-key", " "), "--api-key must be")
+    assert_one_line(reverie("serve", "example", "--api-key", "schlüssel"), "--api-key must be")
+
+
+def test_what_is_not_there_is_refused(reverie: Reverie, tmp_path: Path) -> None:
+    assert_one_line(reverie("serve", "nothing", "--port", "0"), "there is no model at nothing")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert_one_line(reverie("serve", "example", "--port", port), "cannot listen at 127.0.0.1", str(port))
+    assert_one_line(reverie("serve", "example", "--host", "no.such.host.invalid", "--api-key", "x"), "cannot listen at")
+    (tmp_path / "file").write_text("x")
+    assert_one_line(reverie("serve", "example", "--port", "0", "--store", "file"), "file is a file, not a folder")
+    assert not list(tmp_path.glob("served"))
+
+
+def test_what_is_not_installed_is_named(reverie: Reverie, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in [name for name in sys.modules if name.startswith("reverie.serve")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    assert_one_line(reverie("serve", "example"), "uvicorn", "pip install 'reverie[serve]'")
