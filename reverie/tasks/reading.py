@@ -19,7 +19,7 @@ from reverie.pretrained.speaker import Speaker, speaker_of
 from reverie.tasks.base import STREAMS, Batch, Section, Split, TaskSettings, as_batch, check_draw
 from reverie.tasks.language import Language
 
-Form = Literal["cloze", "qa", "chat"]
+Form = Literal["cloze", "qa", "chat", "chat_cloze"]
 NOTHING_KNOWN = "not in my notes"
 """The right answer to a question about what no page has said."""
 
@@ -27,7 +27,7 @@ NOTHING_KNOWN = "not in my notes"
 class Question(NamedTuple):
     """A question about a page, as text."""
 
-    text: str  # "Marta Olsen works as a" in a cloze, a whole question in the other forms
+    text: str  # "Marta Olsen works as a" in a cloze, in a chat or by itself; else a whole question
     answer: str  # "baker", without the space before it
     form: Form
     kind: str = ""  # by which results are told apart, beside depth
@@ -84,7 +84,7 @@ def prompt_of(question: Question, speaker: Speaker) -> tuple[str, str]:
     A line break goes before a prompt that is no chat, since the first token of a window is what attention rests on, and
     loses its own meaning.
     """
-    if question.form == "chat":
+    if question.form in ("chat", "chat_cloze"):
         return speaker.turn(question.text), f" {question.answer}"
     return f"\n{_WORDING[question.form].format(question.text)}", f" {question.answer}"
 

@@ -15,21 +15,20 @@ _TRIES = 4  # for a question that was not asked yet
 
 
 class Forms(NamedTuple):
-    """Shares of the forms of question; the others are `qa`."""
+    """Shares of questions that begin a sentence, and of those that are asked in a chat, whichever they are."""
 
     cloze: float
     chat: float
 
     def one(self, draw: Draw) -> Form:
         """A form, as often as its share says."""
-        if draw.chance(self.cloze):
-            return "cloze"
-        return "chat" if draw.chance(self.chat / (1 - self.cloze)) else "qa"
+        if not draw.chance(self.cloze):
+            return self.whole(draw)
+        return "chat_cloze" if draw.chance(self.chat) else "cloze"
 
     def whole(self, draw: Draw) -> Form:
         """A form of whole questions."""
-        rest = 1 - self.cloze
-        return "chat" if rest and draw.chance(self.chat / rest) else "qa"
+        return "chat" if draw.chance(self.chat) else "qa"
 
 
 def about_fact(fact: Told, split: Split, draw: Draw, forms: Forms, number: int) -> list[Question]:
@@ -37,7 +36,7 @@ def about_fact(fact: Told, split: Split, draw: Draw, forms: Forms, number: int) 
     found: dict[tuple[str, str], Question] = {}
     for _ in range(number * _TRIES):
         form = forms.one(draw)
-        wordings = fact.relation.ending if form == "cloze" else fact.relation.asked
+        wordings = fact.relation.ending if form in ("cloze", "chat_cloze") else fact.relation.asked
         wording, new = _wording(wordings, split, draw)
         before, _ = wording.filled(fact.subject.name, fact.value)
         text = before[0].upper() + before[1:].rstrip()

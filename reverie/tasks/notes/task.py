@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from reverie.tasks.base import Split
 from reverie.tasks.notes.page import Writer
@@ -33,15 +33,11 @@ class Notes(ReadingTask):
     name: Literal["notes"] = "notes"
     questions_per_fact: int = Field(default=2, ge=1, le=100_000, description="at most, in different forms and wordings")
     cloze: float = Field(default=0.45, ge=0, le=1, description="share of questions that begin a sentence")
-    chat: float = Field(default=0.2, ge=0, le=1, description="share of questions in a chat; the others are Q: … A:")
+    chat: float = Field(
+        default=0.6, ge=0, le=1, description="share of all questions that are asked in a chat, as `reverie ask` does"
+    )
     facts_changed: float = Field(default=0.1, ge=0, le=1, description="share of facts that change later")
     unknown: float = Field(default=0.06, ge=0, le=0.5, description="share of questions about what the page leaves out")
-
-    @model_validator(mode="after")
-    def _shares(self) -> Notes:
-        if self.cloze + self.chat > 1:
-            raise ValueError(f"cloze {self.cloze} and chat {self.chat} must be at most 1 together: shares of questions")
-        return self
 
     def page(self, split: Split, rng: np.random.Generator, count: Callable[[str], int], deepest: int | None) -> Page:
         draw, forms = Draw(rng), Forms(self.cloze, self.chat)
