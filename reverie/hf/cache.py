@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 from transformers.cache_utils import Cache
 
 from reverie.errors import UserError
@@ -61,14 +62,15 @@ class SleepCache(Cache):
     def crop(self, tokens_to_remove: int) -> None:
         """Take back the newest columns of the batch, as assisted decoding does: as if they had never been read.
 
-        The newest 64 tokens of a text can always be taken back, and all since the window before that began.
+        Of a text the newest 64 tokens can be taken back, of all that were ever read of it, and the window in which
+        these began; where tokens and embeddings follow each other, those of the newest kind.
 
         Args:
             tokens_to_remove: how many columns as a negative number, as in transformers; or how many are to stay.
 
         Raises UserError beyond what can be taken back; the cache is then as it was.
         """
-        kept = tokens_to_remove if tokens_to_remove > 0 else self.seen + tokens_to_remove
+        kept = int(tokens_to_remove) + (0 if tokens_to_remove > 0 else self.seen)
         if kept < 0:
             raise UserError(
                 f"the cache holds {self.seen:,} tokens, of which {-tokens_to_remove:,} cannot be taken back"
@@ -84,6 +86,10 @@ class SleepCache(Cache):
                     text[group.rows[rows], group.columns[rows, places] - kept] = True
             self.padding = self.padding - _places(~text, kept)
         self.groups, self.seen = groups, kept
+        if kept == 0:
+            self.positions = "either"
+            if not any(isinstance(x, Tensor) for group in groups for x in tree_leaves(group.context.state)):
+                self.reset()  # it knows nothing, as at first
 
     # Padding
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from reverie.errors import UserError
 from reverie.model import select_rows
+from reverie.model.room import append
 from reverie.sleep import Context
 from reverie.sleep.context import OnWindow
 
@@ -47,6 +48,7 @@ class Group(NamedTuple):
     call: Point | None = None  # before the newest call, if that was of several tokens
     tokens: Tensor | None = None  # since the oldest start: [rows, n], or [rows, n, D] embedded
     columns: Int[Tensor, "rows n"] | None = None  # of the batch, where these tokens stood
+    since: Int[Tensor, " rows"] | None = None  # where the oldest of them stood, also when all were taken back
 
     @property
     def now(self) -> Point:
@@ -75,11 +77,11 @@ class Group(NamedTuple):
                 starts.append(Point(after.read - context.length, start))
             return y, after
 
-        begin, alike = self.now, self.tokens is not None and _kind(self.tokens) == _kind(new)
+        begin, alike = self.now, self.tokens is not None and self.tokens.ndim == new.ndim
         given = new
         if self.tokens is not None and self.unread:
             again = self.tokens[:, -self.unread :]
-            if alike and self.unread <= FEW:
+            if self.unread <= FEW and alike and again.dtype == new.dtype:
                 given = torch.cat([again, new], dim=1)
             else:
                 _, begin = through(again, begin)
@@ -91,20 +93,22 @@ class Group(NamedTuple):
         kept = read_now - starts[0].read
         call = begin if new.shape[1] > 1 and begin.read >= starts[0].read else None
         tokens, where = (
-            _newest(before if alike else None, x, kept) for before, x in ((self.tokens, new), (self.columns, columns))
+            _newest(before if alike else None, x, kept, window_size)
+            for before, x in ((self.tokens, new), (self.columns, columns))
         )
-        return y[:, -new.shape[1] :], Group(self.rows, read_now, context, 0, tuple(starts), call, tokens, where)
+        after = Group(self.rows, read_now, context, 0, tuple(starts), call, tokens, where, where[:, 0])
+        return y[:, -new.shape[1] :], after
 
     def back_to(self, column: int) -> list[Group]:
         """Its rows without what stood in this column of the batch and after it; by how many tokens these were.
 
         Raises UserError if a token before those that it has kept may be among them.
         """
-        if self.tokens is None or self.columns is None:
+        if self.tokens is None or self.columns is None or self.since is None:
             gone, beyond = torch.zeros_like(self.rows), self.read > 0
         else:
             gone, older = (self.columns >= column).sum(1), self.read > self.tokens.shape[1]
-            beyond = older and bool((self.columns[:, :1] > column).any())
+            beyond = older and bool((self.since > column).any())
         if beyond:
             kept = 0 if self.tokens is None else self.tokens.shape[1]
             raise UserError(
@@ -134,12 +138,9 @@ class Group(NamedTuple):
         )
 
 
-def _kind(tokens: Tensor) -> tuple[int, torch.dtype]:
-    return tokens.ndim, tokens.dtype
-
-
-def _newest(before: Tensor | None, new: Tensor, n: int) -> Tensor:
-    """The newest n of all; a copy, since a view would keep the others in memory."""
-    return (
-        new[:, -n:].clone() if before is None or n <= new.shape[1] else torch.cat([before, new], dim=1)[:, -n:].clone()
-    )
+def _newest(before: Tensor | None, new: Tensor, n: int, window_size: int) -> Tensor:
+    """The newest n of all, in a tensor that keeps no others in memory."""
+    if before is None or n <= new.shape[1]:
+        return new[:, -n:].clone()
+    both = append(before, new, 1, window_size + LEAST)
+    return both if both.shape[1] == n else both[:, -n:].clone()

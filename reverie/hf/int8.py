@@ -45,28 +45,32 @@ def quantize_awake(model: PreTrainedModel) -> PreTrainedModel:
     return model
 
 
+_OWN = {"weight", "bias"}
+
+
 class Packed:
     """The weights of a layer in int8, as torch's kernels take them; made anew where the layer's own have changed.
 
-    Writing through `.data`, as peft does to merge an adapter, leaves no trace but in the numbers. Some 64 of them are
-    looked at: edits of a whole matrix are seen, and of single numbers not always.
+    Writing through `.data`, as peft does to merge an adapter, leaves no trace but in the numbers. Some 128 of them are
+    looked at, on both diagonals: edits of a whole matrix, or of a third of its rows or columns, are seen, and of single
+    numbers not always.
     """
 
     def __init__(self) -> None:
         self._weights: Any = None
         self._made_of: tuple[Any, ...] = ()
-        self._some, self._numbers = torch.empty(0).numpy(), b""
+        self._some, self._numbers = list[Any](), list[bytes]()
 
     def of(self, layer: nn.Linear) -> Any:
         own = layer._parameters  # which attributes of a module take ten times as long to find
-        weight, bias = (own["weight"], own["bias"]) if len(own) == 2 else (layer.weight, layer.bias)
+        weight, bias = (own["weight"], own["bias"]) if own.keys() == _OWN else (layer.weight, layer.bias)
         assert weight is not None
         now = _mark(weight) if bias is None else (*_mark(weight), *_mark(bias))
-        if now != self._made_of or self._some.tobytes() != self._numbers:
+        if now != self._made_of or [x.tobytes() for x in self._some] != self._numbers:
             weight = weight.detach()
             self._weights, self._made_of = _packed(weight, bias), now
-            self._some = _some_of(weight).numpy()
-            self._numbers = self._some.tobytes()
+            self._some = [x.numpy() for x in _some_of(weight)]
+            self._numbers = [x.tobytes() for x in self._some]
         return self._weights
 
     def __reduce__(self) -> Any:
@@ -92,12 +96,12 @@ class Int8Linear(nn.Linear):
 
 def _is_finite(row: Tensor) -> bool:
     """True if all numbers are; found out once for all layers that read the same tensor."""
-    version = -1 if row.is_inference() else row._version
-    if (known := getattr(row, "is_finite_at", None)) is not None and known == version >= 0:
+    now = None if row.is_inference() else _mark(row)  # a copy has other places
+    if now is not None and getattr(row, "is_finite_at", None) == now:
         return True
     finite = math.isfinite(row.sum().item())
     if finite:
-        row.is_finite_at = version  # pyright: ignore[reportAttributeAccessIssue]
+        row.is_finite_at = now  # pyright: ignore[reportAttributeAccessIssue]
     return finite
 
 
@@ -106,12 +110,19 @@ def _mark(x: Tensor) -> tuple[int, ...]:
     return x.data_ptr(), -1 if x.is_inference() else x._version
 
 
-def _some_of(weight: Tensor) -> Tensor:
-    """A view of runs of 16 numbers in four places: each run costs no more time than one number that is not cached."""
-    rows, columns = weight.shape
+def _some_of(weight: Tensor) -> list[Tensor]:
+    """Views of runs of 16 numbers in four places of each diagonal, from end to end: a run costs no more time than one
+    number that is not cached."""
+    (rows, columns), (down, right) = weight.shape, weight.stride()
     places, run = min(4, rows), min(16, columns)
-    step = (rows - 1) // places * weight.stride(0) + (columns - run) // places * weight.stride(1)
-    return weight.as_strided((places, run), (step, weight.stride(1)))
+    below, beside = ((size - 1) // max(places - 1, 1) for size in (rows, columns - run + 1))
+    first = weight.storage_offset()
+    return [
+        weight.as_strided((places, run), (below * down + beside * right, right), first),
+        weight.as_strided((places, run), (below * down - beside * right, right), first + beside * (places - 1) * right)
+        if below * down >= beside * right
+        else weight[:1, -run:],
+    ]
 
 
 def _few_bits() -> bool:

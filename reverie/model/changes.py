@@ -22,8 +22,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 # Of torch.nn.Module; hooks on calls are in _forward_hooks and _forward_pre_hooks.
 _UNWATCHED = vars(nn.Module()).keys() - {"_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks"}
-_PROPERTIES = attrgetter("_version"), Tensor.data_ptr, attrgetter("shape"), Tensor.stride
-_expired = torch.UntypedStorage._expired
+_storage_id: Any = torch._C._storage_id  # pyright: ignore[reportAttributeAccessIssue]
+_PROPERTIES = attrgetter("_version"), _storage_id, Tensor.data_ptr, attrgetter("shape"), Tensor.stride
 _ROWS, _COLUMNS = 64, 2048  # of numbers of 8 bytes that are summed at once: 1 MB stays in a core's cache
 
 
@@ -38,12 +38,11 @@ class Look:
         self._hold(vars(module), found, set())
         self._lengths = list(map(len, self._held))
         self.tensors = list(found.values())
-        # While a weak reference lives, no other storage gets the same address; it keeps no weights alive.
+        # While a weak reference lives, no other storage gets the same id; it keeps no weights alive.
         self.storages = [StorageWeakRef(x.untyped_storage()) for x in plain_tensors(self.tensors)]
         self.marks = self._marks()
         plain = [type(x) in (Tensor, nn.Parameter) and not (x.is_meta or x.is_inference()) for x in self.tensors]
         self._quick = all(plain)  # to look at, and so a list for each property
-        self._storages = [x.cdata for x in self.storages]
         self._properties = self._properties_now() if self._quick else []
 
     def holds(self) -> bool:
@@ -52,8 +51,7 @@ class Look:
             return False
         if not self._quick:
             return self._marks() == self.marks
-        # Where a storage still lives, what lies at its address is in it.
-        return self._properties_now() == self._properties and not any(map(_expired, self._storages))
+        return self._properties_now() == self._properties
 
     def _properties_now(self) -> list[list[Any]]:
         return [[*map(read, self.tensors)] for read in _PROPERTIES]

@@ -46,7 +46,7 @@ class _Normalise(torch.autograd.Function):
 
 def _of_a_token(x: Tensor, size: float, eps: float) -> Tensor:
     """`normalise` in the fewest steps: two or three on a CPU, where F.rms_norm is seven."""
-    if x.is_cpu and not torch.compiler.is_compiling():
+    if x.is_cpu and _is_computed():
         if x.numel() == x.shape[-1] and x.dtype == torch.float32:
             row = x.view(-1)
             length = math.sqrt(torch.dot(row, row).item() + eps)
@@ -58,6 +58,12 @@ def _of_a_token(x: Tensor, size: float, eps: float) -> Tensor:
     n = x.shape[-1]
     y = F.rms_norm(x, (n,), eps=eps / n)
     return y if size == n**0.5 else y * (size / n**0.5)
+
+
+def _is_computed() -> bool:
+    """True if calls have numbers at once: nothing traces, maps or differentiates them."""
+    seen = torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack()  # pyright: ignore[reportAttributeAccessIssue]
+    return not (seen or torch.jit.is_tracing() or torch.compiler.is_compiling())
 
 
 @functools.cache

@@ -5,14 +5,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules import module as calls
 
+_OWN = {"weight", "bias"}
+
 
 def linear(layer: nn.Module, x: Tensor) -> Tensor:
     """`layer(x)`. Calls as a module what is more than a linear layer: an adapter, one with hooks, or with a `forward`
     of its own."""
     own = vars(layer)
+    parameters = own["_parameters"]
     if (
         type(layer) is not nn.Linear
-        or len(own["_parameters"]) != 2  # a replica of DataParallel keeps its own elsewhere
+        or parameters.keys() != _OWN  # a replica of DataParallel keeps its own elsewhere
         or own["_forward_hooks"]
         or own["_forward_pre_hooks"]
         or "forward" in own
@@ -20,5 +23,4 @@ def linear(layer: nn.Module, x: Tensor) -> Tensor:
         or calls._has_any_global_hook()
     ):
         return layer(x)
-    parameters = own["_parameters"]
     return F.linear(x, parameters["weight"], parameters["bias"])

@@ -63,6 +63,7 @@ class Recorded:
                 held.copy_(x)
             for held, x in zip(self._buffers, buffers, strict=True):
                 held[:, : x.shape[1]].copy_(x)
+                held[:, x.shape[1] :].zero_()  # what is masked must be numbers, too, and not those of another text
             logits, hs, states, new_tails = self._again()
             for held, x in zip(self._buffers, buffers, strict=True):
                 x.index_copy_(1, self._place, held.index_select(1, self._place))

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from sleeping_models import L, asleep, own, sleeping
 from tiny import tiny
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from reverie.errors import UserError
 from reverie.hf import cache_of, load, quantize_awake
@@ -127,6 +128,37 @@ def test_no_product_is_of_what_a_layer_was_before(name: str, way: str) -> None:
         held.data = held.data + 0.5
     wanted = nn.functional.linear(x, layer.weight, layer.bias)
     assert (layer(x) - wanted).abs().max() < 0.1
+
+
+@pytest.mark.parametrize("shape", [(48, 32), (61, 128), (128, 7), (2, 40)])
+@pytest.mark.parametrize("part", ["first", "middle", "last", "lower left", "upper right"])
+@pytest.mark.parametrize("side", ["rows", "columns"])
+def test_a_block_that_is_written_past_versions_is_seen(shape: tuple[int, int], part: str, side: str) -> None:
+    """As a third of fused projections may be."""
+    model = tiny("llama", dtype=FLOAT)
+    model.model.layers[0].mlp.up_proj = layer = nn.Linear(*reversed(shape), bias=False)
+    quantize_awake(model)
+    x = torch.randn(1, shape[1], generator=torch.Generator().manual_seed(0))
+    layer(x)
+    weight, (rows, columns) = layer.weight.data, shape
+    if part == "lower left":
+        weight = weight[rows - rows // 2 :, : columns // 2]
+    elif part == "upper right":
+        weight = weight[: rows // 2, columns - columns // 2 :]
+    else:
+        weight = weight.tensor_split(3, dim=("rows", "columns").index(side))[("first", "middle", "last").index(part)]
+    weight += 0.5
+    assert (layer(x) - nn.functional.linear(x, layer.weight)).abs().max() < 0.05 * layer.weight.abs().sum()
+
+
+@pytest.mark.parametrize("change", [lambda x: prune.l1_unstructured(x, "weight", 0.5), nn.utils.spectral_norm])
+def test_weights_that_are_made_at_each_call(change: Any) -> None:
+    model = tiny("llama", dtype=FLOAT)
+    quantize_awake(model)
+    change(model.lm_head)
+    x = torch.randn(1, 32, generator=torch.Generator().manual_seed(0))
+    got = model.lm_head(x)
+    assert distance(got, nn.functional.linear(x, model.lm_head.weight)) < NEAR
 
 
 def test_an_adapter_of_peft_is_merged_into_what_is_multiplied() -> None:

@@ -97,6 +97,43 @@ def test_beyond_what_is_kept_it_is_refused_and_nothing_has_changed() -> None:
 
 
 @torch.no_grad()
+def test_no_second_crop_goes_further_back_than_one() -> None:
+    """Also where the first has taken back all that is kept, to the token."""
+    model, cache = sleeping("llama", asleep(2)), SleepCache()
+    tokens, mask = text(20 * L, 2), torch.ones(2, 20 * L, dtype=torch.long)
+    mask[1, : 10 * L + 3] = 0
+    model(tokens, attention_mask=mask, past_key_values=cache)
+    cache.crop(-LEAST)
+    before = cache.seen, [group.read for group in cache.groups]
+    for back in (1, 5, 10 * L):
+        with pytest.raises(UserError, match="can be taken back, and not more"):
+            cache.crop(-back)
+    assert (cache.seen, [group.read for group in cache.groups]) == (
+        before.seen,
+        [group.read for group in before.groups],
+    )
+    mask = mask[:, :-LEAST]
+    more = model(tokens[:, -3:], attention_mask=torch.nn.functional.pad(mask, (0, 3), value=1), past_key_values=cache)
+    whole = model(torch.cat([tokens[:1, :-LEAST], tokens[:1, -3:]], dim=1)).logits[0, -3:]
+    torch.testing.assert_close(more.logits[0], whole, **near)
+
+
+@torch.no_grad()
+def test_a_cache_that_was_emptied_is_as_a_new_one() -> None:
+    """It takes another batch, positions that count otherwise, and ids of another type."""
+    model, cache = sleeping("llama", asleep(2)), SleepCache()
+    model(text(L + 3, 2), past_key_values=cache)
+    model(text(1, 2).int(), past_key_values=cache)
+    cache.crop(-2)
+    cache.crop(-L - 2)
+    tokens, mask = text(L + 4, 3), torch.ones(3, L + 4, dtype=torch.long)
+    mask[0, :2] = 0
+    given = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0)}
+    logits = model(tokens, **given, past_key_values=cache).logits
+    torch.testing.assert_close(logits, model(tokens, **given).logits)
+
+
+@torch.no_grad()
 def test_a_short_text_is_taken_back_to_its_beginning_or_to_the_memory_before_it() -> None:
     model = sleeping("llama", asleep(2))
     memory = sleep_over(model, text(3 * L + 2, 1))

@@ -122,6 +122,17 @@ def test_another_storage_at_the_same_address_is_seen(model: Any):
     assert not look.holds()
 
 
+def test_a_storage_that_was_emptied_is_not_taken_for_another(model: Any):
+    """As where weights are offloaded: the old tensor is kept, its memory is not."""
+    look, weight = Look(model), model[0].weight
+    kept = weight.data
+    place = kept.data_ptr()
+    kept.untyped_storage().resize_(0)
+    again = [x for x in (torch.zeros(4, 4) for _ in range(100)) if x.data_ptr() == place]
+    weight.data = again[0] if again else torch.zeros(4, 4)
+    assert not look.holds()
+
+
 def test_the_same_storage_in_another_shape_is_seen(model: Any):
     for changed in (lambda x: x.T, lambda x: x[:3], lambda x: x.view(2, 8), lambda x: x[1:]):
         look, weight = Look(model), model[0].weight

@@ -92,3 +92,17 @@ def test_bfloat16() -> None:
     for got, wanted in zip(outcome(torch.bfloat16), outcome(torch.float32), strict=True):
         assert got.dtype == torch.bfloat16
         assert (got.float() - wanted).norm() < 0.02 * wanted.norm()
+
+
+@torch.no_grad()
+def test_a_row_is_mapped_differentiated_and_traced() -> None:
+    """What sees calls, and no numbers, gets the same function."""
+    torch.manual_seed(0)
+    x = torch.randn(3, 1, 1, 5)
+    alone = torch.stack([rms_norm(row, 1e-6) for row in x])
+    torch.testing.assert_close(torch.vmap(lambda row: rms_norm(row, 1e-6))(x), alone)
+    y, tangent = torch.func.jvp(lambda row: rms_norm(row, 1e-6), (x[0],), (x[0],))
+    torch.testing.assert_close(y, alone[0])
+    torch.testing.assert_close(tangent, torch.zeros_like(tangent), atol=1e-4, rtol=0)  # longer, and so the same
+    traced = torch.jit.trace(lambda row: rms_norm(row, 1e-6), (x[0],))
+    torch.testing.assert_close(traced(x[1]), alone[1])

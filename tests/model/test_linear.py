@@ -72,3 +72,15 @@ def test_gradients_and_hooks_of_the_backward_pass() -> None:
     linear(layer, torch.ones(1, 4, requires_grad=True)).sum().backward()
     assert layer.weight.grad is not None
     assert seen == [layer]
+
+
+def test_a_weight_that_is_made_of_another_parameter() -> None:
+    """Two parameters, as in any linear layer, but not its own two."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(3, 4), torch.randn(1, 1, 3)
+    raw = layer.weight
+    del layer.weight
+    layer.weight_raw = raw
+    layer.weight = raw.data * 2  # pyright: ignore[reportAttributeAccessIssue]
+    with torch.no_grad():
+        assert torch.equal(linear(layer, x), layer(x))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -53,6 +54,19 @@ def test_contexts_stay_what_they_are() -> None:
     for mine, other in zip(got, wanted, strict=True):
         assert_same(mine, other, 1e-5)
     assert all(map(torch.equal, before, (x for x in tree_leaves(context) if isinstance(x, Tensor))))
+
+
+@torch.no_grad()
+def test_nothing_of_one_text_reaches_another() -> None:
+    """Not even what is no number, in places that the other has not come to."""
+    model, config = random_model(), SleepConfig(window_size=200)
+    _, context = token_by_token(model, text(length=70), config)
+    record_awake(model, config, record=as_a_graph_does)
+    wrong = tuple(None if x is None else x * math.nan for x in context.state.fast_weights)
+    context = context._replace(state=context.state._replace(fast_weights=wrong))
+    diverged, _ = token_by_token(model, text(length=2), config, context)
+    assert diverged.isnan().any()
+    assert token_by_token(model, text(length=3), config)[0].isfinite().all()
 
 
 @torch.no_grad()
