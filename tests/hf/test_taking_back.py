@@ -31,7 +31,7 @@ def logits_of(model: Any, tokens: Tensor, mask: Tensor, cache: SleepCache | None
 
 
 @pytest.mark.parametrize("eviction", ["hard", "sliding"])
-@each_kind
+@pytest.mark.parametrize("kind", ["llama", OWN])  # all in float64: rules in float32 differ more and more over windows
 @given(data=st.data())
 @settings(max_examples=5, deadline=None)
 @torch.no_grad()
@@ -54,8 +54,7 @@ def test_what_is_taken_back_was_never_read(kind: str, eviction: str, data: st.Da
             own = mask[row].bool()
             if shown[row].any():
                 whole = model(tokens[row][own][None]).logits[0, -int(shown[row].sum()) :]
-                far = 1e-2 if kind == "bamba" else 1e-4  # whose scan is in float32, over many windows
-                torch.testing.assert_close(logits[row][shown[row].bool()], whole, rtol=far, atol=far)
+                torch.testing.assert_close(logits[row][shown[row].bool()], whole, rtol=1e-4, atol=1e-4)
         for _ in range(data.draw(st.integers(0, 2), "crops")):
             back = data.draw(st.integers(0, tokens.shape[1] - max(furthest - LEAST, 0)), "back")
             cache.crop(-back)
