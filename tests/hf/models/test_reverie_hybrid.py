@@ -69,7 +69,7 @@ def test_it_reads_as_reverie_does(lm: HybridLM, config: SleepConfig) -> None:
     assert torch.equal(model(x).logits, wanted)
     assert torch.equal(model(inputs_embeds=lm.embedding(x)).logits, wanted)
     torch.testing.assert_close(model(x, logits_to_keep=1).logits, wanted[:, -1:])
-    assert torch.equal(model(x, logits_to_keep=3).logits, wanted[:, -3:])
+    torch.testing.assert_close(model(x, logits_to_keep=3).logits, wanted[:, -3:])
     assert torch.equal(model(x, logits_to_keep=torch.tensor([2, 9])).logits, wanted[:, [2, 9]])
     begun = model(x[:, :5])
     torch.testing.assert_close(model(x[:, 5:], past_key_values=begun.past_key_values).logits, wanted[:, 5:])
