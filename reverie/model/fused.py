@@ -63,7 +63,8 @@ def _of_a_token(x: Tensor, size: float, eps: float) -> Tensor:
 def _is_computed() -> bool:
     """True if calls have numbers at once: nothing traces, maps or differentiates them."""
     seen = torch._C._are_functorch_transforms_active() or torch._C._len_torch_dispatch_stack()  # pyright: ignore[reportAttributeAccessIssue]
-    return not (seen or torch.jit.is_tracing() or torch.compiler.is_compiling())
+    tracing = torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+    return not (seen or tracing or torch.compiler.is_compiling())
 
 
 @functools.cache
