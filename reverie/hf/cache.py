@@ -18,7 +18,6 @@ from reverie.hf.group import Group
 from reverie.memory.fingerprint import Mark
 from reverie.memory.memory import Memory
 from reverie.model import select_rows
-from reverie.sleep import Context
 
 
 class SleepCache(Cache):
@@ -36,10 +35,6 @@ class SleepCache(Cache):
         self.padding: Int[Tensor, " B"] | None = None  # `_where` padding stood in each row; None: there was none
         self.lead: Int[Tensor, " B"] | None = None  # columns of padding before each text
         self.mark: Mark | None = None  # how the model was in the newest call, where that is kept
-
-    @property
-    def contexts(self) -> list[Context]:
-        return [group.context for group in self.groups]
 
     @property
     def batch_size(self) -> int:
@@ -63,7 +58,8 @@ class SleepCache(Cache):
         """Take back the newest columns of the batch, as assisted decoding does: as if they had never been read.
 
         Of a text the newest 64 tokens can be taken back, of all that were ever read of it, and the window in which
-        these began; where tokens and embeddings follow each other, those of the newest kind.
+        these began, and the newest call if that is of 1,024 tokens or fewer; where tokens and embeddings follow each
+        other, those of the newest kind.
 
         Args:
             tokens_to_remove: how many columns as a negative number, as in transformers; or how many are to stay.

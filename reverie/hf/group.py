@@ -21,6 +21,7 @@ from reverie.sleep import Context
 from reverie.sleep.context import OnWindow
 
 LEAST = 64  # tokens that can be taken back in any case
+WHOLE = 1024  # tokens of a call that can be taken back as a whole, at most, such as those that an assistant guesses
 FEW = 16  # tokens that are read again together with new ones, at most
 
 
@@ -45,8 +46,8 @@ class Group(NamedTuple):
     context: Context
     unread: int = 0  # the newest of these tokens, which the context has not read: others after them were taken back
     starts: tuple[Point, ...] = ()  # of windows
-    call: Point | None = None  # before the newest call, if that was of several tokens
-    tokens: Tensor | None = None  # since the oldest start: [rows, n], or [rows, n, D] embedded
+    call: Point | None = None  # before the newest call, if that was of several tokens and not of too many
+    tokens: Tensor | None = None  # since the oldest of these: [rows, n], or [rows, n, D] embedded
     columns: Int[Tensor, "rows n"] | None = None  # of the batch, where these tokens stood
     since: Int[Tensor, " rows"] | None = None  # where the oldest of them stood, also when all were taken back
 
@@ -90,8 +91,8 @@ class Group(NamedTuple):
         y, (read_now, context) = through(given, begin)
         while len(starts) > 1 and starts[1].read <= read_now - LEAST:
             starts.popleft()
-        kept = read_now - starts[0].read
-        call = begin if new.shape[1] > 1 and begin.read >= starts[0].read else None
+        call = begin if 1 < new.shape[1] <= WHOLE else None
+        kept = read_now - min(starts[0].read, read_now if call is None else call.read)
         tokens, where = (
             _newest(before if alike else None, x, kept, window_size)
             for before, x in ((self.tokens, new), (self.columns, columns))

@@ -199,5 +199,5 @@ def test_the_newest_logits_are_those_of_all(kind: str, kept: int) -> None:
     newest = model(tokens, attention_mask=whole, past_key_values=other, logits_to_keep=kept).logits
     torch.testing.assert_close(newest, logits[:, -kept:])
     assert other.seen == cache.seen
-    for one, another in zip(cache.contexts, other.contexts, strict=True):
-        torch.testing.assert_close(one.state.fast_weights, another.state.fast_weights)
+    for one, another in zip(cache.groups, other.groups, strict=True):
+        torch.testing.assert_close(one.context.state.fast_weights, another.context.state.fast_weights)

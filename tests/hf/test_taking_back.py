@@ -16,7 +16,7 @@ from torch import Tensor
 from reverie.errors import UserError
 from reverie.hf import cache_of
 from reverie.hf.cache import SleepCache
-from reverie.hf.group import FEW, LEAST
+from reverie.hf.group import FEW, LEAST, WHOLE
 from reverie.memory import sleep_over
 
 pytestmark = [pytest.mark.slow, pytest.mark.hf]
@@ -74,16 +74,17 @@ def test_to_rounding(kind: str, back: int) -> None:
     again, plain = (model(other[:, :3], past_key_values=past) for past in (cache, None))
     plain = model(torch.cat([tokens, other[:, :3]], dim=1))
     torch.testing.assert_close(again.logits, plain.logits[:, -3:], **near)
-    for ours, theirs in zip(cache.contexts, plain.past_key_values.contexts, strict=True):
-        torch.testing.assert_close(ours.state.fast_weights, theirs.state.fast_weights, **near)
-        assert ours.length == theirs.length
+    for ours, theirs in zip(cache.groups, plain.past_key_values.groups, strict=True):
+        torch.testing.assert_close(ours.context.state.fast_weights, theirs.context.state.fast_weights, **near)
+        assert ours.context.length == theirs.context.length
 
 
 @torch.no_grad()
 def test_beyond_what_is_kept_it_is_refused_and_nothing_has_changed() -> None:
     model, cache = sleeping("llama", asleep(2)), SleepCache()
     tokens = text(20 * L, 1)
-    model(tokens, past_key_values=cache)
+    model(tokens[:, :-1], past_key_values=cache)
+    model(tokens[:, -1:], past_key_values=cache)
     for back, sentence in ((LEAST + 2 * L, f"of 160 tokens read the newest {LEAST}"), (20 * L + 1, "holds 160 tokens")):
         with pytest.raises(UserError, match=sentence):
             cache.crop(-back)
@@ -96,12 +97,31 @@ def test_beyond_what_is_kept_it_is_refused_and_nothing_has_changed() -> None:
 
 
 @torch.no_grad()
+def test_the_newest_call_is_taken_back_as_a_whole() -> None:
+    """Longer than all windows that are kept, as an assistant that is often right makes it; a book is not."""
+    model, tokens = sleeping("llama", asleep(2)), text(LEAST + 3 * L, 1)
+    for back in (1, 5 * L + 3, LEAST + 4 * L):
+        cache, guessed = SleepCache(), text(LEAST + 4 * L, 1, 5)
+        model(tokens, past_key_values=cache)
+        model(guessed, past_key_values=cache)
+        cache.crop(-back)
+        left = torch.cat([tokens, guessed[:, : guessed.shape[1] - back]], dim=1)
+        more = model(guessed[:, :2], past_key_values=cache).logits
+        torch.testing.assert_close(more, model(torch.cat([left, guessed[:, :2]], dim=1)).logits[:, -2:], **near)
+    cache = SleepCache()
+    model(text(WHOLE + 1, 1), past_key_values=cache)
+    with pytest.raises(UserError, match="can be taken back, and not more"):
+        cache.crop(-WHOLE)
+
+
+@torch.no_grad()
 def test_no_second_crop_goes_further_back_than_one() -> None:
     """Also where the first has taken back all that is kept, to the token."""
     model, cache = sleeping("llama", asleep(2)), SleepCache()
     tokens, mask = text(20 * L, 2), torch.ones(2, 20 * L, dtype=torch.long)
     mask[1, : 10 * L + 3] = 0
-    model(tokens, attention_mask=mask, past_key_values=cache)
+    model(tokens[:, :-1], attention_mask=mask[:, :-1], past_key_values=cache)
+    model(tokens[:, -1:], attention_mask=mask, past_key_values=cache)
     cache.crop(-LEAST)
     before = cache.seen, [group.read for group in cache.groups]
     for back in (1, 5, 10 * L):
@@ -186,7 +206,8 @@ def test_assisted_decoding_writes_what_greedy_decoding_does(kind: str, eviction:
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(SleepCache, "crop", counting)
-        assert torch.equal(generate(model, prompt, prompt_lookup_num_tokens=6), plain)
+        for guesses in (6, LEAST + 3 * L):
+            assert torch.equal(generate(model, prompt, prompt_lookup_num_tokens=guesses), plain)
         assert torch.equal(generate(model, prompt, assistant_model=sleeping("llama", asleep(1))), plain)
         assert torch.equal(generate(model, prompt, assistant_model=copy.deepcopy(model)), plain)
     assert max(taken) > 0
