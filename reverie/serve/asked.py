@@ -80,6 +80,8 @@ def _invalid(error: RequestValidationError) -> Refusal:
     kind, reason = fault["type"], str(fault["msg"])
     if kind == "json_invalid":
         return Refusal(400, "the body is no JSON", code="invalid_json")
+    if kind in ("model_attributes_type", "model_type", "dict_type") and not place:
+        return Refusal(400, "the body must be a JSON object, sent as application/json", code="invalid_json")
     if kind == "extra_forbidden":
         return Refusal(400, f"{place} is not supported", param=place, code="unsupported_parameter")
     if kind == "literal_error" and place.endswith("type"):

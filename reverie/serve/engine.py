@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -51,7 +51,7 @@ class Engine:
     def __init__(self, sleeper: Sleeper, limits: Limits) -> None:
         self.sleeper, self.limits, self.counts, self.vocab_size = sleeper, limits, Counts(), 0
         self._news = threading.Condition()
-        self._calls = deque[tuple[Callable[[], object], Future[object]]]()
+        self._calls = deque[tuple[Callable[[], Any], Future[Any]]]()
         self._waiting = deque[Job]()
         self._running = set[Job]()
         self._voices = Voices(sleeper, limits, self.counts, self._fail, self._over)
@@ -114,7 +114,7 @@ class Engine:
         with self._news:
             if self._stopping:
                 raise Refusal(503, "the server is about to end", code="stopping")
-            self._calls.append((function, future))  # type: ignore[arg-type]
+            self._calls.append((function, future))
             self._news.notify()
         return future
 
@@ -213,7 +213,7 @@ def _raise(error: Exception) -> None:
     raise error
 
 
-def _answer(function: Callable[[], object], future: Future[object]) -> None:
+def _answer(function: Callable[[], Any], future: Future[Any]) -> None:
     if future.set_running_or_notify_cancel():
         try:
             future.set_result(function())

@@ -47,12 +47,29 @@ class Strict(BaseModel):
     def _without_nothing(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
+        _check_unicode(given)
         nothing = {
             key
             for key, value in given.items()
             if value is None or (key not in cls.model_fields and value in _ASKS_FOR_NOTHING.get(key, ()))
         }
         return {key: value for key, value in given.items() if key not in nothing}
+
+
+def _check_unicode(given: Any) -> None:
+    """Raises ValueError for a string, anywhere in a request, that no answer could repeat."""
+    if isinstance(given, str):
+        try:
+            given.encode()
+        except UnicodeEncodeError:
+            raise ValueError("text must be Unicode, and holds half of a surrogate pair") from None
+    elif isinstance(given, Mapping):
+        for key, value in given.items():
+            _check_unicode(key)
+            _check_unicode(value)
+    elif isinstance(given, list):
+        for value in given:
+            _check_unicode(value)
 
 
 class TextPart(Strict):

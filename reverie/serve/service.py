@@ -172,6 +172,9 @@ class Service:
         if len(ids) > self.limits.prompt_tokens:
             what = f"{len(ids):,} new tokens are too many: at most {self.limits.prompt_tokens:,}"
             raise Refusal(413, what, code="too_many_tokens")
+        if (sampling.max_tokens or 0) > self.limits.answer_tokens:
+            what = f"an answer has at most {self.limits.answer_tokens:,} tokens: ask for no more"
+            raise Refusal(400, what, code="too_many_tokens")
         loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
 
         def emit(event: Event) -> None:
