@@ -24,7 +24,7 @@ from reverie.errors import UserError
 from reverie.model import SleepingModel, State, Tokens, evict
 from reverie.sleep.awake import token_awake
 from reverie.sleep.config import SleepConfig, plan
-from reverie.sleep.context import Beside, Context, OnWindow, unheard
+from reverie.sleep.context import Beside, Context, OnWindow
 from reverie.sleep.gradients import EXACT, Backward, Observe
 from reverie.sleep.halting import Halting
 from reverie.sleep.side_by_side import window_by_window
@@ -109,7 +109,7 @@ def read(
     *,
     newest_only: bool = False,
     backward: Backward = EXACT,
-    on_window: OnWindow = unheard,
+    on_window: OnWindow = lambda windows, context: None,
 ) -> tuple[Float[Tensor, "B T_out vocab"], Context]:
     """Go on with a text, in pieces of any size. A full window is slept over when the next token comes.
 
@@ -121,7 +121,7 @@ def read(
     if newest_only:
         *before, newest = windows
         lengths = [tokens.shape[1] - newest.shape[1]] * len(tokens)
-        context, windows = _asleep(model, before, lengths, context, config, backward, on_window=on_window), [newest]
+        context, windows = _asleep(model, before, lengths, context, config, backward, None, on_window), [newest]
     for i, window in enumerate(windows, 1):
         end = "stay" if i == len(windows) else "sleep"
         h, context = step(model, window, context, config, end, output=True, backward=backward)
@@ -138,7 +138,7 @@ def consolidate(
     config: SleepConfig,
     *,
     lengths: Sequence[int] | None = None,
-    on_window: OnWindow = unheard,
+    on_window: OnWindow = lambda windows, context: None,
     observe: Observe | None = None,
 ) -> Context:
     """Go on with texts, and sleep over every window of them, the last and shorter one too; the context after that.
@@ -161,8 +161,8 @@ def _asleep(
     context: Context,
     config: SleepConfig,
     backward: Backward,
-    observe: Observe | None = None,
-    on_window: OnWindow = unheard,
+    observe: Observe | None,
+    on_window: OnWindow,
 ) -> Context:
     """Sleep over windows of texts of these lengths."""
 

@@ -72,10 +72,6 @@ OnWindow = Callable[[int, Context], None]
 """Called with the number of windows slept over so far, and the context."""
 
 
-def unheard(windows: int, context: Context) -> None:
-    """An `OnWindow` for nobody."""
-
-
 def summed(counts: int | Int[Tensor, " B"]) -> str:
     """Counts by row of a batch as a sum, such as "16+32"; of many rows what it comes to."""
     rows = [counts] if isinstance(counts, int) else torch.as_tensor(counts).flatten().tolist()

@@ -35,10 +35,8 @@ class Turn(NamedTuple):
     """What was said, and how the conversation stood before it."""
 
     text: str
-    memory: Memory
+    before: Heard
     context: Context
-    awake: list[int]
-    turns: int
 
 
 @dataclass(frozen=True)
@@ -111,6 +109,10 @@ class Chat:
         self.turns, self.awake, self.memory = heard.turns, [*heard.awake], replace(heard.memory, config=config)
         self._said = deque[Turn](maxlen=MOST_UNDONE)
 
+    @property
+    def _heard(self) -> Heard:
+        return Heard(self.memory, tuple(self.awake), self.turns)
+
     @torch.no_grad()
     def say(
         self, text: str, write: Callable[[str], None] = lambda text: None, stopped: Callable[[], bool] = lambda: False
@@ -126,7 +128,7 @@ class Chat:
         """
         language = self.sleeper.language
         ids = self.sleeper.question(text, begun=self.turns > 0)
-        self._said.append(Turn(text, self.memory, self.context, self.awake, self.turns))
+        self._said.append(Turn(text, self._heard, self.context))
         logits = self._hear(ids)
         self.turns += 1
         if not language.is_question(text):
@@ -161,7 +163,8 @@ class Chat:
         """
         if not self._said:
             raise UserError(f"there is no turn to take back: {MOST_UNDONE} are kept, and none from before a load")
-        text, self.memory, self.context, self.awake, self.turns = self._said.pop()
+        text, before, self.context = self._said.pop()
+        self.memory, self.awake, self.turns = before.memory, [*before.awake], before.turns
         return text
 
     def save(self, path: Path) -> None:
@@ -169,7 +172,7 @@ class Chat:
 
         Tokens awake are read again at once, here as there, so that both go on alike to the last bit.
         """
-        kept = Heard(self.memory, tuple(self.awake), self.turns).as_memory(self.sleeper.name)
+        kept = self._heard.as_memory(self.sleeper.name)
         kept.save(path)
         self.context = starting_point(self.sleeper, kept)
 
