@@ -69,9 +69,9 @@ def middle_tolerance(by_pass: list[Tensor]) -> tuple[float, list[int]]:
     raise AssertionError("all rows settle alike")
 
 
-def assert_same(got: Any, wanted: Any) -> None:
+def assert_same(got: Any, wanted: Any, within: float = 1e-9) -> None:
     got, wanted = ([x for x in tree_leaves(tree) if isinstance(x, Tensor)] for tree in (got, wanted))
-    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(got, wanted, rtol=within, atol=within)
 
 
 @pytest.mark.slow
@@ -112,7 +112,7 @@ def test_it_goes_on_over_many_windows_each_row_as_if_alone(tiny_model: MakeModel
     for row in range(B):
         alone, context = read(model, tokens[row : row + 1], Context.empty(model), config)
         assert int(torch.as_tensor(context.passes)) == spent[row]
-        assert_same(alone, logits[row : row + 1])
+        assert_same(alone, logits[row : row + 1], within=1e-5)  # six passes a window make of 1e-14 up to 1e-6
 
 
 def test_rows_that_are_awake_are_computed_no_more(tiny_model: MakeModel):
