@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,7 +30,8 @@ def adapt_command(
     overrides: Overrides = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in the folder.")] = False,
     max_seconds: Annotated[
-        float | None, typer.Option(min=1, help="Stop within that time, saved; --resume goes on.")
+        float | None,
+        typer.Option(min=1, help="Take as many steps, over as many pages, as fit; where too many, --resume goes on."),
     ] = None,
     device: Device = "cpu",
     nproc: Annotated[int, typer.Option(min=1, help="Processes that train it together.")] = 1,
@@ -52,17 +54,33 @@ def adapt_command(
     )
     base = "hops/smollm2" if all(task["name"] == "hops" for _, task in parts) else "notes/smollm2"
     settings |= {f"task.{key}": value for key, value in task.items()}
-    train_command(
-        base,
-        [*(f"{key}={_toml(value)}" for key, value in settings.items() if value is not None), *(overrides or [])],
-        out,
-        resume,
-        max_seconds,
-        device,
-        nproc,
-        as_json=as_json,
-    )
+    changes = [*(f"{key}={_toml(value)}" for key, value in settings.items() if value is not None), *(overrides or [])]
+    begun = time.monotonic()
+    changes += _chosen(base, changes, out, resume, max_seconds)
+    left = None if max_seconds is None else max(max_seconds - (time.monotonic() - begun), 1)
+    train_command(base, changes, out, resume, left, device, nproc, as_json=as_json)
     tell(f"adapter in {out / ADAPTER}")
+
+
+def _chosen(base: str, changes: list[str], out: Path, resume: bool, seconds: float | None) -> list[str]:
+    """What fits into the time, or fitted when the run began, unless it is set."""
+    from reverie.recipe import load_recipe
+    from reverie.results.checkpoint import find_checkpoint
+    from reverie.train.budget import CHOSEN, chosen_before, fitted, measured
+
+    recipe, there = load_recipe(base, changes), find_checkpoint(out) is not None
+    if recipe.train.curriculum or any(change.partition("=")[0].strip() in CHOSEN for change in changes):
+        return []
+    chosen = dict[str, int]()
+    if resume and there:
+        chosen = chosen_before(out)
+    elif seconds is not None and not resume and not there:
+        begun = time.monotonic()
+        tell("measuring what steps and pages cost here")
+        costs = measured(recipe)
+        chosen = fitted(recipe, seconds - (time.monotonic() - begun), costs)
+        tell(f"{chosen['train.steps']} of {recipe.train.steps} steps over {chosen['adapt.pool']} pages fit")
+    return [f"{key}={value}" for key, value in chosen.items()]
 
 
 def _settings(model: str) -> dict[str, Any]:

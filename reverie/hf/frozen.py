@@ -224,7 +224,7 @@ class PagePool:
     def shard(self, index: int) -> list[PageStates]:
         """`SHARD` pages, whose states are one file of the cache."""
         pages = self.task.pages(self.split, self.seed, 0, range(index * SHARD, (index + 1) * SHARD))
-        states, W = self.beginning.states([text for page in pages for text in self._texts(page)]), self.task.num_windows
+        states, W = self.beginning.states([text for page in pages for text in self.texts(page)]), self.task.num_windows
         found = list[PageStates]()
         for page in pages:
             own, states = states[: W + len(page.questions)], states[W + len(page.questions) :]
@@ -235,10 +235,10 @@ class PagePool:
         if self.teacher is None:
             return (None,) * len(page.questions)
         teacher, sizes = self.teacher, [len(question.answer) for question in page.questions]
-        taught = self.beginning.cached(teacher.digest, self._texts(page), sum(sizes), lambda: teacher.taught(page))
+        taught = self.beginning.cached(teacher.digest, self.texts(page), sum(sizes), lambda: teacher.taught(page))
         return taught.split(sizes)
 
-    def _texts(self, page: TokenPage) -> list[tuple[int, ...]]:
+    def texts(self, page: TokenPage) -> list[tuple[int, ...]]:
         """What is read by itself: windows, and questions with their answers."""
         L = self.task.window_tokens
         windows = [page.tokens[i : i + L] for i in range(0, len(page.tokens), L)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -126,6 +127,19 @@ def test_the_recipes_it_builds_on() -> None:
         assert load_recipe(name).adapt is not None
     with pytest.raises(UserError, match="trained_blocks"):
         load_recipe("notes/smollm2", ["adapt.trained_blocks=[[2, 2]]"])
+
+
+@pytest.mark.slow
+def test_a_time_decides_how_many_steps(reverie: Reverie, base: Path) -> None:
+    settings = [one for one in SETTINGS if not any(key in one for key in ("train.steps", "eval_every", "adapt.pool"))]
+    command = ["adapt", base, "--data=notes", "--out=run", *settings]
+    done = reverie(*command, "--max-seconds=20")  # it may be too slow all the same, where others compute too
+    told = re.search(r"(\d+) of 3000 steps over \1 pages fit", done.err)
+    assert told
+    assert 3 <= int(told[1]) < 3000
+    card = the_json(reverie(*command, "--resume", "--json"))
+    assert card["recipe"]["train"]["steps"] == card["recipe"]["adapt"]["pool"] == card["steps"] == int(told[1])
+    assert_one_line(reverie(*command, "--max-seconds=30"), "already holds a run")
 
 
 @pytest.mark.slow
