@@ -25,12 +25,13 @@ from reverie.hf.causal_lm import PretrainedLM
 from reverie.hf.save import weights_digest
 from reverie.hf.teacher import Teacher
 from reverie.memory.fingerprint import content_hash
-from reverie.model import SleepingModel, State
+from reverie.model import SleepingModel, State, select_rows
 from reverie.sleep import SleepConfig
 from reverie.tasks.base import Split
 from reverie.tasks.reading import ReadingTask, TokenPage
 
 BATCH_TOKENS = 1024  # that run through the frozen blocks at a time
+SHARED = 16  # tokens that texts begin with alike, at least, to be read once for all
 SHARD = 16  # pages of a file
 _SHA256 = "sha256"
 
@@ -164,20 +165,52 @@ class Beginning:
 
     @torch.no_grad()
     def _computed(self, texts: Sequence[Sequence[int]]) -> list[Float[Tensor, "T D"]]:
-        order, found = sorted(range(len(texts)), key=lambda i: len(texts[i])), dict[int, Tensor]()
-        while order:
-            longest = len(texts[order[-1]])
-            batch = [order.pop() for _ in range(min(max(BATCH_TOKENS // longest, 1), len(order)))]
-            tokens = torch.zeros(len(batch), longest, dtype=torch.long)  # padding after a text changes nothing before
-            for row, i in enumerate(batch):
-                tokens[row, : len(texts[i])] = torch.tensor(texts[i])
-            h = self.model.embed(tokens.to(self.model.lm.device))
-            if self.stop:
-                with torch.autocast(h.device.type, torch.bfloat16, enabled=self.products == torch.bfloat16):
-                    h, _ = self.model.blocks(h, State.empty(self.model.num_blocks), 0, self.stop, span=longest)
-            for row, i in enumerate(batch):
-                found[i] = h[row, : len(texts[i])].to("cpu", torch.bfloat16)
+        found = dict[int, Tensor]()
+        for begun, places in alike(texts):
+            shared, state = self._read([texts[places[0]][:begun]], State.empty(self.model.num_blocks), begun)
+            order = sorted(places, key=lambda i: len(texts[i]))
+            while order:
+                longest = len(texts[order[-1]])
+                batch = [order.pop() for _ in range(min(max(BATCH_TOKENS // longest, 1), len(order)))]
+                rows = torch.zeros(len(batch), dtype=torch.long, device=self.model.lm.device)
+                h, _ = self._read([texts[i][begun:] for i in batch], select_rows(state, rows), longest)
+                for i, own in zip(batch, h, strict=True):
+                    whole = torch.cat([shared[0], own])[: len(texts[i])]
+                    found[i] = whole.to("cpu", torch.bfloat16)
         return [found[i] for i in range(len(texts))]
+
+    def _read(self, texts: Sequence[Sequence[int]], state: State, span: int) -> tuple[Float[Tensor, "B T D"], State]:
+        """h of texts that go on from a state side by side; padding after a text changes nothing before."""
+        tokens = torch.zeros(len(texts), max(map(len, texts)), dtype=torch.long)
+        for row, text in enumerate(texts):
+            tokens[row, : len(text)] = torch.tensor(text)
+        h = self.model.embed(tokens.to(self.model.lm.device))
+        if not self.stop or not tokens.shape[1]:
+            return h, state
+        with torch.autocast(h.device.type, torch.bfloat16, enabled=self.products == torch.bfloat16):
+            return self.model.blocks(h, state, 0, self.stop, span=span)
+
+
+def alike(texts: Sequence[Sequence[int]]) -> list[tuple[int, list[int]]]:
+    """Groups of texts that begin alike, such as with a chat template: how many tokens they share, and their places.
+
+    What they share need be read but once. Each text has a token after it; those that share little are one group.
+    """
+    groups = list[tuple[int, list[int]]]()
+    for i in sorted(range(len(texts)), key=lambda i: tuple(texts[i])):
+        shared = 0
+        if groups:
+            begun, places = groups[-1]
+            most = min(begun, len(texts[i]) - 1)
+            pairs = zip(texts[places[0]][:most], texts[i], strict=False)
+            shared = next((place for place, (one, other) in enumerate(pairs) if one != other), most)
+        if shared >= SHARED:
+            groups[-1] = shared, [*groups[-1][1], i]
+        else:
+            groups.append((len(texts[i]) - 1, [i]))
+    several = [group for group in groups if len(group[1]) > 1]
+    others = [i for _, places in groups if len(places) == 1 for i in places]
+    return [*several, *([(0, others)] if others else [])]
 
 
 def _write(place: Path, states: Tensor) -> None:

@@ -16,7 +16,7 @@ from reverie.errors import UserError
 from reverie.hf.add import insert_fast_weights, install
 from reverie.hf.blocks import inserted_parameters
 from reverie.hf.causal_lm import PretrainedLM
-from reverie.hf.frozen import AfterFrozen, Beginning, frozen_blocks
+from reverie.hf.frozen import AfterFrozen, Beginning, alike, frozen_blocks
 from reverie.sleep import Context, SleepConfig, consolidate, read, wake
 
 pytestmark = pytest.mark.hf
@@ -108,6 +108,28 @@ def test_texts_of_any_length_are_read_each_by_itself() -> None:
         h, _ = model.blocks(model.embed(torch.tensor([ids])), Context.empty(model).state, 0, 3, span=len(ids))
         assert states.dtype == torch.bfloat16
         torch.testing.assert_close(states.double(), h[0].bfloat16().double(), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize("shared", [15, 16, 40])
+def test_what_texts_begin_with_alike_is_read_once(shared: int, exact: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each as if read by itself."""
+    model, begin = pretrained(), text(shared, batch=1, seed=9)[0].tolist()
+    texts = [begin + text(n, batch=1, seed=n)[0].tolist() for n in (1, 2, 3, 3)]
+    texts += [text(n, batch=1, seed=n)[0].tolist() for n in (38, 39)] + [[*begin, 3], begin]
+    read, embed = list[int](), model.embed
+    monkeypatch.setattr(model, "embed", lambda tokens: read.append(tokens.numel()) or embed(tokens))
+    together = Beginning(model, 3).states(texts)
+    assert (sum(read) < sum(map(len, texts))) == (shared > 15)
+    for ids, states in zip(texts, together, strict=True):
+        h, _ = model.blocks(embed(torch.tensor([ids])), Context.empty(model).state, 0, 3, span=len(ids))
+        torch.testing.assert_close(states, h[0], rtol=1e-6, atol=1e-6)
+
+
+def test_texts_are_grouped_by_what_they_begin_with() -> None:
+    a, b = tuple(range(20)), tuple(range(50, 70))
+    texts = [(*a, 1), b, (*b, 7), (*a, 2, 3), (5,), (*b, 7, 8), (4, 4)]
+    assert alike(texts) == [(20, [0, 3]), (19, [1, 2, 5]), (0, [6, 4])]
+    assert alike([]) == []
 
 
 def count_computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
