@@ -31,7 +31,8 @@ class Pattern(NamedTuple):
     kind: str  # of its subject
     held_out: bool  # training must not use it
     file: str
-    text: re.Pattern[str]
+    text: str  # the regular expression
+    words: tuple[str, ...]  # what it cannot do without, in small letters
     literal: int  # characters that are neither subject nor value
 
 
@@ -83,7 +84,8 @@ def _pattern(relation: str, kinds: str, held_out: bool, file: str, line: str) ->
     text = re.sub(r"\bV\b", f"(?P<v>{_VALUES.get(value, '[^;]+')})", text)
     if text[0].isalpha():
         text = f"[{text[0]}{text[0].lower()}]{text[1:]}"
-    return Pattern(relation, kind, held_out, file, re.compile(text), len(re.sub(r"\b(S|V|a V)\b", "", line)))
+    words = tuple(part.lower().strip() for part in re.split(r"\b(?:S's|S|[aA] V|[aA]$|V)", line))
+    return Pattern(relation, kind, held_out, file, text, words, len(re.sub(r"\b(S|V|a V)\b", "", line)))
 
 
 @lru_cache(maxsize=8)
@@ -159,9 +161,16 @@ def _fact(clause: str, start: int, subjects: list[str]) -> Read:
     return Read(subject, match["v"], (start + match.start("v"), start + match.end("v")), pattern)
 
 
+@lru_cache(maxsize=8192)
+def _compiled(text: str) -> re.Pattern[str]:
+    return re.compile(text)
+
+
 def best(text: str, among: tuple[Pattern, ...]) -> tuple[Pattern, re.Match[str]]:
     """The wording that a text has word for word; the longest, where several fit."""
-    fits = [(pattern, match) for pattern in among if (match := pattern.text.fullmatch(text))]
+    small = text.lower()
+    likely = [pattern for pattern in among if all(word in small for word in pattern.words)]
+    fits = [(pattern, match) for pattern in likely if (match := _compiled(pattern.text).fullmatch(text))]
     if not fits:
         raise ValueError(f"no wording fits {text!r}")
     return max(fits, key=lambda fit: fit[0].literal)

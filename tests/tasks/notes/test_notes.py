@@ -16,7 +16,7 @@ from reverie.tasks import Split
 from reverie.tasks.notes import Notes
 from reverie.tasks.reading import NOTHING_KNOWN, Page, Question, as_tokens
 
-PAGES = 120
+PAGES = 60
 
 
 class Letters:
