@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from reverie.tasks.base import Split
-from reverie.tasks.notes.page import Told, Writer, key_of
+from reverie.tasks.notes.page import Told, Writer, key_of, phrases
 from reverie.tasks.notes.wordings import Wording
 from reverie.tasks.notes.words import Draw
 from reverie.tasks.reading import NOTHING_KNOWN, Form, Question
 
 NEW_QUESTION = 0.4  # share of questions in tests that are in the held-out wording
+_SHORT = 0.25  # share of questions that call somebody by the first name alone, where that is enough
+_ASKING = 0.08  # share of whole questions with words before, such as "Remind me:"
 _TRIES = 4  # for a question that was not asked yet
 
 
@@ -38,8 +40,11 @@ def about_fact(fact: Told, split: Split, draw: Draw, forms: Forms, number: int) 
         form = forms.one(draw)
         wordings = fact.relation.ending if form in ("cloze", "chat_cloze") else fact.relation.asked
         wording, new = _wording(wordings, split, draw)
-        before, _ = wording.filled(fact.subject.name, fact.value)
+        short = fact.subject.short if draw.chance(_SHORT) else ""
+        before, _ = wording.filled(short or fact.subject.name, fact.value)
         text = before[0].upper() + before[1:].rstrip()
+        if not form.endswith("cloze") and draw.chance(_ASKING):
+            text = f"{draw.one(phrases()['asking'])} {text[0].lower()}{text[1:]}"
         kind = _kind(fact, new or fact.new_wording)
         found[form, text] = Question(text, fact.value, form, kind, fact.key, fact.place)
         if len(found) == number:

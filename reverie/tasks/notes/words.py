@@ -19,9 +19,12 @@ _T = TypeVar("_T")
 _MONTHS = tuple(
     "January February March April May June July August September October November December".split()  # noqa: SIM905
 )
+_HOURS = "twelve one two three four five six seven eight nine ten eleven".split()  # noqa: SIM905
 _LETTERS = "ABCDEFGHJKLMNPRSTUVWXYZ"
 _FIELD = re.compile(r"\{([^}]*)\}")
-_NAMED = 0.75  # share of people who have a name; the others are "my sister" and the like
+_NAMED = 0.6  # share of people who have a first name and a surname; a third of the others are "my sister" and the like
+_ORDINAL = 0.3  # share of dates that are like "the 3rd of May"
+_IN_WORDS = 0.3  # share of times
 
 
 class Draw:
@@ -51,9 +54,10 @@ class Subject(NamedTuple):
     """What facts are about."""
 
     kind: str
-    name: str  # "Marta Olsen", "my sister", "the cellar"
+    name: str  # "Marta Olsen", "my sister", "my sister Thea", "Mr Brand", "the cellar"
     pronoun: str = ""  # "she" or "he", where one can tell
     possessive: str = ""  # "her" or "his"
+    short: str = ""  # what it may be called once it is known: "Marta", "Thea"
 
 
 def split_of(word: str) -> Split:
@@ -73,19 +77,33 @@ def word(kind: str, split: Split, draw: Draw) -> str:
     return drawn if kind == plain else _title(drawn)
 
 
-_PRONOUNS = {"woman's name": ("she", "her"), "her": ("she", "her"), "man's name": ("he", "his"), "him": ("he", "his")}
+_HER, _HIM = ("she", "her"), ("he", "his")
+_PRONOUNS = {"woman's name": _HER, "her": _HER, "man's name": _HIM, "him": _HIM}
+_KNOWN_AS = {"relative": _HER, "male relative": _HIM, "her title": _HER, "his title": _HIM, "woman": _HER, "man": _HIM}
 
 
 def subject(kind: str, split: Split, draw: Draw) -> Subject:
     """A subject of this kind, of words of this split."""
     if kind == "person" and draw.chance(_NAMED):
         who = draw.one(("woman's name", "man's name"))
-        return Subject(kind, word(who, split, draw), *_PRONOUNS[who])
-    if kind in ("person", "contact"):
+        name = word(who, split, draw)
+        return Subject(kind, name, *_PRONOUNS[who], short=name.split()[0])
+    if kind == "contact" or (kind == "person" and draw.chance(1 / 3)):
         who = draw.one(("her", "him", "companion") if kind == "person" else ("her", "him", "professional"))
         return Subject(kind, word(who, split, draw), *_PRONOUNS.get(who, ()))
+    if kind == "person":
+        return _known_as(draw.one(tuple(_KNOWN_AS)), split, draw)
     the = "the " if kind == "place" else ""  # a place is a value as well, as in "in the cellar"
     return Subject(kind, the + word(kind, split, draw))
+
+
+def _known_as(how: str, split: Split, draw: Draw) -> Subject:
+    """Somebody known as "my sister Thea", "Mrs Olsen" or "Thea"."""
+    name, short = word(how, split, draw), ""
+    if "relative" in how:
+        short = word("woman" if _KNOWN_AS[how] == _HER else "man", split, draw)
+        name = f"{name} {short}"
+    return Subject("person", name, *_KNOWN_AS[how], short=short)
 
 
 def value(kind: str, about: Subject, split: Split, draw: Draw) -> str:
@@ -135,17 +153,32 @@ def _letters(count: int, draw: Draw) -> str:
 
 
 def _hours(first: int, last: int, half: str) -> Callable[[Split, Draw], str]:
-    """Times of this half of the day, am or pm, which half of them name."""
+    """Times of this half of the day, am or pm, which half of them name; some are in words, as "half past six"."""
 
     def time(split: Split, draw: Draw) -> str:
         hour, minute = first + draw.below(last + 1 - first), 5 * draw.below(12)
+        if draw.chance(_IN_WORDS):
+            return _in_words(hour, minute)
         return draw.one((f"{hour}:{minute:02d}", f"{(hour - 1) % 12 + 1}:{minute:02d} {half}"))
 
     return time
 
 
+def _in_words(hour: int, minute: int) -> str:
+    """A time of day as one says it, without the half of the day."""
+    if minute == 0:
+        return f"{_HOURS[hour % 12]} o'clock"
+    if minute == 30:
+        return f"half past {_HOURS[hour % 12]}"
+    minutes = {5: "five", 10: "ten", 15: "a quarter", 20: "twenty", 25: "twenty-five"}[min(minute, 60 - minute)]
+    return f"{minutes} {f'past {_HOURS[hour % 12]}' if minute < 30 else f'to {_HOURS[(hour + 1) % 12]}'}"
+
+
 def _date(split: Split, draw: Draw) -> str:
     month, day = draw.one(_MONTHS), 1 + draw.below(28)
+    if draw.chance(_ORDINAL):
+        end = "th" if 10 < day < 20 else {1: "st", 2: "nd", 3: "rd"}.get(day % 10, "th")
+        return f"the {day}{end} of {month}"
     return f"{day} {month}" if draw.chance(0.7) else f"{month} {day}"
 
 
@@ -170,6 +203,15 @@ def _password(split: Split, draw: Draw) -> str:
 
 def _user_name(split: Split, draw: Draw) -> str:
     return draw.one((".", "_", "")).join(word("password word", split, draw) for _ in range(2))
+
+
+def _email(split: Split, draw: Draw) -> str:
+    names = [word("password word", split, draw) for _ in range(2)]
+    return f"{names[0]}{10 + draw.below(90)}@{names[1]}.{draw.one(('org', 'net', 'com'))}"
+
+
+def _steps(first: int, last: int, step: int, unit: str) -> Callable[[Split, Draw], str]:
+    return lambda split, draw: f"{first + step * draw.below((last - first) // step + 1)} {unit}"
 
 
 _MORNING, _EVENING = _hours(5, 11, "am"), _hours(12, 22, "pm")
@@ -200,4 +242,15 @@ NUMBERS: dict[str, Callable[[Split, Draw], str]] = {
     "flight": lambda split, draw: f"{_letters(2, draw)} {_digits(3, draw)}",
     "serial": lambda split, draw: f"{_letters(2, draw)}-{_digits(5, draw)}",
     "card": lambda split, draw: _digits(5, draw),
+    "start number": _between(11, 399),
+    "page": _between(11, 799),
+    "shoe size": lambda split, draw: f"{33 + draw.below(16)}{draw.one(('', '', '.5'))}",
+    "pin": lambda split, draw: _digits(4, draw),
+    "email": _email,
+    "server": lambda split, draw: f"{word('server word', split, draw)}-{2 + draw.below(60)}",
+    "grams": _steps(60, 900, 5, "grams"),
+    "degrees": _steps(120, 240, 1, "degrees"),
+    "room degrees": _steps(2, 41, 1, "degrees"),
+    "metres": _steps(3, 160, 1, "metres"),
+    "dose": lambda split, draw: _steps(2, 60, 1, draw.one(("drops", "millilitres", "milligrams")))(split, draw),
 }

@@ -13,8 +13,8 @@ from reverie.tasks.notes.words import NUMBERS, split_of
 
 def test_numbers_of_kinds_and_wordings() -> None:
     held_out = [relation for relation in relations() if relation.held_out]
-    assert len(held_out) >= 10
-    assert len(relations()) - len(held_out) >= 48
+    assert len(held_out) >= 35
+    assert len(relations()) - len(held_out) >= 250
     for relation in relations():
         assert len(relation.ending) + len(relation.other) >= 8, relation.name
         assert len(relation.ending) >= 4, relation.name
@@ -36,7 +36,7 @@ def test_fields_of_wordings(relation: Relation) -> None:
         assert not {"S", "V"} & set(" ".join(wording).split()), wording
     for wording in (*relation.ending, *relation.other, *relation.changed):
         assert wording.before.rstrip() == wording.before[:-1] or not wording.before, wording
-        assert not wording.before.endswith("{s} "), wording
+        assert not wording.before.endswith("{s} ") or relation.value == "spot", wording  # "… my keys under the mat"
     assert all(wording.before.endswith("?") and not wording.after for wording in relation.asked)
     assert not any(wording.after for wording in (*relation.ending, *relation.changed))
 
