@@ -122,7 +122,10 @@ def test_no_name_or_value_held_out_in_training() -> None:
         found = set()
         for fact in (fact for facts in facts_read(split) for fact in facts):
             for name in (fact.subject, fact.value):
-                found |= {name, *(set(name.split()) - titles if re.fullmatch("[A-Z][a-z]+ [A-Z][A-Za-z]+", name) else ())}
+                found |= {
+                    name,
+                    *(set(name.split()) - titles if re.fullmatch("[A-Z][a-z]+ [A-Z][A-Za-z]+", name) else ()),
+                }
         return found
 
     ends_of_firms = set((FOLDER / "words.txt").read_text().split("[firm end]\n")[1].split("\n")[0].split(", "))
@@ -140,7 +143,9 @@ def test_kinds_of_question_in_tests() -> None:
             elif new or found[question.about].pattern.held_out:
                 assert question.kind == "wordings"
             else:
-                number = re.search(r"\d|o'clock|half past|\b(past|to) \w+$", question.answer) or question.about.startswith("user name|")
+                number = re.search(
+                    r"\d|o'clock|half past|\b(past|to) \w+$", question.answer
+                ) or question.about.startswith("user name|")
                 assert question.kind == ("numbers" if number else "names")
     kinds = Counter(question.kind for page in pages("test") for question in page.questions)
     total = sum(kinds.values())
