@@ -18,13 +18,14 @@ from torch import Tensor
 from reverie.hf.blocks import inserted_mixer
 from reverie.hf.causal_lm import PretrainedLM
 from reverie.hf.decoder import sleeping_decoder
-from reverie.hf.frozen import AfterFrozen
+from reverie.hf.frozen import AfterFrozen, alike
 from reverie.model import State, select_rows
 from reverie.recipe.adapt import LossConfig
 from reverie.sleep import Context, SleepConfig, consolidate, wake
 from reverie.train.texts import QuestionBatch, TextBatch, buckets, side_by_side
 
 _BUCKETS = 4  # of questions by length, so that little is padding
+_ALONE = 8  # newest tokens of a prompt, of which queries are made: heard with its question
 _SHARPNESS = 20.0  # of the contrast between addresses
 _COMMON = 300  # first ids of a vocabulary, often the commonest, that answers always compete with
 
@@ -60,7 +61,6 @@ def adapt_loss(
     """
     after = AfterFrozen(model, first)
     config_after = after.config(sleep)
-    parts = [side_by_side(part) for part in buckets(batch.asked, _BUCKETS)]
     windows, context = batch.tokens.shape[1] // sleep.window_size, None
     with _recorded(model) as inputs:
         if alone:
@@ -69,8 +69,9 @@ def adapt_loss(
             )
         else:
             context = consolidate(after, after.input(batch.states, batch.tokens), Context.empty(after), config_after)
+    parts = list(_parts(after, batch, context, config_after))
     keys = {i: _keys(model, i, calls, windows, len(batch.tokens)) for i, calls in inputs.items()}
-    known = _competitors(model, [batch.tokens, *(part.targets for part in parts)], config, generator)
+    known = _competitors(model, [batch.tokens, *(part.targets for part, _ in parts)], config, generator)
     total = torch.zeros(())
     told: dict[str, float] = dict.fromkeys(("answer", "end", "address", "found", "distillation"), 0.0)
 
@@ -78,9 +79,9 @@ def adapt_loss(
         told[name] += float(value.detach()) / count
         return value * (weight / count)
 
-    for part in parts:
+    for part, heard in parts:
         with _recorded(model) as inputs:
-            h = _asked(after, model, part, context, config_after)
+            h = _asked(after, model, part, heard, config_after)
         if config.address:
             loss, found = _address(model, inputs, keys, part)
             total, _ = total + add("address", loss, 1.0 if alone else config.address), add("found", found, 0)
@@ -98,6 +99,23 @@ def adapt_loss(
         told["plain_text"] = float(divergence.detach())
         total = total + config.plain_text * divergence
     return total, told
+
+
+def _parts(
+    after: AfterFrozen, batch: TextBatch, context: Context | None, sleep: SleepConfig
+) -> Iterator[tuple[QuestionBatch, Context | None]]:
+    """The questions in batches of about equal length, each with what its texts' memories have heard before.
+
+    What prompts begin with alike, such as a chat template, each text hears once for all questions about it.
+    """
+    prompts = [one.question.prompt[:-_ALONE] for one in batch.asked]
+    for begun, places in [(0, range(len(prompts)))] if context is None else alike(prompts):
+        those, heard = [batch.asked[i] for i in places], context
+        if begun and context is not None:
+            x = after.input(those[0].states[None, :begun], torch.tensor([those[0].question.prompt[:begun]]))
+            _, heard = wake(after, x.expand(len(batch.tokens), -1, -1), context, sleep)
+        for part in buckets(those, max(round(_BUCKETS * len(those) / len(prompts)), 1)):
+            yield side_by_side(part, begun), heard
 
 
 def _asked(

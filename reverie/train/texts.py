@@ -142,18 +142,18 @@ class QuestionBatch(NamedTuple):
     taught: Tensor | None  # [A, D], what a teacher made of them
 
 
-def side_by_side(asked: Sequence[Asked]) -> QuestionBatch:
-    """Questions as one batch."""
-    longest, width = max(len(one.states) for one in asked), asked[0].states.shape[-1]
+def side_by_side(asked: Sequence[Asked], begun: int = 0) -> QuestionBatch:
+    """Questions as one batch, without their first `begun` tokens."""
+    longest, width = max(len(one.states) for one in asked) - begun, asked[0].states.shape[-1]
     tokens = torch.zeros(len(asked), longest, dtype=torch.long)
     states = torch.zeros(len(asked), longest, width, dtype=asked[0].states.dtype)
     at, targets, ends, sources = [], [], [], []
     for i, one in enumerate(asked):
         prompt, answer = one.question.prompt, one.question.answer
-        tokens[i, : len(one.states)] = torch.tensor([*prompt, *answer[:-1]])
-        states[i, : len(one.states)] = one.states
+        tokens[i, : len(one.states) - begun] = torch.tensor([*prompt, *answer[:-1]][begun:])
+        states[i, : len(one.states) - begun] = one.states[begun:]
         for j, token in enumerate(answer):
-            at.append((i, len(prompt) - 1 + j))
+            at.append((i, len(prompt) - 1 - begun + j))
             targets.append(token)
             ends.append(j == len(one.question.words))
             sources.append(-100 if one.source is None or ends[-1] else one.source + j)

@@ -18,6 +18,7 @@ from reverie.model import select_rows
 from reverie.recipe.adapt import LossConfig
 from reverie.sleep import Context, SleepConfig, consolidate, wake
 from reverie.tasks.reading import TokenQuestion
+from reverie.train import adapt_loss as adapt_loss_module
 from reverie.train.adapt_loss import PlainText, adapt_loss, has_plain_head
 from reverie.train.texts import Asked, TextBatch
 
@@ -92,6 +93,37 @@ def test_answers_and_their_ends(model: Any, sleep: SleepConfig, W: int) -> None:
         ends.append(losses[-1])
     close(found(model, batch, sleep, answer=1.0), sum(words))
     close(found(model, batch, sleep, answer=0.5, end=2.0, count=4.0), (0.5 * sum(words) + 2 * sum(ends)) / 4)
+
+
+@each_sleep
+@windows
+def test_a_template_that_prompts_share_is_heard_once_a_text(
+    model: Any, sleep: SleepConfig, W: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch, template, asked = batch_of(model, W), (5, 8), []
+    for one in [*batch.asked, *batch.asked]:
+        question = one.question._replace(prompt=(*template, 3, *one.question.prompt[:1], 4, 6))
+        ids = torch.tensor([*question.prompt, *question.answer[:-1]])
+        asked.append(one._replace(question=question, states=model.embed(ids[None])[0].detach()))
+    batch, heard, real = batch._replace(asked=asked), list[int](), adapt_loss_module.wake
+
+    def counted(after: Any, x: Tensor, *rest: Any) -> Any:
+        heard.append(x.shape[0] * x.shape[1])
+        return real(after, x, *rest)
+
+    monkeypatch.setattr(adapt_loss_module, "wake", counted)
+    monkeypatch.setattr(adapt_loss_module, "_ALONE", 3)
+    losses = {"answer": 1.0, "end": 0.5, "distillation": 0.3, "address": 0.7}
+
+    def loss_and_gradients() -> list[Tensor]:
+        loss = found(model, batch, sleep, **losses)
+        return [loss, *torch.autograd.grad(loss, model.fast_weight_parameters())]
+
+    apart, tokens = loss_and_gradients(), sum(heard)
+    monkeypatch.setattr("reverie.hf.frozen.SHARED", 2)
+    for ours, theirs in zip(loss_and_gradients(), apart, strict=True):
+        close(ours, theirs)
+    assert sum(heard) - tokens == tokens - 2 * len(asked) + 2 * R
 
 
 @each_sleep
