@@ -159,7 +159,8 @@ class Writer:
             self._last = None
         first = about.name not in self._named
         if first and about.pronoun and self.draw.chance(_MET):
-            self._write(self.draw.one(phrases()["met"]).replace("{s}", about.name))
+            sentence = self.draw.one(phrases()["met"]).replace("{s}", about.name)
+            self._write(sentence[0].upper() + sentence[1:])
             self._named.add(about.name)
             self._last = Before(about, open=True, begins=False)
         new = self.split == "test" and self.draw.chance(NEW_STATEMENT)

@@ -18,7 +18,7 @@ from reverie.tasks.reading import Page, Question, ReadingTask
 class Notes(ReadingTask):
     """Task: pages of facts in plain English, as in a diary, and questions about each.
 
-    Facts are of more than a hundred kinds, each with many wordings; several subjects have facts of the same kind. Some
+    Facts are of some three hundred kinds, each with many wordings; several subjects have facts of the same kind. Some
     facts change later, and the newest counts. Some questions ask for what the page does not say, and the answer is
     "not in my notes". Depth is the number of windows from the answer's place to the end of the page.
 

@@ -252,5 +252,6 @@ NUMBERS: dict[str, Callable[[Split, Draw], str]] = {
     "degrees": _steps(120, 240, 1, "degrees"),
     "room degrees": _steps(2, 41, 1, "degrees"),
     "metres": _steps(3, 160, 1, "metres"),
+    "centimetres": _steps(9, 290, 1, "centimetres"),
     "dose": lambda split, draw: _steps(2, 60, 1, draw.one(("drops", "millilitres", "milligrams")))(split, draw),
 }

@@ -19,7 +19,7 @@ _NAMES = {
     "chore": r"[A-Za-z]+ing [a-z ]+",
 }
 _ANY_NAME = r"(?:[Mm]y|[Tt]he|[Oo]ur) [A-Za-z0-9' -]+"  # of contacts, vehicles, places, …
-_VALUES = {"spot": r"(?:under|behind|beside|next to|on top of|in|at the back of) the [^;]+"}
+_VALUES = {"spot": r"(?:under|behind|beside|next to|on top of|in|at the back of) the [^;]+", "floor": "[^;]+ floor"}
 _SENTENCE = re.compile(r"\S.*?\.(?=\s[A-Z]|$)")
 _JOINTS = re.compile(r"; |, while |, and (?=(?:she|he|her|his) )| and ")
 
