@@ -68,8 +68,8 @@ export class Life {
     if (!same) shown.replaceChildren();
     for (const word of this.words.slice(more)) {
       const span = document.createElement("span");
-      span.textContent = word;
-      shown.append(span, /\s$/.test(word) ? "" : "\u200b");
+      span.textContent = word.replaceAll("\n", "⏎").trimEnd() || "␣";
+      shown.append(span, "\u200b");
     }
     shown.hidden = !this.words.length;
     shown.scrollTop = shown.scrollHeight;

@@ -95,7 +95,6 @@ $("read").onsubmit = async (event) => {
 /** Show a text being read until it is, or something else is shown: `wanted()` is false then. */
 export async function watchReading(name, life, wanted, { begin, show, complain, tell }) {
   const place = $("reading"), path = `v1/memories/${name}`;
-  const end = () => ((place.hidden = true), show());
   $("facts").hidden = place.hidden = false;
   $("about").hidden = true;
   try {
@@ -103,20 +102,20 @@ export async function watchReading(name, life, wanted, { begin, show, complain, 
       const info = await json("GET", path);
       if (info.status === "failed") throw new Error(info.problem);
       const ready = info.status === "ready", session = await json("GET", `${path}/session`).catch(() => null);
-      if (!wanted()) return (place.hidden = true);
+      if (!wanted()) return;
       if (session) life.take(session);
       $("reading-name").textContent = ready ? `${name} is read` : `Reading ${name}: ${facts(info)}`;
       $("reading-done").value = ready ? 1 : info.tokens_read / (info.tokens || Infinity);
       $("reading-open").hidden = !ready;
       $("reading-stop").textContent = ready ? "Back" : "Stop and delete";
-      $("reading-open").onclick = () => ((place.hidden = true), begin(info.id));
-      $("reading-stop").onclick = () => (ready ? end() : call("DELETE", path).then(end, complain));
+      $("reading-open").onclick = () => begin(info.id);
+      $("reading-stop").onclick = () => (ready ? show() : call("DELETE", path).then(show, complain));
       if (ready) return tell(`${name} is read: ${facts(info)}.`);
       await new Promise((done) => setTimeout(done, 250));
     }
   } catch (error) {
-    place.hidden = true;
-    if (wanted()) await show();
+    if (!wanted()) return;
+    show();
     complain(error);
   }
 }

@@ -9,7 +9,7 @@ const talks = new Talks();
 const life = new Life(tell);
 let model = ""; // without a memory
 let stop = null; // ends what is being written
-let turnOf = 0; // counts changes of what is shown, so that what comes too late is dropped
+let shown = 0; // counts what is shown, so that what comes too late is dropped
 
 /** Tell who hears the page instead of seeing it. */
 function tell(sentence) {
@@ -46,44 +46,49 @@ function ask(title, label, secret = false) {
 
 function shownTurn({ said, answer }) {
   const turn = element("article", "turn");
-  turn.append(element("p", "said", said), element("p", "answer", answer));
+  turn.append(element("h2", "unseen", "You"), element("p", "said", said));
+  turn.append(element("h2", "unseen", "Answer"), element("p", "answer", answer));
   return turn;
 }
 
 /** Show the conversation as it is, and its session. */
-async function show() {
-  const mine = ++turnOf, talk = talks.now;
-  $("talks").replaceChildren(...talks.all.map((each, i) => new Option(talks.title(each), i, false, i === talks.index)));
+function show() {
+  const talk = talks.now;
   $("log").replaceChildren(...talk.turns.map(shownTurn));
   if (!talk.turns.length) $("log").append(hint(talk));
   $("text").value = talk.draft;
+  $("reading").hidden = true;
   life.forget();
   complain(null);
   permit();
   scroll();
-  const memory = talk.model.split("@")[1];
+  return follow();
+}
+
+/** Show the session until it rests. */
+async function follow() {
+  const mine = ++shown, talk = talks.now, memory = talk.model.split("@")[1];
   const path = talks.id ? `v1/responses/${talks.id}` : memory && `v1/memories/${memory}`;
-  if (!path) return;
+  $("talks").replaceChildren(...talks.all.map((each, i) => new Option(talks.title(each), i, false, i === talks.index)));
   try {
-    for (let tries = 0; tries < 20 && mine === turnOf; tries++) {
+    for (let tries = 0; path && tries < 20; tries++) {
       const session = await json("GET", `${path}/session`);
-      if (mine !== turnOf || stop) return;
+      if (mine !== shown) return;
+      talks.heard(session.tokens);
       see(session);
       if (session.awake.length < session.window_size) return;
       await new Promise((done) => setTimeout(done, 300)); // it is about to sleep
     }
   } catch (error) {
-    complain(error);
+    if (mine === shown) complain(error);
   }
 }
 
 /** Show what the session is by now, and which turns it has no tokens of any more. */
 function see(session) {
   life.take(session);
-  for (const [i, turn] of talks.now.turns.entries()) {
-    const article = $("log").querySelectorAll(".turn")[i];
-    if (article) article.classList.toggle("evicted", turn.tokens <= session.evicted);
-  }
+  const articles = $("log").querySelectorAll(".turn");
+  talks.now.turns.forEach((turn, i) => articles[i]?.classList.toggle("evicted", turn.tokens <= session.evicted));
 }
 
 function hint(talk) {
@@ -102,7 +107,7 @@ function hint(talk) {
 }
 
 function scroll() {
-  $("log").lastElementChild?.scrollIntoView({ block: "end" });
+  $("log").scrollTop = $("log").scrollHeight;
 }
 
 function permit() {
@@ -115,91 +120,75 @@ function permit() {
   $("log").setAttribute("aria-busy", busy);
 }
 
-/** Do what can be stopped; what was typed comes back if it fails. */
-async function busily(said, work) {
+/** Show an article while it is written, which can be stopped; where it fails, it goes, and what was said comes back. */
+async function write(article, said, work) {
   stop = new AbortController();
-  turnOf++;
+  shown++;
   complain(null);
-  $("text").value = "";
   permit();
+  $("text").value = "";
+  $("log").querySelector(".hint")?.remove();
+  $("log").append(article);
+  scroll();
   try {
     await work(stop.signal);
   } catch (error) {
+    stop = null;
+    article.remove();
+    show();
     $("text").value = said;
     complain(error);
   } finally {
     stop = null;
     permit();
+    scroll();
   }
 }
 
-async function say(said) {
+/** Write the answer to a request into an element, as it comes; the whole response. */
+async function stream(answer, body, signal) {
+  answer.classList.add("written");
+  for await (const event of respond(body, signal)) {
+    if (event.type === "response.output_text.delta") answer.append(event.delta);
+    if (event.type === "reverie.session" && body.store !== false) see(event.session);
+    if (event.type === "response.output_text.delta") scroll();
+    if (!event.response?.usage) continue;
+    answer.classList.remove("written");
+    answer.textContent = event.response.output.flatMap((item) => item.content).map((part) => part.text).join("");
+    return event.response;
+  }
+}
+
+function say(said) {
   const talk = talks.now, article = shownTurn({ said, answer: "" }), answer = article.lastElementChild;
   talk.draft = said;
   talks.keep();
-  $("log").querySelector(".hint")?.remove();
-  $("log").append(article);
-  article.classList.add("written");
-  scroll();
-  await busily(said, async (signal) => {
-    try {
-      const body = { model: talk.model, input: said, previous_response_id: talks.id };
-      for await (const event of respond(body, signal)) {
-        if (event.type === "response.output_text.delta") answer.append(event.delta);
-        if (event.type === "reverie.session") see(event.session);
-        if (event.response?.usage) {
-          answer.textContent = textOf(event.response);
-          talks.add(talk, { id: event.response.id, said, answer: answer.textContent, tokens: event.response.usage.total_tokens });
-        }
-        if (event.type !== "reverie.session") scroll();
-      }
-    } catch (error) {
-      article.remove();
-      throw error;
-    } finally {
-      article.classList.remove("written");
-    }
+  return write(article, said, async (signal) => {
+    const { id } = await stream(answer, { model: talk.model, input: said, previous_response_id: talks.id }, signal);
+    talks.add(talk, { id, said, answer: answer.textContent });
+    tell(answer.textContent || "Heard.");
+    follow();
   });
-  if (talks.id && article.isConnected) tell(answer.textContent || "Heard.");
-  const focused = document.activeElement, text = $("text").value;
-  await show();
-  if (focused === $("text") && text) $("text").value = text;
 }
 
-const textOf = (response) => response.output.flatMap((item) => item.content).map((part) => part.text).join("");
-
 /** Ask with this memory and with an empty one, side by side; nothing of it is remembered. */
-async function compare(said) {
+function compare(said) {
   const card = element("article", "compared"), sides = element("div", "sides");
-  card.append(element("p", "said", said), sides);
-  const asked = { input: said, temperature: 0, store: false };
-  const both = [
-    ["with its memory", { ...asked, model: talks.now.model, previous_response_id: talks.id }],
-    ["with an empty memory", { ...asked, model }],
-  ];
-  $("log").querySelector(".hint")?.remove();
-  $("log").append(card);
-  await busily(said, async (signal) => {
-    try {
-      const answers = [];
-      for (const [name, body] of both) {
-        const side = element("section", ""), answer = element("p", "answer");
-        side.append(element("h3", "", name), answer);
-        sides.append(side);
-        scroll();
-        for await (const event of respond(body, signal)) {
-          if (event.type === "response.output_text.delta") answer.append(event.delta);
-          if (event.response?.usage) answer.textContent = textOf(event.response) || "no answer: it takes this for a text and no question";
-        }
-        answers.push(`${name}: ${answer.textContent}`);
-      }
-      card.append(element("p", "hint", "Asked aside: nothing of this was remembered."));
-      scroll();
-      tell(answers.join(". "));
-    } catch (error) {
-      card.remove();
-      throw error;
+  card.append(element("p", "said", said), sides, element("p", "hint", "Asked aside: nothing of this is remembered."));
+  return write(card, said, async (signal) => {
+    const asked = { input: said, temperature: 0, store: false }, answers = [];
+    for (const [name, from] of [
+      ["with its memory", { model: talks.now.model, previous_response_id: talks.id }],
+      ["with an empty memory", { model }],
+    ]) {
+      const side = element("section", ""), answer = element("p", "answer");
+      side.append(element("h3", "", name), answer);
+      sides.append(side);
+      await stream(answer, { ...asked, ...from }, signal);
+      answer.textContent ||= "no answer: it takes this for a text and no question";
+      answers.push(`${name}: ${answer.textContent}`);
     }
+    tell(answers.join(". "));
   });
 }
 
@@ -268,9 +257,9 @@ onKeyWanted(async (wrong) => {
 
 /** Watch a text being read, in the place of the session. */
 function read(name) {
-  const mine = ++turnOf;
+  const mine = ++shown;
   life.forget();
-  watchReading(name, life, () => mine === turnOf, { begin, show, complain, tell });
+  watchReading(name, life, () => mine === shown, { begin, show, complain, tell });
 }
 
 addEventListener("storage", () => {

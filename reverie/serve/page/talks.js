@@ -52,6 +52,12 @@ export class Talks {
     this.keep();
   }
 
+  /** So many tokens were heard until the newest turn. */
+  heard(tokens) {
+    if (this.id) this.now.turns.at(-1).tokens = tokens;
+    this.keep();
+  }
+
   add(talk, turn) {
     talk.turns.push({ ...turn, said: turn.said.slice(0, LONGEST), answer: turn.answer.slice(0, LONGEST) });
     talk.draft = "";
