@@ -47,7 +47,15 @@ def test_the_page_is_for_who_has_no_key_and_all_else_is_not(sleeper: Sleeper, tm
             assert "frame-ancestors 'none'" in policy
             assert "unsafe" not in done.headers["content-security-policy"]
             assert done.headers["x-content-type-options"] == "nosniff"
-        for path in ("/v1/models", "/page/", "/page/x.js", "/page/..%2f__init__.py", "/page/__init__.py", "//", "/page.js"):
+        for path in (
+            "/v1/models",
+            "/page/",
+            "/page/x.js",
+            "/page/..%2f__init__.py",
+            "/page/__init__.py",
+            "//",
+            "/page.js",
+        ):
             assert httpx.get(f"{running.url}{path}").status_code == 401, path
         assert httpx.get(running.url, headers={"origin": "http://evil.example"}).status_code == 403
         assert httpx.get(running.url, headers={"host": "evil.example"}).status_code == 403
@@ -62,9 +70,13 @@ def test_the_page_names_its_own_files_alone(server: Served) -> None:
     for path, file in FILES.items():
         text = file.read_text(encoding="utf-8")
         urls = re.findall(r"""(?:src|href)="([^"]+)"|from "([^"]+)"|import\("([^"]+)"|url\(([^)]+)\)""", text)
-        named |= {str(httpx.URL(server.url + ("/" if path.endswith("html") else path)).join("".join(url))) for url in urls}
+        named |= {
+            str(httpx.URL(server.url + ("/" if path.endswith("html") else path)).join("".join(url))) for url in urls
+        }
         assert not re.search(r"https?://(?!www\.w3\.org/2000/svg)|@import", text), path
-        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", text), path
+        assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b|new Function", text), (
+            path
+        )
     assert named == {server.url + path for path in FILES if not path.endswith("html")}
     assert all(httpx.get(url).status_code == 200 for url in named)
     page = httpx.get(server.url).text
@@ -133,9 +145,7 @@ def test_watching_changes_nothing(server: Served, sleeper: Sleeper, tmp_path: Pa
 def test_only_streams_are_watched(server: Served) -> None:
     for include, stream in (["reverie.session"], False), (["reasoning.encrypted_content"], True):
         with pytest.raises(openai.BadRequestError, match="include"):
-            server.client().responses.create(
-                model=MODEL, input="3", stream=stream, extra_body={"include": include}
-            )
+            server.client().responses.create(model=MODEL, input="3", stream=stream, extra_body={"include": include})
     assert not [event for event in streamed(server, "k=1 3", None, []) if event["type"].startswith("reverie")]
 
 

@@ -18,7 +18,7 @@ async function list() {
   try {
     const { data } = await json("GET", "v1/memories");
     $("known").replaceChildren(...data.map(shown));
-    if (!data.length) $("known").append("None yet. Save a conversation, or read a text.");
+    if (!data.length) $("known").append(Object.assign(document.createElement("li"), { textContent: "None yet." }));
   } catch (error) {
     complain(error);
   }

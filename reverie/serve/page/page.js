@@ -249,10 +249,9 @@ $("save").onclick = done(async () => {
 $("open").onclick = () => openMemories({ begin, read });
 $("ask-cancel").onclick = () => $("ask").close("no");
 onKeyWanted(async (wrong) => {
-  for (;;) {
-    const key = await ask(wrong ? "That key is wrong" : "This server asks for a key", "API key", true);
-    if (key) return key;
-  }
+  const key = await ask(wrong ? "That key is wrong" : "This server asks for a key", "API key", true);
+  if (key === null) throw new Error("this server asks for a key: reload the page to give one");
+  return key;
 });
 
 /** Watch a text being read, in the place of the session. */
