@@ -109,7 +109,7 @@ def test_what_is_told_on_the_way_is_what_is_there_at_the_end(server: Served) -> 
     """Over windows of 8 tokens, at every event."""
     follower, previous, whole = Follower(), None, dict[str, Any]()
     for turn in TURNS:
-        told = 0
+        told, last = 0, ""
         for event in streamed(server, turn, previous, WATCHED):
             if event["type"] == "reverie.session":
                 follower.take(event["session"])
