@@ -125,9 +125,9 @@ export class Life {
     share("window-bar", awake);
     share("cache-bar", cache);
     $("memory-size").textContent = `${bytes(memory)}, and ${bytes(awake)} for the window`;
-    $("cache-size").textContent = `${bytes(cache)}, had nothing been evicted`;
+    $("cache-size").textContent = bytes(cache);
     const ratio = cache / (memory + awake);
-    const times = ratio < 1 ? "The memory stays as it is; the cache would grow on." : `${ratio.toFixed(1)} times as much, and growing.`;
+    const times = ratio < 1 ? "The memory stays as it is; the cache would grow on." : `${ratio.toFixed(ratio < 9.95 ? 1 : 0)} times as much, and growing.`;
     $("size-told").textContent = `${count(tokens, "token")} heard. ${times}`;
   }
 }

@@ -94,9 +94,10 @@ $("read").onsubmit = async (event) => {
 
 /** Show a text being read until it is, or something else is shown: `wanted()` is false then. */
 export async function watchReading(name, life, wanted, { begin, show, complain, tell }) {
-  const place = $("reading"), path = `v1/memories/${name}`;
-  $("facts").hidden = place.hidden = false;
-  $("about").hidden = true;
+  const path = `v1/memories/${name}`;
+  $("reading-name").textContent = `Reading ${name}`;
+  $("reading-open").hidden = $("about").hidden = true;
+  $("reading").hidden = false;
   try {
     for (;;) {
       const info = await json("GET", path);

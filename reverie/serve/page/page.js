@@ -122,6 +122,7 @@ function permit() {
 
 /** Show an article while it is written, which can be stopped; where it fails, it goes, and what was said comes back. */
 async function write(article, said, work) {
+  if (!$("reading").hidden) show();
   stop = new AbortController();
   shown++;
   complain(null);
