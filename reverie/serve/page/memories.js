@@ -102,11 +102,13 @@ export async function watchReading(name, life, wanted, { begin, show, complain, 
     for (;;) {
       const info = await json("GET", path);
       if (info.status === "failed") throw new Error(info.problem);
-      const ready = info.status === "ready", session = await json("GET", `${path}/session`).catch(() => null);
       if (!wanted()) return;
-      if (session) life.take(session);
+      const ready = info.status === "ready";
       $("reading-name").textContent = ready ? `${name} is read` : `Reading ${name}: ${facts(info)}`;
       $("reading-done").value = ready ? 1 : info.tokens_read / (info.tokens || Infinity);
+      const session = await json("GET", `${path}/session`).catch(() => null);
+      if (!wanted()) return;
+      if (session) life.take(session);
       $("reading-open").hidden = !ready;
       $("reading-stop").textContent = ready ? "Back" : "Stop and delete";
       $("reading-open").onclick = () => begin(info.id);
