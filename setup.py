@@ -12,6 +12,7 @@ setup(
         "reverie": ["py.typed"],
         "reverie.results": ["*.mplstyle"],
         "reverie.recipes": ["**/*.toml"],
+        "reverie.serve.page": ["*.html", "*.css", "*.js", "*.svg"],
         "reverie.tasks.notes": ["*.txt"],
         "reverie.example": ["*.safetensors", "*.txt", "*.json"],
     },

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from reverie.errors import UserError
-from reverie.serve import completions, memories_routes, responses_routes, shapes
+from reverie.serve import completions, memories_routes, page, responses_routes, shapes
 from reverie.serve.asked import account_of, refusal_of, service_of
 from reverie.serve.guard import Guard, headers_of
 from reverie.serve.refusal import Refusal, not_found
@@ -39,7 +39,7 @@ def create_app(service: Service, hosts: Collection[str] = ()) -> FastAPI:
 
     app = FastAPI(title="reverie serve", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service, app.state.created = service, int(time.time())
-    for part in (completions.router, responses_routes.router, memories_routes.router, router):
+    for part in (completions.router, responses_routes.router, memories_routes.router, page.router, router):
         app.include_router(part)
     for kind in (Refusal, UserError, RequestValidationError, OSError, Exception):
         app.add_exception_handler(kind, _refused)

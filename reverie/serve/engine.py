@@ -23,7 +23,7 @@ from reverie.memory.memory import Memory
 from reverie.serve.job import Failed, Job
 from reverie.serve.limits import Limits
 from reverie.serve.refusal import Refusal
-from reverie.serve.row import Row, settle
+from reverie.serve.row import Row, cache_bytes, settle
 from reverie.serve.sessions import Live
 from reverie.serve.voices import Counts, Voices
 from reverie.talk.sleeper import Sleeper
@@ -50,6 +50,7 @@ class Engine:
 
     def __init__(self, sleeper: Sleeper, limits: Limits) -> None:
         self.sleeper, self.limits, self.counts, self.vocab_size = sleeper, limits, Counts(), 0
+        self.cache_bytes = 0  # that a token takes in the caches of the blocks of attention
         self._news = threading.Condition()
         self._calls = deque[tuple[Callable[[], Any], Future[Any]]]()
         self._waiting = deque[Job]()
@@ -79,6 +80,7 @@ class Engine:
             row = Row(self.sleeper, Memory.empty(self.sleeper))
             row.pending = [0]
             self.vocab_size = len(row.hear())
+            self.cache_bytes = cache_bytes(row)
         self._thread.start()
 
     def stop(self) -> None:

@@ -12,11 +12,12 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from reverie.serve.page import PAGE
 from reverie.serve.refusal import Refusal
 from reverie.serve.service import Service
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
-OPEN = ("/healthz",)  # for who has no key
+OPEN = ("/healthz", *PAGE)  # for who has no key
 _log = logging.getLogger("reverie.serve.requests")
 
 

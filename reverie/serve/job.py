@@ -19,10 +19,11 @@ from reverie.talk.sleeper import Sleeper
 
 @dataclass(frozen=True)
 class Wrote:
-    """A piece of an answer."""
+    """A piece of an answer; or, for who watches, what is awake by now, and an empty one."""
 
     index: int
     piece: Piece
+    stands: Heard | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class Job:
     Args:
         turns: of the session after it.
         emit: called with every event, in the engine's thread.
+        watched: somebody wants to see the window fill, and every sleep.
     """
 
     live: Live
@@ -62,9 +64,16 @@ class Job:
     sampling: Sampling
     n: int
     emit: Callable[[Event], None]
+    watched: bool = False
     cancelled: bool = False
     begun: float = field(default_factory=time.monotonic)
     left: int = 0  # answers that are being written
+
+    def stand(self, row: Row, index: int | None = None) -> None:
+        """Tell who watches how full the window is."""
+        if self.watched:
+            awake = (*row.awake, *row.pending)[: row.window_size]
+            self.emit(Wrote(index or 0, Piece(""), Heard(row.memory, awake, self.turns)))
 
 
 class Voice:
@@ -103,6 +112,7 @@ class Voice:
             self.job.emit(Wrote(index, piece))
         if writer.finished is None:
             self.row.pending = writer.said[-1:]
+            self.job.stand(self.row, index)
         else:
             self._close(writer)
 

@@ -83,6 +83,14 @@ class Memories:
             raise not_found(f"memory {name}", param="name")
         return live
 
+    def heard(self, name: str) -> Heard:
+        """What is in one, or is by now in one that is being read; to be called where the model is at rest.
+
+        Raises Refusal if it is not there, or another process reads it.
+        """
+        task = self._tasks.get(name)
+        return self.get(name).heard if task is None else Heard(task.memory)
+
     def data(self, name: str) -> bytes:
         """The bytes of its file. Raises Refusal if it is not there."""
         try:

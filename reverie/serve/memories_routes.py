@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, Response
 from reverie.errors import UserError
 from reverie.serve.asked import account_of, answered, service_of
 from reverie.serve.files import checked_name
+from reverie.serve.follower import Follower
 from reverie.serve.job import Ended, Wrote
 from reverie.serve.refusal import Refusal
 from reverie.serve.responses import RESPONSE
@@ -65,6 +66,13 @@ async def list_memories(request: Request) -> Response:
 async def get_memory(request: Request, name: str) -> Response:
     """What a memory holds, or how far it is."""
     return JSONResponse(_told(service_of(request), account_of(request).memories.info(name)))
+
+
+@router.get("/v1/memories/{name}/session")
+async def get_memory_session(request: Request, name: str) -> Response:
+    """What its sleep did, also while it is being read."""
+    service, memories = service_of(request), account_of(request).memories
+    return JSONResponse(await service.at_rest(lambda: Follower(service).told(memories.heard(name))))
 
 
 @router.delete("/v1/memories/{name}")

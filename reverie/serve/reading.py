@@ -64,6 +64,11 @@ class ReadingTask:
         return self._reading.done
 
     @property
+    def memory(self) -> Memory:
+        """What was read so far; to be looked at where the model is at rest."""
+        return self._reading.memory
+
+    @property
     def wanted(self) -> bool:
         """False if it was deleted meanwhile, by any process."""
         return not self._cancelled and (self._folder / f"{self.name}{TEXT}").exists()

@@ -16,6 +16,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from reverie.serve import shapes
 from reverie.serve.asked import account_of, answered, refusal_of, service_of
 from reverie.serve.files import new_id
+from reverie.serve.follower import Follower
 from reverie.serve.job import Ended, Wrote
 from reverie.serve.refusal import Refusal
 from reverie.serve.responses import RESPONSE
@@ -71,7 +72,7 @@ class Asked:
         body = self.body
         most = body.max_output_tokens if self.turns.asks else 0
         sampling = Sampling(most, body.temperature, body.top_p, seed_or_any(body.seed))
-        return self.service.events(self.live, self.turns.ids, self.turns.turns, sampling)
+        return self.service.events(self.live, self.turns.ids, self.turns.turns, sampling, watched=bool(body.include))
 
     async def finish(self, ended: Ended) -> dict[str, Any]:
         """The response when all is written; with `store` it is acknowledged."""
@@ -144,6 +145,7 @@ async def _streamed(
         return shapes.event({"type": kind, "sequence_number": number - 1, **more}, kind)
 
     item = {"item_id": asked.item, "output_index": 0, "content_index": 0}
+    follower = Follower(asked.service, asked.live.heard)
     async with held, contextlib.aclosing(events):
         try:
             yield tell("response.created", response=asked.object("in_progress"))
@@ -153,6 +155,8 @@ async def _streamed(
             yield tell("response.content_part.added", **item, part=shapes.output_text(""))
             event: Wrote | Ended | None = first
             while isinstance(event, Wrote):
+                if event.stands is not None:
+                    yield tell("reverie.session", session=follower.told(event.stands))
                 if event.piece.text:
                     yield tell("response.output_text.delta", **item, delta=event.piece.text, logprobs=[])
                 event = await anext(events, None)
@@ -173,6 +177,15 @@ async def _streamed(
 async def get_response(request: Request, id: str) -> Response:
     """A response as it was given."""
     return JSONResponse(await asyncio.to_thread(account_of(request).responses.record, id))
+
+
+@router.get("/v1/responses/{id}/session")
+async def get_response_session(request: Request, id: str) -> Response:
+    """What was heard until a response, and what sleep did."""
+    service, account = service_of(request), account_of(request)
+    live = await service.fetched(partial(account.responses.get, id))
+    heard, _ = live.settled or (live.heard, None)
+    return JSONResponse(Follower(service).told(heard))
 
 
 @router.delete("/v1/responses/{id}")

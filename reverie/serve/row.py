@@ -94,6 +94,13 @@ class Row:
         return _read(self.sleeper, tokens, self.memory.context, self.memory.config)[1]
 
 
+def cache_bytes(row: Row) -> int:
+    """Bytes of the keys and values of all tokens awake."""
+    entries = [] if row.context is None else row.context.state.cache
+    found = [getattr(entry, name, None) for entry in entries for name in ("k", "v")]
+    return sum(x.nbytes for x in found if isinstance(x, Tensor))
+
+
 class Batch:
     """Rows at the same place of their windows, each with one token pending, and their contexts as one.
 

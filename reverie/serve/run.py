@@ -58,7 +58,8 @@ def run(settings: Settings, tell: Callable[[str], None] = lambda sentence: None)
     with _bound(settings.host, settings.port) as sock:
         port = sock.getsockname()[1]
         told = f"[{settings.host}]" if ":" in settings.host else settings.host
-        sentence = f"http://{told}:{port}/v1 serves {settings.model}; its sessions are in {settings.store}"
+        url = f"http://{told}:{port}"
+        sentence = f"{url}/v1 serves {settings.model}, {url} is its page; its sessions are in {settings.store}"
         if settings.workers == 1:
             config = uvicorn.Config(app_of(settings), host=settings.host, port=port, **_ALWAYS)
             tell(sentence)

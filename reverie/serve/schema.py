@@ -146,9 +146,12 @@ class ResponseRequest(Drawn):
     previous_response_id: str | None = None
     conversation: str | ConversationIn | None = None
     max_output_tokens: int | None = Field(default=None, ge=1)
+    include: list[Literal["reverie.session"]] = Field(default=[], max_length=1)
 
     @model_validator(mode="after")
     def _one_beginning(self) -> ResponseRequest:
+        if self.include and not self.stream:
+            raise ValueError("include is for streams: GET /v1/responses/ID/session tells of others")
         if self.previous_response_id is not None and self.conversation is not None:
             raise ValueError("previous_response_id and conversation exclude each other")
         return self

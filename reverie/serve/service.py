@@ -162,9 +162,12 @@ class Service:
             self.engine.settle(live)
 
     async def events(
-        self, live: Live, ids: Sequence[int], turns: int, sampling: Sampling, n: int = 1
+        self, live: Live, ids: Sequence[int], turns: int, sampling: Sampling, n: int = 1, *, watched: bool = False
     ) -> AsyncGenerator[Wrote | Ended]:
         """Hear tokens after a session and write answers; what comes of it. Leaving the loop early ends the work.
+
+        Args:
+            watched: as for `Job`.
 
         Raises:
             Refusal, UserError: before the first event, or in their midst.
@@ -181,7 +184,7 @@ class Service:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens
                 loop.call_soon_threadsafe(events.put_nowait, event)
 
-        job = Job(live, ids, turns, sampling, n, emit)
+        job = Job(live, ids, turns, sampling, n, emit, watched)
         self.engine.submit(job)
         left, watch = n if sampling.max_tokens != 0 else 1, self.metrics.stopwatch()
         try:
@@ -190,7 +193,7 @@ class Service:
                 if isinstance(event, Failed):
                     raise event.error
                 left -= isinstance(event, Ended)
-                if isinstance(event, Wrote):
+                if isinstance(event, Wrote) and event.stands is None:
                     watch.piece()
                 yield event
         finally:

@@ -99,6 +99,7 @@ class Voices:
     def _hear(self, voice: Voice) -> None:
         """A window of what one voice has to hear, or to sleep over; or the end of it."""
         row, live = voice.row, voice.job.live
+        voice.job.stand(row, voice.index)
         if live.settled is None and voice.index is None and row.awake:
             full = len(row.awake) == row.window_size
             if full or not row.overflows:

@@ -49,10 +49,11 @@ def test_programs_run(server: Served, tmp_path: Path, program: str, printed: str
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_commands_run(server: Served, tmp_path: Path) -> None:
-    start, chat, memories = COMMANDS
+    start, chat, watching, memories = COMMANDS
     assert start.splitlines()[1].startswith("reverie serve example")
     answer = json.loads(run(["bash", "-ec", here(server, chat)], tmp_path))
     assert answer["choices"][0]["message"]["content"] == "3"
+    assert '"first": 0, "awake": ["The number of", ' in run(["bash", "-ec", here(server, watching)], tmp_path)
     printed = run(["bash", "-ec", here(server, memories)], tmp_path)
     assert '"text":"2"' in printed
     assert '"deleted":true' in printed

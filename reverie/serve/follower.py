@@ -1,0 +1,54 @@
+"""`Follower`: what is told of a session to who watches it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from reverie.memory.history import Window
+from reverie.serve.service import Service
+from reverie.talk.heard import Heard
+
+
+class Follower:
+    """Tells of a session as it goes on: each time what is new.
+
+    Args:
+        known: a session whose windows need not be told of.
+    """
+
+    def __init__(self, service: Service, known: Heard | None = None) -> None:
+        self._service, self._windows, self._awake = service, _windows(known), 0
+
+    def told(self, heard: Heard) -> dict[str, Any]:
+        """A dict that is ready for JSON; `awake` goes on from token `first` of the window, or is of a new one."""
+        memory, history, count = heard.memory, heard.memory.history, _windows(heard)
+        config, tokens = memory.config, int(memory.tokens[0])
+        first = 0 if count != self._windows else min(self._awake, len(heard.awake))
+        new = history.windows[max(len(history.windows) - (count - self._windows), 0) :] if history else ()
+        self._windows, self._awake = count, len(heard.awake)
+        return {
+            "object": "session",
+            "window_size": config.window_size,
+            "num_sleep_passes": config.num_sleep_passes,
+            "blocks": list(self._service.sleeper.fast_weight_blocks),
+            "tokens": tokens + len(heard.awake),
+            "slept_over": tokens,
+            "evicted": tokens if config.eviction == "hard" else max(tokens - config.window_size + 1, 0),
+            "passes": int(memory.passes[0]),
+            "memory_bytes": memory.nbytes,
+            "cache_bytes_per_token": self._service.engine.cache_bytes,
+            "first": first,
+            "awake": [self._service.sleeper.decode([id]) for id in heard.awake[first:]],
+            "windows": [_window(count - len(new) + i, window) for i, window in enumerate(new)],
+        }
+
+
+def _windows(heard: Heard | None) -> int:
+    """Windows slept over, as far as was noted."""
+    return 0 if heard is None or heard.memory.history is None else heard.memory.history.num_windows
+
+
+def _window(number: int, window: Window) -> dict[str, Any]:
+    """`change` is by pass and block."""
+    told = {"number": number, "tokens": window.tokens, "passes": window.passes, "seconds": window.seconds}
+    return {**told, "change": {n: dict(row) for n, row in window.change.items()}}
