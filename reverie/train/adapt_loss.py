@@ -22,7 +22,7 @@ from reverie.hf.frozen import AfterFrozen, alike
 from reverie.model import State, select_rows
 from reverie.recipe.adapt import LossConfig
 from reverie.sleep import Context, SleepConfig, consolidate, wake
-from reverie.train.texts import QuestionBatch, TextBatch, buckets, side_by_side
+from reverie.train.texts import Asked, QuestionBatch, TextBatch, buckets, side_by_side
 
 _BUCKETS = 4  # of questions by length, so that little is padding
 _ALONE = 8  # newest tokens of a prompt, of which queries are made: heard with its question
@@ -112,10 +112,15 @@ def _parts(
     for begun, places in [(0, range(len(prompts)))] if context is None else alike(prompts):
         those, heard = [batch.asked[i] for i in places], context
         if begun and context is not None:
-            x = after.input(those[0].states[None, :begun], torch.tensor([those[0].question.prompt[:begun]]))
-            _, heard = wake(after, x.expand(len(batch.tokens), -1, -1), context, sleep)
+            heard = _begun(after, those[0], begun, len(batch.tokens), context, sleep)
         for part in buckets(those, max(round(_BUCKETS * len(those) / len(prompts)), 1)):
             yield side_by_side(part, begun), heard
+
+
+def _begun(after: AfterFrozen, one: Asked, begun: int, texts: int, context: Context, sleep: SleepConfig) -> Context:
+    """What all texts know when they have heard the first tokens of a prompt."""
+    x = after.input(one.states[None, :begun], torch.tensor([one.question.prompt[:begun]]))
+    return wake(after, x.expand(texts, -1, -1), context, sleep)[1]
 
 
 def _asked(

@@ -229,7 +229,9 @@ class Writer:
         """Write a sentence of these parts and remember the fact."""
         if joint:
             self._parts[-1] = self._parts[-1].removesuffix(".") + joint[0].strip()
-            self._length -= joint == " and"
+            dropped = joint == " and"  # with no other mark in the place of the full stop
+            self._length -= dropped
+            self.tokens -= dropped
             before = f"{joint[1:].strip()} {before}".lstrip()
             self._gap = " "
         else:
