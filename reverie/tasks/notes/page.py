@@ -112,6 +112,10 @@ class Writer:
             if self.draw.chance(self._changed):
                 self._due.append((self._facts + self.draw.below(_FACTS), relation, about))
 
+    def count_again(self) -> None:
+        """Count the tokens of the whole page: where sentences are joined, it has fewer than they had."""
+        self.tokens = self._count(self.text)
+
     def new_subject(self, kind: str) -> Subject | None:
         """A subject whose name begins and ends otherwise than those before; None if none is found."""
         for _ in range(_TRIES):
@@ -229,9 +233,7 @@ class Writer:
         """Write a sentence of these parts and remember the fact."""
         if joint:
             self._parts[-1] = self._parts[-1].removesuffix(".") + joint[0].strip()
-            dropped = joint == " and"  # with no other mark in the place of the full stop
-            self._length -= dropped
-            self.tokens -= dropped
+            self._length -= joint == " and"
             before = f"{joint[1:].strip()} {before}".lstrip()
             self._gap = " "
         else:

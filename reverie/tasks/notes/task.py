@@ -44,6 +44,8 @@ class Notes(ReadingTask):
         writer = Writer(split, draw, count, self.facts_changed)
         while writer.tokens < self.text_tokens:
             writer.block(self.text_tokens)
+            if writer.tokens >= self.text_tokens:
+                writer.count_again()
         told = list(writer.told.values())
         known = [q for fact in told for q in about_fact(fact, split, draw, forms, self.questions_per_fact)]
         some = (about_nothing(told, writer, forms) for _ in known if draw.chance(self.unknown / (1 - self.unknown)))
