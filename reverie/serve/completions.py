@@ -126,7 +126,7 @@ class ChatShape:
     def first(self, index: int) -> dict[str, Any] | None:
         return {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None, "logprobs": None}
 
-    def piece(self, index: int, text: str, tokens: Sequence[Shown], offset: int) -> dict[str, Any]:
+    def piece(self, index: int, text: str, tokens: Sequence[Shown]) -> dict[str, Any]:
         return {"index": index, "delta": {"content": text}, "finish_reason": None, "logprobs": self._shown(tokens)}
 
     def last(self, ended: Ended) -> dict[str, Any]:
@@ -152,15 +152,15 @@ class TextShape:
     def first(self, index: int) -> dict[str, Any] | None:
         return None
 
-    def piece(self, index: int, text: str, tokens: Sequence[Shown], offset: int) -> dict[str, Any]:
-        logprobs = shapes.text_logprobs(tokens, self._decode, offset) if self._logprobs else None
+    def piece(self, index: int, text: str, tokens: Sequence[Shown]) -> dict[str, Any]:
+        logprobs = shapes.text_logprobs(tokens, self._decode) if self._logprobs else None
         return {"index": index, "text": text, "finish_reason": None, "logprobs": logprobs}
 
     def last(self, ended: Ended) -> dict[str, Any]:
         return {"index": ended.index, "text": "", "finish_reason": ended.reason, "logprobs": None}
 
     def whole(self, ended: Ended, tokens: Sequence[Shown]) -> dict[str, Any]:
-        return {**self.piece(ended.index, ended.text, tokens, 0), "finish_reason": ended.reason}
+        return {**self.piece(ended.index, ended.text, tokens), "finish_reason": ended.reason}
 
 
 async def _respond(
@@ -203,16 +203,14 @@ async def _streamed(
     chunk: Callable[..., str],
     with_usage: bool,
 ) -> AsyncIterator[str]:
-    lengths, event = [0] * asked.n, first
+    event: Wrote | Ended | None = first
     try:
         for index in range(asked.n):
             if (begun := shape.first(index)) is not None:
                 yield chunk(begun)
         while event is not None:
             if isinstance(event, Wrote):
-                piece, index = event.piece, event.index
-                yield chunk(shape.piece(index, piece.text, piece.tokens, lengths[index]))
-                lengths[index] += len(piece.text)
+                yield chunk(shape.piece(event.index, event.piece.text, event.piece.tokens))
             else:
                 yield chunk(shape.last(event))
             event = await anext(events, None)

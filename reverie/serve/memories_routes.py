@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse, Response
 
 from reverie.errors import UserError
 from reverie.serve.asked import account_of, answered, service_of
-from reverie.serve.files import checked_name
+from reverie.serve.files import checked_name, hex_of
 from reverie.serve.job import Ended, Wrote
 from reverie.serve.refusal import Refusal
 from reverie.serve.responses import RESPONSE
@@ -134,7 +134,7 @@ def _summary(ended: Ended, logprobs: list[float]) -> dict[str, Any]:
 
 
 async def _source(service: Service, account: Account, source: str) -> Live:
-    if source.startswith(RESPONSE) and source in account.responses:
+    if hex_of(source, RESPONSE) is not None and source in account.responses:
         return await service.fetched(partial(account.responses.get, source, "source"))
     return await service.fetched(partial(account.memories.get, source))
 

@@ -14,7 +14,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from reverie.serve import shapes
-from reverie.serve.asked import account_of, answered, refusal_of, service_of
+from reverie.serve.asked import account_of, answered, refusal_of, service_of, unbroken
 from reverie.serve.files import new_id
 from reverie.serve.job import Ended, Wrote
 from reverie.serve.refusal import Refusal
@@ -24,6 +24,7 @@ from reverie.serve.service import Account, Service, seed_or_any
 from reverie.serve.sessions import Live
 from reverie.serve.turns import Turns
 from reverie.serve.writer import Sampling
+from reverie.talk.heard import Heard
 
 router = APIRouter()
 
@@ -38,7 +39,7 @@ class Asked:
     previous: str | None
     live: Live
     turns: Turns  # what is new
-    cached: int  # tokens of the input that were not
+    cached: int  # tokens of all that was said that are not
     id: str = field(default_factory=lambda: RESPONSE + new_id())
     item: str = field(default_factory=lambda: f"msg_{new_id()}")
     created: int = field(default_factory=lambda: int(time.time()))
@@ -75,16 +76,21 @@ class Asked:
 
     async def finish(self, ended: Ended) -> dict[str, Any]:
         """The response when all is written; with `store` it is acknowledged."""
-        heard = self.live.heard
-        cached = int(heard.memory.tokens[0]) + len(heard.awake) if self.previous else self.cached
-        usage = shapes.response_usage(cached + len(self.turns.ids), cached, ended.tokens)
+        usage = shapes.response_usage(self.cached + len(self.turns.ids), self.cached, ended.tokens)
         done = self.object(shapes.status_of(ended.reason), ended.text, usage=usage)
         if self.body.store:
-            live = await asyncio.to_thread(self.account.responses.put, self.id, ended.heard, done)
-            if self.body.conversation_id is not None:
-                await asyncio.to_thread(self.account.conversations.add, self.body.conversation_id, self.id)
-            self.service.engine.settle(live)
+            self.service.engine.settle(await unbroken(asyncio.to_thread(self._acknowledge, ended.heard, done)))
         return done
+
+    def _acknowledge(self, heard: Heard, done: dict[str, Any]) -> Live:
+        live = self.account.responses.put(self.id, heard, done)
+        if self.body.conversation_id is not None:
+            try:
+                self.account.conversations.add(self.body.conversation_id, self.id)
+            except Refusal:  # a full disk
+                self.account.responses.delete(self.id)
+                raise
+        return live
 
 
 @router.post("/v1/responses")
@@ -97,9 +103,7 @@ async def create_response(request: Request, body: ResponseRequest) -> Response:
         if conversation is not None:
             if not body.store:
                 raise Refusal(400, "a response of a conversation is stored", param="store", code="invalid_value")
-            hold = account.conversations.alone(conversation)
-            await asyncio.to_thread(hold.__enter__)
-            held.push(hold.__exit__)
+            await answered(request, held.enter_async_context(account.conversations.alone(conversation)))
         asked = await _asked(request, body)
         events = asked.events()
         if body.stream:
@@ -113,15 +117,16 @@ async def _asked(request: Request, body: ResponseRequest) -> Asked:
     """Find where to go on from, and what is new."""
     service, account = service_of(request), account_of(request)
     base = await service.base(account, body.model)
-    previous, live, cached = body.previous_response_id, base.live, 0
+    previous, live = body.previous_response_id, base.live
     if body.conversation_id is not None:
         previous = await asyncio.to_thread(account.conversations.newest, body.conversation_id)
     if previous is not None:
         live = await service.fetched(partial(account.responses.get, previous, "previous_response_id"))
     turns = await service.turns(body.messages(), live.heard.turns, "input")
+    cached = live.heard.num_tokens
     if previous is None:
-        live, cached = await service.find(account, base, turns.ids)
-        turns = Turns(turns.ids[cached:], turns.turns, turns.asks)
+        live, known = await service.find(account, base, turns.ids)
+        turns, cached = Turns(turns.ids[known:], turns.turns, turns.asks), cached + known
     return Asked(service, account, body, previous, live, turns, cached)
 
 
@@ -198,5 +203,7 @@ async def get_conversation(request: Request, id: str) -> Response:
 @router.delete("/v1/conversations/{id}")
 async def delete_conversation(request: Request, id: str) -> Response:
     """Delete a conversation with its responses."""
-    await asyncio.to_thread(account_of(request).conversations.delete, id)
+    conversations = account_of(request).conversations
+    async with conversations.alone(id):
+        await asyncio.to_thread(conversations.delete, id)
     return JSONResponse({"id": id, "object": "conversation.deleted", "deleted": True})
