@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import time
@@ -87,30 +88,40 @@ def test_what_comes_after_a_refusal_is_not_taken_for_ever(server: Served) -> Non
         assert closed_within(sock, b"x" * 1000) < 5
 
 
-def test_answers_that_take_longer_than_patience_are_sent(server: Served) -> None:
+def test_answers_that_take_longer_than_patience_are_sent(server: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Connection, "patience_s", 0.1)
     with connected(server) as sock:
-        sock.sendall(request({**CHAT, "max_tokens": 1500, "stream": True}))
-        begun, got = time.monotonic(), b""
-        while b"[DONE]" not in got[-100:]:
-            got += sock.recv(2**16)
-        assert time.monotonic() - begun > 1.0
-        sock.sendall(request(CHAT))  # the connection goes on
-        assert sock.recv(4096).startswith(b"HTTP/1.1 200")
+        sock.sendall(request({**CHAT, "max_tokens": 100, "stream": True}))
+        got = b""
+        while not got.endswith(b"[DONE]\n\n\r\n0\r\n\r\n"):
+            part = sock.recv(2**16)
+            assert part
+            got += part
 
 
-def test_who_does_not_read_is_let_go(server: Served) -> None:
-    """And frees the place, and the conversation."""
+@pytest.mark.parametrize("reads", [True, False])
+def test_who_does_not_read_is_let_go(server: Served, monkeypatch: pytest.MonkeyPatch, reads: bool) -> None:
+    """And frees the conversation; who reads, however large the answer is, gets it."""
+    made = Connection.connection_made
+
+    def with_little_room(self: Connection, transport: asyncio.Transport) -> None:
+        transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+        transport.set_write_buffer_limits(4096)
+        made(self, transport)
+
     with server.http() as http:
         talk = http.post("/v1/conversations", json={}).json()["id"]
-        long = {"model": "tiny-depo", "input": "k=1 3", "max_output_tokens": 4096, "conversation": talk, "stream": True}
-        room = connected(server, room=4096)
-        with room as sock:
+        monkeypatch.setattr(Connection, "connection_made", with_little_room)
+        long = {"model": "tiny-depo", "input": "k=1 3", "max_output_tokens": 150, "conversation": talk, "stream": True}
+        with connected(server, room=4096) as sock:
             sock.sendall(request(long, "/v1/responses"))
-            service = server.service
-            assert service is not None
-            sock.recv(100)
+            got = b""
+            while reads and not got.endswith(b"\r\n0\r\n\r\n"):
+                got += sock.recv(2**16)
             told = http.post("/v1/responses", json={"model": "tiny-depo", "input": "k=1 3", "conversation": talk})
             assert told.status_code == 200
+            assert (told.json()["previous_response_id"] is not None) == reads
+            assert (b"response.incomplete" in got) == reads
 
 
 def test_bodies_of_all_requests_are_bounded(server: Served) -> None:

@@ -286,7 +286,10 @@ def test_the_line_before_a_conversation_is_bounded(sleeper: Sleeper, tmp_path: P
 
             waiting = threading.Thread(target=wait)
             waiting.start()
-            time.sleep(0.3)
+            assert server.service is not None
+            queues = server.service.account("everybody").conversations._queues._turns
+            while not queues or len(next(iter(queues.values()))) < 3:
+                time.sleep(0.01)
             refused = http.post("/v1/responses", json={**ASK, "conversation": talk})
             assert (refused.status_code, refused.headers.get("retry-after")) == (429, "1"), refused.text
             assert "response.failed" in "".join(lines)  # it takes longer than an answer may
