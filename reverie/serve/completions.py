@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from reverie.serve import shapes
 from reverie.serve.asked import account_of, answered, check_choices, error_event, service_of
+from reverie.serve.described import gives
 from reverie.serve.files import new_id
 from reverie.serve.job import Ended, Wrote
 from reverie.serve.refusal import Refusal
@@ -74,7 +75,7 @@ class Completion:
         return shapes.usage(len(self.ids), self.cached, self.written)
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses=gives("chat.completion", stream=True))
 async def chat_completions(request: Request, body: ChatRequest) -> Response:
     """Answer a chat."""
     service, account = service_of(request), account_of(request)
@@ -96,7 +97,7 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
     return await _respond(request, asked, ChatShape(asked), body.stream, body.stream_options.include_usage)
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", responses=gives("text_completion", stream=True))
 async def completions(request: Request, body: CompletionRequest) -> Response:
     """Go on with a text, or with tokens."""
     service, account = service_of(request), account_of(request)

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from reverie.serve import shapes
 from reverie.serve.asked import account_of, answered, refusal_of, service_of, unbroken
+from reverie.serve.described import gives
 from reverie.serve.files import new_id
 from reverie.serve.job import Ended, Wrote
 from reverie.serve.refusal import Refusal
@@ -93,7 +94,7 @@ class Asked:
         return live
 
 
-@router.post("/v1/responses")
+@router.post("/v1/responses", responses=gives("response", stream=True))
 async def create_response(request: Request, body: ResponseRequest) -> Response:
     """Answer, going on from an earlier response, a conversation, or from the beginning."""
     account, conversation = account_of(request), body.conversation_id
@@ -174,33 +175,33 @@ async def _streamed(
             yield tell("response.failed", response=failed)
 
 
-@router.get("/v1/responses/{id}")
+@router.get("/v1/responses/{id}", responses=gives("response"))
 async def get_response(request: Request, id: str) -> Response:
     """A response as it was given."""
     return JSONResponse(await asyncio.to_thread(account_of(request).responses.record, id))
 
 
-@router.delete("/v1/responses/{id}")
+@router.delete("/v1/responses/{id}", responses=gives("response"))
 async def delete_response(request: Request, id: str) -> Response:
     """Delete a response and what was heard until it; those that went on from it stay."""
     await asyncio.to_thread(account_of(request).responses.delete, id)
     return JSONResponse({"id": id, "object": "response", "deleted": True})
 
 
-@router.post("/v1/conversations")
+@router.post("/v1/conversations", responses=gives("conversation"))
 async def create_conversation(request: Request, body: ConversationRequest) -> Response:
     """A name for the newest of a chain of responses."""
     conversations = account_of(request).conversations
     return JSONResponse(await asyncio.to_thread(conversations.new, int(time.time()), body.metadata))
 
 
-@router.get("/v1/conversations/{id}")
+@router.get("/v1/conversations/{id}", responses=gives("conversation"))
 async def get_conversation(request: Request, id: str) -> Response:
     """A conversation, and its newest response."""
     return JSONResponse(await asyncio.to_thread(account_of(request).conversations.info, id))
 
 
-@router.delete("/v1/conversations/{id}")
+@router.delete("/v1/conversations/{id}", responses=gives("conversation.deleted"))
 async def delete_conversation(request: Request, id: str) -> Response:
     """Delete a conversation with its responses."""
     conversations = account_of(request).conversations
