@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -70,4 +69,4 @@ def test_a_few_of_each(server: Served) -> None:
 
 @pytest.mark.slow
 def test_many_of_each(server: Served) -> None:
-    check(server, 300)
+    check(server, 600)
