@@ -99,6 +99,13 @@ class Server:
         gaps = [after - before for before, after in pairwise(times)]
         return Timed((times or [time.perf_counter()])[0] - begun, gaps, told.get("response", told))
 
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.process.poll() is None:
+            self.stop()
+
     def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         self.process.send_signal(how)
         self.process.wait()
@@ -130,11 +137,13 @@ def measure(
         port = free.getsockname()[1]
         free.close()
         report(0, 3, f"{sessions} sessions")
-        load = _load(store / "load", port, sleeper, sessions, seconds)
+        with Server(store / "load", port) as server:
+            load = _load(server, sleeper, sessions, seconds)
         report(1, 3, f"{kills} SIGKILLs")
         faults = _kill(store / "kills", port, sleeper, kills)
         report(2, 3, f"turn {_TURNS}")
-        ratio, turns = _long(store / "long", port, sleeper, repeats)
+        with Server(store / "long", port) as server:
+            ratio, turns = _long(server, sleeper, repeats)
     return Findings(
         name="serve",
         ratio=ratio,
@@ -203,8 +212,7 @@ def require_remembered(server: Server, sleeper: Sleeper, sessions: Sequence[Sess
     return turns
 
 
-def _load(store: Path, port: int, sleeper: Sleeper, count: int, seconds: float) -> list[Row]:
-    server = Server(store, port)
+def _load(server: Server, sleeper: Sleeper, count: int, seconds: float) -> list[Row]:
     sessions, firsts, gaps, problems = [Session() for _ in range(count)], list[float](), list[float](), list[str]()
     rss, end = list[float](), time.monotonic() + seconds
 
@@ -227,17 +235,17 @@ def _load(store: Path, port: int, sleeper: Sleeper, count: int, seconds: float) 
     if problems:
         raise UserError(f"{len(problems)} of {count} sessions failed, the first by {problems[0]}")
     turns = require_remembered(server, sleeper, sessions)
-    server.stop()
     half = len(rss) // 2
     times: Row = {"sessions": count, "seconds": seconds, "turns": turns, "errors": 0, "mixed_up": 0}
-    times |= {"first_p50_ms": 1e3 * _share(firsts, 0.5), "first_p95_ms": 1e3 * _share(firsts, 0.95)}
-    times |= {"token_p50_ms": 1e3 * _share(gaps, 0.5), "token_p95_ms": 1e3 * _share(gaps, 0.95)}
+    times |= {"first_p50_ms": _ms(firsts, 0.5), "first_p95_ms": _ms(firsts, 0.95)}
+    times |= {"token_p50_ms": _ms(gaps, 0.5), "token_p95_ms": _ms(gaps, 0.95)}
     return [{**times, "rss_at_half_MiB": rss[half], "rss_at_end_MiB": rss[-1], "rss_most_MiB": max(rss)}]
 
 
 def _kill(store: Path, port: int, sleeper: Sleeper, kills: int) -> list[Row]:
-    sessions, draw, server = [Session() for _ in range(4)], random.Random(0), Server(store, port)
+    sessions, draw = [Session() for _ in range(4)], random.Random(0)
     for kill in range(kills):
+        server = Server(store, port)
 
         def live(i: int, server: Server = server, kill: int = kill) -> None:
             number = i + 31 * kill
@@ -249,15 +257,13 @@ def _kill(store: Path, port: int, sleeper: Sleeper, kills: int) -> list[Row]:
         with _threads(live, len(sessions)):
             time.sleep(draw.uniform(0.3, 2.0))
             server.stop(signal.SIGKILL)
-        server = Server(store, port)
-    turns = require_remembered(server, sleeper, sessions)
-    server.stop()
+    with Server(store, port) as server:
+        turns = require_remembered(server, sleeper, sessions)
     return [{"kills": kills, "turns_acknowledged": turns, "lost": 0, "changed": 0}]
 
 
-def _long(store: Path, port: int, sleeper: Sleeper, repeats: int) -> tuple[float, list[Row]]:
-    server, draw = Server(store, port), random.Random(1)
-    long, question = Session(), f"How many grown {BIRDS[0]} does {PLACES[0]} have?"
+def _long(server: Server, sleeper: Sleeper, repeats: int) -> tuple[float, list[Row]]:
+    draw, long, question = random.Random(1), Session(), f"How many grown {BIRDS[0]} does {PLACES[0]} have?"
     fact = f"The number of grown {BIRDS[0]} in {PLACES[0]} equals {{}}. "
     each = _HISTORY // (_TURNS - 1) // len(sleeper.encode(fact.format(1)))
     history = [" ".join(fact.format(draw.randrange(1, 8)) for _ in range(each)) for _ in range(_TURNS - 1)]
@@ -279,7 +285,6 @@ def _long(store: Path, port: int, sleeper: Sleeper, repeats: int) -> tuple[float
             first = server.stream(body, path).first
             if i >= 2:  # after a warm-up
                 times[side].append(first)
-    server.stop()
     tokens = sum(len(sleeper.encode(text)) for text in history)
     base = statistics.median(times["turn 1"])
     rows: list[Row] = [
@@ -304,5 +309,6 @@ def _threads(live: Any, count: int) -> Iterator[None]:
         thread.join()
 
 
-def _share(times: Sequence[float], share: float) -> float:
-    return sorted(times)[min(len(times) - 1, int(share * len(times)))] if times else 0.0
+def _ms(times: Sequence[float], share: float) -> float | None:
+    """The time that this share of all stays under, in milliseconds."""
+    return 1e3 * sorted(times)[min(len(times) - 1, int(share * len(times)))] if times else None

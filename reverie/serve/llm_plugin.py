@@ -42,7 +42,7 @@ class Sleepy(llm.Model):
 
     can_stream = True
 
-    class Options(llm.Options):
+    class Options(llm.Options):  # pyright: ignore[reportIncompatibleVariableOverride]
         temperature: float | None = Field(default=None, ge=0)
         max_tokens: int | None = Field(default=None, ge=1)
         seed: int = 0

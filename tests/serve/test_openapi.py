@@ -47,7 +47,7 @@ def check(server: Served, examples: int) -> None:
             database=None,
             derandomize=True,
             phases=[Phase.generate],
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=list(HealthCheck),  # pyright: ignore[reportArgumentType]
         )
         @given(case=operation.as_strategy(), known=st.integers(0, 2**9), data=st.data())
         def ask(case: Any, known: int, data: Any) -> None:
