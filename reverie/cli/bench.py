@@ -25,6 +25,7 @@ COMMANDS = {
     "decode": "A token awake, compiled or not, beside transformers' hybrids and its matrix products, B 1 to 32.",
     "pretrained": "A token of SmolLM2 awake, with layers that remember and in int8, beside the untouched model.",
     "read": "Consolidation by passes and window size, SmolLM2 too, beside prefill of models that do not sleep.",
+    "serve": "A server under load and SIGKILLs, and the first token of turn 20 of a long session beside turn 1.",
 }
 
 

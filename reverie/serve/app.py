@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 from reverie.errors import UserError
 from reverie.serve import completions, memories_routes, page, responses_routes, shapes
 from reverie.serve.asked import account_of, refusal_of, service_of
+from reverie.serve.described import ERRORS, gives, gives_bytes
 from reverie.serve.guard import Guard, headers_of
 from reverie.serve.refusal import Refusal, not_found
 from reverie.serve.service import Service
@@ -40,7 +41,7 @@ def create_app(service: Service, hosts: Collection[str] = ()) -> FastAPI:
     app = FastAPI(title="reverie serve", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.service, app.state.created = service, int(time.time())
     for part in (completions.router, responses_routes.router, memories_routes.router, page.router, router):
-        app.include_router(part)
+        app.include_router(part, responses=ERRORS)
     for kind in (Refusal, UserError, RequestValidationError, OSError, Exception):
         app.add_exception_handler(kind, _refused)
     app.add_exception_handler(HTTPException, _of_http)
@@ -55,13 +56,13 @@ async def healthz(request: Request) -> Response:
     return JSONResponse({"status": "ok" if alive else "the engine has stopped"}, 200 if alive else 503)
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=Response, responses=gives_bytes("text/plain"))
 async def metrics(request: Request) -> Response:
     """For Prometheus."""
     return Response(service_of(request).metrics.text(), media_type="text/plain; version=0.0.4")
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", responses=gives("list"))
 async def list_models(request: Request) -> Response:
     """The model, and each memory as one more."""
     service, names = service_of(request), await asyncio.to_thread(account_of(request).memories.names)
@@ -69,7 +70,7 @@ async def list_models(request: Request) -> Response:
     return JSONResponse({"object": "list", "data": [shapes.model(id, request.app.state.created) for id in models]})
 
 
-@router.get("/v1/models/{id:path}")
+@router.get("/v1/models/{id:path}", responses=gives("model"))
 async def get_model(request: Request, id: str) -> Response:
     """One of these."""
     service = service_of(request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable
 from typing import Any, TypeVar
@@ -45,6 +46,18 @@ async def answered(request: Request, work: Awaitable[Value]) -> Value:
         for left in (task, gone):
             left.cancel()
         await asyncio.gather(task, gone, return_exceptions=True)
+
+
+async def unbroken(work: Awaitable[Value]) -> Value:
+    """What the work gives, which goes on to its end even if the request is cancelled meanwhile."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait({task})
+        raise
 
 
 async def _gone(request: Request) -> None:

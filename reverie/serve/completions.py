@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from reverie.serve import shapes
 from reverie.serve.asked import account_of, answered, check_choices, error_event, service_of
+from reverie.serve.described import gives
 from reverie.serve.files import new_id
 from reverie.serve.job import Ended, Wrote
 from reverie.serve.refusal import Refusal
@@ -74,7 +75,7 @@ class Completion:
         return shapes.usage(len(self.ids), self.cached, self.written)
 
 
-@router.post("/v1/chat/completions")
+@router.post("/v1/chat/completions", responses=gives("chat.completion", stream=True))
 async def chat_completions(request: Request, body: ChatRequest) -> Response:
     """Answer a chat."""
     service, account = service_of(request), account_of(request)
@@ -96,7 +97,7 @@ async def chat_completions(request: Request, body: ChatRequest) -> Response:
     return await _respond(request, asked, ChatShape(asked), body.stream, body.stream_options.include_usage)
 
 
-@router.post("/v1/completions")
+@router.post("/v1/completions", responses=gives("text_completion", stream=True))
 async def completions(request: Request, body: CompletionRequest) -> Response:
     """Go on with a text, or with tokens."""
     service, account = service_of(request), account_of(request)
@@ -126,7 +127,7 @@ class ChatShape:
     def first(self, index: int) -> dict[str, Any] | None:
         return {"index": index, "delta": {"role": "assistant", "content": ""}, "finish_reason": None, "logprobs": None}
 
-    def piece(self, index: int, text: str, tokens: Sequence[Shown], offset: int) -> dict[str, Any]:
+    def piece(self, index: int, text: str, tokens: Sequence[Shown]) -> dict[str, Any]:
         return {"index": index, "delta": {"content": text}, "finish_reason": None, "logprobs": self._shown(tokens)}
 
     def last(self, ended: Ended) -> dict[str, Any]:
@@ -152,15 +153,15 @@ class TextShape:
     def first(self, index: int) -> dict[str, Any] | None:
         return None
 
-    def piece(self, index: int, text: str, tokens: Sequence[Shown], offset: int) -> dict[str, Any]:
-        logprobs = shapes.text_logprobs(tokens, self._decode, offset) if self._logprobs else None
+    def piece(self, index: int, text: str, tokens: Sequence[Shown]) -> dict[str, Any]:
+        logprobs = shapes.text_logprobs(tokens, self._decode) if self._logprobs else None
         return {"index": index, "text": text, "finish_reason": None, "logprobs": logprobs}
 
     def last(self, ended: Ended) -> dict[str, Any]:
         return {"index": ended.index, "text": "", "finish_reason": ended.reason, "logprobs": None}
 
     def whole(self, ended: Ended, tokens: Sequence[Shown]) -> dict[str, Any]:
-        return {**self.piece(ended.index, ended.text, tokens, 0), "finish_reason": ended.reason}
+        return {**self.piece(ended.index, ended.text, tokens), "finish_reason": ended.reason}
 
 
 async def _respond(
@@ -203,16 +204,14 @@ async def _streamed(
     chunk: Callable[..., str],
     with_usage: bool,
 ) -> AsyncIterator[str]:
-    lengths, event = [0] * asked.n, first
+    event: Wrote | Ended | None = first
     try:
         for index in range(asked.n):
             if (begun := shape.first(index)) is not None:
                 yield chunk(begun)
         while event is not None:
             if isinstance(event, Wrote):
-                piece, index = event.piece, event.index
-                yield chunk(shape.piece(index, piece.text, piece.tokens, lengths[index]))
-                lengths[index] += len(piece.text)
+                yield chunk(shape.piece(event.index, event.piece.text, event.piece.tokens))
             else:
                 yield chunk(shape.last(event))
             event = await anext(events, None)

@@ -95,7 +95,7 @@ class Engine:
         with self._news:
             if self._stopping:
                 raise Refusal(503, "the server is about to end", code="stopping")
-            if len(self._waiting) >= self.limits.waiting:
+            if len(self._waiting) + len(self._running) >= self.limits.waiting + self.limits.running:
                 self.counts.refused += 1
                 wait_s = min(60, max(1, math.ceil(len(self._waiting) / self.limits.running * self._job_s)))
                 raise Refusal(429, "too many requests wait: try again", code="queue_full", retry_after_s=wait_s)
@@ -133,6 +133,14 @@ class Engine:
 
     def _run(self) -> None:
         torch.set_grad_enabled(False)  # of this thread
+        try:
+            self._turns()
+        finally:  # if it fails too, nobody must wait for ever
+            with self._news:
+                self._stopping = True
+            self._end_all()
+
+    def _turns(self) -> None:
         while True:
             with self._news:
                 while not (self._stopping or self._calls or self._busy or self._idle_work):
@@ -150,7 +158,6 @@ class Engine:
             quiet = not self._busy
             if self._idle_work and (quiet or time.monotonic() - self._background_s > _PATIENCE_S):
                 self._do_background(quiet)
-        self._end_all()
 
     @property
     def _busy(self) -> bool:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import math
 import os
 import re
 import secrets
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 from reverie.errors import UserError
-from reverie.files import write_atomic
+from reverie.files import opened, write_atomic
 from reverie.serve.refusal import Refusal
 
 MEMORY = ".safetensors"
@@ -76,6 +78,21 @@ def make_folder(folder: Path) -> None:
         raise Refusal(507, f"the server cannot store it: {error.strerror}", code="storage") from error
 
 
+def stat_stored(path: Path) -> os.stat_result:
+    """Of a file that a server wrote, which is no link, pipe or folder. Raises OSError if there is none."""
+    found = path.lstat()
+    if not stat.S_ISREG(found.st_mode):
+        raise FileNotFoundError(errno.ENOENT, "it is no file", path)
+    return found
+
+
+def read_stored(path: Path) -> bytes:
+    """The bytes of such a file. Raises OSError if there is none, or it cannot be read."""
+    stat_stored(path)
+    with opened(path) as file:
+        return file.read()
+
+
 def touch(path: Path) -> None:
     """Note that a file was used now, in its time of access; not every file system keeps that by itself."""
     with contextlib.suppress(OSError):
@@ -83,10 +100,10 @@ def touch(path: Path) -> None:
 
 
 def remove(path: Path) -> bool:
-    """Remove a file; False if there was none."""
+    """Remove a file, or a link; False if there was none."""
     try:
         path.unlink()
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         return False
     return True
 
@@ -103,8 +120,9 @@ def files_in(folder: Path, suffix: str = MEMORY) -> list[tuple[float, Path, int]
         for entry in entries:
             if entry.name.endswith(suffix) and not entry.name.startswith("."):
                 with contextlib.suppress(FileNotFoundError):  # removed meanwhile
-                    stat = entry.stat(follow_symlinks=False)
-                    found.append((stat.st_atime, Path(entry.path), stat.st_size))
+                    if not entry.is_dir(follow_symlinks=False):
+                        about = entry.stat(follow_symlinks=False)
+                        found.append((about.st_atime, Path(entry.path), about.st_size))
     return sorted(found)
 
 
@@ -134,8 +152,9 @@ class Held:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what writers that were killed have left, below this folder."""
-    for path in folder.rglob(".*.tmp*"):
+    """Remove what writers that were killed have left, below this folder: also texts of responses without sessions."""
+    alone = (path for path in folder.glob("*/responses/*.json") if not os.path.lexists(path.with_suffix(MEMORY)))
+    for path in (*folder.rglob(".*.tmp*"), *alone):
         with contextlib.suppress(OSError):
-            if time.time() - path.stat().st_mtime > _STALE_S:
+            if time.time() - path.lstat().st_mtime > _STALE_S:
                 path.unlink()

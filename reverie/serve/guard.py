@@ -8,7 +8,7 @@ import logging
 import time
 from collections.abc import Collection
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -33,11 +33,13 @@ class Guard:
 
     def __init__(self, app: ASGIApp, service: Service, hosts: Collection[str] = ()) -> None:
         self._app, self._service, self._hosts = app, service, hosts
+        self._held = 0  # bytes of bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
         begun, status = time.monotonic(), 499  # nothing was sent: the client had gone
+        body = bytearray()
 
         async def noted(message: Message) -> None:
             nonlocal status
@@ -48,12 +50,13 @@ class Guard:
         try:
             try:
                 scope.setdefault("state", {})["owner"] = self._owner(scope)
-                replayed = _Replayed(await self._body(scope, receive), receive)
+                replayed = _Replayed(await self._take(body, scope, receive), receive)
             except Refusal as refusal:
                 await refuse(refusal, noted)
             else:
                 await self._app(scope, replayed, noted)
         finally:
+            self._held -= len(body)
             route = getattr(scope.get("route"), "path", "other")
             self._service.metrics.request(route, status)
             line = {"method": scope["method"][:10], "route": route, "status": status}
@@ -62,9 +65,10 @@ class Guard:
     def _owner(self, scope: Scope) -> str:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         host, origin = headers.get("host", ""), headers.get("origin")
-        if self._hosts and _hostname(host) not in self._hosts:
+        called, asking = _split(f"//{host}"), None if origin is None else _split(origin)
+        if self._hosts and (called is None or called.hostname not in self._hosts):
             raise Refusal(403, "the server is not known by that name", code="wrong_host")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and (asking is None or asking.netloc != host):
             raise Refusal(403, "pages of other sites may not ask", code="wrong_origin")
         scheme, _, key = headers.get("authorization", "").partition(" ")
         owner = self._service.owner(key.strip() if scheme.lower() == "bearer" else None)
@@ -72,22 +76,25 @@ class Guard:
             raise Refusal(401, "the API key is missing or wrong", code="invalid_api_key")
         return owner or ""
 
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+    async def _take(self, body: bytearray, scope: Scope, receive: Receive) -> bytearray:
         most = self._service.limits.body_bytes
         too_long = Refusal(413, f"the body has more than {most:,} bytes", code="too_long")
         announced = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if announced.isdigit() and int(announced) > most:
             raise too_long
-        body = bytearray()
         try:
             async with asyncio.timeout(self._service.limits.body_s):
                 while True:
                     message = await receive()
-                    body += message.get("body", b"")
+                    part = message.get("body", b"")
+                    body += part
+                    self._held += len(part)
                     if len(body) > most:
                         raise too_long
+                    if self._held > self._service.limits.bodies_bytes:
+                        raise Refusal(429, "too much is being sent: try again", code="queue_full", retry_after_s=1)
                     if not message.get("more_body", False):
-                        return bytes(body)
+                        return body
         except TimeoutError:
             raise Refusal(408, "the body came too slowly", code="timeout") from None
 
@@ -95,14 +102,14 @@ class Guard:
 class _Replayed:
     """The body once more, then what else comes."""
 
-    def __init__(self, body: bytes, receive: Receive) -> None:
-        self._body: bytes | None = body
+    def __init__(self, body: bytearray, receive: Receive) -> None:
+        self._body: bytearray | None = body
         self._receive = receive
 
     async def __call__(self) -> Message:
         if self._body is None:
             return await self._receive()
-        body, self._body = self._body, None
+        body, self._body = bytes(self._body), None
         return {"type": "http.request", "body": body, "more_body": False}
 
 
@@ -122,9 +129,9 @@ def headers_of(refusal: Refusal) -> dict[str, str]:
     return {} if refusal.retry_after_s is None else {"retry-after": str(refusal.retry_after_s)}
 
 
-def _hostname(host: str) -> str | None:
-    """The name in a Host header."""
+def _split(url: str) -> SplitResult | None:
+    """The parts of a URL; None if it is none."""
     try:
-        return urlsplit(f"//{host}").hostname
+        return urlsplit(url)
     except ValueError:
         return None

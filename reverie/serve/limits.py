@@ -17,7 +17,8 @@ class Limits:
     memories: int = 1000
     readings: int = 8  # texts of a key that are being read
     body_bytes: int = 2**24  # of a request
-    body_s: float = 30.0  # for a request to arrive
+    bodies_bytes: int = 2**28  # of all requests that are here
+    body_s: float = 30.0  # for a request to arrive: its head, and then its body
     answer_s: float = 600.0  # for an answer to be written
     prompt_tokens: int = 2**17  # new ones, of a request
     answer_tokens: int = 4096

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +18,17 @@ from reverie.errors import UserError, plain, visible
 from reverie.memory.file import read_info
 from reverie.memory.memory import Memory
 from reverie.serve.engine import Engine
-from reverie.serve.files import MEMORY, bytes_in, checked_name, files_in, make_folder, remove, write_private
+from reverie.serve.files import (
+    MEMORY,
+    bytes_in,
+    checked_name,
+    files_in,
+    make_folder,
+    read_stored,
+    remove,
+    stat_stored,
+    write_private,
+)
 from reverie.serve.reading import TEXT, ReadingTask
 from reverie.serve.refusal import Refusal, not_found
 from reverie.serve.sessions import Live, Sessions, heard_in
@@ -35,6 +46,7 @@ class Memories:
         self._folder, self._readings = folder / "memories", folder / "readings"
         self._engine, self._sessions, self._limits = engine, sessions, engine.limits
         self._tasks = dict[str, ReadingTask]()
+        self._unread = set[str]()  # texts with which reading cannot begin
         self._lock = threading.Lock()
 
     def names(self) -> list[str]:
@@ -47,11 +59,11 @@ class Memories:
         path, reading = self._path(name), self._text(name).exists()  # before it is looked for: it may be done now
         task = self._tasks.get(name)
         try:
-            stat, info = path.stat(), read_info(path)
+            about, info = stat_stored(path), read_info(path)
         except (OSError, UserError):
             if reading:
                 return {"object": "memory", "name": name, **self._progress(name, task)}
-            if path.exists():
+            if os.path.lexists(path):
                 raise Refusal(400, f"{name} is damaged: delete it", param="name", code="bad_memory") from None
             raise not_found(f"memory {name}", param="name") from None
         notes = info.notes
@@ -62,8 +74,8 @@ class Memories:
             "tokens": sum(info.tokens),
             "passes": sum(info.passes),
             "bytes": info.nbytes,
-            "file_bytes": stat.st_size,
-            "created": int(stat.st_mtime),
+            "file_bytes": about.st_size,
+            "created": int(about.st_mtime),
             "turns": int(turns) if (turns := notes.get("turns", "0")).isdecimal() else 0,
             "source": visible(notes.get("source", ""))[:200],
             "model": plain(notes.get("model", ""))[:200],
@@ -94,7 +106,7 @@ class Memories:
     def data(self, name: str) -> bytes:
         """The bytes of its file. Raises Refusal if it is not there."""
         try:
-            return self._path(name).read_bytes()
+            return read_stored(self._path(name))
         except OSError:
             self.info(name)  # which says why
             raise Refusal(409, f"{name} is still being read", param="name", code="not_ready") from None
@@ -126,14 +138,19 @@ class Memories:
             except Timeout:  # another process has not noticed yet that the one before it was deleted
                 remove(self._text(name))
                 raise Refusal(409, f"{name} is being deleted: try again", param="name", code="name_taken") from None
+            except (OSError, Refusal):  # a full disk
+                remove(self._text(name))
+                raise
 
     def resume(self) -> None:
         """Go on with texts that were being read when a server ended, and which nobody else reads now."""
         for _, path, _ in files_in(self._readings, TEXT):
             name = path.name.removesuffix(TEXT)
-            with contextlib.suppress(OSError, UserError, Timeout):
-                tokens = self._engine.sleeper.text(path.read_bytes().decode())
-                self._begin(name, tokens)
+            with contextlib.suppress(Timeout):
+                try:
+                    self._begin(name, self._engine.sleeper.text(read_stored(path).decode()))
+                except (OSError, ValueError, Refusal):  # damaged, or the disk is full
+                    self._unread.add(name)
 
     def delete(self, name: str) -> str | None:
         """Delete one, and what was read of it; the digest of its file, if it had one. Raises Refusal if none is.
@@ -143,8 +160,9 @@ class Memories:
         path, text = self._path(name), self._text(name)
         digest = None
         with contextlib.suppress(OSError):  # it is not read to its end
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-        found = text.exists()
+            digest = hashlib.sha256(read_stored(path)).hexdigest()
+        found = os.path.lexists(text)
+        self._unread.discard(name)
         if (task := self._tasks.pop(name, None)) is not None:
             task.cancel()
         for part in (text, text.with_name(f"{name}{MEMORY}")):  # of another process, which notices
@@ -169,6 +187,8 @@ class Memories:
         if task is not None:
             status = {"status": "failed", "problem": task.problem} if task.problem else {"status": "reading"}
             return {**status, "tokens": task.tokens, "tokens_read": task.tokens_read}
+        if name in self._unread:
+            return {"status": "failed", "problem": "its text cannot be read: delete it", "tokens": None}
         read = 0
         with contextlib.suppress(OSError, UserError):  # another process reads it, and has not saved yet
             read = sum(read_info(self._readings / f"{name}{MEMORY}").tokens)

@@ -13,7 +13,8 @@ from fastapi.responses import JSONResponse, Response
 
 from reverie.errors import UserError
 from reverie.serve.asked import account_of, answered, service_of
-from reverie.serve.files import checked_name
+from reverie.serve.described import gives, gives_bytes, takes_bytes
+from reverie.serve.files import checked_name, hex_of
 from reverie.serve.follower import Follower
 from reverie.serve.job import Ended, Wrote
 from reverie.serve.refusal import Refusal
@@ -25,9 +26,10 @@ from reverie.serve.turns import Message, Turns
 from reverie.serve.writer import Sampling
 
 router = APIRouter()
+_FILE = "application/octet-stream"
 
 
-@router.post("/v1/memories")
+@router.post("/v1/memories", status_code=201, responses=gives("memory", status=201) | gives("memory", status=202))
 async def create_memory(request: Request, body: MemoryRequest) -> Response:
     """Read a text in the background, or branch: keep a memory or a response under another name."""
     service, account, name = service_of(request), account_of(request), checked_name(body.name)
@@ -44,7 +46,7 @@ async def create_memory(request: Request, body: MemoryRequest) -> Response:
     return JSONResponse(_told(service, account.memories.info(name)), 201)
 
 
-@router.get("/v1/memories")
+@router.get("/v1/memories", responses=gives("list"))
 async def list_memories(request: Request) -> Response:
     """All memories, those that are being read too."""
     service, account = service_of(request), account_of(request)
@@ -62,20 +64,20 @@ async def list_memories(request: Request) -> Response:
     return JSONResponse({"object": "list", "data": await asyncio.to_thread(infos)})
 
 
-@router.get("/v1/memories/{name}")
+@router.get("/v1/memories/{name}", responses=gives("memory"))
 async def get_memory(request: Request, name: str) -> Response:
     """What a memory holds, or how far it is."""
     return JSONResponse(_told(service_of(request), account_of(request).memories.info(name)))
 
 
-@router.get("/v1/memories/{name}/session")
+@router.get("/v1/memories/{name}/session", responses=gives("session"))
 async def get_memory_session(request: Request, name: str) -> Response:
     """What its sleep did, also while it is being read."""
     service, memories = service_of(request), account_of(request).memories
     return JSONResponse(await service.at_rest(lambda: Follower(service).told(memories.heard(name))))
 
 
-@router.delete("/v1/memories/{name}")
+@router.delete("/v1/memories/{name}", responses=gives("memory"))
 async def delete_memory(request: Request, name: str) -> Response:
     """Delete a memory, or end its reading, with what the cache of chats has of it."""
     service, account = service_of(request), account_of(request)
@@ -85,15 +87,17 @@ async def delete_memory(request: Request, name: str) -> Response:
     return JSONResponse({"name": name, "object": "memory", "deleted": True})
 
 
-@router.get("/v1/memories/{name}/file")
+@router.get("/v1/memories/{name}/file", response_class=Response, responses=gives_bytes(_FILE))
 async def download_memory(request: Request, name: str) -> Response:
     """Its file, which `reverie ask` and `reverie chat` open."""
     data = await asyncio.to_thread(account_of(request).memories.data, name)
     headers = {"content-disposition": f'attachment; filename="{name}.safetensors"'}
-    return Response(data, media_type="application/octet-stream", headers=headers)
+    return Response(data, media_type=_FILE, headers=headers)
 
 
-@router.put("/v1/memories/{name}/file")
+@router.put(
+    "/v1/memories/{name}/file", status_code=201, responses=gives("memory", status=201), openapi_extra=takes_bytes(_FILE)
+)
 async def upload_memory(request: Request, name: str) -> Response:
     """Take a file of a memory or a chat, which is checked first."""
     service, account, data = service_of(request), account_of(request), await request.body()
@@ -102,7 +106,7 @@ async def upload_memory(request: Request, name: str) -> Response:
     return JSONResponse(_told(service, account.memories.info(name)), 201)
 
 
-@router.post("/v1/memories/{name}/ask")
+@router.post("/v1/memories/{name}/ask", responses=gives("answer"))
 async def ask_memory(request: Request, name: str, body: QuestionRequest) -> Response:
     """The likeliest answer to a question, from the memory, which stays as it is; and from an empty one."""
     service, account = service_of(request), account_of(request)
@@ -119,7 +123,7 @@ async def ask_memory(request: Request, name: str, body: QuestionRequest) -> Resp
     return JSONResponse({"object": "answer", "memory": name, **told[0], **more})
 
 
-@router.delete("/v1/cache")
+@router.delete("/v1/cache", responses=gives("cache"))
 async def delete_cache(request: Request) -> Response:
     """Forget all chats that came by /v1/chat/completions and /v1/completions."""
     await asyncio.to_thread(account_of(request).prefixes.forget)
@@ -142,7 +146,7 @@ def _summary(ended: Ended, logprobs: list[float]) -> dict[str, Any]:
 
 
 async def _source(service: Service, account: Account, source: str) -> Live:
-    if source.startswith(RESPONSE) and source in account.responses:
+    if hex_of(source, RESPONSE) is not None and source in account.responses:
         return await service.fetched(partial(account.responses.get, source, "source"))
     return await service.fetched(partial(account.memories.get, source))
 

@@ -24,6 +24,7 @@ from reverie.serve.sessions import Live, Sessions
 from reverie.talk.heard import Heard
 
 _BYTES = 16  # of a hash
+_KEPT = 0.9  # when there are too many: counting them takes long, so not every time
 
 
 def chain(root: str, ids: Sequence[int]) -> list[bytes]:
@@ -71,7 +72,8 @@ class Prefixes:
         try:
             live = self._sessions.get(path, load=load)
         except Refusal:
-            self._sessions.delete(path)
+            with contextlib.suppress(OSError):  # such as of a disk that is read-only
+                self._sessions.delete(path)
             return None
         if live is not None:
             touch(path)
@@ -105,7 +107,7 @@ class Prefixes:
     def _evict(self) -> None:
         with self._alone():
             files = sorted(self._files())
-            excess = sum(size for _, _, size in files) - self._most_bytes
+            excess = sum(size for _, _, size in files) - _KEPT * self._most_bytes
             for _, path, size in files:
                 if excess <= 0:
                     break

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from reverie.errors import UserError
 from reverie.memory.memory import Memory
-from reverie.serve.files import MEMORY, make_folder, remove, write_private
+from reverie.serve.files import MEMORY, make_folder, read_stored, remove, write_private
 from reverie.serve.refusal import Refusal
 from reverie.serve.sessions import heard_in
 from reverie.talk.reading import Reading
@@ -53,7 +53,7 @@ class ReadingTask:
 
         begun = None
         with contextlib.suppress(OSError, Refusal):  # none, or damaged, or of another model
-            begun = heard_in(out.read_bytes(), sleeper, name).memory
+            begun = heard_in(read_stored(out), sleeper, name).memory
         try:
             self._reading = Reading(sleeper, tokens, out, notes=notes, memory=begun, save=save)
         except UserError:  # of another text

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from filelock import FileLock, Timeout
+from pydantic import BaseModel, Field
 
-from reverie.serve.files import MEMORY, Held, bytes_in, hex_of, make_folder, new_id, remove, write_private
+from reverie.serve.files import MEMORY, Held, bytes_in, hex_of, new_id, read_stored, remove, stat_stored, write_private
+from reverie.serve.limits import Limits
+from reverie.serve.queues import Queues
 from reverie.serve.refusal import Refusal, not_found
 from reverie.serve.sessions import Live, Sessions
 from reverie.talk.heard import Heard
@@ -62,9 +64,12 @@ class Responses:
     def record(self, id: str) -> dict[str, Any]:
         """The object that the client got. Raises Refusal if it is not there."""
         path = self._path(id)
-        if path.exists():
-            with contextlib.suppress(OSError, ValueError):
-                return json.loads(path.with_suffix(".json").read_bytes())
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            stat_stored(path)
+            record = json.loads(read_stored(path.with_suffix(".json")))
+            json.dumps(record, allow_nan=False)  # or else nobody could be sent it
+            if isinstance(record, dict) and record.get("id") == id:
+                return record
         raise not_found(f"response {id}", param="response_id")
 
     def __contains__(self, id: str) -> bool:
@@ -85,67 +90,74 @@ class Responses:
         return self._folder / f"{digits}{MEMORY}"
 
 
+class Conversation(BaseModel):
+    """What is kept of one."""
+
+    created: int
+    metadata: dict[str, str]
+    responses: list[Annotated[str, Field(pattern=r"^resp_[0-9a-f]{32}$")]]
+
+
 class Conversations:
     """Named pointers to the newest response of a chain."""
 
-    def __init__(self, folder: Path, responses: Responses) -> None:
-        self._folder, self._responses = folder / "conversations", responses
+    def __init__(self, folder: Path, responses: Responses, limits: Limits) -> None:
+        self._folder, self._responses, self._queues = folder / "conversations", responses, Queues(limits)
 
     def new(self, created: int, metadata: dict[str, str]) -> dict[str, Any]:
         """Make one; the object that the client gets."""
         id = CONVERSATION + new_id()
-        write_private(self._path(id), json.dumps({"created": created, "metadata": metadata, "responses": []}).encode())
+        self._write(id, Conversation(created=created, metadata=metadata, responses=[]))
         return self.info(id)
 
     def info(self, id: str) -> dict[str, Any]:
         """Raises Refusal if it is not there."""
         content = self._content(id)
-        newest = self._newest(content)
-        own = {"id": id, "object": "conversation", "created_at": content["created"], "metadata": content["metadata"]}
-        return {**own, "newest_response_id": newest}
+        own = {"id": id, "object": "conversation", "created_at": content.created, "metadata": content.metadata}
+        return {**own, "newest_response_id": self._newest(content)}
 
     def newest(self, id: str) -> str | None:
         """The id of its newest response that was not deleted; None if there is none."""
         return self._newest(self._content(id))
 
-    @contextlib.contextmanager
-    def alone(self, id: str) -> Iterator[None]:
-        """Hold a conversation, which one request at a time can add to. Raises Refusal if another does."""
+    @contextlib.asynccontextmanager
+    async def alone(self, id: str) -> AsyncIterator[None]:
+        """Hold a conversation, which one request at a time can add to; the others wait for their turn.
+
+        Raises Refusal if there is none, also where it is deleted meanwhile, and as `Queues.turn` does.
+        """
         self._content(id)
-        lock = FileLock(self._path(id).with_suffix(".lock"), mode=0o600, thread_local=False)
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            sentence = "another response of this conversation is being written"
-            raise Refusal(409, sentence, param="conversation", code="conversation_locked") from None
-        try:
-            self._content(id)  # it may have been deleted meanwhile
-            yield
-        finally:
-            if not self._path(id).exists():
-                remove(Path(lock.lock_file))
-            lock.release()
+        path = self._path(id)
+        async with self._queues.turn(lock := path.with_suffix(".lock"), "conversation"):
+            try:
+                self._content(id)
+                yield
+            finally:
+                if not path.exists():
+                    remove(lock)
 
     def add(self, id: str, response: str) -> None:
         """Add a response; to be called in `alone`."""
         content = self._content(id)
-        content["responses"].append(response)
-        write_private(self._path(id), json.dumps(content).encode())
+        content.responses.append(response)
+        self._write(id, content)
 
     def delete(self, id: str) -> None:
-        """Delete it with all its responses. Raises Refusal if it is not there, or is in use."""
-        with self.alone(id):
-            for response in self._content(id)["responses"]:
-                with contextlib.suppress(Refusal):  # deleted before
-                    self._responses.delete(response)
-            remove(self._path(id))
+        """Delete it with all its responses; to be called in `alone`."""
+        for response in self._content(id).responses:
+            with contextlib.suppress(Refusal):  # deleted before
+                self._responses.delete(response)
+        remove(self._path(id))
 
-    def _newest(self, content: dict[str, Any]) -> str | None:
-        return next((id for id in reversed(content["responses"]) if id in self._responses), None)
+    def _newest(self, content: Conversation) -> str | None:
+        return next((id for id in reversed(content.responses) if id in self._responses), None)
 
-    def _content(self, id: str) -> dict[str, Any]:
+    def _write(self, id: str, content: Conversation) -> None:
+        write_private(self._path(id), content.model_dump_json().encode())
+
+    def _content(self, id: str) -> Conversation:
         try:
-            return json.loads(self._path(id).read_bytes())
+            return Conversation.model_validate_json(read_stored(self._path(id)))
         except (OSError, ValueError):
             raise not_found(f"conversation {id}", param="conversation") from None
 
@@ -153,5 +165,4 @@ class Conversations:
         digits = hex_of(id, CONVERSATION)
         if digits is None:
             raise not_found("conversation of that id", param="conversation")
-        make_folder(self._folder)
         return self._folder / f"{digits}.json"

@@ -14,7 +14,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from reverie.serve import shapes
-from reverie.serve.asked import account_of, answered, refusal_of, service_of
+from reverie.serve.asked import account_of, answered, refusal_of, service_of, unbroken
+from reverie.serve.described import gives
 from reverie.serve.files import new_id
 from reverie.serve.follower import Follower
 from reverie.serve.job import Ended, Wrote
@@ -25,6 +26,7 @@ from reverie.serve.service import Account, Service, seed_or_any
 from reverie.serve.sessions import Live
 from reverie.serve.turns import Turns
 from reverie.serve.writer import Sampling
+from reverie.talk.heard import Heard
 
 router = APIRouter()
 
@@ -39,7 +41,7 @@ class Asked:
     previous: str | None
     live: Live
     turns: Turns  # what is new
-    cached: int  # tokens of the input that were not
+    cached: int  # tokens of all that was said that are not
     id: str = field(default_factory=lambda: RESPONSE + new_id())
     item: str = field(default_factory=lambda: f"msg_{new_id()}")
     created: int = field(default_factory=lambda: int(time.time()))
@@ -76,19 +78,24 @@ class Asked:
 
     async def finish(self, ended: Ended) -> dict[str, Any]:
         """The response when all is written; with `store` it is acknowledged."""
-        heard = self.live.heard
-        cached = int(heard.memory.tokens[0]) + len(heard.awake) if self.previous else self.cached
-        usage = shapes.response_usage(cached + len(self.turns.ids), cached, ended.tokens)
+        usage = shapes.response_usage(self.cached + len(self.turns.ids), self.cached, ended.tokens)
         done = self.object(shapes.status_of(ended.reason), ended.text, usage=usage)
         if self.body.store:
-            live = await asyncio.to_thread(self.account.responses.put, self.id, ended.heard, done)
-            if self.body.conversation_id is not None:
-                await asyncio.to_thread(self.account.conversations.add, self.body.conversation_id, self.id)
-            self.service.engine.settle(live)
+            self.service.engine.settle(await unbroken(asyncio.to_thread(self._acknowledge, ended.heard, done)))
         return done
 
+    def _acknowledge(self, heard: Heard, done: dict[str, Any]) -> Live:
+        live = self.account.responses.put(self.id, heard, done)
+        if self.body.conversation_id is not None:
+            try:
+                self.account.conversations.add(self.body.conversation_id, self.id)
+            except Refusal:  # a full disk
+                self.account.responses.delete(self.id)
+                raise
+        return live
 
-@router.post("/v1/responses")
+
+@router.post("/v1/responses", responses=gives("response", stream=True))
 async def create_response(request: Request, body: ResponseRequest) -> Response:
     """Answer, going on from an earlier response, a conversation, or from the beginning."""
     account, conversation = account_of(request), body.conversation_id
@@ -98,9 +105,7 @@ async def create_response(request: Request, body: ResponseRequest) -> Response:
         if conversation is not None:
             if not body.store:
                 raise Refusal(400, "a response of a conversation is stored", param="store", code="invalid_value")
-            hold = account.conversations.alone(conversation)
-            await asyncio.to_thread(hold.__enter__)
-            held.push(hold.__exit__)
+            await answered(request, held.enter_async_context(account.conversations.alone(conversation)))
         asked = await _asked(request, body)
         events = asked.events()
         if body.stream:
@@ -114,15 +119,16 @@ async def _asked(request: Request, body: ResponseRequest) -> Asked:
     """Find where to go on from, and what is new."""
     service, account = service_of(request), account_of(request)
     base = await service.base(account, body.model)
-    previous, live, cached = body.previous_response_id, base.live, 0
+    previous, live = body.previous_response_id, base.live
     if body.conversation_id is not None:
         previous = await asyncio.to_thread(account.conversations.newest, body.conversation_id)
     if previous is not None:
         live = await service.fetched(partial(account.responses.get, previous, "previous_response_id"))
     turns = await service.turns(body.messages(), live.heard.turns, "input")
+    cached = live.heard.num_tokens
     if previous is None:
-        live, cached = await service.find(account, base, turns.ids)
-        turns = Turns(turns.ids[cached:], turns.turns, turns.asks)
+        live, known = await service.find(account, base, turns.ids)
+        turns, cached = Turns(turns.ids[known:], turns.turns, turns.asks), cached + known
     return Asked(service, account, body, previous, live, turns, cached)
 
 
@@ -173,13 +179,13 @@ async def _streamed(
             yield tell("response.failed", response=failed)
 
 
-@router.get("/v1/responses/{id}")
+@router.get("/v1/responses/{id}", responses=gives("response"))
 async def get_response(request: Request, id: str) -> Response:
     """A response as it was given."""
     return JSONResponse(await asyncio.to_thread(account_of(request).responses.record, id))
 
 
-@router.get("/v1/responses/{id}/session")
+@router.get("/v1/responses/{id}/session", responses=gives("session"))
 async def get_response_session(request: Request, id: str) -> Response:
     """What was heard until a response, and what sleep did."""
     service, account = service_of(request), account_of(request)
@@ -188,28 +194,30 @@ async def get_response_session(request: Request, id: str) -> Response:
     return JSONResponse(Follower(service).told(heard))
 
 
-@router.delete("/v1/responses/{id}")
+@router.delete("/v1/responses/{id}", responses=gives("response"))
 async def delete_response(request: Request, id: str) -> Response:
     """Delete a response and what was heard until it; those that went on from it stay."""
     await asyncio.to_thread(account_of(request).responses.delete, id)
     return JSONResponse({"id": id, "object": "response", "deleted": True})
 
 
-@router.post("/v1/conversations")
+@router.post("/v1/conversations", responses=gives("conversation"))
 async def create_conversation(request: Request, body: ConversationRequest) -> Response:
     """A name for the newest of a chain of responses."""
     conversations = account_of(request).conversations
     return JSONResponse(await asyncio.to_thread(conversations.new, int(time.time()), body.metadata))
 
 
-@router.get("/v1/conversations/{id}")
+@router.get("/v1/conversations/{id}", responses=gives("conversation"))
 async def get_conversation(request: Request, id: str) -> Response:
     """A conversation, and its newest response."""
     return JSONResponse(await asyncio.to_thread(account_of(request).conversations.info, id))
 
 
-@router.delete("/v1/conversations/{id}")
+@router.delete("/v1/conversations/{id}", responses=gives("conversation.deleted"))
 async def delete_conversation(request: Request, id: str) -> Response:
     """Delete a conversation with its responses."""
-    await asyncio.to_thread(account_of(request).conversations.delete, id)
+    conversations = account_of(request).conversations
+    async with conversations.alone(id):
+        await asyncio.to_thread(conversations.delete, id)
     return JSONResponse({"id": id, "object": "conversation.deleted", "deleted": True})

@@ -74,7 +74,10 @@ class Row:
         window = torch.tensor([heard[:L]], device=self.sleeper.device)
         history = History() if self.memory.history is None else self.memory.history.copy()
         config = self.memory.config
-        self.memory = sleep_over(self.sleeper.sleeping, window, config, memory=self.memory, history=history)
+        memory = sleep_over(self.sleeper.sleeping, window, config, memory=self.memory, history=history)
+        if not all(bool(x.isfinite().all()) for x in memory.context.state.fast_weights if x is not None):
+            raise UserError("the memory holds numbers that this model cannot sleep with: they overflow")
+        self.memory = memory
         self.context, self.awake, self.pending = None, [], heard[L:]
 
     def hear(self) -> Float[Tensor, " vocab"]:

@@ -17,8 +17,11 @@ from pydantic import BaseModel, Field
 
 from reverie.errors import UserError
 from reverie.serve.app import create_app
+from reverie.serve.connection import Connection
+from reverie.serve.files import make_folder
 from reverie.serve.guard import LOOPBACK
 from reverie.serve.limits import Limits
+from reverie.serve.refusal import Refusal
 from reverie.serve.service import Service
 from reverie.talk.sleeper import load_model
 
@@ -28,6 +31,8 @@ _ALWAYS: dict[str, Any] = {
     "access_log": False,
     "server_header": False,
     "lifespan": "on",
+    "http": Connection,
+    "ws": "none",
     "timeout_graceful_shutdown": 10,  # seconds for answers that are being written when the server ends
     "timeout_worker_healthcheck": 60,  # seconds: loading a model may take long
 }
@@ -55,6 +60,10 @@ def run(settings: Settings, tell: Callable[[str], None] = lambda sentence: None)
     """
     if settings.store.exists() and not settings.store.is_dir():
         raise UserError(f"{settings.store} is a file, not a folder to keep sessions in")
+    try:
+        make_folder(settings.store)
+    except Refusal as refusal:
+        raise UserError(f"cannot keep sessions in {settings.store}: {refusal}") from None
     with _bound(settings.host, settings.port) as sock:
         port = sock.getsockname()[1]
         told = f"[{settings.host}]" if ":" in settings.host else settings.host

@@ -7,12 +7,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from reverie.serve.limits import Limits
 from reverie.serve.turns import Message
 
 TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**63)]
 Seed = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 Metadata = Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)]
 MOST_LOGPROBS = 20
+MOST_MESSAGES = 2**14  # of a request; checking them takes time
+_MOST_FIELDS = 100
 
 # What some clients always send: nothing is lost by not heeding it.
 _ASKS_FOR_NOTHING: dict[str, tuple[object, ...]] = {
@@ -47,6 +50,8 @@ class Strict(BaseModel):
     def _without_nothing(cls, given: Any) -> Any:
         if not isinstance(given, Mapping):
             return given
+        if len(given) > _MOST_FIELDS:
+            raise ValueError(f"an object has at most {_MOST_FIELDS} fields")
         _check_unicode(given)
         nothing = {
             key
@@ -69,7 +74,8 @@ def _check_unicode(given: Any) -> None:
             _check_unicode(value)
     elif isinstance(given, list):
         for value in given:
-            _check_unicode(value)
+            if not isinstance(value, int):  # of which there may be many
+                _check_unicode(value)
 
 
 class TextPart(Strict):
@@ -123,7 +129,7 @@ class Completed(Drawn):
 
 
 class ChatRequest(Completed):
-    messages: list[MessageIn] = Field(min_length=1)
+    messages: list[MessageIn] = Field(min_length=1, max_length=MOST_MESSAGES)
     max_tokens: int | None = Field(default=None, ge=1)
     max_completion_tokens: int | None = Field(default=None, ge=1)
     logprobs: bool = False
@@ -131,7 +137,7 @@ class ChatRequest(Completed):
 
 
 class CompletionRequest(Completed):
-    prompt: str | list[TokenId]
+    prompt: str | Annotated[list[TokenId], Field(max_length=Limits.prompt_tokens)]
     max_tokens: int = Field(default=16, ge=0)
     logprobs: int | None = Field(default=None, ge=0, le=MOST_LOGPROBS)
 
@@ -141,7 +147,7 @@ class ConversationIn(Strict):
 
 
 class ResponseRequest(Drawn):
-    input: str | list[MessageIn]
+    input: str | Annotated[list[MessageIn], Field(max_length=MOST_MESSAGES)]
     instructions: str | None = None
     previous_response_id: str | None = None
     conversation: str | ConversationIn | None = None

@@ -52,7 +52,7 @@ class Account:
         limits = engine.limits
         self.prefixes = Prefixes(folder / "cache", sessions, limits.cached_bytes)
         self.responses = Responses(folder, sessions, limits.stored_bytes)
-        self.conversations = Conversations(folder, self.responses)
+        self.conversations = Conversations(folder, self.responses, limits)
         self.memories = Memories(folder, engine, sessions)
 
 
@@ -156,10 +156,18 @@ class Service:
     async def keep(self, account: Account, base: Base, ids: Sequence[int], heard: Heard) -> None:
         """Let a session be found by the tokens that led to it."""
         live = await asyncio.to_thread(account.prefixes.put, base.root, ids, heard)
-        if base.memory is not None and base.memory not in account.memories:  # deleted meanwhile, with all of its chats
+        # It may have been deleted meanwhile, with all of its chats.
+        if base.memory is not None and not await self._is_there(account, base.memory, base.live.digest):
             return await asyncio.to_thread(account.prefixes.forget, base.root)
         if live is not None:
             self.engine.settle(live)
+
+    async def _is_there(self, account: Account, memory: str, digest: str) -> bool:
+        """True if a name still stands for the same memory."""
+        try:
+            return (await self.fetched(functools.partial(account.memories.get, memory))).digest == digest
+        except Refusal:
+            return False
 
     async def events(
         self, live: Live, ids: Sequence[int], turns: int, sampling: Sampling, n: int = 1, *, watched: bool = False

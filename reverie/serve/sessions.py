@@ -15,7 +15,7 @@ from pathlib import Path
 from reverie.errors import UserError
 from reverie.memory.file import read_info
 from reverie.memory.memory import Memory
-from reverie.serve.files import remove, write_private
+from reverie.serve.files import read_stored, remove, stat_stored, write_private
 from reverie.serve.refusal import Refusal
 from reverie.sleep import Context
 from reverie.talk.heard import Heard
@@ -84,7 +84,7 @@ class Sessions:
         if not load:
             raise OnDisk
         try:
-            data = path.read_bytes()
+            data = read_stored(path)
         except OSError:  # removed meanwhile
             return None
         heard = heard_in(data, self._sleeper, f"what is stored as {path.stem}")
@@ -126,7 +126,7 @@ def heard_in(data: bytes, sleeper: Sleeper, where: str) -> Heard:
 def _version(path: Path) -> tuple[int, ...] | None:
     """What tells a file from another of the same name; None if there is none."""
     try:
-        stat = path.stat()
-    except FileNotFoundError:
+        found = stat_stored(path)
+    except OSError:
         return None
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns
+    return found.st_ino, found.st_size, found.st_mtime_ns

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from reverie.serve.writer import Reason, Shown
+from reverie.talk.chat import UNFINISHED
 
 Decode = Callable[[Sequence[int]], str]
 
@@ -47,7 +48,8 @@ def chat_logprobs(tokens: Sequence[Shown], decode: Decode) -> dict[str, Any]:
 
     def one(token: int, logprob: float) -> dict[str, Any]:
         text = decode([token])
-        return {"token": text, "logprob": logprob, "bytes": list(text.encode())}
+        whole = UNFINISHED not in text  # else it is a part of a letter, of which nobody knows the bytes
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if whole else None}
 
     content = [
         {**one(shown.token, shown.logprob), "top_logprobs": [one(*likely) for likely in shown.likeliest]}
@@ -56,18 +58,14 @@ def chat_logprobs(tokens: Sequence[Shown], decode: Decode) -> dict[str, Any]:
     return {"content": content, "refusal": None}
 
 
-def text_logprobs(tokens: Sequence[Shown], decode: Decode, offset: int) -> dict[str, Any]:
-    """Log probabilities as completions have them; `offset` is where the first token's text begins."""
-    texts, offsets = [decode([shown.token]) for shown in tokens], list[int]()
-    for text in texts:
-        offsets.append(offset)
-        offset += len(text)
+def text_logprobs(tokens: Sequence[Shown], decode: Decode) -> dict[str, Any]:
+    """Log probabilities as completions have them."""
     likeliest = [{decode([token]): logprob for token, logprob in shown.likeliest} for shown in tokens]
     return {
-        "tokens": texts,
+        "tokens": [decode([shown.token]) for shown in tokens],
         "token_logprobs": [shown.logprob for shown in tokens],
         "top_logprobs": likeliest,
-        "text_offset": offsets,
+        "text_offset": [shown.offset for shown in tokens],
     }
 
 

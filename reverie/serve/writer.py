@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from reverie.errors import UserError
 from reverie.talk.chat import LEAST_TEMPERATURE, UNFINISHED
 from reverie.talk.draw import PROSE_TEMPERATURE, choose
 from reverie.tasks.language import Language
@@ -34,6 +35,7 @@ class Shown:
     """A token, its log probability in nats before temperature and penalties, and the likeliest ones at its place."""
 
     token: int
+    offset: int  # letters of the answer before it
     logprob: float
     likeliest: tuple[tuple[int, float], ...]
 
@@ -64,6 +66,7 @@ class Writer:
         self._random = torch.Generator(device).manual_seed(sampling.seed)
         self.said = list[int]()
         self.text = ""  # that was shown
+        self._length = 0  # of all text, shown or not
         self.finished: Reason | None = None
         self._unseen = list[Shown]()  # tokens whose text was not shown yet
 
@@ -71,11 +74,14 @@ class Writer:
         """Choose the next token; what can be shown now. `finished` says whether it was the last."""
         sampling, language = self._sampling, self._language
         assert sampling.temperature is not None
+        if bool(logits.isnan().any()):
+            raise UserError("the memory holds numbers that this model cannot answer with: they overflow")
         token = choose(logits, self.said, sampling.temperature, self._random, prose=self._prose, top_p=sampling.top_p)
         self.said.append(token)
         if sampling.logprobs is not None:
-            self._unseen.append(_shown(logits, token, sampling.logprobs))
+            self._unseen.append(_shown(logits, token, self._length, sampling.logprobs))
         so_far = language.decode(self.said)
+        self._length = len(so_far)
         stop = min((i for word in sampling.stop if (i := so_far.find(word)) >= 0), default=None)
         if stop is not None:
             so_far, self.finished = so_far[:stop], "stop"
@@ -112,10 +118,10 @@ def _overlap(text: str, word: str) -> int:
     return next((n for n in range(min(len(word) - 1, len(text)), 0, -1) if text.endswith(word[:n])), 0)
 
 
-def _shown(logits: Tensor, token: int, most: int) -> Shown:
+def _shown(logits: Tensor, token: int, offset: int, most: int) -> Shown:
     shares = logits.float().log_softmax(-1)
     best: tuple[Sequence[float], Sequence[int]] = ((), ())
     if most:
         top = shares.topk(min(most, len(shares)))
         best = top.values.tolist(), top.indices.tolist()
-    return Shown(token, float(shares[token]), tuple(zip(best[1], best[0], strict=True)))
+    return Shown(token, offset, float(shares[token]), tuple(zip(best[1], best[0], strict=True)))

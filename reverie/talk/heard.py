@@ -20,6 +20,11 @@ class Heard:
     awake: tuple[int, ...] = ()
     turns: int = 0
 
+    @property
+    def num_tokens(self) -> int:
+        """Of all that was heard, slept over or not."""
+        return int(self.memory.tokens[0]) + len(self.awake)
+
     @classmethod
     def of(cls, memory: Memory) -> Heard:
         """What a memory holds, be it one of a text or a conversation that was saved. Raises UserError for bad notes."""

@@ -14,7 +14,7 @@ from reverie.bench import ops, run
 from reverie.bench.card import BenchmarkCard
 from reverie.results.card import Report, read_card
 
-NAMES = ["ops", "train", "sleep", "memory", "wake", "decode", "pretrained", "read"]
+NAMES = ["ops", "train", "sleep", "memory", "wake", "decode", "pretrained", "read", "serve"]
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from reverie.memory.memory import Memory
 from reverie.serve.app import create_app
 from reverie.serve.guard import LOOPBACK
 from reverie.serve.limits import Limits
-from reverie.serve.run import _bound
+from reverie.serve.run import _ALWAYS, _bound
 from reverie.serve.service import Service
 from reverie.talk.sleeper import Sleeper
 
@@ -54,7 +54,7 @@ def served(sleeper: Sleeper, store: Path, *keys: str, **limits: Any) -> Iterator
     """A server in this process."""
     service = Service(sleeper, store, keys, Limits(**limits))
     sock = _bound("127.0.0.1", 0)
-    config = uvicorn.Config(create_app(service, LOOPBACK), log_config=None, lifespan="on", timeout_graceful_shutdown=1)
+    config = uvicorn.Config(create_app(service, LOOPBACK), **{**_ALWAYS, "timeout_graceful_shutdown": 1})
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [sock]}, daemon=True)
     thread.start()
