@@ -144,15 +144,19 @@ def test_a_time_decides_how_many_steps(reverie: Reverie, base: Path) -> None:
 
 @pytest.mark.slow
 def test_smollm2_remembers_after_a_few_minutes(reverie: Reverie) -> None:
-    """Names and values that no training has seen (40 % where this was measured); and nothing of it without a memory."""
-    few = {"train.steps": 80, "train.eval_every": 80, "train.eval_examples": 6, "adapt.pool": 64}
-    few |= {"adapt.pages": [1, 1], "adapt.plain_windows": 1, "adapt.loss.address_alone": 0.3}
+    """Of names, values, wordings and kinds that no training has seen a tenth (a fifth where this was measured), and
+    nothing of it without a memory."""
+    few = {"train.steps": 140, "train.eval_every": 140, "train.eval_examples": 6, "adapt.pool": 96}
+    few |= {"adapt.pages": [1, 1], "adapt.plain_windows": 1, "adapt.loss.address_alone": 0.35}
+    few |= {"task.cloze": 1, "task.chat": 0}
     card = the_json(
         reverie("adapt", "smollm2", "--data=notes", "--out=run", "--json", *(f"--set={k}={v}" for k, v in few.items()))
     )
-    kinds = {name: kind for name, kind in card["score"]["by_kind"].items() if not name.startswith("unknown")}
-    assert kinds["names"]["right"] > 0.2
-    assert sum(kind["right_when_empty"] * kind["questions"] for kind in kinds.values()) <= 0.02 * sum(
-        kind["questions"] for kind in kinds.values()
+    kinds = [kind for name, kind in card["score"]["by_kind"].items() if not name.startswith("unknown")]
+    right, empty = (
+        sum(kind[share] * kind["questions"] for kind in kinds) / sum(kind["questions"] for kind in kinds)
+        for share in ("right", "right_when_empty")
     )
+    assert right > 0.1
+    assert empty <= 0.02
     assert card["score"]["plain_text_loss"]["adapted"] < 1.03 * card["score"]["plain_text_loss"]["untouched"]
