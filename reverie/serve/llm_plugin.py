@@ -3,12 +3,14 @@
     REVERIE_LLM_MODELS   paths of models, as for `reverie serve`, with ":" between; "example" if absent
     REVERIE_LLM_STORE    the folder of a server, whose memories are one more model each: MODEL@MEMORY
 
-A conversation goes on from what the model remembers of it, in LLM_USER_PATH/reverie/RESPONSE.safetensors; where that
-file is missing, from the texts in llm's log.
+A conversation goes on from what the model remembers of it, in LLM_USER_PATH/reverie/HASH.safetensors, a hash of what
+was said; where that file is missing, from the texts in llm's log.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import queue
 import threading
@@ -57,9 +59,9 @@ class Sleepy(llm.Model):
         from reverie.errors import UserError
         from reverie.talk.chat import Chat
 
-        if prompt.system:
-            raise llm.ModelError("instructions (--system) are not supported")
-        earlier = conversation.responses if conversation else []
+        *earlier, (_, text) = [(message.role, _text(message)) for message in prompt.messages]
+        if any(role not in ("user", "assistant") for role, _ in earlier) or prompt.system:
+            raise llm.ModelError("only questions and answers are supported, and no instructions (--system)")
         told, options = queue.SimpleQueue[str | Exception | None](), prompt.options
         try:
             drawn = {"temperature": options.temperature, "max_tokens": options.max_tokens, "seed": options.seed}
@@ -70,8 +72,8 @@ class Sleepy(llm.Model):
 
         def answer() -> None:
             try:
-                chat.say(prompt.prompt, told.put)
-                chat.save(_kept(response.id))
+                said = chat.say(text, told.put)
+                chat.save(self._kept([*earlier, ("user", text), ("assistant", said)]))
                 told.put(None)
             except Exception as error:
                 told.put(error)
@@ -84,31 +86,35 @@ class Sleepy(llm.Model):
                 raise piece
             yield piece
         if earlier:  # a conversation keeps one file
-            remove(_kept(earlier[-1].id))
+            remove(self._kept(earlier))
 
-    def _remembered(self, sleeper: Sleeper, earlier: list[Any]) -> Memory:
-        """What was heard before: the file of the newest answer, or else the memory and all texts since."""
+    def _remembered(self, sleeper: Sleeper, earlier: list[tuple[str, str]]) -> Memory:
+        """What was heard before: the file of it, or else the memory and all texts since."""
         import torch
 
         from reverie.memory.memory import Memory
         from reverie.serve.row import Row
-        from reverie.serve.turns import Message, turns_of
         from reverie.talk.heard import Heard
         from reverie.talk.sleeper import load_memory
 
-        if earlier and (path := _kept(earlier[-1].id)).exists():
+        if earlier and (path := self._kept(earlier)).exists():
             return load_memory(path, sleeper)
-        memory = load_memory(self._memory, sleeper) if self._memory else Memory.empty(sleeper)
-        heard = Heard.of(memory)
-        for one in earlier:
-            said = turns_of(sleeper, [Message("user", one.prompt.prompt)], heard.turns, "prompt")
-            row = Row(sleeper, heard.memory, heard.awake)
-            row.pending = [*said.ids, *(sleeper.language.answer(one.text()) if one.text() else [])]
-            with torch.no_grad():
-                while row.overflows:
-                    row.sleep()
-            heard = Heard(row.memory, (*row.awake, *row.pending), said.turns)
-        return heard.as_memory(sleeper.name)
+        heard = Heard.of(load_memory(self._memory, sleeper) if self._memory else Memory.empty(sleeper))
+        row, turns = Row(sleeper, heard.memory, heard.awake), heard.turns
+        for role, text in earlier:
+            if role == "user":
+                row.pending, turns = [*row.pending, *sleeper.question(text, begun=turns > 0)], turns + 1
+            elif text:
+                row.pending += sleeper.language.answer(text)
+        with torch.no_grad():
+            while row.overflows:
+                row.sleep()
+        return Heard(row.memory, (*row.awake, *row.pending), turns).as_memory(sleeper.name)
+
+    def _kept(self, said: list[tuple[str, str]]) -> Path:
+        """Where it is kept what was heard when so much had been said; in a folder for its user alone."""
+        make_folder(folder := Path(llm.user_dir()) / "reverie")
+        return folder / f"{hashlib.sha256(json.dumps([self.model_id, said]).encode()).hexdigest()}{MEMORY}"
 
 
 @cache
@@ -118,7 +124,8 @@ def _loaded(place: str) -> Sleeper:
     return load_model(place)
 
 
-def _kept(response: str) -> Path:
-    """Where it is kept what was heard until a response; in a folder for its user alone."""
-    make_folder(folder := Path(llm.user_dir()) / "reverie")
-    return folder / f"{response}{MEMORY}"
+def _text(message: Any) -> str:
+    """Of a message, whose other parts are refused."""
+    if any(not hasattr(part, "text") for part in message.parts):
+        raise llm.ModelError("only text is supported")
+    return "".join(part.text for part in message.parts)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import threading
 import time
@@ -192,6 +193,20 @@ def test_an_error_ends_one_job_alone(sleeper: Sleeper, monkeypatch: pytest.Monke
             Asked(engine, new(sleeper), [10**6]).end()
         assert other.end().tokens == 200
         assert engine.num_running == 0
+
+
+@pytest.mark.parametrize("size", [3e38, 1e30])
+def test_numbers_that_overflow_are_told(sleeper: Sleeper, size: float) -> None:
+    """A file may hold finite numbers that no model can go on with; the engine goes on with others."""
+    with engine_of(sleeper) as engine:
+        heard = Asked(engine, new(sleeper), tokens(20), max_tokens=0).end().heard
+        for x in weights(heard):
+            x.fill_(size)
+        for temperature in (0.0, 1.0):
+            asked = Asked(engine, Live(heard), tokens(30), max_tokens=20, temperature=temperature)
+            with contextlib.suppress(UserError):  # nothing else
+                assert all(bool(x.isfinite().all()) for x in weights(asked.end().heard))
+        Asked(engine, new(sleeper), tokens(20)).end()
 
 
 def test_too_long_is_refused(sleeper: Sleeper) -> None:

@@ -35,7 +35,7 @@ def sleeper(tmp_path_factory: pytest.TempPathFactory) -> Sleeper:
 
 @pytest.fixture(scope="module")
 def small(sleeper: Sleeper, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    limits: dict[str, Any] = {"running": 1, "waiting": 1, "body_bytes": 5000, "body_s": 0.5, "prompt_tokens": 100}
+    limits: dict[str, Any] = {"running": 1, "waiting": 1, "body_bytes": 10**6, "body_s": 0.5, "prompt_tokens": 100}
     with served(sleeper, tmp_path_factory.mktemp("store"), **limits, memories=2, readings=1) as server:
         yield server
 
@@ -95,7 +95,7 @@ def test_too_much_is_refused(small: Served) -> None:
     with small.http() as http:
         long = http.post("/v1/completions", json={"model": "tiny-depo", "prompt": [3] * 101})
         assert (long.status_code, long.json()["error"]["code"]) == (413, "too_many_tokens")
-        body = http.post("/v1/completions", content=b"x" * 5001)
+        body = http.post("/v1/completions", content=b"x" * (10**6 + 1))
         assert (body.status_code, body.json()["error"]["code"]) == (413, "too_long")
         unknown = http.post("/v1/completions", json={"model": "tiny-depo", "prompt": [10**6]})
         assert (unknown.status_code, unknown.json()["error"]["param"]) == (400, "prompt")
@@ -112,7 +112,7 @@ def chunked(count: int) -> Iterator[bytes]:
 
 
 def test_a_body_of_unknown_length_is_counted(small: Served) -> None:
-    done = httpx.post(f"{small.url}/v1/completions", content=chunked(8))
+    done = httpx.post(f"{small.url}/v1/completions", content=chunked(1001))
     assert done.status_code == 413
 
 
@@ -205,6 +205,10 @@ def test_paths_lead_nowhere(small: Served, path: str) -> None:
         ("/v1/memories", {"name": "\ud800", "text": "3"}),
         ("/v1/memories", {"name": "x", "source": "\ud800"}),
         ("/v1/memories", {"name": "x"}),
+        ("/v1/completions", {"model": "tiny-depo", "prompt": [3] * (2**17 + 1)}),
+        ("/v1/chat/completions", {**CHAT, "messages": CHAT["messages"] * (2**14 + 1)}),
+        ("/v1/responses", {"model": "tiny-depo", "input": CHAT["messages"] * (2**14 + 1)}),
+        ("/v1/responses", {f"{i}": i for i in range(10**4)}),
     ],
 )
 def test_odd_values_are_refused(small: Served, path: str, body: Any) -> None:
@@ -227,6 +231,9 @@ def test_pages_of_others_may_not_ask(small: Served) -> None:
     for headers, status in (
         ({"origin": "http://evil.example"}, 403),
         ({"origin": "null"}, 403),
+        ({"origin": "http://[::1"}, 403),
+        ({"origin": "http://a]b"}, 403),
+        ({"host": "[::1"}, 403),
         ({"host": "evil.example"}, 403),
         ({"host": "evil.example", "origin": "http://evil.example"}, 403),
         ({"origin": own}, 200),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from reverie.talk.chat import Chat
 from reverie.talk.heard import Heard
 from reverie.talk.sleeper import load_model
 
+os.environ.setdefault("LLM_LOAD_PLUGINS", "")  # others may be broken here; ours is registered below
 llm = pytest.importorskip("llm")
 from llm.cli import cli  # noqa: E402
 from llm.plugins import pm  # noqa: E402

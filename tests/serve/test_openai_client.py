@@ -104,6 +104,39 @@ def test_log_probabilities_are_the_models(random: Served, tiny: Sleeper) -> None
     assert text.choices[0].text == done.choices[0].text
 
 
+def test_offsets_are_places_in_the_text(random: Served) -> None:
+    """Streamed or not, wherever the text of a token is not what it is alone."""
+    asked: dict[str, Any] = {"model": model_of(random), "prompt": "k=1 3", "max_tokens": 5, "logprobs": 1, "seed": 1}
+    whole = random.client().completions.create(**asked).choices[0]
+    assert whole.logprobs is not None
+    tokens, offsets = whole.logprobs.tokens or [], whole.logprobs.text_offset or []
+    assert [whole.text[at:].lstrip().startswith(token.strip()) for token, at in zip(tokens, offsets, strict=True)]
+    assert offsets == [len(" ".join(tokens[:i])) for i in range(len(tokens))]
+    streamed = list(random.client().completions.create(**asked, stream=True))
+    pieces = [part.choices[0].logprobs for part in streamed if part.choices[0].logprobs is not None]
+    assert [at for piece in pieces for at in piece.text_offset or []] == offsets
+
+
+def test_input_tokens_are_all_that_was_said(random: Served) -> None:
+    """With what a memory holds, on the first turn as on those that go on from it, cached or not."""
+    name, client = model_of(random), random.client()
+    first = client.responses.create(model=name, input="k=1 3 4 5 6 7 3 4")
+    with random.http() as http:
+        http.post("/v1/memories", json={"name": "told", "source": first.id}).raise_for_status()
+    assert first.usage is not None
+    before, inputs, done = first.usage.total_tokens, list[int](), first
+    for _ in range(2):
+        client.chat.completions.create(model=f"{name}@told", messages=[{"role": "user", "content": "k=1 3"}])
+        done = client.responses.create(model=f"{name}@told", input="k=1 3 4")
+        assert done.usage is not None
+        inputs.append(done.usage.input_tokens)
+    assert inputs == [before + 3] * 2
+    again = client.responses.create(model=name, input="k=1 3", previous_response_id=done.id)
+    assert again.usage is not None
+    assert done.usage is not None
+    assert again.usage.input_tokens == done.usage.total_tokens + 2
+
+
 def test_a_history_that_comes_again_is_not_read_again(random: Served) -> None:
     messages, known = [user("k=1 3")], 0
     for turn in ("k=2 4", "k=3 1", "k=1 5", "k=2 2"):

@@ -69,4 +69,4 @@ def test_a_few_of_each(server: Served) -> None:
 
 @pytest.mark.slow
 def test_many_of_each(server: Served) -> None:
-    check(server, 600)
+    check(server, 700)
