@@ -120,7 +120,8 @@ def test_who_does_not_read_is_let_go(server: Served, monkeypatch: pytest.MonkeyP
                 got += sock.recv(2**16)
             told = http.post("/v1/responses", json={"model": "tiny-depo", "input": "k=1 3", "conversation": talk})
             assert told.status_code == 200
-            assert (told.json()["previous_response_id"] is not None) == reads
+            if reads:  # else it may have been let go before the last of its answer was made, or after
+                assert told.json()["previous_response_id"] is not None
             assert (b"response.incomplete" in got) == reads
 
 
