@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 PROSE_TEMPERATURE = 0.3
+_COLDEST = 1e-30  # temperature; colder, logits would have no quotients in float32
 _GROWTH = 1.75  # of the penalty with every further token; it is 1 nat for two tokens that come again
 _LONGEST = 40  # tokens compared, where the penalty is beyond any logit
 
@@ -40,10 +41,11 @@ def choose(
         ids = torch.tensor(list(repeats), dtype=torch.long, device=logits.device)
         penalties = [_GROWTH ** (n - 1) for n in repeats.values()]
         logits = logits.index_add(0, ids, logits.new_tensor(penalties), alpha=-1)
-    shares = (logits / temperature).softmax(-1)
+    shares = (logits / max(temperature, _COLDEST)).softmax(-1)
     if top_p < 1:
         best, ids = shares.sort(descending=True)
-        shares = shares.scatter(0, ids[best.cumsum(0) - best >= top_p], 0.0)
+        others = (best.cumsum(0) - best >= top_p).index_fill(0, ids.new_zeros(1), False)  # a share may round to 0
+        shares = shares.scatter(0, ids[others], 0.0)
     return int(torch.multinomial(shares, 1, generator=random))
 
 

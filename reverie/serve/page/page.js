@@ -165,8 +165,8 @@ function say(said) {
   talk.draft = said;
   talks.keep();
   return write(article, said, async (signal) => {
-    const { id } = await stream(answer, { model: talk.model, input: said, previous_response_id: talks.id }, signal);
-    talks.add(talk, { id, said, answer: answer.textContent });
+    const { id, usage } = await stream(answer, { model: talk.model, input: said, previous_response_id: talks.id }, signal);
+    talks.add(talk, { id, said, answer: answer.textContent, tokens: usage.total_tokens }); // as far as anyone knows yet
     tell(answer.textContent || "Heard.");
     follow();
   });
