@@ -18,7 +18,7 @@ from reverie.results.evaluate import evaluate
 from reverie.train.adapt import Adaptation
 from reverie.train.distributed import ALONE, ParallelModel
 
-CHOSEN = ("train.steps", "train.eval_every", "adapt.pool")
+CHOSEN: tuple[str, ...] = ("train.steps", "train.eval_every", "adapt.pool")
 """Settings that a time decides."""
 _EVALUATIONS = 5  # before the last one
 _SPARE = 0.1  # share of the time that is not planned with
@@ -79,7 +79,8 @@ def fitted(recipe: Recipe, seconds: float, costs: Costs) -> dict[str, int]:
     found = dict[str, int]()
     for share in range(1, 1001):
         few = max(steps * share // 1000, 1)
-        chosen = dict(zip(CHOSEN, (few, math.ceil(few / _EVALUATIONS), max(pool * share // 1000, 1)), strict=True))
+        numbers = few, math.ceil(few / _EVALUATIONS), max(pool * share // 1000, 1)
+        chosen: dict[str, int] = dict(zip(CHOSEN, numbers, strict=True))
         if found and costs.of(recipe, chosen) > (1 - _SPARE) * seconds:
             break
         found = chosen

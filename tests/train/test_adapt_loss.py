@@ -113,7 +113,7 @@ def test_a_template_that_prompts_share_is_heard_once_a_text(
 
     monkeypatch.setattr(adapt_loss_module, "wake", counted)
     monkeypatch.setattr(adapt_loss_module, "_ALONE", 3)
-    losses = {"answer": 1.0, "end": 0.5, "distillation": 0.3, "address": 0.7}
+    losses: dict[str, Any] = {"answer": 1.0, "end": 0.5, "distillation": 0.3, "address": 0.7}
 
     def loss_and_gradients() -> list[Tensor]:
         loss = found(model, batch, sleep, **losses)
