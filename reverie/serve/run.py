@@ -60,10 +60,6 @@ def run(settings: Settings, tell: Callable[[str], None] = lambda sentence: None)
     """
     if settings.store.exists() and not settings.store.is_dir():
         raise UserError(f"{settings.store} is a file, not a folder to keep sessions in")
-    try:
-        make_folder(settings.store)
-    except Refusal as refusal:
-        raise UserError(f"cannot keep sessions in {settings.store}: {refusal}") from None
     with _bound(settings.host, settings.port) as sock:
         port = sock.getsockname()[1]
         told = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -83,6 +79,10 @@ def app_of(settings: Settings) -> FastAPI:
     """The application of one process."""
     write_log()
     sleeper = load_model(settings.model, settings.device, int8=settings.int8)
+    try:
+        make_folder(settings.store)
+    except Refusal as refusal:
+        raise UserError(f"cannot keep sessions in {settings.store}: {refusal}") from None
     service = Service(sleeper, settings.store, settings.keys, settings.limits)
     return create_app(service, hosts_of(settings.host))
 
