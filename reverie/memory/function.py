@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import platform
 import re
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from types import CellType, CodeType, FunctionType
 from typing import Any
 
 from torch import Tensor, nn
@@ -26,6 +28,8 @@ _ASIDE = re.compile(
 )
 _HARMLESS = re.compile(r".*(make_inputs_require_grads?|output_capturing_hook)")  # hooks of transformers and of peft
 _CHANCE = re.compile(r"drop|jitter|noise")
+_PYTHON = "Python " + ".".join(platform.python_version_tuple()[:2])
+_DEEPEST = 8  # functions within functions that are told apart; one may close over itself
 
 
 def function_of(module: nn.Module) -> dict[str, str]:
@@ -36,7 +40,7 @@ def function_of(module: nn.Module) -> dict[str, str]:
     kernels    in words, transformers' implementation of attention, and of experts if there are any; products in int8
     modules    a digest of each module's type, plain attributes and hooks
     buffers    a digest of the tensors that no file of the model holds
-    libraries  versions, between which modules may have other attributes for the same function
+    libraries  versions, between which modules may have other attributes or code for the same function
     """
     parts = list(module.named_modules())
     digest = hashlib.sha256()
@@ -48,7 +52,7 @@ def function_of(module: nn.Module) -> dict[str, str]:
         "kernels": ", ".join(sorted({name for _, part in parts for name in _kernels(part)})),
         "modules": digest.hexdigest(),
         "buffers": _unsaved(parts),
-        "libraries": ", ".join(filter(None, map(_version, ("reverie", "torch", "transformers", "peft")))),
+        "libraries": ", ".join([_PYTHON, *filter(None, map(_version, ("reverie", "torch", "transformers", "peft")))]),
     }
 
 
@@ -74,7 +78,7 @@ def refuse_chance(module: nn.Module) -> None:
 
 
 def _settings(part: nn.Module) -> dict[str, Any]:
-    """The plain attributes of one module, and the names of its hooks and of a `forward` of its own."""
+    """The plain attributes of one module, its hooks, and a `forward` of its own."""
     own = {key: _plain(value) for key, value in vars(part).items() if not _ASIDE.fullmatch(key)}
     hooks = [_plain(hook) for held in (part._forward_pre_hooks, part._forward_hooks) for hook in held.values()]
     own["hooks"] = [hook for hook in hooks if not _HARMLESS.search(str(hook))]
@@ -85,22 +89,40 @@ def _settings(part: nn.Module) -> dict[str, Any]:
     return {key: own[key] for key in sorted(own) if own[key] is not ...}
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, depth: int = 0) -> Any:
     """What can be compared between two processes; `...` for other objects, which a module may hold besides."""
     if value is None or isinstance(value, bool | int | float | complex | str | bytes):
         return value
     if isinstance(value, Mapping):
-        return {str(key): _plain(value[key]) for key in sorted(value, key=str)}
+        return {str(key): _plain(value[key], depth) for key in sorted(value, key=str)}
     if isinstance(value, list | tuple):
-        return [_plain(x) for x in value]
+        return [_plain(x, depth) for x in value]
     if isinstance(value, set | frozenset):
-        return sorted(map(repr, map(_plain, value)))
+        return sorted(repr(_plain(x, depth)) for x in value)
     if isinstance(value, functools.partial):
-        return [_plain(value.func), _plain(value.args), _plain(value.keywords)]
+        return [_plain(x, depth) for x in (value.func, value.args, value.keywords)]
+    if depth and isinstance(value, Tensor):  # of modules `_unsaved` has those
+        return [str(value.dtype), *value.shape, *(_digest(x) for x in plain_tensors([value]))]
     called = getattr(value, "__func__", value)
     if hasattr(called, "__qualname__") and not isinstance(called, type):
-        return f"{getattr(called, '__module__', '')}.{called.__qualname__}"
+        name = f"{getattr(called, '__module__', '')}.{called.__qualname__}"
+        return f"{name} {_inside(called, depth)}" if "<" in name and isinstance(called, FunctionType) else name
     return ...
+
+
+def _inside(function: FunctionType, depth: int) -> str:
+    """A digest of what tells a lambda or local function from another that is called alike.
+
+    That is its code, and the numbers, texts, tensors and functions that it closes over or has as defaults.
+    """
+    held = [cell.cell_contents for cell in function.__closure__ or () if cell != CellType()]
+    held += [*(function.__defaults__ or ()), *(function.__kwdefaults__ or {}).values()]
+    known = [] if depth == _DEEPEST else [_plain(x, depth + 1) for x in held]
+    return hashlib.sha256(repr((_code(function.__code__), known)).encode()).hexdigest()
+
+
+def _code(code: CodeType) -> tuple[Any, ...]:
+    return code.co_code, code.co_names, [_code(x) if isinstance(x, CodeType) else _plain(x) for x in code.co_consts]
 
 
 def _kind(part: nn.Module) -> str:
@@ -151,6 +173,10 @@ def _dtype(x: Tensor) -> str:
     """Such as bfloat16; the name of its type for a tensor of a subclass, which may be quantised."""
     usual = type(x) in (Tensor, nn.Parameter) or type(x).__name__ == "DTensor"
     return str(x.dtype).removeprefix("torch.") if usual else type(x).__name__
+
+
+def _digest(x: Tensor) -> str:
+    return hashlib.sha256(bytes_of(x).cpu().numpy().data).hexdigest()
 
 
 def _unsaved(parts: list[tuple[str, nn.Module]]) -> str:

@@ -24,8 +24,7 @@ from reverie.sleep import Context
 pytestmark = [pytest.mark.hf, pytest.mark.slow]
 
 # What is written through `.data` or numpy between two calls of one cache is not noticed, as docs/memory.md says.
-# Known to be wrong: a part's `forward` replaced a second time in the middle of a text goes unseen (docs/LOG.md).
-SEEN = sorted(CHANGES.keys() - UNSEEN.keys() - {"a forward"})
+SEEN = sorted(CHANGES.keys() - UNSEEN.keys())
 ORIGINAL = adapted()
 
 

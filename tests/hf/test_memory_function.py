@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import pickle
 from collections.abc import Callable
 from contextlib import contextmanager, suppress
@@ -24,6 +25,7 @@ from reverie.memory.memory import Memory, sleep_over
 pytestmark = [pytest.mark.hf, pytest.mark.slow]
 
 Change = Callable[[Any], object]
+NUMBERS = itertools.count(2)
 
 
 @pytest.fixture(autouse=True)
@@ -84,6 +86,34 @@ def hooked(model: Any) -> None:
     module(model, "layers.0.mlp").register_forward_hook(lambda part, args, output: output * 1.5)
 
 
+def another_hook(model: Any) -> None:
+    """Each is called like the one before, and adds other numbers."""
+    adds = torch.tensor(float(next(NUMBERS)))
+
+    def add(part: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return output + adds
+
+    mlp = module(model, "layers.0.mlp")
+    mlp._forward_hooks.clear()
+    mlp.register_forward_hook(add)
+
+
+class Calls(nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+
+def another_activation(model: Any) -> None:
+    """Each is called like the one before; the factor of every second is in its code."""
+    by = float(next(NUMBERS))
+    function = (lambda x: 0.5 * x) if by % 2 else lambda x: by * x
+    module(model, "layers.0.mlp").act_fn = Calls(function)
+
+
 def own_forward(model: Any) -> None:
     mlp = module(model, "layers.0.mlp")
     forward = mlp.forward
@@ -118,6 +148,8 @@ VISIBLE: dict[str, Any] = {
     "epsilon": lambda model: setattr(module(model, "layers.1.input_layernorm"), "variance_epsilon", 0.5),
     "a hook": hooked,
     "a forward": own_forward,
+    "another hook": another_hook,
+    "another activation": another_activation,
     "config": lambda model: setattr(model.base_model.model.config, "rms_norm_eps", 0.5),
     "a block fewer": lambda model: module(model, "layers").__delitem__(1),
     "the inserted mixer": lambda model: weight(model, "mixer.out_proj.weight").mul_(1.5),
@@ -197,16 +229,36 @@ def test_after_any_changes_an_answer_is_right_or_refused(
 
 @pytest.mark.parametrize("name", [x if x in QUICK else pytest.param(x, marks=pytest.mark.slow) for x in CHANGING])
 def test_each_change_is_refused_wherever_a_memory_is_used(original: Any, name: str, tmp_path: Path) -> None:
+    refused_after(copy.deepcopy(original), VISIBLE[name], tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a forward", "another hook", "another activation"])
+def test_so_is_a_function_in_the_place_of_one_that_is_called_alike(original: Any, name: str, tmp_path: Path) -> None:
     model = copy.deepcopy(original)
+    for _ in range(2):
+        VISIBLE[name](model)
+        refused_after(model, VISIBLE[name], tmp_path)
+
+
+def test_a_function_of_the_same_code_and_numbers_is_the_same(original: Any) -> None:
+    models = [copy.deepcopy(original) for _ in range(2)]
+    for model in models:
+        hooked(model)
+    first, second = (sleep_over(model, BOOK) for model in models)
+    assert first.made_with == second.made_with
+    assert torch.equal(answer(models[1], cache_of(first)), answer(models[1], cache_of(second)))
+
+
+def refused_after(model: Any, change: Change, folder: Path) -> None:
     memory, cache = sleep_over(model, BOOK), model(input_ids=BOOK).past_key_values
-    memory.save(tmp_path / "m.safetensors")
+    memory.save(folder / "m.safetensors")
     begun = cache_of(memory)
     answer(model, begun)
-    VISIBLE[name](model)
+    change(model)
     for use in (
         lambda: answer(model, cache_of(memory)),
         lambda: answer(model, cache_of(memory.branch(1))),
-        lambda: Memory.load(tmp_path / "m.safetensors", model),
+        lambda: Memory.load(folder / "m.safetensors", model),
         lambda: sleep_over(model, BOOK, memory=memory),
         lambda: answer(model, begun),
         lambda: answer(model, cache),
