@@ -69,3 +69,10 @@ def disturbed(model: LanguageModel, seed: int) -> LanguageModel:
 
 def tiny_sleeper(folder: Path, task: str = "words", **sleep: Any) -> Sleeper:
     return load_model(tiny_run(folder / task, task, **sleep))
+
+
+def endless_sleeper(folder: Path) -> Sleeper:
+    """Its answers end when they are as long as they may be."""
+    sleeper = tiny_sleeper(folder, "depo")
+    sleeper.language.end_ids = frozenset()
+    return sleeper

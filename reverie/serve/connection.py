@@ -17,7 +17,7 @@ class Connection(H11Protocol):
     _coming: asyncio.TimerHandle | None = None  # runs out when the head of a request should have come
     _taking: asyncio.TimerHandle | None = None  # when the client should have taken some of what was sent
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._watch()
 

@@ -25,7 +25,6 @@ from reverie.sleep import Context, SleepConfig, consolidate, wake
 from reverie.train.texts import Asked, QuestionBatch, TextBatch, buckets, side_by_side
 
 _BUCKETS = 4  # of questions by length, so that little is padding
-_ALONE = 8  # newest tokens of a prompt, of which queries are made: heard with its question
 _SHARPNESS = 20.0  # of the contrast between addresses
 _COMMON = 300  # first ids of a vocabulary, often the commonest, that answers always compete with
 
@@ -69,7 +68,7 @@ def adapt_loss(
             )
         else:
             context = consolidate(after, after.input(batch.states, batch.tokens), Context.empty(after), config_after)
-    parts = list(_parts(after, batch, context, config_after))
+    parts = list(_parts(after, model, batch, context, config_after))
     keys = {i: _keys(model, i, calls, windows, len(batch.tokens)) for i, calls in inputs.items()}
     known = _competitors(model, [batch.tokens, *(part.targets for part, _ in parts)], config, generator)
     total = torch.zeros(())
@@ -102,19 +101,27 @@ def adapt_loss(
 
 
 def _parts(
-    after: AfterFrozen, batch: TextBatch, context: Context | None, sleep: SleepConfig
+    after: AfterFrozen, model: PretrainedLM, batch: TextBatch, context: Context | None, sleep: SleepConfig
 ) -> Iterator[tuple[QuestionBatch, Context | None]]:
     """The questions in batches of about equal length, each with what its texts' memories have heard before.
 
-    What prompts begin with alike, such as a chat template, each text hears once for all questions about it.
+    What prompts begin with alike, such as a chat template, each text hears once for all questions about it; not the
+    newest tokens, of which convolutions make queries.
     """
-    prompts = [one.question.prompt[:-_ALONE] for one in batch.asked]
+    newest = _conv_size(model) - 1
+    prompts = [one.question.prompt[: max(len(one.question.prompt) - newest, 0)] for one in batch.asked]
     for begun, places in [(0, range(len(prompts)))] if context is None else alike(prompts):
         those, heard = [batch.asked[i] for i in places], context
         if begun and context is not None:
             heard = _begun(after, those[0], begun, len(batch.tokens), context, sleep)
-        for part in buckets(those, max(round(_BUCKETS * len(those) / len(prompts)), 1)):
+        for part in buckets(those, max(round(_BUCKETS * len(those) / max(len(prompts), 1)), 1)):
             yield side_by_side(part, begun), heard
+
+
+def _conv_size(model: PretrainedLM) -> int:
+    """The widest convolution of the inserted layers."""
+    mixers: list[Any] = [inserted_mixer(model.layers[i]) for i in model.fast_weight_blocks]
+    return max([getattr(layer.mixer, "conv_size", 1) for layer in mixers if layer is not None], default=1)
 
 
 def _begun(after: AfterFrozen, one: Asked, begun: int, texts: int, context: Context, sleep: SleepConfig) -> Context:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from reverie.errors import UserError
 from reverie.hf.frozen import Beginning
-from reverie.recipe import Recipe
+from reverie.recipe import Recipe, changed
 from reverie.recipe.build import build_model
 from reverie.results.checkpoint import checkpoint_recipe, find_checkpoint
 from reverie.results.evaluate import evaluate
@@ -48,6 +48,7 @@ class Costs:
 
 def measured(recipe: Recipe) -> Costs:
     """What a run costs here, with one process; leaves its first pages, and what it is tested on, in the cache."""
+    recipe = changed(recipe, train={"data_workers": 0})  # one that computed pages meanwhile would slow down the steps
     model, seconds = _timed(lambda: _model(recipe))
     _, finish = _timed(lambda: evaluate(model, recipe.task, recipe.sleep, 1, generate=True))
     adaptation, parallel = Adaptation(recipe, model, ALONE), ParallelModel(model)

@@ -16,7 +16,7 @@ import httpx
 import openai
 import pytest
 from server import Served, served
-from tiny_sleeper import tiny_sleeper
+from tiny_sleeper import endless_sleeper
 
 import reverie.serve.files as files
 from reverie.errors import UserError
@@ -27,10 +27,7 @@ CHAT = {"model": "tiny-depo", "messages": [{"role": "user", "content": "k=1 3"}]
 
 @pytest.fixture(scope="module")
 def sleeper(tmp_path_factory: pytest.TempPathFactory) -> Sleeper:
-    """Answers end when they are as long as they may be."""
-    sleeper = tiny_sleeper(tmp_path_factory.mktemp("run"), "depo")
-    sleeper.language.end_ids = frozenset()
-    return sleeper
+    return endless_sleeper(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")

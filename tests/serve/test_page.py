@@ -13,7 +13,7 @@ import pytest
 import torch
 from answers import weights
 from server import Served, served
-from tiny_sleeper import tiny_sleeper
+from tiny_sleeper import endless_sleeper
 
 from reverie.serve.page import FILES, PAGE
 from reverie.talk.heard import Heard
@@ -26,9 +26,7 @@ TURNS = ["3 4 5 6 3", "k=1 3", "5 6 3 4 5 6 4 3 5 6 4 3 5 6 4 3 3 5 3 6 4 3", "k
 
 @pytest.fixture(scope="module")
 def sleeper(tmp_path_factory: pytest.TempPathFactory) -> Sleeper:
-    sleeper = tiny_sleeper(tmp_path_factory.mktemp("run"), "depo")
-    sleeper.language.end_ids = frozenset()
-    return sleeper
+    return endless_sleeper(tmp_path_factory.mktemp("run"))
 
 
 @pytest.fixture(scope="module")

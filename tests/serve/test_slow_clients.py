@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from server import Served, served
-from tiny_sleeper import tiny_sleeper
+from tiny_sleeper import endless_sleeper
 
 from reverie.serve.connection import Connection
 
@@ -23,9 +23,7 @@ _BEAT_S = 0.05
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
     monkeypatch.setattr(Connection, "patience_s", 1.0)
-    sleeper = tiny_sleeper(tmp_path / "run", "depo")
-    sleeper.language.end_ids = frozenset()
-    with served(sleeper, tmp_path / "store", body_s=1.0, bodies_bytes=2**16) as server:
+    with served(endless_sleeper(tmp_path / "run"), tmp_path / "store", body_s=1.0, bodies_bytes=2**16) as server:
         yield server
 
 

@@ -16,10 +16,9 @@ from reverie.tasks.notes.wordings import sections
 
 _T = TypeVar("_T")
 
-_MONTHS = tuple(
-    "January February March April May June July August September October November December".split()  # noqa: SIM905
-)
-_HOURS = "twelve one two three four five six seven eight nine ten eleven".split()  # noqa: SIM905
+_MONTHS = ("January", "February", "March", "April", "May", "June")
+_MONTHS += ("July", "August", "September", "October", "November", "December")
+_HOURS = ["twelve", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven"]
 _LETTERS = "ABCDEFGHJKLMNPRSTUVWXYZ"
 _FIELD = re.compile(r"\{([^}]*)\}")
 _NAMED = 0.6  # share of people who have a first name and a surname; a third of the others are "my sister" and the like
