@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -66,21 +67,23 @@ def test_a_writer_that_fails_leaves_the_old_file(tmp_path: Path):
     assert os.listdir(tmp_path) == ["card.json"]
 
 
-@pytest.fixture
-def no_room(monkeypatch):
-    """Files of this process cannot grow beyond 1 kB."""
+@contextmanager
+def no_room():
+    """Files of this process cannot grow beyond 1 kB: what pytest writes to neither, so no longer than needed."""
     resource = pytest.importorskip("resource")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    signal.signal(signal.SIGXFSZ, handler)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
-def test_a_refusal_that_safetensors_reports_is_one_sentence(tmp_path: Path, no_room):
+def test_a_refusal_that_safetensors_reports_is_one_sentence(tmp_path: Path):
     path = tmp_path / "model.safetensors"
-    with pytest.raises(UserError, match=r"^cannot write .*model\.safetensors: File too large$"):
+    with no_room(), pytest.raises(UserError, match=r"^cannot write .*model\.safetensors: File too large$"):
         write_atomic(path, lambda temporary: save_file({"a": np.zeros(10_000)}, temporary))
     assert os.listdir(tmp_path) == []
 

@@ -1,0 +1,311 @@
+"""What a model remembers of notes that it read and can no longer see, beside controls.
+
+    python benchmarks/remembered_notes.py runs/notes/smollm2 … --out results/notes/remembered.json
+
+takes runs of `reverie adapt` on notes, one for each seed. Held-out pages are slept over, and each question is asked by
+itself. Beside it answers an empty memory; and the untouched model with the whole page in its context, or with the three
+sentences of it that BM25 finds for the question. Then: more windows of facts, more other text between, other numbers of
+passes, and pages on which every fact has changed. Leaves a card and a figure.
+
+An answer is right if its words stand in the first 24 tokens that are written, since the untouched model answers in
+sentences; and exact if it is nothing but these words, and ends.
+"""
+
+import argparse
+import math
+import re
+import statistics
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import matplotlib
+import publish
+import torch
+from matplotlib.figure import Figure
+
+from reverie.bench.tables import markdown_table
+from reverie.errors import UserError
+from reverie.hf.add import install
+from reverie.hf.bases import load_base, load_tokenizer
+from reverie.hf.causal_lm import SleepingCausalLM
+from reverie.hf.load import load
+from reverie.hf.reading import AWAKE
+from reverie.model import SleepingModel, select_rows
+from reverie.pretrained.speaker import Speaker, speaker_of
+from reverie.recipe import Recipe
+from reverie.results.checkpoint import FILE_NAME, load_checkpoint
+from reverie.results.style import GREY, STYLE, look_of_settings, scale_shares, set_title
+from reverie.sleep import Context, SleepConfig, consolidate
+from reverie.sleep.generate import write
+from reverie.tasks.notes import Notes
+from reverie.tasks.plain_text import plain_windows
+from reverie.tasks.reading import TokenPage, TokenQuestion
+
+WRITTEN = 24  # tokens of an answer
+SENTENCES = 3  # that BM25 gives
+PASSES = 1, 2, 4, 8
+WINDOWS = 1, 2, 4, 8
+BETWEEN = 0, 1, 4, 8, 16  # windows of other text
+HELD_OUT = 24  # windows of plain text that training keeps back
+BATCH = 32
+MEMORY, EMPTY, CONTEXT, SEARCH = "memory", "empty memory", "page in context", "3 sentences by BM25"
+
+
+class Side(NamedTuple):
+    """A model that is asked, how it sleeps, and its tokenizer."""
+
+    model: SleepingModel
+    config: SleepConfig
+    speaker: Speaker
+    tokenizer: Any
+
+    def text(self, ids: Sequence[int], **how: Any) -> str:
+        return str(self.tokenizer.decode(list(ids), **how))
+
+
+class Asked(NamedTuple):
+    """A question, the prompt that it is asked with, and the memory that it is asked of."""
+
+    question: TokenQuestion
+    prompt: tuple[int, ...]
+    row: int
+
+
+def main() -> None:
+    arguments = _arguments()
+    origin = publish.begin()
+    found = [_of_run(run, arguments.pages) for run in arguments.runs]
+    recipes = [load_checkpoint(run / FILE_NAME).recipe for run in arguments.runs]
+    card = {
+        "kind": "remembered_notes",
+        "name": f"{recipes[0].name}, N = {recipes[0].sleep.num_sleep_passes}",
+        "seeds": [recipe.train.seed for recipe in recipes],
+        "recipe": recipes[0].model_dump(mode="json"),
+        "pages": arguments.pages,
+        **origin(),
+        "scores": {name: [one[name] for one in found] for name in found[0]},
+    }
+    publish.publish(arguments, card, table, lambda card: card["scores"], figure)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = publish.options(__doc__)
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folders of reverie adapt, one a seed")
+    parser.add_argument("--pages", type=int, default=24, help="of each kind")
+    return parser.parse_args()
+
+
+@torch.no_grad()
+def _of_run(run: Path, pages: int) -> dict[str, Any]:
+    recipe = load_checkpoint(run / FILE_NAME).recipe
+    task, base = recipe.task, str(getattr(recipe.model, "pretrained", ""))
+    if not isinstance(task, Notes):
+        raise UserError(f"{run} is a run of {task.name}: give runs of reverie adapt on notes")
+    model, untouched = _side(load(run / "adapter"), recipe, task), load_base(base).eval()
+    install(untouched)
+    plain = _side(untouched, recipe, task)._replace(config=AWAKE)
+    read = task.pages("test", 0, 0, range(pages))
+    found = {
+        "sides": {
+            MEMORY: _by_kind(model, read, _slept(model, read)),
+            EMPTY: _by_kind(model, read, Context.empty(model.model)),
+            CONTEXT: _by_kind(plain, read, None, lambda page, question: page),
+            SEARCH: _by_kind(plain, read, None, best_sentences),
+        },
+        "windows": {},
+        "between": {},
+        "passes": {},
+    }
+    for windows in WINDOWS:
+        longer = _pages(task, pages // windows or 1, num_windows=windows)
+        found["windows"][str(windows)] = _all(model, longer, _slept(model, longer))
+    other = plain_windows("", task.tokenizer, task.window_tokens)[-HELD_OUT:]
+    for windows in BETWEEN:
+        found["between"][str(windows * task.window_tokens)] = _all(model, read, _slept(model, read, other[:windows]))
+    for passes in PASSES:
+        changed = model._replace(config=model.config.model_copy(update={"num_sleep_passes": passes}))
+        found["passes"][str(passes)] = _all(changed, read, _slept(changed, read))
+    told_anew = _pages(task, pages, facts_changed=1.0, unknown=0.0)
+    found["changed"] = _all(model, told_anew, _slept(model, told_anew))
+    return found
+
+
+def _pages(task: Notes, count: int, **changes: Any) -> list[TokenPage]:
+    return Notes.model_validate(task.model_dump() | changes).pages("test", 0, 0, range(count))
+
+
+def _side(lm: Any, recipe: Recipe, task: Notes) -> Side:
+    sleeping = cast(SleepingCausalLM, lm).sleeping
+    return Side(sleeping, recipe.sleep, speaker_of(task.tokenizer), load_tokenizer(task.tokenizer))
+
+
+def _slept(side: Side, pages: Sequence[TokenPage], after: Iterable[Sequence[int]] = ()) -> Context:
+    """Memories of pages of equal length, and of other windows that were read after each."""
+    context = Context.empty(side.model)
+    texts = [torch.tensor([page.tokens for page in pages])]
+    texts += [torch.tensor([window]).expand(len(pages), -1) for window in after]
+    for tokens in texts:
+        context = consolidate(side.model, tokens, context, side.config)
+    return context
+
+
+def _all(side: Side, pages: Sequence[TokenPage], memories: Context) -> dict[str, float]:
+    """Shares over all questions that the page answers."""
+    by_kind = _by_kind(side, pages, memories)
+    known = [one for kind, one in by_kind.items() if not kind.startswith("unknown")]
+    count = sum(one["questions"] for one in known)
+    return {"questions": count} | {
+        key: sum(one[key] * one["questions"] for one in known) / count for key in ("right", "exact")
+    }
+
+
+def _by_kind(
+    side: Side, pages: Sequence[TokenPage], memories: Context | None, shown: Callable[[str, str], str] | None = None
+) -> dict[str, dict[str, float]]:
+    """Shares of right and exact answers by kind of question.
+
+    Args:
+        memories: a row for each page, or one of nothing; None: none is had.
+        shown: what stands in the context before a question, of the page and the question as texts.
+    """
+    asked = list[Asked]()
+    for row, page in enumerate(pages):
+        text = side.text(page.tokens)
+        for question in page.questions:
+            prompt = question.prompt if shown is None else _with_text(side, text, question, shown)
+            asked.append(Asked(question, prompt, row))
+    several = memories is not None and any(x is not None for x in memories.state.fast_weights)
+    right, exact, count = Counter[str](), Counter[str](), Counter[str]()
+    for part in _batches(asked):
+        context = Context.empty(side.model) if memories is None or not several else memories
+        if several:
+            context = select_rows(context, torch.tensor([one.row for one in part]))
+        prompts = torch.tensor([one.prompt for one in part])
+        written, _ = write(side.model, prompts, context, side.config, WRITTEN, end_ids=[side.speaker.end_id])
+        for one, ids in zip(part, written.tolist(), strict=True):
+            kind, wanted = one.question.kind, one.question.answer
+            count[kind] += 1
+            said = side.text(_up_to_end(ids, side.speaker.end_id), skip_special_tokens=True)
+            right[kind] += says(said, side.text(one.question.words))
+            exact[kind] += tuple(ids[: len(wanted)]) == wanted
+    return {
+        kind: {"questions": n, "right": right[kind] / n, "exact": exact[kind] / n} for kind, n in sorted(count.items())
+    }
+
+
+def _up_to_end(ids: list[int], end: int) -> list[int]:
+    return ids[: ids.index(end)] if end in ids else ids
+
+
+def says(written: str, words: str) -> bool:
+    """Whether these words stand in what was written, as words."""
+    return re.search(rf"(?<!\w){re.escape(words.strip().casefold())}(?!\w)", written.casefold()) is not None
+
+
+def _batches(asked: list[Asked]) -> Iterable[list[Asked]]:
+    """Questions whose prompts are of equal length, so that nothing is padded."""
+    by_length: dict[int, list[Asked]] = {}
+    for one in asked:
+        by_length.setdefault(len(one.prompt), []).append(one)
+    for some in by_length.values():
+        yield from (some[i : i + BATCH] for i in range(0, len(some), BATCH))
+
+
+# The untouched model
+
+
+def _with_text(side: Side, page: str, question: TokenQuestion, shown: Callable[[str, str], str]) -> tuple[int, ...]:
+    """A prompt with text before the question, in the user's turn where it is asked in a chat."""
+    start, _, stop = side.speaker.turn("\0").partition("\0")
+    prompt = side.text(question.prompt)
+    if start and prompt.startswith(start):
+        asked = prompt.removeprefix(start).removesuffix(stop)
+        return tuple(side.speaker.encode(side.speaker.turn(f"{shown(page, asked)}\n{asked}"))[0])
+    return tuple(side.speaker.encode(f"{shown(page, prompt)}{prompt}")[0])
+
+
+def best_sentences(page: str, question: str) -> str:
+    """The sentences of a page that suit a question best by BM25 (Okapi, k1 = 1.5, b = 0.75), in their order."""
+    sentences = [s for s in re.split(r"(?<=[.!?])\s+|\n", page) if s.strip()]
+    documents = [Counter(_words(s)) for s in sentences]
+    mean = statistics.fmean(document.total() for document in documents) or 1.0
+
+    def score(document: Counter[str]) -> float:
+        total = 0.0
+        for word in set(_words(question)):
+            holding = sum(word in other for other in documents)
+            rarity = math.log(1 + (len(documents) - holding + 0.5) / (holding + 0.5))
+            often = document[word]
+            total += rarity * often * 2.5 / (often + 1.5 * (0.25 + 0.75 * document.total() / mean))
+        return total
+
+    best = sorted(range(len(sentences)), key=lambda i: -score(documents[i]))[:SENTENCES]
+    return " ".join(sentences[i] for i in sorted(best))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.casefold())
+
+
+# What is left of it
+
+
+def table(card: dict[str, Any]) -> str:
+    """Right answers in %, mean and range over runs; exact ones in brackets."""
+    scores = card["scores"]
+    kinds = list(scores["sides"][0][MEMORY])
+    rows = [
+        [kind, *(_shares([run[side].get(kind) for run in scores["sides"]]) for side in scores["sides"][0])]
+        for kind in kinds
+    ]
+    parts = [markdown_table(["kind of question", *scores["sides"][0]], rows)]
+    for name, what in (("windows", "windows of facts"), ("between", "other tokens between"), ("passes", "N")):
+        shares = [[place, _shares([run[place] for run in scores[name]])] for place in scores[name][0]]
+        parts.append(markdown_table([what, "right"], shares))
+    parts.append(markdown_table(["", "right"], [["facts that changed, the newest", _shares(scores["changed"])]]))
+    return "\n\n".join(parts)
+
+
+def _shares(found: Sequence[dict[str, float] | None]) -> str:
+    some = [one for one in found if one is not None]
+    return " ".join(form.format(_range([100 * one[key] for one in some])) for key, form in _SHOWN.items())
+
+
+_SHOWN = {"right": "{}", "exact": "({})"}
+
+
+def _range(values: list[float]) -> str:
+    mean = f"{statistics.fmean(values):.0f}"
+    return mean if len(values) == 1 else f"{mean} [{min(values):.0f}, {max(values):.0f}]"
+
+
+@matplotlib.rc_context(STYLE)
+def figure(card: dict[str, Any]) -> Figure:
+    """Right answers by kind of question and side, over windows of facts, and over other text between."""
+    drawing = Figure(figsize=(10.5, 3.4), layout="constrained")
+    left, middle, right = drawing.subplots(1, 3, width_ratios=[5, 2, 2])
+    scores, sides = card["scores"], list(card["scores"]["sides"][0])
+    kinds = list(scores["sides"][0][MEMORY])
+    for i, side in enumerate(sides):
+        heights = [statistics.fmean(run[side][kind]["right"] for run in scores["sides"]) for kind in kinds]
+        places = [place + (i - 1.5) * 0.2 for place in range(len(kinds))]
+        left.bar(places, heights, 0.19, color=GREY if side == EMPTY else look_of_settings(i, 4)[0], label=side)
+    left.set_xticks(range(len(kinds)), [kind.replace("/", "/\n") for kind in kinds])
+    left.legend(frameon=False, fontsize=8)
+    left.set_title("by kind of question")
+    for axes, name, label in ((middle, "windows", "windows of facts"), (right, "between", "other tokens between")):
+        places = [int(place) for place in scores[name][0]]
+        for run in scores[name]:
+            axes.plot(places, [run[str(place)]["right"] for place in places], "o-", color=look_of_settings(0, 4)[0])
+        axes.set_xlabel(label)
+        axes.set_xticks(places)
+    for axes in (left, middle, right):
+        scale_shares(axes)
+    set_title(drawing, f"{card['name']}: right answers about pages that were read and are gone")
+    return drawing
+
+
+if __name__ == "__main__":
+    publish.run(main)
