@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel, Field
 
-from reverie.errors import UserError
+from reverie.errors import UserError, plain
 from reverie.serve.app import create_app
 from reverie.serve.connection import Connection
 from reverie.serve.files import make_folder
@@ -56,10 +57,8 @@ def run(settings: Settings, tell: Callable[[str], None] = lambda sentence: None)
     """Serve until SIGTERM or Ctrl-C; `tell` gets a sentence that says where.
 
     Raises:
-        UserError: the address is taken, there is no such model, or the store is no folder.
+        UserError: the address is taken, there is no such model, or the store cannot be made.
     """
-    if settings.store.exists() and not settings.store.is_dir():
-        raise UserError(f"{settings.store} is a file, not a folder to keep sessions in")
     with _bound(settings.host, settings.port) as sock:
         port = sock.getsockname()[1]
         told = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -90,6 +89,17 @@ def app_of(settings: Settings) -> FastAPI:
 def app_of_environment() -> FastAPI:
     """The application of a worker."""
     return app_of(Settings.model_validate_json(os.environ[_SETTINGS]))
+
+
+def folder_for(store: str) -> Path:
+    """The folder of a store. Raises UserError for what is none: a file, or the URL of an object store."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:[/:]", store) and not Path(store).drive:
+        raise UserError(
+            f"{plain(store)} is a URL, and sessions are kept in a folder, of a file system with locks: give its path"
+        )
+    if Path(store).exists() and not Path(store).is_dir():
+        raise UserError(f"{store} is a file, not a folder to keep sessions in")
+    return Path(store)
 
 
 def _bound(host: str, port: int) -> socket.socket:

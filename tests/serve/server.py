@@ -69,12 +69,15 @@ def served(sleeper: Sleeper, store: Path, *keys: str, **limits: Any) -> Iterator
         sock.close()
 
 
+def unused_port() -> int:
+    with _bound("127.0.0.1", 0) as sock:
+        return sock.getsockname()[1]
+
+
 @contextlib.contextmanager
 def process(model: str | Path, store: Path, *options: str, **environment: str) -> Iterator[tuple[Served, Any]]:
     """`reverie serve` in a process of its own, which is ended after that; and that process."""
-    sock = _bound("127.0.0.1", 0)
-    port = sock.getsockname()[1]
-    sock.close()
+    port = unused_port()
     command = [sys.executable, "-m", "reverie", "serve", str(model), "--store", str(store), "--port", str(port)]
     running = subprocess.Popen(
         [*command, *options],

@@ -49,7 +49,7 @@ def test_programs_run(server: Served, tmp_path: Path, program: str, printed: str
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
 def test_commands_run(server: Served, tmp_path: Path) -> None:
-    start, chat, watching, memories = COMMANDS
+    start, chat, watching, memories, *_ = COMMANDS  # the others need Ray
     assert start.splitlines()[1].startswith("reverie serve example")
     answer = json.loads(run(["bash", "-ec", here(server, chat)], tmp_path))
     assert answer["choices"][0]["message"]["content"] == "3"
