@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from reverie.memory.history import Window
 from reverie.serve.service import Service
+from reverie.talk.chat import UNFINISHED
 from reverie.talk.heard import Heard
+
+_MOST_BYTES = 4  # of a letter in UTF-8, each of which may be a token
 
 
 class Follower:
@@ -38,9 +42,23 @@ class Follower:
             "memory_bytes": memory.nbytes,
             "cache_bytes_per_token": self._service.engine.cache_bytes,
             "first": first,
-            "awake": [self._service.sleeper.decode([id]) for id in heard.awake[first:]],
+            "awake": texts_of(self._service.sleeper.decode, heard.awake, first),
             "windows": [_window(count - len(new) + i, window) for i, window in enumerate(new)],
         }
+
+
+def texts_of(decode: Callable[[Sequence[int]], str], ids: Sequence[int], first: int = 0) -> list[str]:
+    """What each token from `first` on adds to the text. A letter of several tokens is added by the last of them."""
+    start = max(first - 2 * _MOST_BYTES, 0)
+    texts, before, after = list[str](), start, start  # tokens [before, after) are told: the newest, which added letters
+    for end in range(start + 1, len(ids) + 1):
+        known, text = decode(ids[before:after]), decode(ids[before:end])
+        if text.endswith(UNFINISHED) and end - after < _MOST_BYTES:
+            texts.append("")
+        else:
+            texts.append(text[len(known) :])
+            before, after = after if texts[-1] else before, end
+    return texts[first - start :]
 
 
 def _windows(heard: Heard | None) -> int:

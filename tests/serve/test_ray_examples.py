@@ -45,6 +45,7 @@ def ray() -> Iterator[Any]:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # or Ray would keep one in the user's folder
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("RAY_raylet_start_wait_time_s", "120")  # of a busy machine
         ray: Any = importlib.import_module("ray")  # which reads the environment
         importlib.import_module("ray.serve")
         cluster = ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
