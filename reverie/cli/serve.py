@@ -28,6 +28,13 @@ def serve_command(
         ),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes over one store, each with the model.")] = 1,
+    idle_sleep: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Sleep over a response's unfinished window when nobody has gone on from it for so long.",
+        ),
+    ] = None,
     int8: Int8 = False,
     device: Device = "auto",
 ) -> None:
@@ -44,5 +51,10 @@ def serve_command(
         raise UserError(f"--host {host} lets others in: give an --api-key too")
     if any(not key.strip() or not key.isascii() for key in keys):
         raise UserError("--api-key must be letters, digits and signs of ASCII, and not empty")
-    where, asked = str(device_named(device)), {"keys": keys, "int8": int8, "workers": workers}
+    if idle_sleep is not None and not 0 < idle_sleep <= 10**9:
+        raise UserError(f"--idle-sleep must be a number of seconds above 0, got {idle_sleep:g}")
+    where, asked = (
+        str(device_named(device)),
+        {"keys": keys, "int8": int8, "workers": workers, "idle_sleep_s": idle_sleep},
+    )
     run(Settings(model=model, store=folder_for(store), device=where, host=host, port=port, **asked), tell)

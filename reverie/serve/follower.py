@@ -17,11 +17,14 @@ class Follower:
     """Tells of a session as it goes on: each time what is new.
 
     Args:
-        known: a session whose windows need not be told of.
+        known: a session whose windows need not be told of, but for a newest one that was slept over while idle.
     """
 
     def __init__(self, service: Service, known: Heard | None = None) -> None:
         self._service, self._windows, self._awake = service, _windows(known), 0
+        history = known.memory.history if known else None
+        if known and history and history.windows and history.windows[-1].tokens < known.memory.config.window_size:
+            self._windows -= 1
 
     def told(self, heard: Heard) -> dict[str, Any]:
         """A dict that is ready for JSON; `awake` goes on from token `first` of the window, or is of a new one."""

@@ -50,6 +50,7 @@ class Settings(BaseModel):
     keys: tuple[str, ...] = ()
     int8: bool = False
     workers: int = 1
+    idle_sleep_s: float | None = None
     limits: Limits = Field(default_factory=Limits)
 
 
@@ -82,7 +83,8 @@ def app_of(settings: Settings) -> FastAPI:
         make_folder(settings.store)
     except Refusal as refusal:
         raise UserError(f"cannot keep sessions in {settings.store}: {refusal}") from None
-    service = Service(sleeper, settings.store, settings.keys, settings.limits)
+    idle = {"idle_sleep_s": settings.idle_sleep_s}
+    service = Service(sleeper, settings.store, settings.keys, settings.limits, **idle)
     return create_app(service, hosts_of(settings.host))
 
 

@@ -32,6 +32,11 @@ def test_what_is_not_there_is_refused(reverie: Reverie, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
+def test_seconds_are_above_zero(reverie: Reverie, seconds: str) -> None:
+    assert_one_line(reverie("serve", "example", "--port", "0", "--idle-sleep", seconds), "--idle-sleep must be")
+
+
 def test_what_is_not_installed_is_named(reverie: Reverie, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.startswith("reverie.serve")]:
         monkeypatch.delitem(sys.modules, name)

@@ -50,9 +50,11 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(sleeper: Sleeper, store: Path, *keys: str, **limits: Any) -> Iterator[Served]:
+def served(
+    sleeper: Sleeper, store: Path, *keys: str, idle_sleep_s: float | None = None, **limits: Any
+) -> Iterator[Served]:
     """A server in this process."""
-    service = Service(sleeper, store, keys, Limits(**limits))
+    service = Service(sleeper, store, keys, Limits(**limits), idle_sleep_s=idle_sleep_s)
     sock = _bound("127.0.0.1", 0)
     config = uvicorn.Config(create_app(service, LOOPBACK), **{**_ALWAYS, "timeout_graceful_shutdown": 1})
     server = uvicorn.Server(config)

@@ -45,6 +45,7 @@ def ray() -> Iterator[Any]:
         patch.setenv("RAY_AUTH_MODE", "token")
         patch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))  # or Ray would keep one in the user's folder
         patch.setenv("OMP_NUM_THREADS", "1")
+        patch.setenv("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "50")  # of a busy machine
         ray: Any = importlib.import_module("ray")  # which reads the environment
         importlib.import_module("ray.serve")
         cluster = started(ray)
