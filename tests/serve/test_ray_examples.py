@@ -216,6 +216,7 @@ def ready(ray: Any, server: Served, running: subprocess.Popen[bytes]) -> None:
         assert running.poll() is None
         assert time.monotonic() < deadline
         time.sleep(0.2)
+    # Which Ray holds while there is no replica.
     assert httpx.get(f"{server.url}/healthz", timeout=300).status_code == 200
 
 
