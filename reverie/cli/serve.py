@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,7 +17,7 @@ app = typer.Typer(rich_markup_mode=None)
 @app.command("serve")
 def serve_command(
     model: ModelName,
-    store: Annotated[Path, typer.Option(metavar="DIR", help="Where sessions and memories are kept.")] = Path("served"),
+    store: Annotated[str, typer.Option(metavar="DIR", help="Where sessions and memories are kept.")] = "served",
     host: Annotated[str, typer.Option(help="Address to listen at; other than loopback only with a key.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     api_key: Annotated[
@@ -29,6 +28,13 @@ def serve_command(
         ),
     ] = None,
     workers: Annotated[int, typer.Option(min=1, max=256, help="Processes over one store, each with the model.")] = 1,
+    idle_sleep: Annotated[
+        float | None,
+        typer.Option(
+            metavar="SECONDS",
+            help="Sleep over a response's unfinished window when nobody has gone on from it for so long.",
+        ),
+    ] = None,
     int8: Int8 = False,
     device: Device = "auto",
 ) -> None:
@@ -37,7 +43,7 @@ def serve_command(
     Ctrl-C ends it.
     """
     try:
-        from reverie.serve.run import LOOPBACK, Settings, run
+        from reverie.serve.run import LOOPBACK, Settings, folder_for, run
     except ImportError as error:
         raise UserError(f"this needs the package {error.name}; run pip install 'reverie[serve]'") from None
     keys = tuple(api_key or ())
@@ -45,5 +51,10 @@ def serve_command(
         raise UserError(f"--host {host} lets others in: give an --api-key too")
     if any(not key.strip() or not key.isascii() for key in keys):
         raise UserError("--api-key must be letters, digits and signs of ASCII, and not empty")
-    where, asked = str(device_named(device)), {"keys": keys, "int8": int8, "workers": workers}
-    run(Settings(model=model, store=store, device=where, host=host, port=port, **asked), tell)
+    if idle_sleep is not None and not 0 < idle_sleep <= 10**9:
+        raise UserError(f"--idle-sleep must be a number of seconds above 0, got {idle_sleep:g}")
+    where, asked = (
+        str(device_named(device)),
+        {"keys": keys, "int8": int8, "workers": workers, "idle_sleep_s": idle_sleep},
+    )
+    run(Settings(model=model, store=folder_for(store), device=where, host=host, port=port, **asked), tell)

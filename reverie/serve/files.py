@@ -19,6 +19,7 @@ from reverie.files import opened, write_atomic
 from reverie.serve.refusal import Refusal
 
 MEMORY = ".safetensors"
+ASLEEP = f".idle{MEMORY}"  # of a response whose unfinished window was slept over
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 _HEX = re.compile(r"[0-9a-f]{32}")
 _COUNTED_S = 10.0
@@ -152,9 +153,10 @@ class Held:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what writers that were killed have left, below this folder: also texts of responses without sessions."""
-    alone = (path for path in folder.glob("*/responses/*.json") if not os.path.lexists(path.with_suffix(MEMORY)))
-    for path in (*folder.rglob(".*.tmp*"), *alone):
+    """Remove what writers that were killed have left, below this folder: also what is of responses without sessions."""
+    of_responses = (path for end in (".json", ASLEEP) for path in folder.glob(f"*/responses/*{end}"))
+    sessions = ((path, path.with_name(path.name.partition(".")[0] + MEMORY)) for path in of_responses)
+    for path in (*folder.rglob(".*.tmp*"), *(path for path, session in sessions if not os.path.lexists(session))):
         with contextlib.suppress(OSError):
             if time.time() - path.lstat().st_mtime > _STALE_S:
                 path.unlink()

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from reverie.memory.history import Window
 from reverie.serve.service import Service
+from reverie.talk.chat import UNFINISHED
 from reverie.talk.heard import Heard
+
+_MOST_BYTES = 4  # of a letter in UTF-8, each of which may be a token
 
 
 class Follower:
     """Tells of a session as it goes on: each time what is new.
 
     Args:
-        known: a session whose windows need not be told of.
+        known: a session whose windows need not be told of, but for a newest one that was slept over while idle.
     """
 
     def __init__(self, service: Service, known: Heard | None = None) -> None:
         self._service, self._windows, self._awake = service, _windows(known), 0
+        history = known.memory.history if known else None
+        if known and history and history.windows and history.windows[-1].tokens < known.memory.config.window_size:
+            self._windows -= 1
 
     def told(self, heard: Heard) -> dict[str, Any]:
         """A dict that is ready for JSON; `awake` goes on from token `first` of the window, or is of a new one."""
@@ -38,9 +45,23 @@ class Follower:
             "memory_bytes": memory.nbytes,
             "cache_bytes_per_token": self._service.engine.cache_bytes,
             "first": first,
-            "awake": [self._service.sleeper.decode([id]) for id in heard.awake[first:]],
+            "awake": texts_of(self._service.sleeper.decode, heard.awake, first),
             "windows": [_window(count - len(new) + i, window) for i, window in enumerate(new)],
         }
+
+
+def texts_of(decode: Callable[[Sequence[int]], str], ids: Sequence[int], first: int = 0) -> list[str]:
+    """What each token from `first` on adds to the text. A letter of several tokens is added by the last of them."""
+    start = max(first - 2 * _MOST_BYTES, 0)
+    texts, before, after = list[str](), start, start  # tokens [before, after) are told: the newest, which added letters
+    for end in range(start + 1, len(ids) + 1):
+        known, text = decode(ids[before:after]), decode(ids[before:end])
+        if text.endswith(UNFINISHED) and end - after < _MOST_BYTES:
+            texts.append("")
+        else:
+            texts.append(text[len(known) :])
+            before, after = after if texts[-1] else before, end
+    return texts[first - start :]
 
 
 def _windows(heard: Heard | None) -> int:

@@ -2,6 +2,7 @@
 
 responses/HEX.json           the object that a client got
 responses/HEX.safetensors    what was heard until then; written last, so with it the id is acknowledged
+responses/HEX.idle.safetensors    the same after sleep over its unfinished window, from where it is gone on with
 conversations/HEX.json       the responses of a conversation, in order
 """
 
@@ -15,7 +16,18 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from reverie.serve.files import MEMORY, Held, bytes_in, hex_of, new_id, read_stored, remove, stat_stored, write_private
+from reverie.serve.files import (
+    ASLEEP,
+    MEMORY,
+    Held,
+    bytes_in,
+    hex_of,
+    new_id,
+    read_stored,
+    remove,
+    stat_stored,
+    write_private,
+)
 from reverie.serve.limits import Limits
 from reverie.serve.queues import Queues
 from reverie.serve.refusal import Refusal, not_found
@@ -56,10 +68,20 @@ class Responses:
 
     def get(self, id: str, param: str = "response_id", *, load: bool = True) -> Live:
         """What was heard until a response; `load` as for `Sessions.get`. Raises Refusal if it is not there."""
-        live = self._sessions.get(self._path(id, param), load=load)
+        path = self._path(id, param)
+        asleep = self._sessions.get(_asleep(path), load=load) if path.exists() else None
+        live = asleep or self._sessions.get(path, load=load)
         if live is None:
             raise not_found(f"response {id}", param=param)
         return live
+
+    def put_asleep(self, id: str, heard: Heard) -> None:
+        """Let a response be gone on with from here, which is after sleep."""
+        path = self._path(id)
+        live = self._sessions.put(_asleep(path), heard)
+        self._held.add(live.file_bytes)
+        if not path.exists():  # deleted while it was written
+            self._sessions.delete(_asleep(path))
 
     def record(self, id: str) -> dict[str, Any]:
         """The object that the client got. Raises Refusal if it is not there."""
@@ -79,6 +101,7 @@ class Responses:
         """Raises Refusal if it is not there."""
         path = self._path(id)
         found = self._sessions.delete(path)
+        self._sessions.delete(_asleep(path))
         self._held.forget()
         if not remove(path.with_suffix(".json")) and not found:
             raise not_found(f"response {id}", param="response_id")
@@ -88,6 +111,10 @@ class Responses:
         if digits is None:
             raise not_found("response of that id", param=param)
         return self._folder / f"{digits}{MEMORY}"
+
+
+def _asleep(path: Path) -> Path:
+    return path.with_suffix(ASLEEP)
 
 
 class Conversation(BaseModel):

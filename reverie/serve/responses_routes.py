@@ -82,6 +82,7 @@ class Asked:
         done = self.object(shapes.status_of(ended.reason), ended.text, usage=usage)
         if self.body.store:
             self.service.engine.settle(await unbroken(asyncio.to_thread(self._acknowledge, ended.heard, done)))
+            self.service.idle.rest(self.account.responses, self.id)
         return done
 
     def _acknowledge(self, heard: Heard, done: dict[str, Any]) -> Live:
@@ -123,6 +124,7 @@ async def _asked(request: Request, body: ResponseRequest) -> Asked:
     if body.conversation_id is not None:
         previous = await asyncio.to_thread(account.conversations.newest, body.conversation_id)
     if previous is not None:
+        service.idle.stir(previous)
         live = await service.fetched(partial(account.responses.get, previous, "previous_response_id"))
     turns = await service.turns(body.messages(), live.heard.turns, "input")
     cached = live.heard.num_tokens

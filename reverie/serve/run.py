@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import BaseModel, Field
 
-from reverie.errors import UserError
+from reverie.errors import UserError, plain
 from reverie.serve.app import create_app
 from reverie.serve.connection import Connection
 from reverie.serve.files import make_folder
@@ -49,6 +50,7 @@ class Settings(BaseModel):
     keys: tuple[str, ...] = ()
     int8: bool = False
     workers: int = 1
+    idle_sleep_s: float | None = None
     limits: Limits = Field(default_factory=Limits)
 
 
@@ -56,10 +58,8 @@ def run(settings: Settings, tell: Callable[[str], None] = lambda sentence: None)
     """Serve until SIGTERM or Ctrl-C; `tell` gets a sentence that says where.
 
     Raises:
-        UserError: the address is taken, there is no such model, or the store is no folder.
+        UserError: the address is taken, there is no such model, or the store cannot be made.
     """
-    if settings.store.exists() and not settings.store.is_dir():
-        raise UserError(f"{settings.store} is a file, not a folder to keep sessions in")
     with _bound(settings.host, settings.port) as sock:
         port = sock.getsockname()[1]
         told = f"[{settings.host}]" if ":" in settings.host else settings.host
@@ -83,13 +83,25 @@ def app_of(settings: Settings) -> FastAPI:
         make_folder(settings.store)
     except Refusal as refusal:
         raise UserError(f"cannot keep sessions in {settings.store}: {refusal}") from None
-    service = Service(sleeper, settings.store, settings.keys, settings.limits)
+    idle = {"idle_sleep_s": settings.idle_sleep_s}
+    service = Service(sleeper, settings.store, settings.keys, settings.limits, **idle)
     return create_app(service, hosts_of(settings.host))
 
 
 def app_of_environment() -> FastAPI:
     """The application of a worker."""
     return app_of(Settings.model_validate_json(os.environ[_SETTINGS]))
+
+
+def folder_for(store: str) -> Path:
+    """The folder of a store. Raises UserError for what is none: a file, or the URL of an object store."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]*:[/:]", store) and not Path(store).drive:
+        raise UserError(
+            f"{plain(store)} is a URL, and sessions are kept in a folder, of a file system with locks: give its path"
+        )
+    if Path(store).exists() and not Path(store).is_dir():
+        raise UserError(f"{store} is a file, not a folder to keep sessions in")
+    return Path(store)
 
 
 def _bound(host: str, port: int) -> socket.socket:

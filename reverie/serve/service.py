@@ -20,6 +20,7 @@ from reverie.memory.fingerprint import identify
 from reverie.memory.memory import Memory
 from reverie.serve.engine import Engine
 from reverie.serve.files import make_folder, owner_of, remove_unfinished
+from reverie.serve.idle import Idle
 from reverie.serve.job import Ended, Event, Failed, Job, Wrote
 from reverie.serve.limits import Limits
 from reverie.serve.memories import Memories
@@ -62,12 +63,22 @@ class Service:
     Args:
         store: a folder, made if absent, in which each key has one of its own.
         keys: who gives one of these may use it; anybody may if there are none.
+        idle_sleep_s: as for `Idle`.
     """
 
-    def __init__(self, sleeper: Sleeper, store: Path, keys: Sequence[str] = (), limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        sleeper: Sleeper,
+        store: Path,
+        keys: Sequence[str] = (),
+        limits: Limits | None = None,
+        *,
+        idle_sleep_s: float | None = None,
+    ) -> None:
         self.sleeper, self.limits = sleeper, limits or Limits()
         self.name = plain(sleeper.name).replace(" ", "-").replace("@", "-")
         self.engine, self.sessions = Engine(sleeper, self.limits), Sessions(sleeper, self.limits.live)
+        self.idle = Idle(self.engine, idle_sleep_s)
         self.metrics = Metrics(self.engine, self.sessions)
         self._store = store
         self._owners = {key.encode(): owner_of(key) for key in keys}

@@ -108,6 +108,8 @@ class Writer:
             so_far = so_far[: len(so_far) - held]
             if so_far.endswith(UNFINISHED) or not so_far.startswith(self.text):
                 return Piece("")
+        else:
+            so_far = so_far.rstrip(UNFINISHED)
         new, self.text = so_far[len(self.text) :], so_far if len(so_far) >= len(self.text) else self.text
         tokens, self._unseen = tuple(self._unseen), []
         return Piece(new, tokens)

@@ -144,7 +144,7 @@ class Chat:
                 shown = so_far
         if said[-1] not in language.end_ids or self.sleeper.decode(said[-1:]):
             self._hear(said[-1:])  # an end that is no word is heard with the next turn, which begins with it
-        answer = self.sleeper.decode(said)
+        answer = self.sleeper.decode(said).rstrip(UNFINISHED)  # of a letter that was cut
         write(answer[len(shown) :])
         return answer
 

@@ -27,7 +27,14 @@ def test_what_is_not_there_is_refused(reverie: Reverie, tmp_path: Path) -> None:
     assert_one_line(reverie("serve", "example", "--host", "no.such.host.invalid", "--api-key", "x"), "cannot listen at")
     (tmp_path / "file").write_text("x")
     assert_one_line(reverie("serve", "example", "--port", "0", "--store", "file"), "file is a file, not a folder")
-    assert not list(tmp_path.glob("served"))
+    for url in ("s3://bucket/sessions", "memory://sessions", "file:///sessions", "simplecache::s3://bucket"):
+        assert_one_line(reverie("serve", "example", "--port", "0", "--store", url), f"{url} is a URL", "a folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
+def test_seconds_are_above_zero(reverie: Reverie, seconds: str) -> None:
+    assert_one_line(reverie("serve", "example", "--port", "0", "--idle-sleep", seconds), "--idle-sleep must be")
 
 
 def test_what_is_not_installed_is_named(reverie: Reverie, monkeypatch: pytest.MonkeyPatch) -> None:

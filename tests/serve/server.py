@@ -50,9 +50,11 @@ class Served:
 
 
 @contextlib.contextmanager
-def served(sleeper: Sleeper, store: Path, *keys: str, **limits: Any) -> Iterator[Served]:
+def served(
+    sleeper: Sleeper, store: Path, *keys: str, idle_sleep_s: float | None = None, **limits: Any
+) -> Iterator[Served]:
     """A server in this process."""
-    service = Service(sleeper, store, keys, Limits(**limits))
+    service = Service(sleeper, store, keys, Limits(**limits), idle_sleep_s=idle_sleep_s)
     sock = _bound("127.0.0.1", 0)
     config = uvicorn.Config(create_app(service, LOOPBACK), **{**_ALWAYS, "timeout_graceful_shutdown": 1})
     server = uvicorn.Server(config)
@@ -69,12 +71,15 @@ def served(sleeper: Sleeper, store: Path, *keys: str, **limits: Any) -> Iterator
         sock.close()
 
 
+def unused_port() -> int:
+    with _bound("127.0.0.1", 0) as sock:
+        return sock.getsockname()[1]
+
+
 @contextlib.contextmanager
 def process(model: str | Path, store: Path, *options: str, **environment: str) -> Iterator[tuple[Served, Any]]:
     """`reverie serve` in a process of its own, which is ended after that; and that process."""
-    sock = _bound("127.0.0.1", 0)
-    port = sock.getsockname()[1]
-    sock.close()
+    port = unused_port()
     command = [sys.executable, "-m", "reverie", "serve", str(model), "--store", str(store), "--port", str(port)]
     running = subprocess.Popen(
         [*command, *options],

@@ -194,12 +194,13 @@ def test_what_a_killed_writer_left_goes(tmp_path: Path) -> None:
     """Not before it is clear that nobody writes it any more; and nothing else goes."""
     responses = tmp_path / "key" / "responses"
     responses.mkdir(parents=True)
-    for name in ("old.json", "whole.json", "whole.safetensors", "new.json", ".old.1234.tmp.safetensors"):
+    whole = {"whole.json", "whole.safetensors", "whole.idle.safetensors", "new.json"}
+    for name in (*whole, "old.json", "old.idle.safetensors", ".old.1234.tmp.safetensors"):
         (responses / name).touch()
         if "new" not in name:
             os.utime(responses / name, (1, 1))
     remove_unfinished(tmp_path)
-    assert {path.name for path in responses.iterdir()} == {"whole.json", "whole.safetensors", "new.json"}
+    assert {path.name for path in responses.iterdir()} == whole
 
 
 def test_a_name_that_is_given_again_brings_nothing_back(sleeper: Sleeper, tmp_path: Path) -> None:

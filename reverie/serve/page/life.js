@@ -68,7 +68,7 @@ export class Life {
     if (!same) shown.replaceChildren();
     for (const word of this.words.slice(more)) {
       const span = document.createElement("span");
-      span.textContent = word.replaceAll("\n", "⏎").trimEnd() || "␣";
+      span.textContent = word.replaceAll("\n", "⏎").trimEnd() || (word ? "␣" : "·");
       shown.append(span, "\u200b");
     }
     shown.hidden = !this.words.length;
@@ -159,7 +159,7 @@ function changes(window) {
 
 function row(window) {
   const item = document.createElement("li"), words = document.createElement("span"), told = document.createElement("span");
-  words.textContent = window.words ? window.words.map((word) => (/^\s/.test(word) ? word : ` ${word}`)).join("") : count(window.tokens, "token");
+  words.textContent = window.words ? window.words.join("") : count(window.tokens, "token");
   told.textContent = `${Number(window.passes.toFixed(1))} × ${duration(window.seconds / window.passes)}`;
   item.title = `${sentence(window)} ${changes(window)}`;
   item.append(words, told);
