@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 NOTEBOOK = Path(__file__).parents[1] / "docs" / "learn" / "sleep_step_by_step.py"
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(tmp_path: Path) -> None:
     environment = {**os.environ, "MPLBACKEND": "agg"}
     done = subprocess.run(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from pathlib import Path
@@ -22,10 +23,14 @@ ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+@functools.cache
+def answers_of_the_example() -> dict[str, Any]:
+    return json.loads(CliRunner().invoke(app, ["ask", "--example", "--json"]).stdout)
+
+
 def test_the_shipped_example_answers_as_documented() -> None:
     """From its memory, and not without; the file travels with the package, so it must be small."""
-    done = CliRunner().invoke(app, ["ask", "--example", "--json"])
-    found = json.loads(done.stdout)
+    found = answers_of_the_example()
     assert found["accuracy"] >= 7 / 8
     assert found["accuracy_of_empty_memory"] <= 0.5
     text = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
@@ -124,7 +129,7 @@ def test_the_picture_of_the_terminal_is_of_the_example_that_ships() -> None:
     """docs/terminal.svg has the answers of `reverie ask --example`."""
     words = re.sub(r"<[^>]+>", " ", (ROOT / "docs" / "terminal.svg").read_text(encoding="utf-8").replace("&#160;", " "))
     picture = " ".join(words.split())
-    found = json.loads(CliRunner().invoke(app, ["ask", "--example", "--json"]).stdout)
+    found = answers_of_the_example()
     for answer in found["answers"]:
         mark = "✓" if answer["text"] == answer["right"] else "✗"
         assert f"{answer['question']} {answer['right']} {answer['text']} {mark}" in picture

@@ -78,5 +78,6 @@ def _add(path: Path, files: Files, config: MkDocsConfig) -> None:
         files.append(File.generated(config, uri, abs_src_path=str(ROOT / path)))
         return
     code = (ROOT / path).read_text(encoding="utf-8").rstrip()
-    content = f"# {path}\n\n````{LANGUAGES.get(path.suffix, 'text')}\n{code}\n````\n"
+    found = "" if path.parts[0] == "examples" else "---\nsearch:\n  exclude: true\n---\n\n"
+    content = f"{found}# {path}\n\n````{LANGUAGES.get(path.suffix, 'text')}\n{code}\n````\n"
     files.append(File.generated(config, uri, content=content))
