@@ -1,6 +1,8 @@
 # make demo    set up in .venv, train transformer, hybrid and sleep live, table and figure
 # make test    set up in .venv, run the tests that take seconds
 # make test-slow    the others; make test-all    all of them
+# make docs    the site, in site/, without a warning or a dead link
+# make wheel-test    a wheel from a clean clone, in a fresh environment without the checkout
 # make lint    set up in .venv, ruff, pyright
 # make check   both
 # make test-oldest    the tests of Hugging Face models with the oldest transformers that is declared
@@ -14,7 +16,7 @@ export PYRIGHT_PYTHON_IGNORE_WARNINGS = 1
 
 READY = .venv/ready
 
-.PHONY: demo test test-slow test-all test-oldest test-oldest-torch test-triton lint check results example performance setup clean
+.PHONY: demo test test-slow test-all test-oldest test-oldest-torch test-triton lint check docs wheel-test results example performance setup clean
 
 demo: setup
 	.venv/bin/reverie demo
@@ -58,6 +60,16 @@ lint: setup
 
 check: lint test
 
+docs: setup .venv/ready-docs
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet --strict
+
+.venv/ready-docs: $(READY)
+	.venv/bin/pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+wheel-test: setup
+	PYTHON=$(PYTHON) .ci/wheel-test
+
 # make results    every card and figure in results/ anew: six hours on two cores, resumable
 RESULTS = rule110/nano rule110/nano-t6 rule110/nano-ladder depo/nano depo/nano-n8 depo/nano-no-curriculum gsm_infinite/nano
 results: setup
@@ -85,6 +97,7 @@ results: setup
 example: setup
 	.venv/bin/python -c 'from reverie.talk.shipped import export_example; \
 		export_example("runs/compare/gsm_infinite/example/sleep-3-seed-0", "reverie/example", 0)'
+	.venv/bin/python benchmarks/terminal.py --out docs/terminal.svg --until right .venv/bin/reverie ask --example
 	.venv/bin/reverie watch runs/compare/gsm_infinite/example/sleep-3-seed-0 --examples 512 --out docs/watch.png
 
 # make performance    cards and tables of docs/PERFORMANCE.md anew: half an hour on two quiet cores

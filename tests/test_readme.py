@@ -1,61 +1,36 @@
-"""What the README says is true of the tree: the quoted loop, paths, commands, recipes, and every quoted number."""
+"""What README.md and docs/ say is true of the tree: paths, recipes, and every quoted number."""
 
 from __future__ import annotations
 
+import functools
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
 
 import pytest
-from typer.main import get_command
+from documents import DOCUMENTS, name_of
 from typer.testing import CliRunner
 
 from reverie.cli.app import app
-from reverie.recipe import list_recipes, load_recipe
-from reverie.results.card import ComparisonCard, load_card, read_card
+from reverie.recipe import list_recipes
+from reverie.results.card import ComparisonCard, RunCard, load_card, read_card
 from reverie.results.passes.card import PassesCard
 from reverie.results.plots import KINDS
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, flags=re.DOTALL)
-
-
-def test_the_quoted_sleep_loop_is_the_source() -> None:
-    def words(code: str) -> str:
-        """The code without indentation and empty lines, which a document need not keep."""
-        return "\n".join(line.strip() for line in code.splitlines() if line.strip())
-
-    loop = words(blocks("python")[0])
-    assert "for n in range" in loop
-    assert loop in words((ROOT / "reverie" / "sleep" / "algorithm.py").read_text(encoding="utf-8"))
-
-
-@pytest.mark.slow
-def test_the_python_example_runs() -> None:
-    subprocess.run([sys.executable, "-c", blocks("python")[1]], check=True, timeout=120)
-
-
-@pytest.mark.slow
-def test_the_walk_through_of_memories_runs(tmp_path: Path) -> None:
-    text = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
-    code = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)[0]
-    done = subprocess.run(
-        [sys.executable, "-c", code], check=True, timeout=120, cwd=tmp_path, capture_output=True, text=True
-    )
-    assert done.stdout.splitlines() == ["['3', '5']", "[('gull-island', [32])]"]
+@functools.cache
+def answers_of_the_example() -> dict[str, Any]:
+    return json.loads(CliRunner().invoke(app, ["ask", "--example", "--json"]).stdout)
 
 
 def test_the_shipped_example_answers_as_documented() -> None:
     """From its memory, and not without; the file travels with the package, so it must be small."""
-    done = CliRunner().invoke(app, ["ask", "--example", "--json"])
-    found = json.loads(done.stdout)
+    found = answers_of_the_example()
     assert found["accuracy"] >= 7 / 8
     assert found["accuracy_of_empty_memory"] <= 0.5
     text = (ROOT / "docs" / "memory.md").read_text(encoding="utf-8")
@@ -68,58 +43,101 @@ def test_the_shipped_example_answers_as_documented() -> None:
     assert "(98, 91, 79 and\n84 % for 1 to 4 operations" in text
 
 
-@pytest.mark.parametrize("document", DOCS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_linked_paths_exist(document: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", document.read_text(encoding="utf-8")):
         if not target.startswith("http"):
             assert (document.parent / target).exists(), target
 
 
-def test_commands_exist() -> None:
-    """Every `make` target and every `reverie` command line parses, and its recipe loads with its overrides."""
-    targets = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
-    text = "\n".join(blocks("sh")) + (ROOT / "docs" / "LOG.md").read_text(encoding="utf-8")
-    for target in re.findall(r"^make (\w+)", text, flags=re.MULTILINE):
-        assert target in targets
-    lines = [line.split("#")[0].split() for line in text.splitlines() if line.startswith("reverie ")]
-    assert lines
-    for _, *words in lines:
-        command, arguments = split_command(words)
-        result = CliRunner().invoke(app, [*command, "--help"])
-        options = set(re.findall(r"--[a-z-]+", result.output))
-        assert {a for a in arguments if a.startswith("--")} <= options, arguments
-        if command in (["train"], ["compare"]):
-            overrides = [arguments[i + 1] for i, a in enumerate(arguments) if a == "--set"]
-            load_recipe(arguments[0], overrides)
-
-
-def split_command(words: list[str]) -> tuple[list[str], list[str]]:
-    """The words that name a command, be it of a sub-app, and its arguments."""
-    group, length = get_command(app), 0
-    while commands := getattr(group, "commands", None):
-        assert words[length] in commands, words
-        group, length = commands[words[length]], length + 1
-    return words[:length], words[length:]
-
-
 def test_every_recipe_that_documents_name_exists() -> None:
-    for document in DOCS:
-        names = re.findall(r"`((?:rule110|depo|gsm_infinite|recall)/[a-z0-9-]+)`", document.read_text(encoding="utf-8"))
+    for document in DOCUMENTS:
+        names = re.findall(
+            r"`((?:rule110|depo|gsm_infinite|recall|notes|hops)/[a-z0-9-]+)`", document.read_text(encoding="utf-8")
+        )
         assert set(names) <= set(list_recipes()), document
 
 
+def shown(parts: list[Any]) -> list[str]:
+    return [f"{100 * part.mean:.0f} ± {100 * part.std:.0f}" for part in parts]
+
+
+def rows_of(table: str) -> list[list[str]]:
+    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines() if line.startswith("| ")]
+
+
 def test_every_quoted_result_is_in_its_card() -> None:
-    """Rows of the result tables, "| transformer / N = 2 (sleep) | 1.00 ± .00 | …", equal the card named above them."""
-    sections = re.findall(r"\[card\]\((results/[^)]+)\)\n\n(\|.*?)\n\n", README, flags=re.DOTALL)
-    assert len(sections) >= 2
-    for path, table in sections:
-        card = load_card(ROOT / path)
-        assert isinstance(card, ComparisonCard)
-        rows = {cells[1].strip(): cells[2:-1] for line in table.splitlines() if (cells := line.split("|"))}
-        for result in card.results:
-            parts = [result.by_depth[depth] for depth in card.depths]
-            shown = [f"{100 * part.mean:.0f} ± {100 * part.std:.0f}" for part in parts]
-            assert [cell.strip() for cell in rows[result.label]] == shown, result.label
+    """Rows of the tables in docs/, "| N = 2 (sleep) | 100 ± 0 | …", equal the card named above them."""
+    compared = []
+    for document in DOCUMENTS:
+        text = document.read_text(encoding="utf-8")
+        for path, table in re.findall(r"\[card\]\([./]+/(results/[^)]+)\)\n\n(\|.*?)\n\n", text, flags=re.DOTALL):
+            if json.loads((ROOT / path).read_text(encoding="utf-8"))["kind"] != "comparison":
+                continue  # the other kinds have tests of their own
+            card = read_card(ROOT / path, {"comparison": ComparisonCard})
+            rows = {result.label: shown([result.by_depth[depth] for depth in card.depths]) for result in card.results}
+            for name, *cells in rows_of(table)[1:]:
+                assert cells == rows[name], (document, name)
+                compared.append((name_of(document), path))
+    for name in ("depo", "rule110", "gsm_infinite"):
+        assert compared.count(("docs/results.md", f"results/{name}/nano.json")) == 4
+
+
+def test_the_throughput_by_passes_is_in_its_card() -> None:
+    """docs/reproduce/figure-6.md"""
+    text = (ROOT / "docs" / "reproduce" / "figure-6.md").read_text(encoding="utf-8")
+    details = json.loads((ROOT / "results" / "performance" / "sleep.json").read_text(encoding="utf-8"))["details"]
+    speeds: dict[str, list[str]] = {}
+    for row in details["tables"]["forward and backward"]:
+        speeds.setdefault(row["recipe"], []).append(f"{row['tokens_per_s']:,.0f}")
+    rows = {name: cells for name, *cells in rows_of(text)}
+    for recipe in ("rule110/base", "depo/nano"):
+        assert rows[recipe] == speeds[recipe]
+
+
+def test_the_summary_is_in_its_cards() -> None:
+    """README.md: the deepest questions of each task, for N = 1, for the best N, and for the transformer."""
+    rows = {path: cells for first, *cells in rows_of(README) for path in re.findall(r"\((results/[^)]+)\)", first)}
+    for path in ("depo/nano", "rule110/nano", "gsm_infinite/nano"):
+        card = read_card(ROOT / f"results/{path}.json", {"comparison": ComparisonCard})
+        by_model = {result.label: result.by_depth[card.depths[-1]] for result in card.results}
+        best = max(card.results, key=lambda result: result.by_depth[card.depths[-1]].mean)
+        usual, most, transformer = shown([by_model["N = 1 (hybrid)"], by_model[best.label], by_model["transformer"]])
+        assert rows.pop(f"results/{path}.json") == [usual, f"{most} (N = {best.num_sleep_passes})", transformer]
+
+    scores = json.loads((ROOT / "results/recall/smollm2.json").read_text(encoding="utf-8"))["scores"]
+    share = {name: [one["question_accuracy"] for one in each] for name, each in scores.items()}
+    percent = {name: f"{100 * mean(each):.0f} ± {100 * stdev(each):.0f}" for name, each in share.items()}
+    best = max((f"trained, asleep, N = {N}" for N in (1, 2, 4)), key=lambda name: mean(share[name]))
+    expected = [
+        percent["trained, asleep, N = 1"],
+        f"{percent[best]} ({best[-5:]})",
+        percent["before training, cleared"],
+    ]
+    assert rows.pop("results/recall/smollm2.json") == expected
+    assert f"in its cache that has {100 * mean(share['before training, nothing cleared']):.0f} %" in README
+
+    for path, usual in [("hops/smollm2-n4", "hops/smollm2-n1"), ("notes/smollm2-n2", "notes/smollm2")]:
+        cards = [read_card(ROOT / f"results/{name}.json", {"run": RunCard}) for name in (usual, path)]
+        assert [card.num_sleep_passes for card in cards] == [1, int(path[-1])]
+        one, most = (100 * card.score["by_depth"][card.depths[-1]]["accuracy"] for card in cards)
+        assert rows.pop(f"results/{path}.json") == [f"{one:.0f}", f"{most:.0f} (N = {path[-1]})", "–"]
+    assert not rows
+
+
+def test_the_picture_of_the_terminal_is_of_the_example_that_ships() -> None:
+    """docs/terminal.svg has the answers of `reverie ask --example`."""
+    words = re.sub(r"<[^>]+>", " ", (ROOT / "docs" / "terminal.svg").read_text(encoding="utf-8").replace("&#160;", " "))
+    picture = " ".join(words.split())
+    found = answers_of_the_example()
+    for answer in found["answers"]:
+        mark = "✓" if answer["text"] == answer["right"] else "✗"
+        assert f"{answer['question']} {answer['right']} {answer['text']} {mark}" in picture
+    assert f"right {100 * found['accuracy']:.0f} % {100 * found['accuracy_of_empty_memory']:.0f} %" in picture
+
+
+def test_the_first_page_stays_short() -> None:
+    assert len(README.splitlines()) <= 120
 
 
 def test_the_tables_over_passes_are_in_their_card() -> None:

@@ -92,11 +92,11 @@ def test_zeroed_fast_weights_hold_nothing_of_earlier_windows(base: Path) -> None
     assert (asleep[0] - asleep[1]).abs().max() > 1e-4
 
 
-def test_the_readme_has_the_card_s_numbers_and_its_figure_the_style_of_the_house() -> None:
+def test_the_results_page_has_the_card_s_numbers_and_its_figure_the_style_of_the_house() -> None:
     root = Path(__file__).parents[2]
     card = json.loads((root / "results" / "recall" / "smollm2.json").read_text())
     assert len(card["seeds"]) >= 3
-    assert bench.table(card) in (root / "README.md").read_text()
+    assert bench.table(card) in (root / "docs/results.md").read_text()
     drawing = bench.figure(card)
     assert_texts_apart(drawing)
     assert not any(axes.spines["top"].get_visible() for axes in drawing.axes)  # as in all figures
