@@ -153,15 +153,13 @@ def test_the_tables_over_passes_are_in_their_card() -> None:
             assert [regime.label, *numbers] in rows
 
 
-@pytest.mark.parametrize("name", ["smollm2", "smollm2-n2"])
+@pytest.mark.parametrize("name", ["smollm2", "smollm2-n2", "smollm2-n2-kinds"])
 def test_the_table_of_an_adapter_is_in_its_card(name: str) -> None:
     """docs/adapt.md: right answers by kind of question, in %, and the loss on plain text."""
     text = (ROOT / "docs" / "adapt.md").read_text(encoding="utf-8")
     score = json.loads((ROOT / f"results/notes/{name}.json").read_text(encoding="utf-8"))["score"]
-    text = (
-        text.partition("N = 2, [card](../results/notes")[2 if name.endswith("n2") else 0]
-        + text[text.index("Plain text") :]
-    )
+    table = text.partition(f"[card](../results/notes/{name}.json)")[2].partition("[card]")[0]
+    text = table + text[text.index("Plain text") :]
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("| ")]
     for question, kind in score["by_kind"].items():
         shown = [f"{100 * kind[key]:.0f}" for key in ("right", "ended", "right_when_empty", "right_later")]
