@@ -5,7 +5,7 @@
 takes runs of `reverie adapt` on notes, one for each seed. Held-out pages are slept over, and each question is asked by
 itself. Beside it answers an empty memory; and the untouched model with the whole page in its context, or with the three
 sentences of it that BM25 finds for the question. Then: more windows of facts, more other text between, other numbers of
-passes, and pages on which every fact has changed. Leaves a card and a figure.
+passes, and pages on which every fact has changed; and a page written by hand. Leaves a card and a figure.
 
 An answer is right if its words stand in the first 24 tokens that are written, since the untouched model answers in
 sentences; and exact if it is nothing but these words, and ends.
@@ -32,6 +32,7 @@ from reverie.hf.bases import load_base, load_tokenizer
 from reverie.hf.causal_lm import SleepingCausalLM
 from reverie.hf.load import load
 from reverie.hf.reading import AWAKE
+from reverie.memory.memory import sleep_over
 from reverie.model import SleepingModel, select_rows
 from reverie.pretrained.speaker import Speaker, speaker_of
 from reverie.recipe import Recipe
@@ -39,6 +40,7 @@ from reverie.results.checkpoint import FILE_NAME, load_checkpoint
 from reverie.results.style import GREY, STYLE, look_of_settings, scale_shares, set_title
 from reverie.sleep import Context, SleepConfig, consolidate
 from reverie.sleep.generate import write
+from reverie.talk.shipped import load_example_text
 from reverie.tasks.notes import Notes
 from reverie.tasks.plain_text import plain_windows
 from reverie.tasks.reading import TokenPage, TokenQuestion
@@ -50,6 +52,7 @@ WINDOWS = 1, 2, 4, 8
 BETWEEN = 0, 1, 4, 8, 16  # windows of other text
 HELD_OUT = 24  # windows of plain text that training keeps back
 BATCH = 32
+BY_HAND = Path(__file__).parent / "by_hand"
 MEMORY, EMPTY, CONTEXT, SEARCH = "memory", "empty memory", "page in context", "3 sentences by BM25"
 
 
@@ -107,17 +110,12 @@ def _of_run(run: Path, pages: int) -> dict[str, Any]:
     install(untouched)
     plain = _side(untouched, recipe, task)._replace(config=AWAKE)
     read = task.pages("test", 0, 0, range(pages))
-    found = {
-        "sides": {
-            MEMORY: _by_kind(model, read, _slept(model, read)),
-            EMPTY: _by_kind(model, read, Context.empty(model.model)),
-            CONTEXT: _by_kind(plain, read, None, lambda page, question: page),
-            SEARCH: _by_kind(plain, read, None, best_sentences),
-        },
-        "windows": {},
-        "between": {},
-        "passes": {},
-    }
+    found: dict[str, Any] = {"sides": _beside(model, plain, read, _slept(model, read)), "windows": {}, "between": {}}
+    found["passes"] = {}
+    by_hand = page_by_hand(model.speaker)
+    memory = sleep_over(model.model, [torch.tensor(by_hand.tokens)], model.config)
+    for side, by_kind in _beside(model, plain, [by_hand], memory.context).items():
+        found["sides"][side] |= by_kind
     for windows in WINDOWS:
         longer = _pages(task, pages // windows or 1, num_windows=windows)
         found["windows"][str(windows)] = _all(model, longer, _slept(model, longer))
@@ -130,6 +128,30 @@ def _of_run(run: Path, pages: int) -> dict[str, Any]:
     told_anew = _pages(task, pages, facts_changed=1.0, unknown=0.0)
     found["changed"] = _all(model, told_anew, _slept(model, told_anew))
     return found
+
+
+def _beside(model: Side, plain: Side, pages: Sequence[TokenPage], memories: Context) -> dict[str, Any]:
+    """Shares by side and kind of question."""
+    return {
+        MEMORY: _by_kind(model, pages, memories),
+        EMPTY: _by_kind(model, pages, Context.empty(model.model)),
+        CONTEXT: _by_kind(plain, pages, None, lambda page, question: page),
+        SEARCH: _by_kind(plain, pages, None, best_sentences),
+    }
+
+
+def page_by_hand(speaker: Speaker, folder: Path = BY_HAND) -> TokenPage:
+    """A page that no generator wrote, whose questions are asked in the model's chat template, as `reverie ask` does."""
+    page, questions = load_example_text(folder)
+    asked = [
+        TokenQuestion(
+            tuple(speaker.encode(speaker.turn(question))[0]),
+            (*speaker.encode(f" {answer}")[0], speaker.end_id),
+            *("by hand", question, None, None),
+        )
+        for question, answer in questions
+    ]
+    return TokenPage(tuple(speaker.encode(page)[0]), tuple(asked))
 
 
 def _pages(task: Notes, count: int, **changes: Any) -> list[TokenPage]:
