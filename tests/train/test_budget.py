@@ -37,6 +37,7 @@ def test_no_more_than_the_recipe_and_no_less_than_a_step(recipe: Recipe) -> None
     assert fitted(recipe, 1, COSTS)["train.steps"] == 3
 
 
+@pytest.mark.slow
 def test_a_run_takes_as_long_as_was_planned(recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REVERIE_CACHE", str(tmp_path / "cache"))
     costs = measured(recipe)
