@@ -14,6 +14,6 @@ setup(
         "reverie.recipes": ["**/*.toml"],
         "reverie.serve.page": ["*.html", "*.css", "*.js", "*.svg"],
         "reverie.tasks.notes": ["*.txt"],
-        "reverie.example": ["*.safetensors", "*.txt", "*.json"],
+        "reverie.example": ["*.safetensors", "*.txt", "*.json", "*.md"],
     },
 )

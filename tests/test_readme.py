@@ -172,3 +172,19 @@ def test_every_card_of_runs_has_its_figure() -> None:
     of_runs = [card for card, content in contents.items() if content["kind"] in KINDS]
     assert of_runs
     assert all(card.with_suffix(".png").is_file() for card in of_runs)
+
+
+def test_the_card_of_the_example_says_what_its_run_says() -> None:
+    """reverie/example/README.md."""
+    text = (ROOT / "reverie/example/README.md").read_text(encoding="utf-8")
+    card = json.loads((ROOT / "reverie/example/card.json").read_text(encoding="utf-8"))
+    for shares in (
+        {depth: one["accuracy"] for depth, one in card["score"]["by_depth"].items()},
+        card["chance"]["by_depth"],
+    ):
+        *most, last = (f"{100 * share:.0f}" for _, share in sorted(shares.items()))
+        assert f"{', '.join(most)} and {last} %" in text
+    for number in (card["parameters"], card["steps"]):
+        assert f"{number:,}" in text
+    assert f"{card['tokens'] / 1e6:.1f}M tokens" in text
+    assert f"{card['wall_time_s'] / 60:.0f} minutes" in text
