@@ -106,12 +106,18 @@ def _plain(value: Any, depth: int = 0) -> Any:
     called = getattr(value, "__func__", value)
     if hasattr(called, "__qualname__") and not isinstance(called, type):
         name = f"{getattr(called, '__module__', '')}.{called.__qualname__}"
-        return f"{name} {_inside(called, depth)}" if "<" in name and isinstance(called, FunctionType) else name
+        return f"{name} {_inside(called, depth)}" if isinstance(called, FunctionType) and _is_own(called) else name
     return ...
 
 
+def _is_own(function: FunctionType) -> bool:
+    """True for lambdas, local functions, also those that `functools.wraps` calls like others, and those of a notebook
+    or program: of one name there may be many."""
+    return "<" in function.__code__.co_qualname or function.__module__ == "__main__"
+
+
 def _inside(function: FunctionType, depth: int) -> str:
-    """A digest of what tells a lambda or local function from another that is called alike.
+    """A digest of what tells a function from another that is called alike.
 
     That is its code, and the numbers, texts, tensors and functions that it closes over or has as defaults.
     """

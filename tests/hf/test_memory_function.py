@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import itertools
 import pickle
 from collections.abc import Callable
@@ -114,6 +115,22 @@ def another_activation(model: Any) -> None:
     module(model, "layers.0.mlp").act_fn = Calls(function)
 
 
+def wrapped_forward(model: Any) -> None:
+    """Each is called like the forward that it wraps."""
+    mlp, by = module(model, "layers.0.mlp"), 1.0 + 1 / next(NUMBERS)
+    forward = type(mlp).forward.__get__(mlp)
+    mlp.forward = functools.wraps(forward)(lambda x: forward(x) * by)
+
+
+def hook_of_a_notebook(model: Any) -> None:
+    """A cell that is run again, in which a number is another."""
+    cell: dict[str, Any] = {"__name__": "__main__"}
+    exec(f"def hook(part, args, output):\n    return output * {1.0 + 1 / next(NUMBERS)}", cell)
+    mlp = module(model, "layers.0.mlp")
+    mlp._forward_hooks.clear()
+    mlp.register_forward_hook(cell["hook"])
+
+
 def own_forward(model: Any) -> None:
     mlp = module(model, "layers.0.mlp")
     forward = mlp.forward
@@ -150,6 +167,8 @@ VISIBLE: dict[str, Any] = {
     "a forward": own_forward,
     "another hook": another_hook,
     "another activation": another_activation,
+    "another wrapped forward": wrapped_forward,
+    "another hook of a notebook": hook_of_a_notebook,
     "config": lambda model: setattr(model.base_model.model.config, "rms_norm_eps", 0.5),
     "a block fewer": lambda model: module(model, "layers").__delitem__(1),
     "the inserted mixer": lambda model: weight(model, "mixer.out_proj.weight").mul_(1.5),
@@ -232,7 +251,9 @@ def test_each_change_is_refused_wherever_a_memory_is_used(original: Any, name: s
     refused_after(copy.deepcopy(original), VISIBLE[name], tmp_path)
 
 
-@pytest.mark.parametrize("name", ["a forward", "another hook", "another activation"])
+@pytest.mark.parametrize(
+    "name", ["a forward", "another hook", "another activation", "another wrapped forward", "another hook of a notebook"]
+)
 def test_so_is_a_function_in_the_place_of_one_that_is_called_alike(original: Any, name: str, tmp_path: Path) -> None:
     model = copy.deepcopy(original)
     for _ in range(2):
