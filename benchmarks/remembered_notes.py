@@ -15,6 +15,7 @@ import argparse
 import math
 import re
 import statistics
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -200,7 +201,8 @@ def _by_kind(
             asked.append(Asked(question, prompt, row))
     several = memories is not None and any(x is not None for x in memories.state.fast_weights)
     right, exact, count = Counter[str](), Counter[str](), Counter[str]()
-    for part in _batches(asked):
+    for done, part in enumerate(batches := list(_batches(asked))):
+        print(f"\r{len(pages)} pages: {done + 1}/{len(batches)} batches of questions ", end="", file=sys.stderr)
         context = Context.empty(side.model) if memories is None or not several else memories
         if several:
             context = select_rows(context, torch.tensor([one.row for one in part]))

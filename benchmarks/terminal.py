@@ -11,12 +11,17 @@ import argparse
 import io
 import os
 import pty
+import shutil
 import subprocess
 from pathlib import Path
 
+import publish
 from rich.console import Console
 from rich.terminal_theme import MONOKAI
 from rich.text import Text
+
+from reverie.errors import UserError
+from reverie.files import write_atomic
 
 # As rich's own frame, without fonts from the network, and with numbers that a second run makes alike.
 FRAME = """<svg class="rich-terminal" viewBox="0 0 {width} {height}" xmlns="http://www.w3.org/2000/svg">
@@ -51,11 +56,13 @@ def main() -> None:
     parser.add_argument("command", nargs=argparse.REMAINDER)
     arguments = parser.parse_args()
     lines = shown(printed(arguments.command, arguments.width).split("\n"), arguments.until)
-    arguments.out.write_text(picture(arguments.command, lines, arguments.width), encoding="utf-8")
+    write_atomic(arguments.out, picture(arguments.command, lines, arguments.width).encode())
 
 
 def printed(command: list[str], width: int) -> str:
-    """What the command prints to a terminal of `width` columns. Raises CalledProcessError if it fails."""
+    """What the command prints to a terminal of `width` columns. Raises UserError if there is none, or it fails."""
+    if not command or shutil.which(command[0]) is None:
+        raise UserError(f"there is no command {' '.join(command)}: give one behind the options")
     ours, its = pty.openpty()
     environment = {**os.environ, "COLUMNS": str(width), "TERM": "xterm-256color", "COLORTERM": "truecolor"}
     with subprocess.Popen(command, stdin=its, stdout=its, stderr=its, env=environment) as process:
@@ -68,16 +75,22 @@ def printed(command: list[str], width: int) -> str:
             pass
     os.close(ours)
     if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, command, b"".join(parts))
+        raise UserError(f"{' '.join(command)} ended with code {process.returncode}, so there is nothing to draw")
     return b"".join(parts).decode().replace("\r\n", "\n")
 
 
 def shown(lines: list[str], until: str | None) -> list[str]:
-    """The lines up to the one that begins with `until`; of one that was written over, what it said last."""
+    """The lines up to the one that begins with `until`; of one that was written over, what it said last.
+
+    Raises UserError if none begins so.
+    """
     lines = [line.rstrip("\r").rpartition("\r")[2] for line in lines]
     if until is None:
         return lines
-    return lines[: [Text.from_ansi(line).plain.strip().startswith(until) for line in lines].index(True) + 1]
+    for i, line in enumerate(lines):
+        if Text.from_ansi(line).plain.strip().startswith(until):
+            return lines[: i + 1]
+    raise UserError(f"no line begins with {until!r}, which --until names")
 
 
 def picture(command: list[str], lines: list[str], width: int) -> str:
@@ -90,4 +103,4 @@ def picture(command: list[str], lines: list[str], width: int) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    publish.run(main)

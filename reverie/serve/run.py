@@ -69,6 +69,8 @@ def run(settings: Settings, tell: Callable[[str], None] = lambda sentence: None)
             config = uvicorn.Config(app_of(settings), host=settings.host, port=port, **_ALWAYS)
             tell(sentence)
             return uvicorn.Server(config).run(sockets=[sock])
+    load_model(settings.model, settings.device, int8=settings.int8)  # else each worker would tell what is wrong
+    _make(settings.store)
     tell(sentence)
     os.environ[_SETTINGS] = settings.model_dump_json()  # for the workers, which are new processes
     name = f"{__name__}:{app_of_environment.__name__}"
@@ -79,10 +81,7 @@ def app_of(settings: Settings) -> FastAPI:
     """The application of one process."""
     write_log()
     sleeper = load_model(settings.model, settings.device, int8=settings.int8)
-    try:
-        make_folder(settings.store)
-    except Refusal as refusal:
-        raise UserError(f"cannot keep sessions in {settings.store}: {refusal}") from None
+    _make(settings.store)
     idle = {"idle_sleep_s": settings.idle_sleep_s}
     service = Service(sleeper, settings.store, settings.keys, settings.limits, **idle)
     return create_app(service, hosts_of(settings.host))
@@ -102,6 +101,14 @@ def folder_for(store: str) -> Path:
     if Path(store).exists() and not Path(store).is_dir():
         raise UserError(f"{store} is a file, not a folder to keep sessions in")
     return Path(store)
+
+
+def _make(store: Path) -> None:
+    """Make the folder of a store. Raises UserError where that cannot be."""
+    try:
+        make_folder(store)
+    except Refusal as refusal:
+        raise UserError(f"cannot keep sessions in {store}: {refusal}") from None
 
 
 def _bound(host: str, port: int) -> socket.socket:

@@ -32,6 +32,17 @@ def test_what_is_not_there_is_refused(reverie: Reverie, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_so_it_is_before_there_are_workers(reverie: Reverie, tmp_path: Path, workers: str) -> None:
+    (tmp_path / "file").write_text("x")
+    options = ("--port", "0", "--workers", workers)
+    assert_one_line(reverie("serve", "nothing", *options), "there is no model at nothing")
+    assert_one_line(
+        reverie("serve", "example", *options, "--store", "file/below"), "cannot keep sessions in file/below"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 @pytest.mark.parametrize("seconds", ["0", "-1", "nan", "inf"])
 def test_seconds_are_above_zero(reverie: Reverie, seconds: str) -> None:
     assert_one_line(reverie("serve", "example", "--port", "0", "--idle-sleep", seconds), "--idle-sleep must be")

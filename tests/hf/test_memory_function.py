@@ -116,7 +116,6 @@ def another_activation(model: Any) -> None:
 
 
 def wrapped_forward(model: Any) -> None:
-    """Each is called like the forward that it wraps."""
     mlp, by = module(model, "layers.0.mlp"), 1.0 + 1 / next(NUMBERS)
     forward = type(mlp).forward.__get__(mlp)
     mlp.forward = functools.wraps(forward)(lambda x: forward(x) * by)
