@@ -149,14 +149,14 @@ def test_a_reading_can_be_ended(sleeper: Sleeper, tmp_path: Path) -> None:
 
 def test_a_reading_goes_on_after_a_restart(sleeper: Sleeper, tmp_path: Path) -> None:
     """To the bits of one that was never broken off."""
-    text = " ".join(f"{i * i % 7 + 2}" for i in range(1600))
+    text = " ".join(f"{i * i % 7 + 2}" for i in range(6400))
     with served(sleeper, tmp_path / "a") as server, server.http() as http:
         http.post("/v1/memories", json={"name": "long", "text": text}).raise_for_status()
         while http.get("/v1/memories/long").json()["tokens_read"] < 500:
-            time.sleep(0.05)
+            time.sleep(0.005)
     with served(sleeper, tmp_path / "a") as server, server.http() as http:
         now = http.get("/v1/memories/long").json()
-        assert (now["status"], now["tokens"]) == ("reading", 1600)
+        assert (now["status"], now["tokens"]) == ("reading", 6400)
         assert now["tokens_read"] >= 500
         while http.get("/v1/memories/long").json()["status"] == "reading":
             time.sleep(0.05)
@@ -168,7 +168,7 @@ def test_a_reading_goes_on_after_a_restart(sleeper: Sleeper, tmp_path: Path) -> 
     (tmp_path / "y").write_bytes(whole)
     one, other = (Heard(Memory.load(tmp_path / name, sleeper)) for name in "xy")
     assert all(map(torch.equal, weights(one), weights(other)))
-    assert int(one.memory.tokens[0]) == 1600
+    assert int(one.memory.tokens[0]) == 6400
 
 
 def test_a_restart_changes_no_bit(sleeper: Sleeper, tmp_path: Path) -> None:
