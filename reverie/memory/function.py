@@ -10,6 +10,7 @@ import functools
 import hashlib
 import platform
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from types import CellType, CodeType, FunctionType
@@ -111,9 +112,11 @@ def _plain(value: Any, depth: int = 0) -> Any:
 
 
 def _is_own(function: FunctionType) -> bool:
-    """True for lambdas, local functions, also those that `functools.wraps` calls like others, and those of a notebook
-    or program: of one name there may be many."""
-    return "<" in function.__code__.co_qualname or function.__module__ == "__main__"
+    """True unless the function is the one that its module has under its name: of others there may be many of one name,
+    such as lambdas, local functions, also those that `functools.wraps` calls like others, and those of a notebook."""
+    module = sys.modules.get(function.__module__)
+    found = functools.reduce(lambda at, name: getattr(at, name, None), function.__qualname__.split("."), module)
+    return found is not function or function.__module__ == "__main__"
 
 
 def _inside(function: FunctionType, depth: int) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial, wraps
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,6 +20,7 @@ from reverie import Context, Memory, MemoryStore, SleepConfig, read, sleep_over
 from reverie.errors import UserError
 from reverie.memory import read_info
 from reverie.memory.fingerprint import identify
+from reverie.memory.function import function_of
 from reverie.model import HybridLM
 
 MakeModel = Callable[..., HybridLM]
@@ -161,3 +165,20 @@ def test_a_model_that_drops_at_random_does_not_sleep(rate: float, tiny_model: Ma
         model.eval()
     assert sleep_over(model, torch.tensor([[1, 2, 3]]), CONFIG).tokens.tolist() == [3]
     assert read(model, QUESTION, Context.empty(model), CONFIG)[0].shape[1] == 3
+
+
+def test_a_function_of_a_module_is_told_by_its_name_however_it_is_decorated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As with checks of types, which one process of two may have switched on."""
+
+    def digest(function: Any) -> dict[str, str]:
+        layer: Any = nn.Linear(2, 2)
+        layer.activation = partial(function, by=2)
+        return function_of(layer)
+
+    library: Any = ModuleType("library_of_functions")
+    monkeypatch.setitem(sys.modules, "library_of_functions", library)
+    exec("def scaled(x, by): return by * x", vars(library))
+    plain, scaled = digest(library.scaled), library.scaled
+    library.scaled = wraps(scaled)(lambda x, by: scaled(x, by))
+    assert digest(library.scaled) == plain
+    assert digest(scaled) != plain  # which now is one of several with that name
