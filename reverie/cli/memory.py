@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 app = typer.Typer(rich_markup_mode=None)
 
 ModelName = Annotated[
-    str, typer.Argument(metavar="MODEL", help="A run of reverie train, a folder of reverie convert, or example.")
+    str,
+    typer.Argument(
+        metavar="MODEL", help="A run of reverie train, a folder of reverie convert or adapt, example, or smollm2-notes."
+    ),
 ]
 Passes = Annotated[int | None, typer.Option(min=1, help="Sleep passes N; as the model or the memory has it if absent.")]
 Tolerance = Annotated[

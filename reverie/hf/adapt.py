@@ -15,6 +15,7 @@ from reverie.hf.decoders import block_kinds, check_decoder, decoder_of
 from reverie.hf.lora import add_lora
 from reverie.hf.save import SleepingModelConfig
 from reverie.pretrained.config import PretrainedModelConfig
+from reverie.pretrained.shipped import place_of
 
 
 def freeze_pretrained(model: PreTrainedModel) -> None:
@@ -69,15 +70,16 @@ def adapter_settings(name: str) -> dict[str, Any]:
     Raises:
         UserError: there is no such model, or it cannot sleep.
     """
-    check_name(name)
+    place = place_of(name)
+    check_name(place)
     with loading("the model", name):
-        return _settings(name)
+        return _settings(name, place)
 
 
-def _settings(name: str) -> dict[str, Any]:
-    content, _ = PreTrainedConfig.get_config_dict(name)
+def _settings(name: str, place: str) -> dict[str, Any]:
+    content, _ = PreTrainedConfig.get_config_dict(place)
     check_sizes(name, content)
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    config = AutoConfig.from_pretrained(place, trust_remote_code=False)
     settings: dict[str, Any] = {"model.pretrained": name, "task.tokenizer": name}
     if isinstance(config, SleepingModelConfig):
         inserted = [i for one in config.inserted for i in one["layers"]]  # pyright: ignore[reportAttributeAccessIssue]

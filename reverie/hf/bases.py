@@ -1,6 +1,7 @@
 """Models and tokenizers by the name that an adapter gives its base: smollm2, a folder, or a hub id."""
 
 import copy
+import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -26,8 +27,10 @@ from transformers.utils import CONFIG_NAME
 from reverie.errors import UserError, plain
 from reverie.hf.models.smollm2 import SMOLLM2, load_smollm2_model, load_smollm2_tokenizer
 from reverie.hf.saving_arguments import check_attention
+from reverie.pretrained.shipped import place_of
 from reverie.quiet import until_its_end
 
+TOKENIZER_CONFIG = "tokenizer_config.json"  # every tokenizer that was saved has it
 MOST_LAYERS = 1024
 MOST_OF_ANYTHING = 2**20  # heads, experts, labels
 
@@ -39,7 +42,7 @@ def load_base(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
     passes of sleep take the place of its loop.
 
     Args:
-        name_or_path: "smollm2", a folder, or a hub id.
+        name_or_path: "smollm2", a folder, a hub id, or the name of an adapter that ships with the package.
         kwargs: of `AutoModelForCausalLM.from_pretrained`, such as dtype and revision.
 
     Raises:
@@ -51,14 +54,15 @@ def load_base(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
     if name == SMOLLM2:
         _hush()
         return load_smollm2_model(**kwargs)
-    check_name(name)
+    place = place_of(name)
+    check_name(place)
     if Path(name).is_dir():
-        name = str(Path(name).resolve())  # an adapter will name it, from wherever it is loaded
+        place = name = str(Path(name).resolve())  # an adapter will name it, from wherever it is loaded
     with loading("the model", name):
         from_hub = {key: kwargs[key] for key in ("revision", "cache_dir", "local_files_only", "token") if key in kwargs}
-        content, _ = PreTrainedConfig.get_config_dict(name, **from_hub)  # says at once if there is none
+        content, _ = PreTrainedConfig.get_config_dict(place, **from_hub)  # says at once if there is none
         check_sizes(name, content)
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False, **from_hub)
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False, **from_hub)
         config = kwargs.pop("config", config)
         if hasattr(config, "total_ut_steps"):
             config.total_ut_steps = 1
@@ -67,19 +71,32 @@ def load_base(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
         if config.model_type != "reverie_sleep":  # which reads nothing else anyway
             kwargs |= {"config": config, "use_safetensors": True}
             check_weights_hold(name, AutoModelForCausalLM.from_config, config)
-        return AutoModelForCausalLM.from_pretrained(name, **kwargs, trust_remote_code=False).eval()
+        model = AutoModelForCausalLM.from_pretrained(place, **kwargs, trust_remote_code=False).eval()
+        model.config._name_or_path = model.name_or_path = name
+        return model
 
 
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer that belongs to a base. Raises UserError where there is none."""
-    name = str(name_or_path)
+    """The tokenizer of a model; of an adapter without one, that of its base. Raises UserError where there is none."""
+    name = place_of(name_or_path)
     if name == SMOLLM2:
         return load_smollm2_tokenizer()
     check_name(name)
     with loading("the tokenizer", name):
+        if (base := _base_of(Path(name))) is not None and base != name:
+            return load_tokenizer(base)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         tokenizer.decode(tokenizer("a").input_ids)  # some damage shows at the first use alone
     return tokenizer
+
+
+def _base_of(folder: Path) -> str | None:
+    """What an adapter in a folder without tokenizer is an adapter of."""
+    if (folder / TOKENIZER_CONFIG).exists() or not (folder / CONFIG_NAME).is_file():
+        return None
+    content = json.loads((folder / CONFIG_NAME).read_text())
+    base = content.get("base_model") if isinstance(content, dict) else None
+    return base if isinstance(base, str) else None
 
 
 def check_name(name: str) -> None:

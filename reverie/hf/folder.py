@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file
 
-from reverie.hf.bases import load_tokenizer
+from reverie.hf.bases import TOKENIZER_CONFIG, load_tokenizer
 from reverie.hf.decoder import sleeping_decoder
 from reverie.hf.models.smollm2 import SMOLLM2, SMOLLM2_HUB, smollm2_license
 from reverie.hf.reading import AWAKE
@@ -22,9 +22,8 @@ from reverie.sleep import SleepConfig
 PAGE = "README.md"
 ENTRY = "reverie_model"  # of a module
 _OURS = "<!-- reverie writes this page anew at every save, as long as this line is in it -->"
-_TOKENIZER = "tokenizer_config.json"  # every tokenizer that was saved has it
 _TOKENIZER_FILES = (
-    *(_TOKENIZER, "tokenizer.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
+    *(TOKENIZER_CONFIG, "tokenizer.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja"),
 )
 
@@ -103,13 +102,13 @@ class NotCopied:
 
 def add_tokenizer(folder: Path, kept: Path, sources: Sequence[str]) -> None:
     """Put into a folder the tokenizer of the first of these models that has one here, unless `kept` holds one."""
-    if (kept / _TOKENIZER).is_file():
+    if (kept / TOKENIZER_CONFIG).is_file():
         return
     for source in sources:
         if source == SMOLLM2:
             load_tokenizer(source).save_pretrained(folder)
             return
-        if (found := _files(source, _TOKENIZER_FILES)) and any(path.name == _TOKENIZER for path in found):
+        if (found := _files(source, _TOKENIZER_FILES)) and any(path.name == TOKENIZER_CONFIG for path in found):
             for path in found:
                 shutil.copyfile(path, folder / path.name)
             return
@@ -144,7 +143,7 @@ def add_page(folder: Path, kept: Path, sources: Sequence[str], what: str, load: 
     )
     tokenizer = (
         "The tokenizer is in this folder, too."
-        if any((place / _TOKENIZER).is_file() for place in (folder, kept))
+        if any((place / TOKENIZER_CONFIG).is_file() for place in (folder, kept))
         else "There is no tokenizer in this folder."
     )
     text = f"""---

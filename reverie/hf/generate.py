@@ -21,6 +21,7 @@ from reverie.hf.int8 import quantize_awake
 from reverie.hf.load import load
 from reverie.memory.bookmark import Bookmark
 from reverie.model import numbers
+from reverie.pretrained.shipped import place_of
 from reverie.sleep import Context, SleepConfig, consolidate
 from reverie.sleep.compiled import take_compiled
 from reverie.sleep.side_by_side import group_size
@@ -63,7 +64,7 @@ def load_sleeper(
         num_sleep_passes, window_size: in the place of what was saved.
         int8: write tokens by products in int8 (`quantize_awake`).
     """
-    if not folder.is_dir():
+    if not Path(place_of(folder)).is_dir():
         raise UserError(f"there is no folder {folder}; reverie convert makes one")
     tokenizer = load_tokenizer(folder)
     model = load(folder)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -27,16 +28,18 @@ from reverie.hf.bases import (
     loading,
 )
 from reverie.hf.blocks import is_inserted
+from reverie.hf.low_rank import unfactored
 from reverie.hf.save import FORMAT_VERSION, Saved, SleepingModelConfig, weights_digest, weights_name
 from reverie.hf.saving_arguments import FROM_HUB, check_attention, load_arguments
 from reverie.hf.sums import check_sums
+from reverie.pretrained.shipped import place_of
 
 
 def load(folder: str | Path, base: str | Path | None = None, **kwargs: Any) -> PreTrainedModel:
     """The model that `save_pretrained` left, with its `SleepConfig`, in evaluation mode.
 
     Args:
-        folder: a folder, or an id on the hub.
+        folder: a folder, an id on the hub, or the name of an adapter that ships with the package.
         base: where the base of an adapter is, if it is not where it was.
         kwargs: of transformers' from_pretrained: dtype, device_map, … and settings of the model's config.
 
@@ -45,13 +48,16 @@ def load(folder: str | Path, base: str | Path | None = None, **kwargs: Any) -> P
             is not honoured.
     """
     name = str(folder)
-    check_name(name)
-    with loading("the model", name):
-        return _load(name, base, kwargs)
+    place = place_of(name)
+    check_name(place)
+    with loading("the model", place):
+        model = _load(place, base, kwargs)
+    model.config._name_or_path = model.name_or_path = name  # for peft, whose adapters stand on the model as it is now
+    return model
 
 
 def _load(name: str, base: str | Path | None, kwargs: Mapping[str, Any]) -> PreTrainedModel:
-    saved = _read_config(name, _from_hub(kwargs))
+    saved = read_config(name, _from_hub(kwargs))
     own = _own_config(name, saved)
     arguments = load_arguments(kwargs, own)
     if saved.weights == "whole":
@@ -61,7 +67,6 @@ def _load(name: str, base: str | Path | None, kwargs: Mapping[str, Any]) -> PreT
     check_finite(name, model)
     if saved.sleep is not None:
         add_sleep(model, saved.sleep)
-    model.config._name_or_path = model.name_or_path = name  # for peft, whose adapters stand on the model as it is now
     return model
 
 
@@ -69,7 +74,8 @@ def _from_hub(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: kwargs[name] for name in FROM_HUB if kwargs.get(name) is not None}
 
 
-def _read_config(name: str, from_hub: Mapping[str, Any]) -> Saved:
+def read_config(name: str, from_hub: Mapping[str, Any] = MappingProxyType({})) -> Saved:
+    """What config.json says of a sleeping model, whose weights are as they were saved; raises UserError if not."""
     content, _ = PreTrainedConfig.get_config_dict(name, **from_hub)
     check_sizes(name, content)
     kind, version = content.get("model_type"), content.get("format_version")
@@ -119,7 +125,8 @@ def _load_adapter(name: str, saved: Saved, own: PreTrainedConfig, base: str, kwa
     install(model)
     _insert(model, saved)
     with loading("the adapter", name):
-        tensors = _tensors(name, kwargs.get("variant"), _from_hub(kwargs))
+        tensors = adapter_tensors(name, kwargs.get("variant"), _from_hub(kwargs))
+        tensors = unfactored(name, tensors, {key: x for key, x in model.state_dict().items() if key in saved.trained})
         given = kwargs.get("generation_config")
         model.generation_config = given or GenerationConfig.from_pretrained(name, **_from_hub(kwargs))
     wanted = {key: x for key, x in model.state_dict().items() if is_inserted(key) or key in saved.trained}
@@ -134,7 +141,9 @@ def _load_adapter(name: str, saved: Saved, own: PreTrainedConfig, base: str, kwa
     return model.eval()
 
 
-def _tensors(name: str, variant: str | None, from_hub: Mapping[str, Any]) -> dict[str, Tensor]:
+def adapter_tensors(
+    name: str, variant: str | None = None, from_hub: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Tensor]:
     """What is in the file of an adapter, or in its files if there is an index of them."""
     one, index = weights_name(variant), weights_name(variant, SAFE_WEIGHTS_INDEX_NAME)
     place, listed = (

@@ -24,7 +24,7 @@ from reverie.results.run import CARD_NAME, load_run, trained_model
 from reverie.tasks.base import TextTask
 
 EXAMPLE = Path(__file__).parent.parent / "example"
-WANTED = "a run of reverie train, a folder of reverie convert, or example"
+WANTED = "a run of reverie train, a folder of reverie convert or adapt, example, or smollm2-notes"
 MODEL, TEXT, QUESTIONS = "model.safetensors", "text.txt", "questions.txt"
 
 

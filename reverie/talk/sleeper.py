@@ -18,6 +18,7 @@ from reverie.errors import UserError
 from reverie.memory.file import read_info
 from reverie.memory.memory import Memory
 from reverie.model import SleepingModel, State
+from reverie.pretrained.shipped import place_of
 from reverie.results.checkpoint import Checkpoint, find_checkpoint, load_checkpoint
 from reverie.results.run import trained_model
 from reverie.sleep import SleepConfig
@@ -106,13 +107,13 @@ def load_model(place: str | Path, device: torch.device | str = "cpu", *, int8: b
 
     Args:
         place: the folder of a run of `reverie train`; a folder of `reverie convert` or of `save_pretrained`, with its
-            tokenizer; a file of `export_model`; or "example", the model that ships with the package.
+            tokenizer; a file of `export_model`; or a name of what ships with the package: "example" or "smollm2-notes".
         int8: write tokens by products in int8 (`reverie.hf.quantize_awake`); of a model of transformers, on the CPU.
 
     Raises:
         UserError: there is none of these, or it is damaged, or a model of transformers that does not sleep.
     """
-    where, path = torch.device(device), Path(place)
+    where, path = torch.device(device), Path(place_of(place))
     if (path / "config.json").is_file() and find_checkpoint(path) is None:
         return _of_transformers(path, where, int8=int8)
     loaded = _of_reverie(place, path, where)
