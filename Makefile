@@ -102,7 +102,7 @@ example: setup
 
 # make performance    cards and tables of docs/PERFORMANCE.md anew: half an hour on two quiet cores
 performance: setup
-	for name in ops train sleep memory wake decode pretrained read; do \
+	for name in ops train sleep memory wake decode pretrained read serve; do \
 		.venv/bin/reverie bench $$name --out results/performance/$$name.json || exit 1; \
 	done
 	.venv/bin/python benchmarks/performance.py

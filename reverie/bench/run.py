@@ -9,7 +9,7 @@ from reverie.bench.machine import library_versions, measure_peak
 from reverie.results.card import Report
 from reverie.results.provenance import commit_id, hardware
 
-BENCHMARKS = ("ops", "train", "sleep", "memory", "wake", "decode", "pretrained", "read")
+BENCHMARKS = ("ops", "train", "sleep", "memory", "wake", "decode", "pretrained", "read", "serve")
 """Each is a file in this folder, with a function `measure(peak, report)`; imported when it runs."""
 
 

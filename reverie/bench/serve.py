@@ -4,26 +4,23 @@ from __future__ import annotations
 
 import contextlib
 import http.client
-import json
-import os
 import random
 import signal
 import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from reverie.bench.card import Details, Findings, Row, at_most
 from reverie.bench.machine import Peak
+from reverie.bench.served import Server, Timed
 from reverie.errors import UserError
+from reverie.hf.bases import load_base, load_tokenizer
 from reverie.memory.memory import Memory
 from reverie.results.card import Report
 from reverie.talk.chat import Chat
@@ -31,12 +28,13 @@ from reverie.talk.heard import Heard
 from reverie.talk.sleeper import Sleeper, load_model
 
 TARGET = 1.1
-MODEL = "example"
+MODEL, BESIDE = "example", "smollm2-notes"
 PLACES = ("Gull Island", "Larch Hollow")
 BIRDS = ("heron", "curlew")
 _THINK_S = (0.5, 4.0)
 _TURNS = 20
 _HISTORY = 8000  # tokens before the last of them
+_HISTORY_BESIDE = 7500  # with what a chat template adds, as much as SmolLM2's context holds
 
 
 @dataclass
@@ -48,102 +46,40 @@ class Session:
     id: str | None = None
 
 
-@dataclass
-class Timed:
-    """Seconds to the first piece of a stream, between pieces, and its end."""
-
-    first: float
-    gaps: list[float]
-    response: dict[str, Any]
-
-
-class Server:
-    """`reverie serve` in a process of its own, over a store that outlives it."""
-
-    def __init__(self, store: Path, port: int) -> None:
-        self.port = port
-        command = [sys.executable, "-m", "reverie", "serve", MODEL, "--store", str(store), "--port", str(port)]
-        self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        while self.process.poll() is None:
-            with contextlib.suppress(OSError, http.client.HTTPException):
-                if self.ask("GET", "/healthz")[0] == 200:
-                    return
-            time.sleep(0.1)
-        raise UserError("reverie serve has ended: see what it says when it is started by itself")
-
-    @property
-    def rss_mib(self) -> float:
-        pages = int(Path(f"/proc/{self.process.pid}/statm").read_text().split()[1])
-        return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-    def ask(self, method: str, path: str, body: object = None) -> tuple[int, bytes]:
-        with contextlib.closing(self._connected()) as connection:
-            answer = self._asked(connection, method, path, body)
-            return answer.status, answer.read()
-
-    def stream(self, body: dict[str, Any], path: str = "/v1/responses") -> Timed:
-        """Raises OSError or HTTPException if the server goes meanwhile, ValueError for a refusal."""
-        with contextlib.closing(self._connected()) as connection:
-            begun, times, last = time.perf_counter(), list[float](), ""
-            answer = self._asked(connection, "POST", path, {"model": MODEL, "stream": True, **body})
-            if answer.status != 200:
-                raise ValueError(f"{answer.status}: {answer.read().decode()}")
-            for line in answer:
-                if line.startswith(b"data: {"):
-                    last = line[6:].decode()
-                    if '"response.output_text.delta"' in last or '"delta": {"content"' in last:
-                        times.append(time.perf_counter())
-        told = json.loads(last or "{}")
-        if path == "/v1/responses" and told.get("type") != "response.completed":
-            raise http.client.IncompleteRead(last.encode())
-        gaps = [after - before for before, after in pairwise(times)]
-        return Timed((times or [time.perf_counter()])[0] - begun, gaps, told.get("response", told))
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.process.poll() is None:
-            self.stop()
-
-    def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
-        self.process.send_signal(how)
-        self.process.wait()
-
-    def _connected(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=600)
-
-    @staticmethod
-    def _asked(
-        connection: http.client.HTTPConnection, method: str, path: str, body: object
-    ) -> http.client.HTTPResponse:
-        data = None if body is None else json.dumps(body)
-        connection.request(method, path, data, {"content-type": "application/json"})
-        return connection.getresponse()
-
-
 def measure(
-    peak: Peak, report: Report, sessions: int = 32, seconds: float = 120.0, kills: int = 20, repeats: int = 40
+    peak: Peak,
+    report: Report,
+    sessions: int = 32,
+    seconds: float = 120.0,
+    kills: int = 20,
+    repeats: int = 40,
+    beside: int = 3,
 ) -> Findings:
-    """Load, then SIGKILLs under load, then the first token of turn 20.
+    """Load, then SIGKILLs under load, then the first token of turn 20, and the same beside `transformers serve`.
+
+    Args:
+        repeats, beside: times that a first token is waited for, of the packaged model and of SmolLM2.
 
     Raises:
-        UserError: a request failed, or a session does not remember what it heard, to the last bit.
+        UserError: a request failed, or a session does not remember what it heard, to the last bit; or SmolLM2 is not
+            there.
     """
-    sleeper = load_model(MODEL)
+    sleeper, smollm2 = load_model(MODEL), load_model(BESIDE)
     with tempfile.TemporaryDirectory() as folder, socket.socket() as free:
         store = Path(folder)
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
         free.close()
-        report(0, 3, f"{sessions} sessions")
-        with Server(store / "load", port) as server:
+        report(0, 4, f"{sessions} sessions")
+        with Server.of_reverie(MODEL, store / "load", port) as server:
             load = _load(server, sleeper, sessions, seconds)
-        report(1, 3, f"{kills} SIGKILLs")
+        report(1, 4, f"{kills} SIGKILLs")
         faults = _kill(store / "kills", port, sleeper, kills)
-        report(2, 3, f"turn {_TURNS}")
-        with Server(store / "long", port) as server:
+        report(2, 4, f"turn {_TURNS}")
+        with Server.of_reverie(MODEL, store / "long", port) as server:
             ratio, turns = _long(server, sleeper, repeats)
+        report(3, 4, "transformers serve")
+        rival = _beside(store, port, smollm2, beside)
     return Findings(
         name="serve",
         ratio=ratio,
@@ -154,6 +90,7 @@ def measure(
                 "load": load,
                 "SIGKILL": faults,
                 "first token": turns,
+                "beside transformers serve": rival,
                 "targets": [at_most("turn 20", ratio, TARGET)],
             },
             notes=[
@@ -166,6 +103,9 @@ def measure(
                 f"The headline is the first token of a question on turn {_TURNS}, after {_HISTORY:,} tokens, over "
                 "that of the same question as turn 1; both in turn, medians, unstored. Lower is better. A chat sends "
                 "its history again, which has to be encoded and looked up.",
+                f"Beside transformers serve: SmolLM2, of which {BESIDE} goes on from the newest response, and the "
+                "untouched model is sent the whole chat; one question at a time, medians. A window of the first is "
+                "read again where it sleeps.",
             ],
         ),
     )
@@ -245,7 +185,7 @@ def _load(server: Server, sleeper: Sleeper, count: int, seconds: float) -> list[
 def _kill(store: Path, port: int, sleeper: Sleeper, kills: int) -> list[Row]:
     sessions, draw = [Session() for _ in range(4)], random.Random(0)
     for kill in range(kills):
-        server = Server(store, port)
+        server = Server.of_reverie(MODEL, store, port)
 
         def live(i: int, server: Server = server, kill: int = kill) -> None:
             number = i + 31 * kill
@@ -257,7 +197,7 @@ def _kill(store: Path, port: int, sleeper: Sleeper, kills: int) -> list[Row]:
         with _threads(live, len(sessions)):
             time.sleep(draw.uniform(0.3, 2.0))
             server.stop(signal.SIGKILL)
-    with Server(store, port) as server:
+    with Server.of_reverie(MODEL, store, port) as server:
         turns = require_remembered(server, sleeper, sessions)
     return [{"kills": kills, "turns_acknowledged": turns, "lost": 0, "changed": 0}]
 
@@ -297,6 +237,56 @@ def _long(server: Server, sleeper: Sleeper, repeats: int) -> tuple[float, list[R
         for side, taken in times.items()
     ]
     return statistics.median(times[f"turn {_TURNS}"]) / base, rows
+
+
+def _beside(store: Path, port: int, sleeper: Sleeper, repeats: int) -> list[Row]:
+    """The first token of turn 1 and of turn 20 of SmolLM2, with a memory and with the whole chat in its context."""
+    line, question = "On day {} the old ferry took {} people over to Gull Island. ", "How many people went on day 7?"
+    each = _HISTORY_BESIDE // (_TURNS - 1) // len(sleeper.encode(line.format(100, 100)))
+    days = [[(turn * each + i, (turn * each + i) * 37 % 90 + 10) for i in range(each)] for turn in range(_TURNS - 1)]
+    history = ["".join(line.format(*day) for day in turn) for turn in days]
+    (base := store / "smollm2").mkdir()
+    untouched: Any = load_base("smollm2")
+    untouched.save_pretrained(base)
+    load_tokenizer("smollm2").save_pretrained(base)
+    chat = [
+        {"role": role, "content": text} for said in history for role, text in (("user", said), ("assistant", "Yes."))
+    ]
+    asked: dict[str, Any] = {"input": question, "store": False, "max_output_tokens": 2}
+    rows, length = list[Row](), sum(len(sleeper.encode(text)) for text in history)
+    with Server.of_reverie(BESIDE, store / "beside", port) as server:
+        long = Session()
+        for text in history:
+            timed = server.stream({"input": text, "previous_response_id": long.id, "max_output_tokens": 2})
+            long.id = timed.response["id"]
+        newest = {**asked, "previous_response_id": long.id}
+        rows += _first_tokens(server, "/v1/responses", {1: asked, _TURNS: newest}, length, repeats)
+    with Server.of_transformers(base, port) as server:
+        last = [{"role": "user", "content": question}]
+        sides = {1: {"messages": last, "max_tokens": 2}, _TURNS: {"messages": [*chat, *last], "max_tokens": 2}}
+        return [*rows, *_first_tokens(server, "/v1/chat/completions", sides, length, repeats)]
+
+
+def _first_tokens(
+    server: Server, path: str, sides: Mapping[int, dict[str, Any]], length: int, repeats: int
+) -> list[Row]:
+    """A row for each turn, after a warm-up."""
+    times = {number: list[float]() for number in sides}
+    for i in range(repeats + 1):
+        for number, body in sides.items():
+            first = server.stream(body, path).first
+            times[number] += [first] if i else []
+    base = statistics.median(times[1])
+    return [
+        {
+            "server": server.name,
+            "turn": number,
+            "history_tokens": 0 if number == 1 else length,
+            "first_token_ms": 1e3 * (median := statistics.median(taken)),
+            "over_turn_1": median / base,
+        }
+        for number, taken in times.items()
+    ]
 
 
 @contextlib.contextmanager
