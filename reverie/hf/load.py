@@ -61,6 +61,8 @@ def _load(name: str, base: str | Path | None, kwargs: Mapping[str, Any]) -> PreT
     own = _own_config(name, saved)
     arguments = load_arguments(kwargs, own)
     if saved.weights == "whole":
+        if base is not None:
+            raise UserError(f"{name} holds a whole model and not an adapter: leave out base")
         model = _load_whole(name, saved, own, arguments)
     else:
         model = _load_adapter(name, saved, own, str(base or saved.base_model), arguments)

@@ -250,6 +250,8 @@ def test_another_base(bases: Callable[..., Path], folders: dict[str, Path]) -> N
     for other in (bases(seed=1), bases("qwen2"), bases(hidden_size=48), folders["adapter"]):
         with pytest.raises(UserError, match=rf"{other} is not the model that .*adapter is an adapter of"):
             load(folders["adapter"], base=other)
+    with pytest.raises(UserError, match="holds a whole model and not an adapter: leave out base"):
+        load(folders["whole"], base=bases())
 
 
 @pytest.mark.parametrize("base", ["nobody/nothing", "/nowhere", "no such model"])
