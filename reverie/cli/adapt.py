@@ -56,13 +56,13 @@ def adapt_command(
     settings |= {f"task.{key}": value for key, value in task.items()}
     changes = [*(f"{key}={_toml(value)}" for key, value in settings.items() if value is not None), *(overrides or [])]
     begun = time.monotonic()
-    changes += _chosen(base, changes, out, resume, max_seconds)
+    changes += _chosen(base, changes, out, resume, max_seconds, device)
     left = None if max_seconds is None else max(max_seconds - (time.monotonic() - begun), 1)
     train_command(base, changes, out, resume, left, device, nproc, as_json=as_json)
     tell(f"adapter in {out / ADAPTER}")
 
 
-def _chosen(base: str, changes: list[str], out: Path, resume: bool, seconds: float | None) -> list[str]:
+def _chosen(base: str, changes: list[str], out: Path, resume: bool, seconds: float | None, device: str) -> list[str]:
     """What fits into the time, or fitted when the run began, unless it is set."""
     from reverie.recipe import load_recipe
     from reverie.results.checkpoint import find_checkpoint
@@ -77,7 +77,7 @@ def _chosen(base: str, changes: list[str], out: Path, resume: bool, seconds: flo
     elif seconds is not None and not resume and not there:
         begun = time.monotonic()
         tell("measuring what steps and pages cost here")
-        costs = measured(recipe)
+        costs = measured(recipe, device_named(device))
         chosen = fitted(recipe, seconds - (time.monotonic() - begun), costs)
         tell(f"{chosen['train.steps']} of {recipe.train.steps} steps over {chosen['adapt.pool']} pages fit")
     return [f"{key}={value}" for key, value in chosen.items()]

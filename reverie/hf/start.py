@@ -105,10 +105,11 @@ def _project(
     mean, centred = x.mean(0), x - x.mean(0)
     variance, axes = torch.linalg.eigh(centred.T @ centred / len(centred))
     whiten = axes @ torch.diag((variance.clamp_min(0) + _RIDGE * variance.mean()).rsqrt()) @ axes.T
-    without_mean = torch.eye(D) - torch.outer(mean, mean) / (mean @ mean)  # there is no bias that could take it off
+    along = mean / (mean @ mean)
+    without_mean = torch.eye(D, device=x.device) - torch.outer(mean, along)  # there is no bias that could take it off
 
     def random(rows: int) -> Tensor:
-        projection = torch.randn(rows, D, generator=generator) @ whiten @ without_mean
+        projection = torch.randn(rows, D, generator=generator).to(x.device) @ whiten @ without_mean
         return projection / (centred @ projection.T).std()
 
     same, values = random(HK), random(HV)
@@ -117,8 +118,8 @@ def _project(
     mixer.conv_weight[-query_tokens:, :HK] = query_tokens**-0.5
     mixer.conv_weight[-1 - keys_early, HK : 2 * HK] = 1
     mixer.conv_weight[-1, 2 * HK :] = 1
-    steady = torch.outer(torch.ones(HV), mean / (mean @ mean)) * 1.3
-    mixer.gate_proj.weight.copy_(steady + 0.02 * D**-0.5 * torch.randn(HV, D, generator=generator))
+    steady = along.expand(HV, -1) * 1.3
+    mixer.gate_proj.weight.copy_(steady + 0.02 * D**-0.5 * torch.randn(HV, D, generator=generator).to(x.device))
     mixer.ab_proj.weight.mul_(0.1)
     mixer.A_log.zero_()
     mixer.dt_bias.fill_(math.log(math.expm1(_FORGETTING)))
@@ -128,7 +129,8 @@ def _embed_values(layer: InsertedMixer, model: PretrainedLM, generator: torch.Ge
     """Let values be of the token alone: its standardised embedding, turned."""
     mixer, every = layer.mixer, rms_norm(_embedded(model), layer.mixer.norm_eps)
     assert mixer.value_embed is not None
-    nn.init.orthogonal_(mixer.value_embed.weight, generator=generator)
+    turn = torch.empty_like(mixer.value_embed.weight, device="cpu")
+    mixer.value_embed.weight.copy_(nn.init.orthogonal_(turn, generator=generator))
     mixer.value_embed.weight.div_(every.std(0) + 1e-6)
     mixer.value_embed.bias.copy_(-mixer.value_embed.weight @ every.mean(0))
     mixer.qkv_proj.weight[mixer.sizes[0] :].mul_(0.05)
@@ -145,19 +147,19 @@ def _read_out(
 ) -> None:
     """Fit the output projection: from a token's own value, as read, to `target` of this token, at norm `size`."""
     mixer = layer.mixer
-    pick = torch.randint(len(x), (_TOKENS,), generator=generator)
+    pick = torch.randint(len(x), (_TOKENS,), generator=generator).to(x.device)
     x = x[pick]
     if mixer.value_embed is None:
         ids, embedded = tokens.flatten()[pick], None
     else:
-        ids = torch.randint(len(target), (_TOKENS,), generator=generator)
+        ids = torch.randint(len(target), (_TOKENS,), generator=generator).to(x.device)
         embedded = model.embed(ids[None])
     value = mixer.project(x[None], None, embedded).v[0]
     read = rms_norm(value, mixer.norm_eps).flatten(-2) * F.silu(mixer.gate_proj(x))
     wanted = F.normalize(target[ids], dim=-1) * size
     weight = torch.bincount(ids, minlength=len(target))[ids].to(x.dtype).pow(-0.7)[:, None]  # rare tokens count too
     gram = read.T @ (weight * read)
-    ridge = _RIDGE * gram.diag().mean() * torch.eye(len(gram))
+    ridge = _RIDGE * gram.diag().mean() * torch.eye(len(gram), device=x.device)
     mixer.out_proj.weight.copy_(torch.linalg.solve(gram + ridge, read.T @ (weight * wanted)).T)
 
 
@@ -173,7 +175,7 @@ def _head_rows(model: PretrainedLM) -> Float[Tensor, "vocab D"]:
 def _usual_states(h: Tensor, tokens: Tensor, vocab_size: int) -> Float[Tensor, "vocab D"]:
     """The mean state of each token in these texts, without the mean of all."""
     states, ids = h.flatten(0, -2), tokens.flatten()
-    sums = torch.zeros(vocab_size, h.shape[-1]).index_add_(0, ids, states - states.mean(0))
+    sums = torch.zeros(vocab_size, h.shape[-1], device=h.device).index_add_(0, ids, states - states.mean(0))
     return sums / torch.bincount(ids, minlength=vocab_size).clamp_min(1)[:, None]
 
 
@@ -185,4 +187,5 @@ def _table(model: PretrainedLM) -> Float[Tensor, "vocab D"]:
 
 def _embedded(model: PretrainedLM) -> Float[Tensor, "vocab D"]:
     """Every token as the model embeds it."""
-    return torch.cat([model.embed(ids[None])[0] for ids in torch.arange(len(_table(model))).split(1024)])
+    every = torch.arange(len(_table(model)), device=model.lm.device)
+    return torch.cat([model.embed(ids[None])[0] for ids in every.split(1024)])

@@ -73,7 +73,8 @@ class Adaptation:
         assert isinstance(recipe.model, PretrainedModelConfig)
         self.recipe, self.config, self.task, self.model = recipe, recipe.adapt, recipe.task, model
         self.processes = processes
-        self.told: dict[str, float] = {}  # parts of the newest loss
+        self.device = model.lm.device
+        self.told: dict[str, Tensor] = {}  # parts of the newest loss
         if self.config.loss.sampled_vocabulary and not has_plain_head(model):
             raise UserError(
                 f"adapt.loss.sampled_vocabulary must be 0 for {recipe.model.pretrained}: "
@@ -89,7 +90,7 @@ class Adaptation:
         choose_trainable(model, self.config)
         self.first = frozen_blocks(model, recipe.sleep)
         beginning = _beginning(recipe, model, self.first)
-        teacher = Teacher(recipe.model.pretrained) if self.config.loss.distillation else None
+        teacher = Teacher(recipe.model.pretrained, self.device) if self.config.loss.distillation else None
         self.pool = PagePool(beginning, self.task, "train", recipe.train.seed, teacher)
         self._test = PagePool(beginning, self.task, "test", 0)
         windows = plain_windows(self.config.plain_text, self.task.tokenizer, self.task.window_tokens)
@@ -101,14 +102,12 @@ class Adaptation:
     def _untouched(self, beginning: Beginning, windows: Sequence[Sequence[int]]) -> PlainText:
         """Windows of plain text, and what the model makes of them as it is now."""
         states, tokens = torch.stack(beginning.states(windows)), torch.tensor(windows)
-        after = AfterFrozen(self.model, self.first)
-        final = [
-            sleeping_decoder(self.model.lm).sleeping.head(
-                wake(after, after.input(*part), Context.empty(after), after.config(self.recipe.sleep))[0]
-            )
-            for part in zip(states.split(8), tokens.split(8), strict=True)
-        ]
-        return PlainText(tokens, states, torch.cat(final).to(torch.bfloat16))
+        after, final = AfterFrozen(self.model, self.first), list[Tensor]()
+        for part in zip(states.split(8), tokens.split(8), strict=True):
+            x = after.input(*(x.to(self.device) for x in part))
+            h, _ = wake(after, x, Context.empty(after), after.config(self.recipe.sleep))
+            final.append(sleeping_decoder(self.model.lm).sleeping.head(h).to("cpu", torch.bfloat16))
+        return PlainText(tokens, states, torch.cat(final))
 
     def start(self) -> None:
         """Give the inserted layers their start, before the first step."""
@@ -117,8 +116,8 @@ class Adaptation:
             return
         known = [self.pool[i] for i in range(min(config.pages, self.config.pool))]
         L = self.task.window_tokens
-        states = torch.cat([page.states.unflatten(0, (-1, L)) for page in known])
-        tokens = torch.tensor([page.page.tokens for page in known]).view(-1, L)
+        states = torch.cat([page.states.unflatten(0, (-1, L)) for page in known]).to(self.device)
+        tokens = torch.tensor([page.page.tokens for page in known], device=self.device).view(-1, L)
         settings = config.model_dump(exclude={"pages"})
         look_up(self.model, states, tokens, self.first, **settings, seed=self.recipe.train.seed)
 
@@ -181,7 +180,8 @@ class Adaptation:
             page, states, asked, _ = self._test[i]
             texts = [page.tokens, *(q.prompt + q.answer[:-1] for q in page.questions)]
             inputs = [
-                after.input(x[None], torch.tensor(ids)[None])[0] for x, ids in zip((states, *asked), texts, strict=True)
+                after.input(x[None].to(self.device), torch.tensor(ids, device=self.device)[None])[0]
+                for x, ids in zip((states, *asked), texts, strict=True)
             ]
             fed.append(FedPage(page, inputs[0], tuple(inputs[1:])))
         return examine_pages(after, self.task, after.config(self.recipe.sleep), fed)[0]
@@ -189,7 +189,8 @@ class Adaptation:
     @torch.no_grad()
     def plain_loss(self) -> dict[str, float]:
         """Mean loss on held-out plain text, in nats a token, of the untouched model and of this one."""
-        text, targets = self._held_out, self._held_out.tokens[:, 1:].flatten()
+        text = self._held_out.to(self.device)
+        targets = text.tokens[:, 1:].flatten()
         after = AfterFrozen(self.model, self.first)
         x = after.input(text.states, text.tokens)
         h, _ = wake(after, x, Context.empty(after), after.config(self.recipe.sleep))
@@ -211,7 +212,7 @@ class Adaptation:
         losses, plain = self.config.loss, None
         if losses.plain_text:
             pick = torch.randint(len(self._plain.tokens), (self.config.plain_windows,), generator=generator)
-            plain = PlainText(*(x[pick] for x in self._plain))
+            plain = PlainText(*(x[pick] for x in self._plain)).to(self.device)
         alone = step < losses.address_alone * self.recipe.train.steps
         count = self.processes.sum([own])[0] / self.processes.world_size
         if batch is None:  # fewer texts than processes
@@ -219,7 +220,7 @@ class Adaptation:
 
         def loss(model: Any) -> Tensor:
             in_half = self.recipe.train.dtype == "bfloat16"
-            with torch.autocast(batch.tokens.device.type, torch.bfloat16, enabled=in_half):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=in_half):
                 total, self.told = adapt_loss(
                     model,
                     self.first,

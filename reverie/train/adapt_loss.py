@@ -36,6 +36,9 @@ class PlainText(NamedTuple):
     states: Float[Tensor, "n L D"]  # after the frozen beginning
     final: Float[Tensor, "n L D"]  # after the final norm of the untouched model
 
+    def to(self, device: torch.device) -> PlainText:
+        return PlainText(*(x.to(device) for x in self))
+
 
 def adapt_loss(
     model: PretrainedLM,
@@ -48,17 +51,18 @@ def adapt_loss(
     alone: bool,
     count: float,
     generator: torch.Generator,
-) -> tuple[Tensor, dict[str, float]]:
-    """The weighted loss of a batch, and its parts before weighting.
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The weighted loss of a batch, and its parts before weighting, all where the model is.
 
     Args:
         first: the block that `states` go into.
         plain: some windows of plain text, if they are wanted.
         alone: addresses alone are learnt.
         count: answer tokens that means are taken over: those of all processes, for one of them.
-        generator: of the sampled vocabulary.
+        generator: of the sampled vocabulary, on the CPU.
     """
-    after = AfterFrozen(model, first)
+    after, device = AfterFrozen(model, first), model.lm.device
+    batch = batch._replace(tokens=batch.tokens.to(device), states=batch.states.to(device))
     config_after = after.config(sleep)
     windows, context = batch.tokens.shape[1] // sleep.window_size, None
     with _recorded(model) as inputs:
@@ -71,11 +75,11 @@ def adapt_loss(
     parts = list(_parts(after, model, batch, context, config_after))
     keys = {i: _keys(model, i, calls, windows, len(batch.tokens)) for i, calls in inputs.items()}
     known = _competitors(model, [batch.tokens, *(part.targets for part, _ in parts)], config, generator)
-    total = torch.zeros(())
-    told: dict[str, float] = dict.fromkeys(("answer", "end", "address", "found", "distillation"), 0.0)
+    total = torch.zeros((), device=device)
+    told: dict[str, Tensor] = dict.fromkeys(("answer", "end", "address", "found", "distillation"), total)
 
     def add(name: str, value: Tensor, weight: float) -> Tensor:
-        told[name] += float(value.detach()) / count
+        told[name] = told[name] + value.detach() / count
         return value * (weight / count)
 
     for part, heard in parts:
@@ -87,15 +91,15 @@ def adapt_loss(
         if not alone:
             logits = _logits(model, h, known)
             losses = F.cross_entropy(logits, _index(known, part.targets), reduction="none")
-            total = total + add("answer", losses[~part.ends].sum(), config.answer)
-            total = total + add("end", losses[part.ends].sum(), config.end)
+            total = total + add("answer", losses.masked_fill(part.ends, 0).sum(), config.answer)
+            total = total + add("end", losses.masked_fill(~part.ends, 0).sum(), config.end)
             if part.taught is not None:
                 wanted = _of_final(model, part.taught.to(h.dtype), known).log_softmax(-1)
                 apart = F.kl_div(logits.log_softmax(-1), wanted, log_target=True, reduction="sum")
                 total = total + add("distillation", apart, config.distillation)
     if plain is not None and not alone:
         divergence = _divergence(after, model, plain, context, config_after, config, generator)
-        told["plain_text"] = float(divergence.detach())
+        told["plain_text"] = divergence.detach()
         total = total + config.plain_text * divergence
     return total, told
 
@@ -115,7 +119,7 @@ def _parts(
         if begun and context is not None:
             heard = _begun(after, those[0], begun, len(batch.tokens), context, sleep)
         for part in buckets(those, max(round(_BUCKETS * len(those) / max(len(prompts), 1)), 1)):
-            yield side_by_side(part, begun), heard
+            yield side_by_side(part, begun).to(model.lm.device), heard
 
 
 def _conv_size(model: PretrainedLM) -> int:
@@ -126,7 +130,8 @@ def _conv_size(model: PretrainedLM) -> int:
 
 def _begun(after: AfterFrozen, one: Asked, begun: int, texts: int, context: Context, sleep: SleepConfig) -> Context:
     """What all texts know when they have heard the first tokens of a prompt."""
-    x = after.input(one.states[None, :begun], torch.tensor([one.question.prompt[:begun]]))
+    device = next(x for x in context.state.fast_weights if x is not None).device
+    x = after.input(one.states[None, :begun].to(device), torch.tensor([one.question.prompt[:begun]], device=device))
     return wake(after, x.expand(texts, -1, -1), context, sleep)[1]
 
 
@@ -189,14 +194,14 @@ def _address(
 
     A token weighs as it would in a memory without forgetting: by β q·k.
     """
-    loss, found = torch.zeros(()), torch.zeros(())
     texts = part.rows[part.at[0]]
+    loss, found = torch.zeros(2, device=texts.device)
     for i, key in keys.items():
         mixer: Any = inserted_mixer(model.layers[i])
         query, _ = mixer.mixer.addresses(inputs[i][-1])
         query = query[part.at[0], part.at[1]]
         every = (query.flatten(1) @ key.flatten(2).flatten(0, 1).T).unflatten(1, key.shape[:2]) / query.shape[1]
-        scores = every[torch.arange(len(texts)), texts]
+        scores = every[torch.arange(len(texts), device=texts.device), texts]
         loss = loss + F.cross_entropy(_SHARPNESS * scores.float(), part.sources, ignore_index=-100, reduction="sum")
         found = found + (scores.argmax(-1) == part.sources).sum()
     return loss / len(keys), found / len(keys)
@@ -214,7 +219,7 @@ def _competitors(
     vocab_size = len(_head(model).weight)
     some = torch.randint(vocab_size, (config.sampled_vocabulary,), generator=generator)
     common = torch.arange(min(_COMMON, vocab_size))
-    return torch.cat([some, common, *(text.flatten() for text in texts)]).unique()
+    return torch.cat([torch.cat([some, common]).to(texts[0].device), *(text.flatten() for text in texts)]).unique()
 
 
 def _index(known: Tensor | None, ids: Tensor) -> Tensor:
@@ -258,7 +263,7 @@ def _divergence(
     """KL divergence from the untouched model, in nats a token, of text that is read after one of the batch's texts."""
     assert context is not None
     texts = next(x for x in context.state.fast_weights if x is not None).shape[0]
-    rows = torch.randint(texts, (len(plain.tokens),), generator=generator)
+    rows = torch.randint(texts, (len(plain.tokens),), generator=generator).to(plain.tokens.device)
     empty = bool(torch.randint(2, (), generator=generator))  # half of the time, after nothing
     before = Context.empty(after) if empty else select_rows(context, rows)
     h, _ = wake(after, after.input(plain.states, plain.tokens), before, sleep)

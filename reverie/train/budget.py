@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from reverie.errors import UserError
 from reverie.hf.frozen import Beginning
 from reverie.recipe import Recipe, changed
@@ -46,12 +48,13 @@ class Costs:
         return self.beginning + max(chosen["adapt.pool"] - known, 0) * self.page + steps + evaluations + self.finish
 
 
-def measured(recipe: Recipe) -> Costs:
+def measured(recipe: Recipe, device: torch.device | str = "cpu") -> Costs:
     """What a run costs here, with one process; leaves its first pages, and what it is tested on, in the cache."""
     recipe = changed(recipe, train={"data_workers": 0})  # one that computed pages meanwhile would slow down the steps
     model, seconds = _timed(lambda: _model(recipe))
-    _, finish = _timed(lambda: evaluate(model, recipe.task, recipe.sleep, 1, generate=True))
-    adaptation, parallel = Adaptation(recipe, model, ALONE), ParallelModel(model)
+    parallel = ParallelModel(model, device)
+    _, finish = _timed(lambda: evaluate(model, recipe.task, recipe.sleep, 1, generate=True, device=device))
+    adaptation = Adaptation(recipe, model, ALONE)
     page = adaptation.task.pages("train", recipe.train.seed, 0, range(1))[0]
     uncached = Beginning(model, adaptation.first, products=adaptation.pool.beginning.products)
     _, page_seconds = _timed(lambda: uncached.states(adaptation.pool.texts(page)))

@@ -103,8 +103,6 @@ class _Run:
         self.recipe, self.out, self.device = recipe, out, device
         self.report, self.processes, self.limit = report, processes, limit
         self.trackers = find_trackers(recipe.train.trackers)
-        if recipe.adapt is not None and torch.device(device).type != "cpu":
-            raise UserError(f"an adapter is trained on the CPU so far, and not on {device}")
         self.model = build_model(recipe.model, recipe.train.seed)
         self.parallel = ParallelModel(self.model, device, processes)
         self.adaptation = None if recipe.adapt is None else _adaptation(recipe, self.model, processes)

@@ -141,6 +141,9 @@ class QuestionBatch(NamedTuple):
     sources: Tensor  # [A], the token of the text where it stands, -100 where there is none
     taught: Tensor | None  # [A, D], what a teacher made of them
 
+    def to(self, device: torch.device) -> QuestionBatch:
+        return QuestionBatch(*(None if x is None else x.to(device) for x in self))  # pyright: ignore[reportArgumentType]
+
 
 def side_by_side(asked: Sequence[Asked], begun: int = 0) -> QuestionBatch:
     """Questions as one batch, without their first `begun` tokens."""

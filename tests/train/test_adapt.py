@@ -170,10 +170,17 @@ def test_what_does_not_fit_is_refused(base: Path, tmp_path: Path) -> None:
         train(tiny_adapter(scaled), tmp_path / "d")
     with pytest.raises(UserError, match="kind must be gdn or jet, or module:Class, got attn"):
         tiny_adapter(base, model={"kind": "attn"})
-    with pytest.raises(UserError, match="trained on the CPU"):
-        train(tiny_adapter(base), tmp_path / "b", device="cuda")
     with pytest.raises(UserError, match=r"text\.txt"):
         train(tiny_adapter(base, adapt={"plain_text": str(tmp_path / "text.txt")}), tmp_path / "c")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_a_gpu_finds_what_the_cpu_finds(base: Path, tmp_path: Path) -> None:
+    recipe = tiny_adapter(base, adapt={"loss": {"address_alone": 0.4, "distillation": 0.5}})
+    for device in ("cpu", "cuda"):
+        train(recipe, tmp_path / device, device=device)
+    assert_close(curve(tmp_path / "cuda"), curve(tmp_path / "cpu"), rough=True)
+    assert load(tmp_path / "cuda" / "adapter").device.type == "cpu"
 
 
 def _train_together(processes: Processes, recipe: Recipe, out: Path) -> Any:
