@@ -23,8 +23,8 @@ def tiny_adapter(base: Path, **sections: dict[str, Any]) -> Recipe:
     """A recipe of notes, with other values in some sections."""
     small = {
         "task": {"window_tokens": W},
-        "model": {"pretrained": str(base), "after": [1], "key_size": 8, "value_size": 12},
-        "sleep": {"window_size": W},
+        "model": {"pretrained": str(base), "after": [1], "key_size": 8, "value_size": 12, "lora_rank": None},
+        "sleep": {"window_size": W, "num_sleep_passes": 1, "looped_blocks": None},
         "optim": {"warmup_steps": 0},
         "train": {"steps": 6, "batch_size": 4, "eval_every": 3, "eval_examples": 3, "checkpoint_every": 2},
         "adapt": {"trained_blocks": [[2, 3]], "pool": 20, "pages": [1, 2], "start": {"pages": 16}},

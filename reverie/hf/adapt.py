@@ -17,6 +17,8 @@ from reverie.hf.save import SleepingModelConfig
 from reverie.pretrained.config import PretrainedModelConfig
 from reverie.pretrained.shipped import place_of
 
+_RANK = 64  # of updates
+
 
 def freeze_pretrained(model: PreTrainedModel) -> None:
     """Let only inserted layers train, for a warm-up (paper section 6.4, stage 1)."""
@@ -64,8 +66,9 @@ def pretrained_lm(config: PretrainedModelConfig, seed: int) -> PretrainedLM:
 def adapter_settings(name: str) -> dict[str, Any]:
     """Keys of a recipe, such as "model.after", that fit a model: where it gets fast weights, and which blocks train.
 
-    A model without fast weights gets one late Gated DeltaNet layer, before its last two blocks, which train beside it,
-    as the recipe notes/smollm2 has it. One that has them keeps them.
+    A model without fast weights gets one late Gated DeltaNet layer, before its last two blocks, over whose block sleep
+    goes again, as the recipe notes/smollm2 has it. One that has them keeps them, and sleeps one pass. The last six
+    blocks train, by low-rank updates.
 
     Raises:
         UserError: there is no such model, or it cannot sleep.
@@ -90,9 +93,11 @@ def _settings(name: str, place: str) -> dict[str, Any]:
             model = AutoModelForCausalLM.from_config(config)
         n = len(check_decoder(model, decoder_of(model)))
         own = any(recurrent for _, recurrent in block_kinds(decoder_of(model), n))
-    settings["adapt.trained_blocks"] = [[max(n - 2, 0), n]]
+    settings |= {"adapt.trained_blocks": [], "model.lora_rank": _RANK, "model.lora_blocks": [[max(n - 6, 0), n]]}
     if own:
-        return {**settings, "model.after": [], "adapt.start": False}
-    width = config.hidden_size
+        passes = {"sleep.num_sleep_passes": 1, "sleep.looped_blocks": [0, n]}
+        return {**settings, **passes, "model.after": [], "adapt.start": False}
+    width, late = config.hidden_size, max(n - 3, 0)
+    settings["sleep.looped_blocks"] = [late, late + 1]
     sizes = {"model.key_size": max(4 * width // 9, 1), "model.value_size": max(width // 2, 1)}
-    return {**settings, "model.after": [max(n - 3, 0)], **sizes}
+    return {**settings, "model.after": [late], **sizes}

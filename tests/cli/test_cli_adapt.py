@@ -53,7 +53,7 @@ def test_an_adapter_from_the_first_page_to_the_last_answer(reverie: Reverie, bas
     card = the_json(done)
     assert "run/adapter" in done.err
     assert card["recipe"]["model"]["after"] == [0]
-    assert card["recipe"]["adapt"]["trained_blocks"] == [[1, 3]]
+    assert card["recipe"]["model"]["lora_blocks"] == [[0, 3]]
     assert {"accuracy_when_empty", "accuracy_later", "plain_text_loss", "by_kind"} <= card["score"].keys()
 
     Path("notes.txt").write_text("The code of the gate is 4711. Ute Weber works as a baker. " * 3)
@@ -134,11 +134,12 @@ def test_a_time_decides_how_many_steps(reverie: Reverie, base: Path) -> None:
     settings = [one for one in SETTINGS if not any(key in one for key in ("train.steps", "eval_every", "adapt.pool"))]
     command = ["adapt", base, "--data=notes", "--out=run", *settings]
     done = reverie(*command, "--max-seconds=20")  # it may be too slow all the same, where others compute too
-    told = re.search(r"(\d+) of 3000 steps over \1 pages fit", done.err)
+    told = re.search(r"(\d+) of (\d+) steps over (\d+) pages fit", done.err)
     assert told
-    assert 3 <= int(told[1]) < 3000
+    assert 3 <= int(told[1]) < int(told[2])
     card = the_json(reverie(*command, "--resume", "--json"))
-    assert card["recipe"]["train"]["steps"] == card["recipe"]["adapt"]["pool"] == card["steps"] == int(told[1])
+    assert card["recipe"]["train"]["steps"] == card["steps"] == int(told[1])
+    assert card["recipe"]["adapt"]["pool"] == int(told[3])
     assert_one_line(reverie(*command, "--max-seconds=30"), "already holds a run")
 
 

@@ -188,8 +188,11 @@ def test_settings_for_a_model_without_fast_weights(tmp_path: Path) -> None:
     assert adapter_settings(base) == {
         "model.pretrained": base,
         "task.tokenizer": base,
-        "adapt.trained_blocks": [[4, 6]],
+        "adapt.trained_blocks": [],
+        "model.lora_rank": 64,
+        "model.lora_blocks": [[0, 6]],
         "model.after": [3],
+        "sleep.looped_blocks": [3, 4],
         "model.key_size": 14,
         "model.value_size": 16,
     }
@@ -202,7 +205,8 @@ def test_settings_for_a_model_with_fast_weights(kind: str, tmp_path: Path) -> No
         saved(trained(base), tmp_path / "converted")
         base = tmp_path / "converted"
     settings = adapter_settings(str(base))
-    assert settings["adapt.trained_blocks"] == [[2, 4]]
+    assert settings["model.lora_blocks"] == [[0, 4]]
+    assert (settings["sleep.num_sleep_passes"], settings["sleep.looped_blocks"]) == (1, [0, 4])
     assert (settings["model.after"], settings["adapt.start"]) == ([], False)
     config = PretrainedModelConfig(vocab_size=61, pretrained=str(base))
     assert pretrained_lm(config, seed=0).fast_weight_blocks

@@ -99,7 +99,7 @@ def test_another_name_keeps_the_rate_and_drops_the_arguments():
 
 
 def test_a_group_without_a_name_is_moved_as_the_rest_at_a_rate_of_its_own():
-    optim = load_recipe("notes/smollm2").optim
+    optim = load_recipe("hops/smollm2").optim
     assert optim.pretrained is not None
     assert (optim.pretrained.name, optim.pretrained.arguments) == (optim.rest.name, optim.rest.arguments)
     assert optim.pretrained.lr != optim.rest.lr

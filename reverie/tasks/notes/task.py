@@ -31,7 +31,7 @@ class Notes(ReadingTask):
     depth_name: ClassVar[str] = "windows back"
 
     name: Literal["notes"] = "notes"
-    questions_per_fact: int = Field(default=2, ge=1, le=100_000, description="at most, in different forms and wordings")
+    questions_per_fact: int = Field(default=1, ge=1, le=100_000, description="at most, in different forms and wordings")
     cloze: float = Field(default=0.45, ge=0, le=1, description="share of questions that begin a sentence")
     chat: float = Field(
         default=0.6, ge=0, le=1, description="share of all questions that are asked in a chat, as `reverie ask` does"
