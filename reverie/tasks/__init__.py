@@ -16,6 +16,7 @@ from reverie.tasks.base import (
 from reverie.tasks.depo import Depo
 from reverie.tasks.gsm_infinite import GsmInfinite
 from reverie.tasks.hops import Hops
+from reverie.tasks.key_value import KeyValue
 from reverie.tasks.mixture import Mixture
 from reverie.tasks.notes import Notes
 from reverie.tasks.question_file import QuestionFile
@@ -24,7 +25,7 @@ from reverie.tasks.registry import TASKS, AnyTask, find_task, register_task, tas
 from reverie.tasks.rule110 import Rule110
 from reverie.tasks.text_files import TextFiles
 
-for _task in (Rule110, Depo, GsmInfinite, Recall, Notes, Hops, QuestionFile, TextFiles, Mixture):
+for _task in (Rule110, Depo, GsmInfinite, Recall, KeyValue, Notes, Hops, QuestionFile, TextFiles, Mixture):
     register_task(_task)
 
 __all__ = [
@@ -36,6 +37,7 @@ __all__ = [
     "DeviceTask",
     "GsmInfinite",
     "Hops",
+    "KeyValue",
     "Mixture",
     "Notes",
     "QuestionFile",

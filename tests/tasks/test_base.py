@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
-from reverie.tasks import TASKS, AnyTask, Batch, Depo, DepthScore, Rule110, Score, Task, score
+from reverie.tasks import TASKS, AnyTask, Batch, Depo, DepthScore, KeyValue, Rule110, Score, Task, score
 from reverie.tasks.base import draw, uniform
 
 TASK_CASES: list[Task] = [
@@ -17,6 +17,7 @@ TASK_CASES: list[Task] = [
     Rule110(rollout_steps=(1, 8), num_states=2, width=16, held_out_fraction=0.25),
     Depo(),
     Depo(max_nodes=8, min_nodes=8, mini_vocab=8, max_name_tokens=1, max_hops=4, test_hops=(1, 4), reveal_answers=False),
+    KeyValue(max_pairs=8, pairs_step=4, num_queries=3),
 ]
 every_task = pytest.mark.parametrize("task", TASK_CASES, ids=str)
 
