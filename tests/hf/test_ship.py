@@ -16,7 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from reverie.errors import UserError
 from reverie.hf import add_sleep, insert_fast_weights, load
-from reverie.hf.bases import load_tokenizer
+from reverie.hf.adapt import adapter_settings
+from reverie.hf.bases import load_base, load_tokenizer
 from reverie.hf.low_rank import factored, unfactored
 from reverie.hf.ship import export_adapter
 from reverie.pretrained.shipped import SHIPPED
@@ -79,6 +80,8 @@ def test_its_name_stands_for_the_folder(tmp_path: Path, monkeypatch: pytest.Monk
     assert torch.equal(logits(model), logits(load(tmp_path / "small")))
     assert model.config._name_or_path == "tiny-notes"
     assert load_model("tiny-notes").encode("abc") == load_model(tmp_path / "small").encode("abc")
+    assert load_base("tiny-notes").config._name_or_path == "tiny-notes"  # what is trained from it names it so
+    assert adapter_settings("tiny-notes")["model.pretrained"] == "tiny-notes"
 
 
 def test_what_cannot_be_shipped_is_refused(tmp_path: Path) -> None:
