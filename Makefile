@@ -87,18 +87,21 @@ results: setup
 	.venv/bin/reverie train notes/smollm2 --device cpu --out runs/notes/smollm2
 	mkdir -p results/notes && cp runs/notes/smollm2/card.json results/notes/smollm2.json
 	.venv/bin/reverie plot results/notes/smollm2.json
+	.venv/bin/python benchmarks/remembered_notes.py runs/notes/smollm2 --out results/notes/remembered.json
 	@# Not over the card in results/, whose comparison with the benchmark it no longer makes.
 	.venv/bin/python benchmarks/gsm_infinite.py --out runs/gsm_infinite/generator.json
 	.venv/bin/python benchmarks/scaling.py --out results/scaling.json
 	.venv/bin/python benchmarks/pretrained_recall.py --out results/recall/smollm2.json
 	.venv/bin/python benchmarks/kills.py depo/nano --set train.checkpoint_every=50 --set sleep.num_sleep_passes=4 --out results/reliability/kills.json
 
-# make example    the model that ships with the package, its text, questions and card, from the runs of make results
+# make example    the models that ship with the package, and what is beside them, from the runs of make results
 example: setup
 	.venv/bin/python -c 'from reverie.talk.shipped import export_example; \
 		export_example("runs/compare/gsm_infinite/example/sleep-3-seed-0", "reverie/example", 0)'
 	.venv/bin/python benchmarks/terminal.py --out docs/terminal.svg --until right .venv/bin/reverie ask --example
 	.venv/bin/reverie watch runs/compare/gsm_infinite/example/sleep-3-seed-0 --examples 512 --out docs/watch.png
+	.venv/bin/python -c 'from reverie.hf.ship import export_adapter; \
+		export_adapter("runs/notes/smollm2/adapter", "reverie/pretrained/smollm2-notes")'
 
 # make performance    cards and tables of docs/PERFORMANCE.md anew: half an hour on two quiet cores
 performance: setup

@@ -15,5 +15,6 @@ setup(
         "reverie.serve.page": ["*.html", "*.css", "*.js", "*.svg"],
         "reverie.tasks.notes": ["*.txt"],
         "reverie.example": ["*.safetensors", "*.txt", "*.json", "*.md"],
+        "reverie.pretrained": ["smollm2-notes/*"],
     },
 )

@@ -117,12 +117,37 @@ def test_the_summary_is_in_its_cards() -> None:
     assert rows.pop("results/recall/smollm2.json") == expected
     assert f"in its cache that has {100 * mean(share['before training, nothing cleared']):.0f} %" in README
 
-    for path, usual in [("hops/smollm2-n4", "hops/smollm2-n1"), ("notes/smollm2-n2", "notes/smollm2")]:
-        cards = [read_card(ROOT / f"results/{name}.json", {"run": RunCard}) for name in (usual, path)]
-        assert [card.num_sleep_passes for card in cards] == [1, int(path[-1])]
-        one, most = (100 * card.score["by_depth"][card.depths[-1]]["accuracy"] for card in cards)
-        assert rows.pop(f"results/{path}.json") == [f"{one:.0f}", f"{most:.0f} (N = {path[-1]})", "–"]
+    cards = [read_card(ROOT / f"results/hops/smollm2-n{N}.json", {"run": RunCard}) for N in (1, 4)]
+    one, most = (100 * card.score["by_depth"][card.depths[-1]]["accuracy"] for card in cards)
+    assert rows.pop("results/hops/smollm2-n4.json") == [f"{one:.0f}", f"{most:.0f} (N = 4)", "–"]
+
+    [passes], [sides] = (remembered()["scores"][name] for name in ("passes", "sides"))
+    one, two = (f"{100 * passes[N]['right']:.0f}" for N in "12")
+    known = [one for kind, one in sides["page in context"].items() if kind != "by hand" and "unknown" not in kind]
+    in_context = sum(kind["right"] * kind["questions"] for kind in known) / sum(kind["questions"] for kind in known)
+    assert rows.pop("results/notes/remembered.json") == [one, f"{two} (N = 2)", f"{100 * in_context:.0f}"]
     assert not rows
+
+
+def remembered() -> dict[str, Any]:
+    """The adapter that ships, beside its controls."""
+    return json.loads((ROOT / "results/notes/remembered.json").read_text(encoding="utf-8"))
+
+
+def test_the_card_of_the_adapter_says_what_its_run_says() -> None:
+    """reverie/pretrained/smollm2-notes/README.md."""
+    text = (ROOT / "reverie/pretrained/smollm2-notes/README.md").read_text(encoding="utf-8")
+    score = json.loads((ROOT / "results/notes/smollm2.json").read_text(encoding="utf-8"))["score"]
+    kinds = score["by_kind"]
+    shown = [f"{kind} {100 * kinds[kind]['right']:.0f} %" for kind in ("names", "wordings", "kinds", "numbers")]
+    assert ", ".join(shown) in text
+    assert score["accuracy_when_empty"] == 0 or "From an empty memory 0 %" not in text
+    assert all(f"{loss:.3f}" in text for loss in score["plain_text_loss"].values())
+    unknown = [one for name, one in kinds.items() if name.startswith("unknown")]
+    false = 1 - sum(one["right"] * one["questions"] for one in unknown) / sum(one["questions"] for one in unknown)
+    assert f"answered all the same in {100 * false:.0f} %" in text
+    [sides] = remembered()["scores"]["sides"]
+    assert f"{25 * sides['memory']['by hand']['right']:.0f} of 25 questions from memory" in text
 
 
 def test_the_picture_of_the_terminal_is_of_the_example_that_ships() -> None:
@@ -153,7 +178,7 @@ def test_the_tables_over_passes_are_in_their_card() -> None:
             assert [regime.label, *numbers] in rows
 
 
-@pytest.mark.parametrize("name", ["smollm2", "smollm2-n2", "smollm2-n2-kinds"])
+@pytest.mark.parametrize("name", ["smollm2", "smollm2-1800", "smollm2-n2-kinds"])
 def test_the_table_of_an_adapter_is_in_its_card(name: str) -> None:
     """docs/adapt.md: right answers by kind of question, in %, and the loss on plain text."""
     text = (ROOT / "docs" / "adapt.md").read_text(encoding="utf-8")

@@ -33,6 +33,7 @@ WINDOW = 128
 SENTENCE = "Zażółć gęślą jaźń {}: 日本語の文章も 한국어도 👩‍👩‍👧 und 🙂, naïve façades → ∑ x² ≠ ∞ 𝔘𝔫𝔦𝔠𝔬𝔡𝔢.\n"
 SCRIPT = "".join(SENTENCE.format(i) for i in range(5)) + "That was all."
 CUT = "\ufffd"
+NOTES = Path(__file__).parents[2] / "benchmarks" / "by_hand" / "text.txt"
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +179,29 @@ def test_the_page_shows_words(
     assert CUT not in re.sub(f"(?m)^[·{CUT}]+", "", f"{shown}\n{slept}")  # the rest of a letter at a window's edge
     assert "That was all." in shown
     assert "façades → ∑ x² ≠ ∞" in slept
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, such as Debian's chromium")
+def test_the_adapter_that_ships_answers_on_the_page(tmp_path: Path) -> None:
+    """A page of notes is read from a file, and asked about."""
+    with served(load_model("smollm2-notes"), tmp_path / "store") as running, playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.goto(running.url)
+        expect(page.locator("#model")).to_have_text("smollm2-notes")
+        page.set_input_files("#read-file", NOTES)
+        page.fill("#read-name", "diary")
+        page.click("#read button.main")
+        page.locator("#reading-open").click(timeout=120_000)
+        expect(page.locator("#log .hint")).to_contain_text("diary")
+        page.fill("#text", "Who owns the red umbrella?")
+        page.press("#text", "Enter")
+        expect(page.locator(".turn")).to_have_count(1)
+        rests(page)
+        page.screenshot(path=tmp_path / "notes.png")
+        said = page.locator(".turn p").all_inner_texts()[-1]
+        browser.close()
+    assert said.strip() == "Malik"
 
 
 def test_in_int8(folder: Path, tmp_path: Path) -> None:
