@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # Python has put this folder
 import publish
 
 import controls
-from controls.card import card_of, figure, table
+from controls.card import card_of, figure, text
 from controls.cells import CONTROLS, Cell, cell_of, check, run
 from controls.costs import costs, more_steps
 from reverie.errors import UserError
@@ -48,8 +48,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _arguments(words: Sequence[str] | None) -> argparse.Namespace:
-    parser = publish.options(controls.__doc__)
-    parser.set_defaults(out=None)
+    parser = publish.options(controls.__doc__, out="folder to write cards and figures to, as the recipes are called")
     parser.add_argument("--tasks", metavar="RECIPES", default="depo/nano,rule110/nano", help="names, or .toml files")
     parser.add_argument("--controls", metavar="NAMES", default=",".join(CONTROLS), help=f"of {', '.join(CONTROLS)}")
     parser.add_argument("--seeds", default="0,1,2,3,4")
@@ -87,7 +86,7 @@ def _of_task(recipe: Recipe, names: Sequence[str], seeds: Sequence[int], argumen
     if arguments.out is not None:
         arguments.out.joinpath(recipe.name).parent.mkdir(parents=True, exist_ok=True)
     out = None if arguments.out is None else arguments.out / f"{recipe.name}.json"
-    publish.publish(argparse.Namespace(out=out, json=arguments.json), card, table, _result, figure)
+    publish.publish(argparse.Namespace(out=out, json=arguments.json), card, text, _result, figure)
 
 
 def _run(cell: Callable[[str, int], Cell], name: str, seed: int) -> RunCard:

@@ -18,6 +18,7 @@ from reverie.recipe import Recipe
 from reverie.results.card import RunCard, headline
 from reverie.results.style import CHANCE, STYLE, look_of, look_of_settings, scale_shares, set_title
 
+MARGIN = 0.02  # of accuracy
 _PASSES = {"n1": 1, "n2": 2, SLEEP: 4}  # drawn as in all figures
 
 
@@ -26,6 +27,7 @@ def card_of(
 ) -> dict[str, Any]:
     """The card of controls, of which each has a run for every seed, in their order."""
     of_all = [run for some in runs.values() for run in some]
+    deepest = of_all[0].depths[-1]
     return {
         "kind": "controls",
         "name": recipe.name,
@@ -33,7 +35,8 @@ def card_of(
         "recipe": recipe.model_dump(mode="json"),
         "commits_of_runs": sorted({run.commit for run in of_all}),
         "wall_time_s_of_runs": round(sum(run.wall_time_s for run in of_all), 1),
-        "chance": recipe.task.chance()[max(map(int, of_all[0].depths))],
+        "deepest": deepest,
+        "chance": recipe.task.chance()[int(deepest)],
         "controls": {name: _summed(some, costs[name]) for name, some in runs.items()},
     }
 
@@ -54,6 +57,20 @@ def _summed(runs: Sequence[RunCard], costs: Costs) -> dict[str, Any]:
         "by_depth": {depth: [run.score["by_depth"][depth]["accuracy"] for run in runs] for depth in first.depths},
         "curves": [[[point.step, headline(point.score, "deepest")] for point in run.curve] for run in runs],
     }
+
+
+def rivals(card: dict[str, Any]) -> list[str]:
+    """Labels of the controls that match sleep: within `MARGIN` of it at the deepest questions, or above."""
+    sleeping, others = card["controls"].get(SLEEP), [x for name, x in card["controls"].items() if name != SLEEP]
+    least = 1.0 if sleeping is None else statistics.fmean(sleeping["accuracies"]) - MARGIN
+    return [one["label"] for one in others if statistics.fmean(one["accuracies"]) >= least]
+
+
+def text(card: dict[str, Any]) -> str:
+    """Which controls match sleep, and the table."""
+    margin, names = f"{100 * MARGIN:.0f} points of {CONTROLS[SLEEP].label} or above", rivals(card)
+    found = f"Within {margin}: {'; '.join(names)}." if names else f"No control is within {margin}."
+    return f"{card['name']}, depth {card['deepest']}. {found}\n\n{table(card)}"
 
 
 def table(card: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ import torch
 
 from controls.cells import SLEEP, Cell, as_tested, build
 from reverie.bench.count import count_flops
+from reverie.errors import UserError
 from reverie.files import write_atomic
 from reverie.model import LanguageModel
 from reverie.recipe import Recipe
@@ -88,7 +89,10 @@ def seconds_a_step(cells: dict[str, Cell], place: Path) -> dict[str, float]:
     Steps of all controls take turns, and the median counts, so that what else the machine does reaches all alike.
     """
     if place.exists():
-        return json.loads(place.read_text())
+        try:
+            return {name: float(seconds) for name, seconds in json.loads(place.read_text()).items()}
+        except (ValueError, TypeError, AttributeError):
+            raise UserError(f"{place} does not hold the seconds of a step: delete it, and they are measured") from None
     steps, took = {name: _stepper(cell) for name, cell in cells.items()}, {name: list[float]() for name in cells}
     for _ in range(ROUNDS):
         for name, step in steps.items():

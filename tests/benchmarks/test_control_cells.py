@@ -15,6 +15,7 @@ from texts_apart import assert_texts_apart
 from tiny_recipe import tiny_recipe, write_tiny
 
 from reverie.bench import account
+from reverie.errors import UserError
 from reverie.recipe import Recipe, changed
 from reverie.results.card import RunCard, load_card
 from reverie.results.run import evaluate_run
@@ -70,6 +71,34 @@ def test_as_many_operations_or_as_much_time_as_four_passes(tmp_path: Path) -> No
     assert abs(steps * one - 1000 * four) <= one / 2
     (tmp_path / "pace").write_text(json.dumps({"n1": 0.5, "n4": 0.8}))
     assert costs.more_steps(recipe, tmp_path / "pace", pair.__getitem__, "time") == 1600
+    for damaged in ("{", "[]", '{"n1": "fast"}'):
+        (tmp_path / "pace").write_text(damaged)
+        with pytest.raises(UserError, match="delete it"):
+            costs.more_steps(recipe, tmp_path / "pace", pair.__getitem__, "time")
+
+
+def test_time_is_measured_once_and_four_passes_take_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(costs, "ROUNDS", 5)
+    pair = {name: cell_of(name, tiny_recipe()) for name in ("n1", "n4")}
+    found = costs.seconds_a_step(pair, tmp_path / "pace")
+    assert 0 < found["n1"] < found["n4"]
+    assert costs.seconds_a_step(pair, tmp_path / "pace") == found
+
+
+def test_a_control_that_matches_sleep_is_named_first() -> None:
+    def summed(name: str, *accuracies: float) -> dict[str, Any]:
+        took = dict.fromkeys(("training", "reading_a_text", "awake_per_answer"), 1.0)
+        return {"label": cells.CONTROLS[name].label, "parameters": 1, "steps": 1, "operations": took} | {
+            "accuracies": list(accuracies)
+        }
+
+    made = {"n1": summed("n1", 0.5, 0.6), "n4": summed("n4", 0.9, 1.0), "deep": summed("deep", 1.0, 0.88)}
+    card = {"name": "tiny", "deepest": "4", "controls": made}
+    assert cards.rivals(card) == ["N = 1, 4 × the blocks"]
+    assert cards.text(card).startswith("tiny, depth 4. Within 2 points of N = 4 or above: N = 1, 4 × the blocks.\n")
+    assert "| N = 1, 4 × the blocks | 94.0 ± 8.5 | -1.0 [-12.0, +10.0] |" in cards.table(card)
+    del made["deep"]
+    assert "No control is within" in cards.text(card)
 
 
 # Runs
@@ -122,7 +151,7 @@ def test_cells_become_a_card_and_a_figure(tmp_path: Path, capsys: pytest.Capture
     card = json.loads((tmp_path / "out/tiny.json").read_text())
     assert (tmp_path / "out/tiny.png").stat().st_size > 1000
     assert list(card["controls"]) == ["n1", "n4", "zeroed", "n1-operations"]
-    assert cards.table(card) in capsys.readouterr().out
+    assert cards.text(card) in capsys.readouterr().out
     more, sleeping = card["controls"]["n1-operations"], card["controls"]["n4"]
     assert more["steps"] > sleeping["steps"] == 6
     for name, one in card["controls"].items():
