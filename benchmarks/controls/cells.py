@@ -64,7 +64,7 @@ CONTROLS = {
     "deep": Control(f"N = 1, {PASSES} × the blocks", _deep),
     "awake": Control(f"{PASSES} passes awake", _asleep(1), LoopedAwake),
     "from-first": Control("last pass from pass 1's fast weights", _asleep(1), LastPassFromFirst),
-    "from-first-test": Control("the same in the test alone", _asleep(1), LastPassFromFirst, SLEEP),
+    "from-first-test": Control(f"N = {PASSES}, in the test from pass 1's", _asleep(1), LastPassFromFirst, SLEEP),
     "full-context": Control("transformer, nothing evicted", _full_context),
     "zeroed": Control(f"N = {PASSES}, zeroed in the test", _asleep(PASSES), None, SLEEP, zeroed=True),
     "n1-time": Control(f"N = 1, the time of N = {PASSES}", _asleep(1), as_much="time"),
