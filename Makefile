@@ -92,6 +92,7 @@ results: setup
 	.venv/bin/python benchmarks/gsm_infinite.py --out runs/gsm_infinite/generator.json
 	.venv/bin/python benchmarks/scaling.py --out results/scaling.json
 	.venv/bin/python benchmarks/pretrained_recall.py --out results/recall/smollm2.json
+	.venv/bin/python benchmarks/controls --out results/control
 	.venv/bin/python benchmarks/kills.py depo/nano --set train.checkpoint_every=50 --set sleep.num_sleep_passes=4 --out results/reliability/kills.json
 
 # make example    the models that ship with the package, and what is beside them, from the runs of make results

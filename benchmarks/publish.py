@@ -17,10 +17,12 @@ from reverie.results.plots import save_figure
 from reverie.results.provenance import commit_id, hardware
 
 
-def options(description: str | None) -> argparse.ArgumentParser:
+def options(
+    description: str | None, out: str = "card (.json) to write, with a figure beside it if it has one"
+) -> argparse.ArgumentParser:
     """A parser that knows --out and --json."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="card (.json) to write, with a figure beside it if it has one")
+    parser.add_argument("--out", type=Path, help=out)
     parser.add_argument("--json", action="store_true", help="print the result as one JSON object")
     return parser
 
