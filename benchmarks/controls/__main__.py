@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import sys
 from collections.abc import Callable, Sequence
 from functools import cache
@@ -74,7 +75,9 @@ def _names(text: str) -> list[str]:
 def _of_task(recipe: Recipe, names: Sequence[str], seeds: Sequence[int], arguments: argparse.Namespace) -> None:
     @cache
     def steps(what: str) -> int:
-        return more_steps(recipe, arguments.runs / recipe.name / PACE, lambda name: cell(name, seeds[0]), what)
+        return more_steps(
+            recipe, arguments.runs / recipe.name / f"{_digest(recipe)}-{PACE}", lambda name: cell(name, seeds[0]), what
+        )
 
     def cell(name: str, seed: int) -> Cell:
         return cell_of(recipe, name, seed, arguments.runs, steps)
@@ -87,6 +90,10 @@ def _of_task(recipe: Recipe, names: Sequence[str], seeds: Sequence[int], argumen
         arguments.out.joinpath(recipe.name).parent.mkdir(parents=True, exist_ok=True)
     out = None if arguments.out is None else arguments.out / f"{recipe.name}.json"
     publish.publish(argparse.Namespace(out=out, json=arguments.json), card, text, _result, figure)
+
+
+def _digest(recipe: Recipe) -> str:
+    return hashlib.sha256(recipe.model_dump_json().encode()).hexdigest()[:8]
 
 
 def _run(cell: Callable[[str, int], Cell], name: str, seed: int) -> RunCard:

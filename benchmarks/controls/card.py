@@ -70,6 +70,7 @@ def text(card: dict[str, Any]) -> str:
     """Which controls match sleep, and the table."""
     margin, names = f"{100 * MARGIN:.0f} points of {CONTROLS[SLEEP].label} or above", rivals(card)
     found = f"Within {margin}: {'; '.join(names)}." if names else f"No control is within {margin}."
+    found = found if SLEEP in card["controls"] else f"{CONTROLS[SLEEP].label} was not run."
     return f"{card['name']}, depth {card['deepest']}. {found}\n\n{table(card)}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -90,8 +91,11 @@ def seconds_a_step(cells: dict[str, Cell], place: Path) -> dict[str, float]:
     """
     if place.exists():
         try:
-            return {name: float(seconds) for name, seconds in json.loads(place.read_text()).items()}
-        except (ValueError, TypeError, AttributeError):
+            known = {name: float(json.loads(place.read_text())[name]) for name in cells}
+            if all(0 < seconds < math.inf for seconds in known.values()):
+                return known
+            raise ValueError
+        except (ValueError, TypeError, KeyError):
             raise UserError(f"{place} does not hold the seconds of a step: delete it, and they are measured") from None
     steps, took = {name: _stepper(cell) for name, cell in cells.items()}, {name: list[float]() for name in cells}
     for _ in range(ROUNDS):

@@ -79,6 +79,8 @@ class Server:
                         times.append(time.perf_counter())
         if path == "/v1/responses" and told.get("type") not in ("response.completed", "response.incomplete"):
             raise http.client.IncompleteRead(json.dumps(told).encode())
+        if "error" in told:
+            raise http.client.IncompleteRead(json.dumps(told).encode())
         gaps = [after - before for before, after in pairwise(times)]
         return Timed((times or [time.perf_counter()])[0] - begun, gaps, told.get("response", told))
 
@@ -109,4 +111,4 @@ def _is_text(event: dict[str, Any]) -> bool:
     """True for a piece of an answer, of responses or of chats."""
     if event.get("type") == "response.output_text.delta":
         return True
-    return any(choice.get("delta", {}).get("content") for choice in event.get("choices") or [])
+    return any((choice.get("delta") or {}).get("content") for choice in event.get("choices") or [])

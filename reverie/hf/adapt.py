@@ -47,7 +47,7 @@ def pretrained_lm(config: PretrainedModelConfig, seed: int) -> PretrainedLM:
         sizes["value_embedding"] = config.value_embedding
         insert_fast_weights(lm, config.after, config.kind, **sizes, settings=config.settings, seed=seed)
     set_injection(lm, config.injection)
-    if config.lora_rank is not None:
+    if config.lora_rank is not None and config.lora_blocks:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             add_lora(lm, config.lora_blocks, config.lora_rank)
@@ -67,8 +67,8 @@ def adapter_settings(name: str) -> dict[str, Any]:
     """Keys of a recipe, such as "model.after", that fit a model: where it gets fast weights, and which blocks train.
 
     A model without fast weights gets one late Gated DeltaNet layer, before its last two blocks, over whose block sleep
-    goes again, as the recipe notes/smollm2 has it. One that has them keeps them, and sleeps one pass. The last six
-    blocks train, by low-rank updates.
+    goes again, and its last six blocks train by low-rank updates, as the recipe notes/smollm2 has it. One that has them
+    keeps them, sleeps one pass, and its last two blocks train; it has no addresses that could be learnt.
 
     Raises:
         UserError: there is no such model, or it cannot sleep.
@@ -93,10 +93,12 @@ def _settings(name: str, place: str) -> dict[str, Any]:
             model = AutoModelForCausalLM.from_config(config)
         n = len(check_decoder(model, decoder_of(model)))
         own = any(recurrent for _, recurrent in block_kinds(decoder_of(model), n))
-    settings |= {"adapt.trained_blocks": [], "model.lora_rank": _RANK, "model.lora_blocks": [[max(n - 6, 0), n]]}
     if own:
         passes = {"sleep.num_sleep_passes": 1, "sleep.looped_blocks": [0, n]}
-        return {**settings, **passes, "model.after": [], "adapt.start": False}
+        trained = {"adapt.trained_blocks": [[max(n - 2, 0), n]], "model.lora_blocks": []}
+        losses = {"adapt.loss.address": 0.0, "adapt.loss.address_alone": 0.0}
+        return {**settings, **passes, **trained, **losses, "model.after": [], "adapt.start": False}
+    settings |= {"adapt.trained_blocks": [], "model.lora_rank": _RANK, "model.lora_blocks": [[max(n - 6, 0), n]]}
     width, late = config.hidden_size, max(n - 3, 0)
     settings["sleep.looped_blocks"] = [late, late + 1]
     sizes = {"model.key_size": max(4 * width // 9, 1), "model.value_size": max(width // 2, 1)}

@@ -1,7 +1,6 @@
 """Models and tokenizers by the name that an adapter gives its base: smollm2, a folder, or a hub id."""
 
 import copy
-import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -27,10 +26,9 @@ from transformers.utils import CONFIG_NAME
 from reverie.errors import UserError, plain
 from reverie.hf.models.smollm2 import SMOLLM2, load_smollm2_model, load_smollm2_tokenizer
 from reverie.hf.saving_arguments import check_attention
-from reverie.pretrained.shipped import place_of
+from reverie.pretrained.shipped import place_of, tokenizer_place
 from reverie.quiet import until_its_end
 
-TOKENIZER_CONFIG = "tokenizer_config.json"  # every tokenizer that was saved has it
 MOST_LAYERS = 1024
 MOST_OF_ANYTHING = 2**20  # heads, experts, labels
 
@@ -77,26 +75,15 @@ def load_base(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
 
 
 def load_tokenizer(name_or_path: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model; of an adapter without one, that of its base. Raises UserError where there is none."""
-    name = place_of(name_or_path)
+    """The tokenizer of a model, or of the base of an adapter that has none. Raises UserError where there is none."""
+    name = tokenizer_place(name_or_path)
     if name == SMOLLM2:
         return load_smollm2_tokenizer()
     check_name(name)
     with loading("the tokenizer", name):
-        if (base := _base_of(Path(name))) is not None and base != name:
-            return load_tokenizer(base)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         tokenizer.decode(tokenizer("a").input_ids)  # some damage shows at the first use alone
     return tokenizer
-
-
-def _base_of(folder: Path) -> str | None:
-    """What an adapter in a folder without tokenizer is an adapter of."""
-    if (folder / TOKENIZER_CONFIG).exists() or not (folder / CONFIG_NAME).is_file():
-        return None
-    content = json.loads((folder / CONFIG_NAME).read_text())
-    base = content.get("base_model") if isinstance(content, dict) else None
-    return base if isinstance(base, str) else None
 
 
 def check_name(name: str) -> None:

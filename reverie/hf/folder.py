@@ -13,17 +13,19 @@ from huggingface_hub import ModelCard, ModelCardData
 from transformers.utils import CONFIG_NAME
 from transformers.utils.hub import cached_file
 
-from reverie.hf.bases import TOKENIZER_CONFIG, load_tokenizer
+from reverie.hf.bases import load_tokenizer
 from reverie.hf.decoder import sleeping_decoder
 from reverie.hf.models.smollm2 import SMOLLM2, SMOLLM2_HUB, smollm2_license
 from reverie.hf.reading import AWAKE
+from reverie.pretrained.shipped import SHIPPED, tokenizer_place
 from reverie.sleep import SleepConfig
 
 PAGE = "README.md"
 ENTRY = "reverie_model"  # of a module
+_TOKENIZER = "tokenizer_config.json"  # every tokenizer that was saved has it
 _OURS = "<!-- reverie writes this page anew at every save, as long as this line is in it -->"
 _TOKENIZER_FILES = (
-    *(TOKENIZER_CONFIG, "tokenizer.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
+    *(_TOKENIZER, "tokenizer.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja"),
 )
 
@@ -102,13 +104,13 @@ class NotCopied:
 
 def add_tokenizer(folder: Path, kept: Path, sources: Sequence[str]) -> None:
     """Put into a folder the tokenizer of the first of these models that has one here, unless `kept` holds one."""
-    if (kept / TOKENIZER_CONFIG).is_file():
+    if (kept / _TOKENIZER).is_file():
         return
-    for source in sources:
+    for source in (tokenizer_place(source) if source in SHIPPED else source for source in sources):
         if source == SMOLLM2:
             load_tokenizer(source).save_pretrained(folder)
             return
-        if (found := _files(source, _TOKENIZER_FILES)) and any(path.name == TOKENIZER_CONFIG for path in found):
+        if (found := _files(source, _TOKENIZER_FILES)) and any(path.name == _TOKENIZER for path in found):
             for path in found:
                 shutil.copyfile(path, folder / path.name)
             return
@@ -143,7 +145,7 @@ def add_page(folder: Path, kept: Path, sources: Sequence[str], what: str, load: 
     )
     tokenizer = (
         "The tokenizer is in this folder, too."
-        if any((place / TOKENIZER_CONFIG).is_file() for place in (folder, kept))
+        if any((place / _TOKENIZER).is_file() for place in (folder, kept))
         else "There is no tokenizer in this folder."
     )
     text = f"""---
@@ -185,6 +187,7 @@ def sources_of(model: Any, *others: str | None) -> list[str]:
 
 def _facts(source: str) -> ModelCardData:
     """What is known here of a model: its licence, and the name that it or its base has on the hub."""
+    source = tokenizer_place(source) if source in SHIPPED else source
     if source == SMOLLM2:
         return ModelCardData(base_model=SMOLLM2_HUB, license=smollm2_license())
     local = Path(source).is_dir()

@@ -135,7 +135,10 @@ class Beginning:
         parts = {"embedding": embedding.weight, **dict(model.layers[:stop].named_parameters())}
         settings = {**model.lm.config.to_dict(), "dtype": str(model.lm.dtype)}
         settings = {key: x for key, x in settings.items() if key not in _WHERE_IT_IS_FROM}
-        self.digest = f"{stop} {products} {json.dumps(settings, default=str)} {weights_digest(parts, torch.bfloat16)}"
+        device = "" if model.lm.device.type == "cpu" else f"{model.lm.device.type} "  # which rounds otherwise
+        self.digest = (
+            f"{device}{stop} {products} {json.dumps(settings, default=str)} {weights_digest(parts, torch.bfloat16)}"
+        )
 
     def states(self, texts: Sequence[Sequence[int]]) -> list[Float[Tensor, "T D"]]:
         """h in bfloat16 after these blocks, of each text as a window by itself; from the cache if it is there."""

@@ -31,7 +31,14 @@ def add_lora(model: PreTrainedModel, blocks: Sequence[tuple[int, int]], rank: in
     ]
     if not names:
         raise UserError(f"blocks {list(blocks)} of {type(model).__name__} have no linear layers to update")
-    inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), model)
+    before = model.state_dict().keys()
+    other = f"{type(model).__name__} has layers that peft updates otherwise: train whole blocks, adapt.trained_blocks"
+    try:
+        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=names), model)
+    except ValueError as error:
+        raise UserError(f"{other} ({error})") from error
+    if merged_state(model).keys() != before:
+        raise UserError(other)
 
 
 def merged_state(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -44,5 +44,7 @@ def unfactored(place: str, tensors: Mapping[str, Tensor], base: Mapping[str, Ten
         fits = up is not None and down is not None and up.ndim == down.ndim == 2 and up.shape[1] == down.shape[0]
         if up is None or down is None or old is None or not fits or old.shape != (len(up), down.shape[1]):
             raise UserError(f"{place} is not as it was written: the update of {name} does not fit")
+        if name in whole or not (up.is_floating_point() and down.is_floating_point()):
+            raise UserError(f"{place} is not as it was written: {name} is there twice, or its update is of integers")
         whole[name] = old + (up.float() @ down.float()).to(old)
     return whole

@@ -12,9 +12,9 @@ from torch import Tensor
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_NAME
 
 from reverie.errors import UserError
-from reverie.hf.bases import load_base
-from reverie.hf.load import adapter_tensors, read_config
-from reverie.hf.low_rank import factored
+from reverie.hf.bases import check_name, load_base, loading
+from reverie.hf.load import adapter_tensors, load, read_config
+from reverie.hf.low_rank import factored, unfactored
 from reverie.hf.save import replacing
 from reverie.hf.sums import add_sums
 
@@ -26,10 +26,14 @@ def export_adapter(adapter: str | Path, out: str | Path) -> None:
         UserError: it is not an adapter, or has weights beyond float16, or the system refuses to write.
     """
     adapter, out = Path(adapter), Path(out)
-    saved, tensors = read_config(str(adapter)), adapter_tensors(str(adapter))
-    if saved.weights != "adapter":
-        raise UserError(f"{adapter} holds a whole model: only adapters are shipped small")
-    base = load_base(str(saved.base_model), dtype=torch.float32).state_dict()
+    check_name(str(adapter))
+    with loading("the adapter", str(adapter)):
+        saved, tensors = read_config(str(adapter)), adapter_tensors(str(adapter))
+        if saved.weights != "adapter":
+            raise UserError(f"{adapter} holds a whole model: only adapters are shipped small")
+        load(adapter)  # raises for whatever does not fit
+        base = load_base(str(saved.base_model), dtype=torch.float32).state_dict()
+        tensors = unfactored(str(adapter), tensors, base)
     small = dict[str, Tensor]()
     for name, tensor in tensors.items():
         change = tensor.float() - base[name] if name in saved.trained and tensor.ndim == 2 else None

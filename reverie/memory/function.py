@@ -10,7 +10,6 @@ import functools
 import hashlib
 import platform
 import re
-import sys
 from collections.abc import Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from types import CellType, CodeType, FunctionType
@@ -28,6 +27,7 @@ _ASIDE = re.compile(
     r"|hf_device_map|is_parallelizable|model_parallel|peft_config|loss_type|merged_adapters|_.*"
 )
 _HARMLESS = re.compile(r".*(make_inputs_require_grads?|output_capturing_hook)")  # hooks of transformers and of peft
+_CHECKERS = {"beartype", "jaxtyping"}  # of types
 _CHANCE = re.compile(r"drop|jitter|noise")
 _PYTHON = "Python " + ".".join(platform.python_version_tuple()[:2])
 _DEEPEST = 8  # functions within functions that are told apart; one may close over itself
@@ -104,19 +104,26 @@ def _plain(value: Any, depth: int = 0) -> Any:
         return [_plain(x, depth) for x in (value.func, value.args, value.keywords)]
     if depth and isinstance(value, Tensor):  # of modules `_unsaved` has those
         return [str(value.dtype), *value.shape, *(_digest(x) for x in plain_tensors([value]))]
-    called = getattr(value, "__func__", value)
+    called = _unchecked(getattr(value, "__func__", value))
     if hasattr(called, "__qualname__") and not isinstance(called, type):
         name = f"{getattr(called, '__module__', '')}.{called.__qualname__}"
         return f"{name} {_inside(called, depth)}" if isinstance(called, FunctionType) and _is_own(called) else name
     return ...
 
 
+def _unchecked(function: Any) -> Any:
+    """A function without a check of its types, which one process of two may have switched on."""
+    while getattr(function, "__globals__", {}).get("__name__", "").partition(".")[0] in _CHECKERS:
+        if not hasattr(function, "__wrapped__"):
+            break
+        function = function.__wrapped__
+    return function
+
+
 def _is_own(function: FunctionType) -> bool:
-    """True unless the function is the one that its module has under its name: of others there may be many of one name,
-    such as lambdas, local functions, also those that `functools.wraps` calls like others, and those of a notebook."""
-    module = sys.modules.get(function.__module__)
-    found = functools.reduce(lambda at, name: getattr(at, name, None), function.__qualname__.split("."), module)
-    return found is not function or function.__module__ == "__main__"
+    """True for lambdas, local functions, also those that `functools.wraps` calls like others, and those of a notebook
+    or program: of one name there may be many."""
+    return "<" in function.__code__.co_qualname or function.__module__ == "__main__"
 
 
 def _inside(function: FunctionType, depth: int) -> str:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from reverie.errors import UserError, plain
 from reverie.pretrained import smollm2
+from reverie.pretrained.shipped import tokenizer_place
 from reverie.pretrained.smollm2 import SMOLLM2_TURN, load_smollm2
 
 
@@ -76,6 +77,7 @@ class PretrainedSpeaker:
 @lru_cache(maxsize=4)
 def speaker_of(name: str) -> Speaker:
     """The tokenizer of "smollm2", of a model in a folder, or of one on the hub."""
-    if name == "smollm2":
+    place = tokenizer_place(name)
+    if place == "smollm2":
         return SmolLM2Speaker()
-    return PretrainedSpeaker(str(Path(name).resolve()) if Path(name).is_dir() else name)
+    return PretrainedSpeaker(str(Path(place).resolve()) if Path(place).is_dir() else place)

@@ -42,6 +42,8 @@ class KeyValue(TaskSettings):
                 f"num_queries {self.num_queries} must not exceed pairs_step {self.pairs_step}, the fewest pairs of an "
                 "example: none is asked for twice"
             )
+        if (length := self.sequence_length) > 2**20:
+            raise ValueError(f"an example would have {length:,} tokens: it may have 1,048,576")
         if not self.max_pairs <= self._num_keys <= 10**5:
             raise ValueError(
                 f"symbols {self.symbols} and key_tokens {self.key_tokens} give {self._num_keys} keys: they must be at "

@@ -80,12 +80,13 @@ class Adaptation:
                 f"adapt.loss.sampled_vocabulary must be 0 for {recipe.model.pretrained}: "
                 "its logits are more than products with the rows of its head"
             )
-        mixers: list[Any] = [inserted_mixer(layer) for layer in model.layers]
-        addressed = all(isinstance(layer.mixer, FastWeightMixer) for layer in mixers if layer is not None)
+        mixers: list[Any] = [layer for layer in map(inserted_mixer, model.layers) if layer is not None]
+        addressed = mixers and all(isinstance(layer.mixer, FastWeightMixer) for layer in mixers)
         if (self.config.loss.address or self.config.loss.address_alone) and not addressed:
+            which = f"mixer {recipe.model.kind}" if mixers else "a model without inserted layers"
             raise UserError(
-                f"adapt.loss.address and address_alone must be 0 for mixer {recipe.model.kind}, which has no queries "
-                "and keys that they could compare"
+                f"adapt.loss.address and address_alone must be 0 for {which}, which has no queries and keys that they "
+                "could compare"
             )
         choose_trainable(model, self.config)
         self.first = frozen_blocks(model, recipe.sleep)

@@ -205,7 +205,8 @@ def test_settings_for_a_model_with_fast_weights(kind: str, tmp_path: Path) -> No
         saved(trained(base), tmp_path / "converted")
         base = tmp_path / "converted"
     settings = adapter_settings(str(base))
-    assert settings["model.lora_blocks"] == [[0, 4]]
+    assert (settings["adapt.trained_blocks"], settings["model.lora_blocks"]) == ([[2, 4]], [])
+    assert settings["adapt.loss.address"] == settings["adapt.loss.address_alone"] == 0
     assert (settings["sleep.num_sleep_passes"], settings["sleep.looped_blocks"]) == (1, [0, 4])
     assert (settings["model.after"], settings["adapt.start"]) == ([], False)
     config = PretrainedModelConfig(vocab_size=61, pretrained=str(base))
