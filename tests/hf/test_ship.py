@@ -21,6 +21,7 @@ from reverie.hf.bases import load_base, load_tokenizer
 from reverie.hf.low_rank import factored, unfactored
 from reverie.hf.ship import export_adapter
 from reverie.pretrained.shipped import SHIPPED
+from reverie.pretrained.speaker import speaker_of
 from reverie.talk.sleeper import load_model
 
 pytestmark = pytest.mark.hf
@@ -82,6 +83,7 @@ def test_its_name_stands_for_the_folder(tmp_path: Path, monkeypatch: pytest.Monk
     assert load_model("tiny-notes").encode("abc") == load_model(tmp_path / "small").encode("abc")
     assert load_base("tiny-notes").config._name_or_path == "tiny-notes"  # what is trained from it names it so
     assert adapter_settings("tiny-notes")["model.pretrained"] == "tiny-notes"
+    assert speaker_of("tiny-notes").encode("abc")[0] == load_tokenizer(tmp_path / "base")("abc").input_ids
 
 
 def test_what_cannot_be_shipped_is_refused(tmp_path: Path) -> None:
