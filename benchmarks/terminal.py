@@ -11,6 +11,7 @@ import argparse
 import io
 import os
 import pty
+import shlex
 import shutil
 import subprocess
 from pathlib import Path
@@ -96,7 +97,7 @@ def shown(lines: list[str], until: str | None) -> list[str]:
 def picture(command: list[str], lines: list[str], width: int) -> str:
     console = Console(record=True, width=width, file=io.StringIO(), force_terminal=True, color_system="truecolor")
     command = [Path(command[0]).name, *command[1:]]
-    console.print(Text.assemble(("$ ", "bold green"), (" ".join(command), "bold")))
+    console.print(Text.assemble(("$ ", "bold green"), (shlex.join(command), "bold")))
     for line in lines:
         console.print(Text.from_ansi(line), soft_wrap=False)
     return console.export_svg(title=" ".join(command[:2]), theme=MONOKAI, code_format=FRAME, unique_id="terminal")

@@ -189,6 +189,7 @@ def test_the_adapter_that_ships_answers_on_the_page(tmp_path: Path) -> None:
         page = browser.new_page(viewport={"width": 1280, "height": 800})
         page.goto(running.url)
         expect(page.locator("#model")).to_have_text("smollm2-notes")
+        page.click("#open")
         page.set_input_files("#read-file", NOTES)
         page.fill("#read-name", "diary")
         page.click("#read button.main")
