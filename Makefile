@@ -70,7 +70,7 @@ docs: setup .venv/ready-docs
 wheel-test: setup
 	PYTHON=$(PYTHON) .ci/wheel-test
 
-# make results    cards and figures in results/ anew, but for hops, and for notes at N = 2 (docs/adapt.md): six hours on two cores, resumable
+# make results    cards and figures in results/ anew, but for hops and other runs of notes (docs/adapt.md): a day on two cores, resumable
 RESULTS = rule110/nano rule110/nano-t6 rule110/nano-ladder depo/nano depo/nano-n8 depo/nano-no-curriculum gsm_infinite/nano
 results: setup
 	for recipe in $(RESULTS); do \
@@ -103,6 +103,10 @@ example: setup
 	.venv/bin/reverie watch runs/compare/gsm_infinite/example/sleep-3-seed-0 --examples 512 --out docs/watch.png
 	.venv/bin/python -c 'from reverie.hf.ship import export_adapter; \
 		export_adapter("runs/notes/smollm2/adapter", "reverie/pretrained/smollm2-notes")'
+	.venv/bin/reverie read smollm2-notes benchmarks/by_hand/text.txt --memory runs/diary.safetensors
+	.venv/bin/python benchmarks/terminal.py --out docs/notes.svg .venv/bin/reverie ask smollm2-notes --memory runs/diary.safetensors \
+		"What does Ingrid do for a living?" "Who has my tent?" "What is the password of the printer?" \
+		"Where did I leave the spare key?" "Which platform does the train to Lisbon leave from?" --against-empty
 
 # make performance    cards and tables of docs/PERFORMANCE.md anew: half an hour on two quiet cores
 performance: setup

@@ -75,9 +75,8 @@ def _names(text: str) -> list[str]:
 def _of_task(recipe: Recipe, names: Sequence[str], seeds: Sequence[int], arguments: argparse.Namespace) -> None:
     @cache
     def steps(what: str) -> int:
-        return more_steps(
-            recipe, arguments.runs / recipe.name / f"{_digest(recipe)}-{PACE}", lambda name: cell(name, seeds[0]), what
-        )
+        place = arguments.runs / recipe.name / f"{_digest(recipe)}-{PACE}"
+        return more_steps(recipe, place, lambda name: cell(name, seeds[0]), what)
 
     def cell(name: str, seed: int) -> Cell:
         return cell_of(recipe, name, seed, arguments.runs, steps)

@@ -20,7 +20,6 @@ from reverie.bench.card import Details, Findings, Row, at_most
 from reverie.bench.machine import Peak
 from reverie.bench.served import Server, Timed
 from reverie.errors import UserError
-from reverie.hf.bases import load_base, load_tokenizer
 from reverie.memory.memory import Memory
 from reverie.results.card import Report
 from reverie.talk.chat import Chat
@@ -241,6 +240,8 @@ def _long(server: Server, sleeper: Sleeper, repeats: int) -> tuple[float, list[R
 
 def _beside(store: Path, port: int, sleeper: Sleeper, repeats: int) -> list[Row]:
     """The first token of turn 1 and of turn 20 of SmolLM2, with a memory and with the whole chat in its context."""
+    from reverie.hf.bases import load_base, load_tokenizer
+
     line, question = "On day {} the old ferry took {} people over to Gull Island. ", "How many people went on day 7?"
     each = _HISTORY_BESIDE // (_TURNS - 1) // len(sleeper.encode(line.format(100, 100)))
     days = [[(turn * each + i, (turn * each + i) * 37 % 90 + 10) for i in range(each)] for turn in range(_TURNS - 1)]

@@ -113,11 +113,14 @@ def _plain(value: Any, depth: int = 0) -> Any:
 
 def _unchecked(function: Any) -> Any:
     """A function without a check of its types, which one process of two may have switched on."""
-    while getattr(function, "__globals__", {}).get("__name__", "").partition(".")[0] in _CHECKERS:
-        if not hasattr(function, "__wrapped__"):
-            break
+    while hasattr(function, "__wrapped__") and _defined_in(function).partition(".")[0] in _CHECKERS:
         function = function.__wrapped__
     return function
+
+
+def _defined_in(function: Any) -> str:
+    """The module whose code it is, whatever module it says that it is of."""
+    return str(getattr(function, "__globals__", {}).get("__name__", ""))
 
 
 def _is_own(function: FunctionType) -> bool:

@@ -74,7 +74,6 @@ class Adaptation:
         self.recipe, self.config, self.task, self.model = recipe, recipe.adapt, recipe.task, model
         self.processes = processes
         self.device = model.lm.device
-        self.told: dict[str, Tensor] = {}  # parts of the newest loss
         if self.config.loss.sampled_vocabulary and not has_plain_head(model):
             raise UserError(
                 f"adapt.loss.sampled_vocabulary must be 0 for {recipe.model.pretrained}: "
@@ -222,7 +221,7 @@ class Adaptation:
         def loss(model: Any) -> Tensor:
             in_half = self.recipe.train.dtype == "bfloat16"
             with torch.autocast(self.device.type, torch.bfloat16, enabled=in_half):
-                total, self.told = adapt_loss(
+                total, _ = adapt_loss(
                     model,
                     self.first,
                     batch,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -24,6 +26,18 @@ def ours(url: str, server: Served) -> bool:
 def opened(page: Page, server: Served) -> None:
     page.goto(server.url)
     expect(page.locator("#model")).to_have_text("example")
+
+
+@contextmanager
+def browser_page(url: str, model: str, chromium: str | None) -> Iterator[Page]:
+    """The page of a server in a browser of its own."""
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.goto(url)
+        expect(page.locator("#model")).to_have_text(model)
+        yield page
+        browser.close()
 
 
 def say(page: Page, *texts: str) -> None:

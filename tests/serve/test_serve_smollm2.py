@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from browsing import expect, playwright, rests
+from browsing import browser_page, expect, say, told
 from reading_pages import needs_smollm2
 from server import Served, process, served
 from tiny import tiny
@@ -162,20 +162,12 @@ def test_the_page_shows_words(
     server: Served, sleeper: Sleeper, script: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sleeper.language, "max_answer_tokens", len(script))
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
-        page.goto(server.url)
-        expect(page.locator("#model")).to_have_text("words")
-        page.fill("#text", "Sprich 🙂")
-        page.press("#text", "Enter")
-        expect(page.locator(".turn")).to_have_count(1)
-        rests(page)
+    with browser_page(server.url, "words", CHROMIUM) as page:
+        say(page, "Sprich 🙂")
         page.screenshot(path=tmp_path / "words.png")
         assert page.locator(".turn p").all_inner_texts()[-1].split() == SCRIPT.split()
         shown = page.inner_text("#awake").replace("\u200b", "")
         slept = page.inner_text("#windows")
-        browser.close()
     assert CUT not in re.sub(f"(?m)^[·{CUT}]+", "", f"{shown}\n{slept}")  # the rest of a letter at a window's edge
     assert "That was all." in shown
     assert "façades → ∑ x² ≠ ∞" in slept
@@ -184,24 +176,19 @@ def test_the_page_shows_words(
 @pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium, such as Debian's chromium")
 def test_the_adapter_that_ships_answers_on_the_page(tmp_path: Path) -> None:
     """A page of notes is read from a file, and asked about."""
-    with served(load_model("smollm2-notes"), tmp_path / "store") as running, playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 1280, "height": 800})
-        page.goto(running.url)
-        expect(page.locator("#model")).to_have_text("smollm2-notes")
+    with (
+        served(load_model("smollm2-notes"), tmp_path / "store") as running,
+        browser_page(running.url, "smollm2-notes", CHROMIUM) as page,
+    ):
         page.click("#open")
         page.set_input_files("#read-file", NOTES)
         page.fill("#read-name", "diary")
         page.click("#read button.main")
         page.locator("#reading-open").click(timeout=120_000)
         expect(page.locator("#log .hint")).to_contain_text("diary")
-        page.fill("#text", "Who owns the red umbrella?")
-        page.press("#text", "Enter")
-        expect(page.locator(".turn")).to_have_count(1)
-        rests(page)
+        say(page, "Who owns the red umbrella?")
         page.screenshot(path=tmp_path / "notes.png")
-        said = page.locator(".turn p").all_inner_texts()[-1]
-        browser.close()
+        said = told(page)[-1]
     assert said.strip() == "Malik"
 
 
