@@ -81,6 +81,10 @@ class AdaptConfig(BaseModel):
         description="file or folder of prose that the model must go on with as before; Python's help if absent",
     )
     plain_windows: int = Field(default=3, ge=1, le=10_000, description="windows of that a step")
+    plain_among: tuple[Annotated[int, Field(le=100_000)], Annotated[int, Field(le=100_000)]] = Field(
+        default=(0, 0),
+        description="fewest and most windows of that anywhere among the pages of a text, which sleep too",
+    )
     start: Start = Field(default=StartConfig(), description="false: layers start as inserted")
     loss: LossConfig = LossConfig()
 
@@ -88,6 +92,10 @@ class AdaptConfig(BaseModel):
     def _ranges(self) -> AdaptConfig:
         if not 1 <= self.pages[0] <= self.pages[1]:
             raise ValueError(f"pages must be [fewest, most] with 1 <= fewest <= most, got {list(self.pages)}")
+        if not 0 <= self.plain_among[0] <= self.plain_among[1]:
+            raise ValueError(
+                f"plain_among must be [fewest, most] with 0 <= fewest <= most, got {list(self.plain_among)}"
+            )
         for a, b in self.trained_blocks:
             if not 0 <= a < b:
                 raise ValueError(f"trained_blocks must be ranges [a, b] with 0 <= a < b, got {[a, b]}")

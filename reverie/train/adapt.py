@@ -24,7 +24,7 @@ from reverie.hf.bases import load_tokenizer
 from reverie.hf.blocks import inserted_mixer
 from reverie.hf.causal_lm import PretrainedLM
 from reverie.hf.decoder import sleeping_decoder
-from reverie.hf.frozen import SHARD, AfterFrozen, Beginning, PagePool, frozen_blocks
+from reverie.hf.frozen import SHARD, AfterFrozen, Beginning, PagePool, PageStates, frozen_blocks
 from reverie.hf.lora import merged_state
 from reverie.hf.start import look_up
 from reverie.hf.teacher import Teacher
@@ -36,7 +36,7 @@ from reverie.results.reading import FedPage, ReadingScore, examine_pages
 from reverie.sleep import Context, wake
 from reverie.tasks import Score
 from reverie.tasks.plain_text import plain_windows
-from reverie.tasks.reading import ReadingTask
+from reverie.tasks.reading import ReadingTask, TokenPage
 from reverie.train.adapt_loss import PlainText, adapt_loss, has_plain_head
 from reverie.train.data import KILLED
 from reverie.train.distributed import ParallelModel, Processes, whole
@@ -123,14 +123,24 @@ class Adaptation:
 
     def plan(self, step: int) -> Plan:
         train = self.recipe.train
-        return plan_texts(self.config, train.steps, train.batch_size, train.seed, step)
+        return plan_texts(self.config, train.steps, train.batch_size, train.seed, step, len(self._plain.tokens))
 
     def steps(self, schedule: Schedule, optimizers: list[Optimizer], parallel: ParallelModel) -> AdaptSteps:
         return AdaptSteps(self, schedule, optimizers, parallel)
 
     def tokens(self, plan: Plan) -> int:
         """Tokens of the texts of a step."""
-        return sum(map(len, plan.pages)) * self.task.text_tokens
+        plain = sum(i >= self.config.pool for text in plan.pages for i in text)
+        pages = sum(map(len, plan.pages)) - plain
+        return pages * self.task.text_tokens + plain * self.task.window_tokens
+
+    def _known(self, index: int) -> PageStates:
+        """A page of the pool; or, after those, a window of plain text as a page that nothing is asked about."""
+        if index < self.config.pool:
+            return self.pool[index]
+        window = index - self.config.pool
+        page = TokenPage(tuple(self._plain.tokens[window].tolist()), ())
+        return PageStates(page, self._plain.states[window], (), ())
 
     @contextmanager
     def plans(self, first_step: int, deepest: Callable[[int], int]) -> Iterator[Iterator[Plan]]:
@@ -203,9 +213,9 @@ class Adaptation:
     def loss_of(self, step: int, plan: Plan, rows: range) -> Callable[[Any], Tensor]:
         """The loss of some of a step's texts, as a function of the model."""
         deepest = self._deepest(step)
-        pool: Any = self.pool
+        known = {i: self._known(i) for row in rows for i in plan.pages[row]}
         batch = (
-            put_together(plan, pool, rows, self.config.questions, deepest, self.task.window_tokens) if rows else None
+            put_together(plan, known, rows, self.config.questions, deepest, self.task.window_tokens) if rows else None
         )
         own = 0 if batch is None else sum(len(one.question.answer) for one in batch.asked)
         generator = torch.Generator().manual_seed(_seed(self.recipe.train.seed, step, self.processes.rank))

@@ -7,7 +7,7 @@ comes later says something else about the same thing.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -46,7 +46,10 @@ class TextBatch(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The pages of each text of a step, by index in the pool, and the seed of the choice of questions."""
+    """The pages of each text of a step, by index in the pool, and the seed of the choice of questions.
+
+    Windows of plain text are numbered after the pages of the pool.
+    """
 
     pages: list[list[int]]
     seed: tuple[int, int]
@@ -58,21 +61,27 @@ def pages_in_use(config: AdaptConfig, steps: int, step: int) -> int:
     return min(config.pool, max(math.ceil(config.pool * (step + 1) / (config.pool_full_at * steps)), first))
 
 
-def plan_texts(config: AdaptConfig, steps: int, batch_size: int, seed: int, step: int) -> Plan:
-    """The texts of a step: about `batch_size` pages in all."""
+def plan_texts(config: AdaptConfig, steps: int, batch_size: int, seed: int, step: int, plain: int = 0) -> Plan:
+    """The texts of a step: about `batch_size` pages in all, and equally many of the `plain` windows among each."""
     rng = np.random.default_rng((seed, step, 0))
     known = pages_in_use(config, steps, step)
     each = min(int(rng.integers(config.pages[0], config.pages[1] + 1)), known)
     rows = max(batch_size // each, 1)
-    return Plan([rng.choice(known, each, replace=False).tolist() for _ in range(rows)], (seed, step))
+    texts: list[list[int]] = [rng.choice(known, each, replace=False).tolist() for _ in range(rows)]
+    among = int(rng.integers(config.plain_among[0], config.plain_among[1] + 1))
+    for text in texts:
+        for window in rng.integers(plain, size=among) if among else ():
+            text.insert(int(rng.integers(len(text) + 1)), config.pool + int(window))
+    return Plan(texts, (seed, step))
 
 
 def put_together(
-    plan: Plan, pool: Sequence[KnownPage], rows: range, questions: int, deepest: int, longest: int
+    plan: Plan, pool: Mapping[int, KnownPage], rows: range, questions: int, deepest: int, longest: int
 ) -> TextBatch:
     """Some of the texts of a step.
 
     Args:
+        pool: its pages and windows of plain text, by index.
         rows: of the plan; the questions about each depend on the text alone.
         questions: about a page, on average, at most.
         deepest: question asked, where questions have depths of their own.
@@ -89,7 +98,8 @@ def put_together(
             if (one.question.depth or 0) <= deepest and len(one.states) <= longest
         ]
         rng = np.random.default_rng((*plan.seed, 1, row))
-        asked += [candidates[i] for i in _drawn(candidates, deepest, rng)[: questions * len(pages)]]
+        most = questions * sum(bool(known.page.questions) for known in pages)
+        asked += [candidates[i] for i in _drawn(candidates, deepest, rng)[:most]]
     tokens = torch.tensor([[token for known in pages for token in known.page.tokens] for pages in texts])
     return TextBatch(tokens, torch.stack([torch.cat([known.states for known in pages]) for pages in texts]), asked)
 
@@ -113,7 +123,7 @@ def _about(known: KnownPage, index: int, pages: Sequence[KnownPage], row: int) -
     for question, states, taught in zip(known.page.questions, known.asked, known.taught, strict=True):
         if question.about in (others if question.source is None and question.depth is None else later):
             continue
-        if question.depth is not None and index < len(pages) - 1:
+        if question.depth is not None and any(other.page.questions for other in pages[index + 1 :]):
             continue  # it may hang on more facts than one, as several hops do
         source = question.source
         aligned = source is not None and known.page.tokens[slice(*source)] == question.words

@@ -29,7 +29,8 @@ def models(kind: object, seen: set[type]) -> Iterator[type[BaseModel]]:
 
 
 def is_bounded(metadata: list[object], annotation: object) -> bool:
-    limits = [*metadata, *(getattr(annotation, "__metadata__", ()))]
+    given = [*metadata, *(getattr(annotation, "__metadata__", ()))]
+    limits = [*given, *(part for x in given for part in getattr(x, "metadata", ()))]
     if any(isinstance(x, annotated_types.Le | annotated_types.Lt) or hasattr(x, "le") for x in limits):
         return True
     inner = [part for part in typing.get_args(annotation) if part not in (type(None), ...)]

@@ -107,6 +107,38 @@ def test_a_text_is_its_pages_and_a_source_is_where_the_answer_stands() -> None:
     assert {len({(a.row, a.question) for a in text.asked})} == {len(text.asked)}
 
 
+def test_windows_of_plain_text_stand_anywhere_among_the_pages_and_are_asked_nothing() -> None:
+    """Beside them the plan is what it is without: the same pages in the same order, and questions about those alone."""
+    among = config(plain_among=(1, 3))
+    plans = [(plan_texts(among, 100, 8, 0, step, 5), plan_texts(config(), 100, 8, 0, step)) for step in range(60)]
+    counts, places = set[int](), set[tuple[int, int]]()
+    for plan, without in plans:
+        assert [[i for i in text if i < 40] for text in plan.pages] == without.pages
+        extra = {len(text) - len(pages) for text, pages in zip(plan.pages, without.pages, strict=True)}
+        assert len(extra) == 1  # texts of a step have one length
+        counts |= extra
+        places |= {(len(text), place) for text in plan.pages for place, i in enumerate(text) if i >= 40}
+        assert {i for text in plan.pages for i in text} <= set(range(45))
+    assert counts == {1, 2, 3}
+    assert places == {(length, place) for length in range(2, 7) for place in range(length)}
+    pool = dict(enumerate(POOL)) | {40 + i: page(40 + i) for i in range(5)}
+    plan = next(plan for plan, _ in plans if len(plan.pages[0]) == 4)
+    text = text_of(plan, pool, questions=2)
+    for row, pages in enumerate(plan.pages):
+        assert text.tokens[row].tolist() == [token for i in pages for token in pool[i].page.tokens]
+        assert sum(one.row == row for one in text.asked) == 2 * sum(i < 40 for i in pages)
+    for one in text.asked:
+        words = one.question.words
+        assert text.tokens[one.row, one.source : one.source + len(words)].tolist() == list(words)
+
+
+def test_plain_text_after_a_page_does_not_make_its_deep_questions_wrong() -> None:
+    deep = question(0, 2, "a", depth=3)
+    pool = {0: page(0, deep), 1: page(1), 2: page(2, question(2, 4, "b", depth=3))}
+    assert [one.question for one in text_of(Plan([[0, 1]], (0, 0)), pool).asked] == [deep]
+    assert [one.question.about for one in text_of(Plan([[0, 2, 1]], (0, 0)), pool).asked] == ["b"]
+
+
 def two(first: PageStates, second: PageStates, order: list[int], **limits: Any) -> list[TokenQuestion]:
     return [one.question for one in text_of(Plan([order], (0, 0)), [first, second], **limits).asked]
 
