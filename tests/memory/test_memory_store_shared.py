@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -69,23 +70,30 @@ def test_a_file_that_goes_between_listing_and_reading_is_skipped(files: Files, m
 
 
 def test_a_reader_meets_the_old_memory_the_new_one_or_none(files: Files, model: Any, memories: list[Memory]):
-    store, sentences, got = MemoryStore(files.url), set(), 0
+    """The writer goes on until a memory was got, and 40 times at least, however the threads take turns."""
+    store, sentences, got, enough = MemoryStore(files.url), set(), 0, threading.Event()
 
     def write() -> None:
-        for memory in itertools.islice(itertools.cycle(memories), 40):
+        for i, memory in enumerate(itertools.cycle(memories)):
+            if i >= 40 and enough.is_set():
+                return
             MemoryStore(files.url).put("a", memory)
             if memory is memories[-1]:
                 MemoryStore(files.url).delete("a")
 
     with ThreadPoolExecutor(1) as pool:
         writer = pool.submit(write)
-        while not writer.done():
-            try:
-                assert store.get("a", model).notes in [memory.notes for memory in memories]
-                got += 1
-            except UserError as error:
-                sentences.add(str(error))
-            assert all(entry.problem is None for entry in store.list())
+        try:
+            while not writer.done():
+                try:
+                    assert store.get("a", model).notes in [memory.notes for memory in memories]
+                    got += 1
+                    enough.set()
+                except UserError as error:
+                    sentences.add(str(error))
+                assert all(entry.problem is None for entry in store.list())
+        finally:
+            enough.set()
         writer.result()
     assert got
     assert sentences <= {f"there is no memory a in {files.url}"}
