@@ -4,8 +4,10 @@
 
 takes runs of `reverie adapt` on notes, one for each seed. Held-out pages are slept over, and each question is asked by
 itself. Beside it answers an empty memory; and the untouched model with the whole page in its context, or with the three
-sentences of it that BM25 finds for the question. Then: more windows of facts, more other text between, other numbers of
-passes, and pages on which every fact has changed; and a page written by hand. Leaves a card and a figure.
+sentences of it that BM25 finds for the question. Then: more windows of facts, more other text between (Python's help,
+of which training reads other windows, and a story written by hand), other numbers of passes, pages on which every fact
+has changed, and two pages written by hand. Last, the story itself: what each of its windows costs after those before,
+which were slept over, are unknown, or stand in the context. Leaves a card and a figure.
 
 An answer is right if its words stand in the first 24 tokens that are written, since the untouched model answers in
 sentences; and exact if it is nothing but these words, and ends.
@@ -21,12 +23,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-import matplotlib
 import publish
 import torch
-from matplotlib.figure import Figure
+from remembered_card import CONTEXT, EMPTY, MEMORY, SEARCH, figure, table
 
-from reverie.bench.tables import markdown_table
 from reverie.errors import UserError
 from reverie.hf.add import install
 from reverie.hf.bases import load_base, load_tokenizer
@@ -38,8 +38,7 @@ from reverie.model import SleepingModel, select_rows
 from reverie.pretrained.speaker import Speaker, speaker_of
 from reverie.recipe import Recipe
 from reverie.results.checkpoint import FILE_NAME, load_checkpoint
-from reverie.results.style import GREY, STYLE, look_of_settings, scale_shares, set_title
-from reverie.sleep import Context, SleepConfig, consolidate
+from reverie.sleep import Context, SleepConfig, consolidate, wake
 from reverie.sleep.generate import write
 from reverie.talk.shipped import load_example_text
 from reverie.tasks.notes import Notes
@@ -54,7 +53,7 @@ BETWEEN = 0, 1, 4, 8, 16  # windows of other text
 HELD_OUT = 24  # windows of plain text that training keeps back
 BATCH = 32
 BY_HAND = Path(__file__).parent / "by_hand"
-MEMORY, EMPTY, CONTEXT, SEARCH = "memory", "empty memory", "page in context", "3 sentences by BM25"
+PAGES_BY_HAND = "diary", "flat"
 
 
 class Side(NamedTuple):
@@ -112,17 +111,21 @@ def _of_run(run: Path, pages: int) -> dict[str, Any]:
     plain = _side(untouched, recipe, task)._replace(config=AWAKE)
     read = task.pages("test", 0, 0, range(pages))
     found: dict[str, Any] = {"sides": _beside(model, plain, read, _slept(model, read)), "windows": {}, "between": {}}
-    found["passes"] = {}
-    by_hand = page_by_hand(model.speaker)
-    memory = sleep_over(model.model, [torch.tensor(by_hand.tokens)], model.config)
-    for side, by_kind in _beside(model, plain, [by_hand], memory.context).items():
-        found["sides"][side] |= by_kind
+    found |= {"passes": {}, "between_story": {}}
+    for name in PAGES_BY_HAND:
+        by_hand = page_by_hand(model.speaker, name)
+        memory = sleep_over(model.model, [torch.tensor(by_hand.tokens)], model.config)
+        for side, by_kind in _beside(model, plain, [by_hand], memory.context).items():
+            found["sides"][side] |= by_kind
     for windows in WINDOWS:
         longer = _pages(task, pages // windows or 1, num_windows=windows)
         found["windows"][str(windows)] = _all(model, longer, _slept(model, longer))
-    other = plain_windows("", task.tokenizer, task.window_tokens)[-HELD_OUT:]
-    for windows in BETWEEN:
-        found["between"][str(windows * task.window_tokens)] = _all(model, read, _slept(model, read, other[:windows]))
+    story = story_windows(model.speaker, task.window_tokens)
+    others = {"between": plain_windows("", task.tokenizer, task.window_tokens)[-HELD_OUT:], "between_story": story}
+    for name, other in others.items():
+        for windows in BETWEEN:
+            found[name][str(windows * task.window_tokens)] = _all(model, read, _slept(model, read, other[:windows]))
+    found["story"] = _nats(model, plain, story)
     for passes in PASSES:
         changed = model._replace(config=model.config.model_copy(update={"num_sleep_passes": passes}))
         found["passes"][str(passes)] = _all(changed, read, _slept(changed, read))
@@ -141,18 +144,51 @@ def _beside(model: Side, plain: Side, pages: Sequence[TokenPage], memories: Cont
     }
 
 
-def page_by_hand(speaker: Speaker, folder: Path = BY_HAND) -> TokenPage:
+def page_by_hand(speaker: Speaker, name: str) -> TokenPage:
     """A page that no generator wrote, whose questions are asked in the model's chat template, as `reverie ask` does."""
-    page, questions = load_example_text(folder)
+    page, questions = load_example_text(BY_HAND / name)
     asked = [
         TokenQuestion(
             tuple(speaker.encode(speaker.turn(question))[0]),
             (*speaker.encode(f" {answer}")[0], speaker.end_id),
-            *("by hand", question, None, None),
+            *(f"by hand: {name}", question, None, None),
         )
         for question, answer in questions
     ]
     return TokenPage(tuple(speaker.encode(page)[0]), tuple(asked))
+
+
+def story_windows(speaker: Speaker, window_tokens: int) -> list[list[int]]:
+    """Whole windows of a story, in their order."""
+    text = (BY_HAND / "story.txt").read_text(encoding="utf-8")
+    ids, _ = speaker.encode(" ".join(text.split()))
+    return [ids[i : i + window_tokens] for i in range(0, len(ids) - window_tokens + 1, window_tokens)]
+
+
+def _nats(side: Side, untouched: Side, windows: Sequence[Sequence[int]]) -> dict[str, list[float]]:
+    """Nats a token of each window but the first, without its first token."""
+    found: dict[str, list[float]] = {MEMORY: [], EMPTY: [], "untouched, empty": [], "untouched, all in context": []}
+    context = empty = Context.empty(side.model)
+    nothing = Context.empty(untouched.model)
+    for i, window in enumerate(windows):
+        tokens = torch.tensor([window])
+        if i:
+            found[MEMORY].append(_loss(side, tokens, context))
+            found[EMPTY].append(_loss(side, tokens, empty))
+            found["untouched, empty"].append(_loss(untouched, tokens, nothing))
+            all_before = torch.tensor([[token for one in windows[: i + 1] for token in one]])
+            found["untouched, all in context"].append(_loss(untouched, all_before, nothing, tokens.shape[1]))
+        context = consolidate(side.model, tokens, context, side.config)
+    return found
+
+
+def _loss(side: Side, tokens: torch.Tensor, context: Context, newest: int | None = None) -> float:
+    """Nats a token awake, of the `newest` tokens, or of all, but the first of them."""
+    config = side.config.model_copy(update={"window_size": tokens.shape[1]})
+    h, _ = wake(side.model, tokens, context, config)
+    newest = (newest or tokens.shape[1]) - 1
+    logits = side.model.head(h[:, -newest - 1 : -1])
+    return torch.nn.functional.cross_entropy(logits[0].float(), tokens[0, -newest:]).item()
 
 
 def _pages(task: Notes, count: int, **changes: Any) -> list[TokenPage]:
@@ -271,64 +307,6 @@ def best_sentences(page: str, question: str) -> str:
 
 def _words(text: str) -> list[str]:
     return re.findall(r"\w+", text.casefold())
-
-
-# What is left of it
-
-
-def table(card: dict[str, Any]) -> str:
-    """Right answers in %, mean and range over runs; exact ones in brackets."""
-    scores = card["scores"]
-    kinds = list(scores["sides"][0][MEMORY])
-    rows = [
-        [kind, *(_shares([run[side].get(kind) for run in scores["sides"]]) for side in scores["sides"][0])]
-        for kind in kinds
-    ]
-    parts = [markdown_table(["kind of question", *scores["sides"][0]], rows)]
-    for name, what in (("windows", "windows of facts"), ("between", "other tokens between"), ("passes", "N")):
-        shares = [[place, _shares([run[place] for run in scores[name]])] for place in scores[name][0]]
-        parts.append(markdown_table([what, "right"], shares))
-    parts.append(markdown_table(["", "right"], [["facts that changed, the newest", _shares(scores["changed"])]]))
-    return "\n\n".join(parts)
-
-
-def _shares(found: Sequence[dict[str, float] | None]) -> str:
-    some = [one for one in found if one is not None]
-    return " ".join(form.format(_range([100 * one[key] for one in some])) for key, form in _SHOWN.items())
-
-
-_SHOWN = {"right": "{}", "exact": "({})"}
-
-
-def _range(values: list[float]) -> str:
-    mean = f"{statistics.fmean(values):.0f}"
-    return mean if len(values) == 1 else f"{mean} [{min(values):.0f}, {max(values):.0f}]"
-
-
-@matplotlib.rc_context(STYLE)
-def figure(card: dict[str, Any]) -> Figure:
-    """Right answers by kind of question and side, over windows of facts, and over other text between."""
-    drawing = Figure(figsize=(10.5, 3.4), layout="constrained")
-    left, middle, right = drawing.subplots(1, 3, width_ratios=[5, 2, 2])
-    scores, sides = card["scores"], list(card["scores"]["sides"][0])
-    kinds = list(scores["sides"][0][MEMORY])
-    for i, side in enumerate(sides):
-        heights = [statistics.fmean(run[side][kind]["right"] for run in scores["sides"]) for kind in kinds]
-        places = [place + (i - 1.5) * 0.2 for place in range(len(kinds))]
-        left.bar(places, heights, 0.19, color=GREY if side == EMPTY else look_of_settings(i, 4)[0], label=side)
-    left.set_xticks(range(len(kinds)), [kind.replace("/", "/\n") for kind in kinds])
-    left.legend(frameon=False, fontsize=8)
-    left.set_title("by kind of question")
-    for axes, name, label in ((middle, "windows", "windows of facts"), (right, "between", "other tokens between")):
-        places = [int(place) for place in scores[name][0]]
-        for run in scores[name]:
-            axes.plot(places, [run[str(place)]["right"] for place in places], "o-", color=look_of_settings(0, 4)[0])
-        axes.set_xlabel(label)
-        axes.set_xticks(places)
-    for axes in (left, middle, right):
-        scale_shares(axes)
-    set_title(drawing, f"{card['name']}: right answers about pages that were read and are gone")
-    return drawing
 
 
 if __name__ == "__main__":

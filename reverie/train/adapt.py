@@ -213,7 +213,7 @@ class Adaptation:
     def loss_of(self, step: int, plan: Plan, rows: range) -> Callable[[Any], Tensor]:
         """The loss of some of a step's texts, as a function of the model."""
         deepest = self._deepest(step)
-        known = {i: self._known(i) for row in rows for i in plan.pages[row]}
+        known: dict[int, Any] = {i: self._known(i) for row in rows for i in plan.pages[row]}
         batch = (
             put_together(plan, known, rows, self.config.questions, deepest, self.task.window_tokens) if rows else None
         )

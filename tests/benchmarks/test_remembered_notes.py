@@ -65,9 +65,10 @@ def test_the_search_finds_the_sentence_with_the_rare_words(question: str, senten
     assert PAGE.index(found[:10]) >= 0  # in the order of the page
 
 
-def test_every_answer_about_the_page_by_hand_stands_in_it_and_its_questions_end_where_an_answer_begins() -> None:
+@pytest.mark.parametrize("name", bench.PAGES_BY_HAND)
+def test_every_answer_about_a_page_by_hand_stands_in_it_and_its_questions_end_where_an_answer_begins(name: str) -> None:
     speaker = speaker_of("smollm2")
-    page = bench.page_by_hand(speaker)
+    page = bench.page_by_hand(speaker, name)
     text, turn = decode(page.tokens), speaker.turn("\0")
     assert len(page.questions) == len({question.about for question in page.questions}) == 25
     for question in page.questions:
@@ -100,6 +101,8 @@ def test_shares_are_those_of_questions_asked_one_by_one(run: Path, tmp_path: Pat
     monkeypatch.setattr(bench, "WINDOWS", (1, 2))
     monkeypatch.setattr(bench, "BETWEEN", (0, 1))
     monkeypatch.setattr(bench, "PASSES", (1,))
+    three = bench.story_windows(speaker_of("smollm2"), W)[:3]
+    monkeypatch.setattr(bench, "story_windows", lambda *_: three)
     monkeypatch.setattr(bench, "WRITTEN", 6)
     out = tmp_path / "card.json"
     monkeypatch.setattr(sys, "argv", ["remembered_notes.py", str(run), "--pages", "2", "--out", str(out)])
@@ -109,7 +112,7 @@ def test_shares_are_those_of_questions_asked_one_by_one(run: Path, tmp_path: Pat
     scores = {name: found[0] for name, found in card["scores"].items()}
     assert scores["sides"].keys() == {bench.MEMORY, bench.EMPTY, bench.CONTEXT, bench.SEARCH}
     assert scores["between"].keys() == {"0", str(W)}
-    assert scores["windows"]["1"] == scores["between"]["0"] == scores["passes"]["1"]
+    assert scores["windows"]["1"] == scores["between"]["0"] == scores["between_story"]["0"] == scores["passes"]["1"]
     recipe, model = load_checkpoint(run / FILE_NAME).recipe, bench.load(run / "adapter")
     assert isinstance(recipe.task, Notes)
     counted: dict[str, list[bool]] = {}
@@ -122,6 +125,12 @@ def test_shares_are_those_of_questions_asked_one_by_one(run: Path, tmp_path: Pat
                 ids = write(model.sleeping, torch.tensor([q.prompt]), memory, recipe.sleep, 6)[0][0].tolist()
                 counted.setdefault(q.kind, []).append(tuple(ids[: len(q.answer)]) == q.answer)
     assert {kind: (len(x), sum(x) / len(x)) for kind, x in counted.items()} == {
-        kind: (x["questions"], x["exact"]) for kind, x in scores["sides"][bench.MEMORY].items() if kind != "by hand"
+        kind: (x["questions"], x["exact"]) for kind, x in scores["sides"][bench.MEMORY].items() if "by hand" not in kind
     }
-    assert all(side["by hand"]["questions"] == 25 for side in scores["sides"].values())
+    for name in bench.PAGES_BY_HAND:
+        assert all(side[f"by hand: {name}"]["questions"] == 25 for side in scores["sides"].values())
+    windows = bench.story_windows(speaker_of("smollm2"), W)
+    context = model(torch.tensor([windows[0] + windows[1]])).logits[0, W:-1]  # `forward` sleeps at the edge
+    wanted = torch.nn.functional.cross_entropy(context, torch.tensor(windows[1][1:])).item()
+    assert scores["story"][bench.MEMORY][0] == pytest.approx(wanted, rel=1e-4)
+    assert all(len(nats) == len(windows) - 1 for nats in scores["story"].values())

@@ -33,7 +33,7 @@ WINDOW = 128
 SENTENCE = "Zażółć gęślą jaźń {}: 日本語の文章も 한국어도 👩‍👩‍👧 und 🙂, naïve façades → ∑ x² ≠ ∞ 𝔘𝔫𝔦𝔠𝔬𝔡𝔢.\n"
 SCRIPT = "".join(SENTENCE.format(i) for i in range(5)) + "That was all."
 CUT = "\ufffd"
-NOTES = Path(__file__).parents[2] / "benchmarks" / "by_hand" / "text.txt"
+NOTES = Path(__file__).parents[2] / "benchmarks" / "by_hand" / "diary" / "text.txt"
 
 
 @pytest.fixture(scope="module")
