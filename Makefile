@@ -70,7 +70,7 @@ docs: setup .venv/ready-docs
 wheel-test: setup
 	PYTHON=$(PYTHON) .ci/wheel-test
 
-# make results    cards and figures in results/ anew, but for hops and other runs of notes (docs/adapt.md): a day on two cores, resumable
+# make results    cards and figures in results/ anew, but for those of older pages of notes (docs/adapt.md): a day on two cores, resumable
 RESULTS = rule110/nano rule110/nano-t6 rule110/nano-ladder depo/nano depo/nano-n8 depo/nano-no-curriculum gsm_infinite/nano
 results: setup
 	for recipe in $(RESULTS); do \
@@ -84,10 +84,20 @@ results: setup
 	.venv/bin/reverie eval runs/compare/depo/nano/sleep-4-seed-* runs/compare/depo/any-n/sleep-4-seed-* \
 		--passes 1..8 --tolerance 0.8,0.65,0.5,0.4,0.3 --out results/depo/any-n.json
 	.venv/bin/reverie compare gsm_infinite/example --passes 3 --seeds 0 --no-transformer --out runs/compare/gsm_infinite/example
-	.venv/bin/reverie train notes/smollm2 --device cpu --out runs/notes/smollm2
-	mkdir -p results/notes && cp runs/notes/smollm2/card.json results/notes/smollm2.json
-	.venv/bin/reverie plot results/notes/smollm2.json
-	.venv/bin/python benchmarks/remembered_notes.py runs/notes/smollm2 --out results/notes/remembered.json
+	mkdir -p results/notes results/hops
+	for name in smollm2 smollm2-longer; do \
+		.venv/bin/reverie train notes/$$name --device cpu --out runs/notes/$$name $$([ -e runs/notes/$$name ] && echo --resume) && \
+		cp runs/notes/$$name/card.json results/notes/$$name.json && \
+		.venv/bin/reverie plot results/notes/$$name.json || exit 1; \
+	done
+	[ -e runs/notes/smollm2-1800/card.json ] || .venv/bin/reverie adapt smollm2 --data notes --max-seconds 1800 --out runs/notes/smollm2-1800
+	cp runs/notes/smollm2-1800/card.json results/notes/smollm2-1800.json && .venv/bin/reverie plot results/notes/smollm2-1800.json
+	for n in 1 2 4; do \
+		.venv/bin/reverie train hops/smollm2 --device cpu --set sleep.num_sleep_passes=$$n --out runs/hops/smollm2-n$$n $$([ -e runs/hops/smollm2-n$$n ] && echo --resume) && \
+		cp runs/hops/smollm2-n$$n/card.json results/hops/smollm2-n$$n.json && \
+		.venv/bin/reverie plot results/hops/smollm2-n$$n.json || exit 1; \
+	done
+	.venv/bin/python benchmarks/remembered_notes.py runs/notes/smollm2-longer --out results/notes/remembered.json
 	@# Not over the card in results/, whose comparison with the benchmark it no longer makes.
 	.venv/bin/python benchmarks/gsm_infinite.py --out runs/gsm_infinite/generator.json
 	.venv/bin/python benchmarks/scaling.py --out results/scaling.json
@@ -102,8 +112,8 @@ example: setup
 	.venv/bin/python benchmarks/terminal.py --out docs/terminal.svg --until right .venv/bin/reverie ask --example
 	.venv/bin/reverie watch runs/compare/gsm_infinite/example/sleep-3-seed-0 --examples 512 --out docs/watch.png
 	.venv/bin/python -c 'from reverie.hf.ship import export_adapter; \
-		export_adapter("runs/notes/smollm2/adapter", "reverie/pretrained/smollm2-notes")'
-	.venv/bin/reverie read smollm2-notes benchmarks/by_hand/text.txt --memory runs/diary.safetensors
+		export_adapter("runs/notes/smollm2-longer/adapter", "reverie/pretrained/smollm2-notes")'
+	.venv/bin/reverie read smollm2-notes benchmarks/by_hand/diary/text.txt --memory runs/diary.safetensors
 	.venv/bin/python benchmarks/terminal.py --out docs/notes.svg .venv/bin/reverie ask smollm2-notes --memory runs/diary.safetensors \
 		"What does Ingrid do for a living?" "Who has my tent?" "What is the password of the printer?" \
 		"Where did I leave the spare key?" "Which platform does the train to Lisbon leave from?" --against-empty
