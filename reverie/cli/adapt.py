@@ -18,13 +18,17 @@ from reverie.errors import UserError
 
 app = typer.Typer(rich_markup_mode=None)
 
+_RECIPES = {"hops": "hops/smollm2", "gsm_pages": "gsm_infinite/smollm2-pages"}  # of a task by itself
+
 
 @app.command("adapt")
 def adapt_command(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="smollm2, a folder, or a name on the hub.")],
     data: Annotated[
         list[str],
-        typer.Option(metavar="DATA", help="notes, hops, qa:FILE or text:DIR; several with weights, as in notes=3."),
+        typer.Option(
+            metavar="DATA", help="notes, hops, gsm_pages, qa:FILE or text:DIR; several by weight, as in notes=3."
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Folder of the run; the adapter is in its folder adapter.")],
     overrides: Overrides = None,
@@ -39,8 +43,8 @@ def adapt_command(
 ) -> None:
     """Teach a pretrained model to remember what it reads; leaves an adapter, checkpoint, curves and a card.
 
-    A recipe is underneath, notes/smollm2 or hops/smollm2, which --set changes. Products are in bfloat16 where that is
-    fast.
+    A recipe is underneath, notes/smollm2 or that of hops or gsm_pages, which --set changes. Products are in bfloat16
+    where that is fast.
     """
     from reverie.train.precision import has_fast_bfloat16
     from reverie.train.run import ADAPTER
@@ -52,7 +56,8 @@ def adapt_command(
     task = (
         parts[0][1] if len(parts) == 1 else {"name": "mixture", "parts": [{"weight": w, "task": t} for w, t in parts]}
     )
-    base = "hops/smollm2" if all(task["name"] == "hops" for _, task in parts) else "notes/smollm2"
+    names = {task["name"] for _, task in parts}
+    base = _RECIPES.get("+".join(names), "notes/smollm2")
     settings |= {f"task.{key}": value for key, value in task.items()}
     changes = [*(f"{key}={_toml(value)}" for key, value in settings.items() if value is not None), *(overrides or [])]
     begun = time.monotonic()
@@ -91,11 +96,11 @@ def _settings(model: str) -> dict[str, Any]:
 
 def _part(data: str) -> tuple[float, dict[str, Any]]:
     """The weight and the task of one --data."""
-    found = re.fullmatch(r"(notes|hops|qa:.+?|text:.+?|[\w.]+:[\w.]+?)(?:=(\d+\.?\d*))?", data)
+    found = re.fullmatch(r"(notes|hops|gsm_pages|qa:.+?|text:.+?|[\w.]+:[\w.]+?)(?:=(\d+\.?\d*))?", data)
     if found is None or float(found[2] or 1) == 0:
         raise UserError(
-            "--data must be notes, hops, qa:FILE or text:DIR, or the module:Class of a task of pages, perhaps with a "
-            f"weight above 0 as in notes=3; got {data}"
+            "--data must be notes, hops, gsm_pages, qa:FILE or text:DIR, or the module:Class of a task of pages, "
+            f"perhaps with a weight above 0 as in notes=3; got {data}"
         )
     name, _, place = found[1].partition(":")
     where = {"qa": {"file": place}, "text": {"path": place}}.get(name)

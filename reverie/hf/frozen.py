@@ -264,7 +264,8 @@ class PagePool:
         found = list[PageStates]()
         for page in pages:
             own, states = states[: W + len(page.questions)], states[W + len(page.questions) :]
-            found.append(PageStates(page, torch.cat(own[:W]), tuple(own[W:]), self._taught(page)))
+            whole = own[0] if W == 1 else torch.cat(own[:W])  # no copy: a shard's states are one tensor in memory
+            found.append(PageStates(page, whole, tuple(own[W:]), self._taught(page)))
         return found
 
     def _taught(self, page: TokenPage) -> tuple[Tensor | None, ...]:

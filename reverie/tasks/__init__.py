@@ -14,7 +14,7 @@ from reverie.tasks.base import (
     score,
 )
 from reverie.tasks.depo import Depo
-from reverie.tasks.gsm_infinite import GsmInfinite
+from reverie.tasks.gsm_infinite import GsmInfinite, GsmPages
 from reverie.tasks.hops import Hops
 from reverie.tasks.key_value import KeyValue
 from reverie.tasks.mixture import Mixture
@@ -25,7 +25,7 @@ from reverie.tasks.registry import TASKS, AnyTask, find_task, register_task, tas
 from reverie.tasks.rule110 import Rule110
 from reverie.tasks.text_files import TextFiles
 
-for _task in (Rule110, Depo, GsmInfinite, Recall, KeyValue, Notes, Hops, QuestionFile, TextFiles, Mixture):
+for _task in (Rule110, Depo, GsmInfinite, Recall, KeyValue, Notes, Hops, GsmPages, QuestionFile, TextFiles, Mixture):
     register_task(_task)
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "DepthScore",
     "DeviceTask",
     "GsmInfinite",
+    "GsmPages",
     "Hops",
     "KeyValue",
     "Mixture",

@@ -98,7 +98,7 @@ def test_a_mixture_of_ones_own(reverie: Reverie, base: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "part"),
     [
-        ("nots", "--data must be notes, hops, qa:FILE or text:DIR"),
+        ("nots", "--data must be notes, hops, gsm_pages, qa:FILE or text:DIR"),
         ("qa", "--data must be"),
         ("notes=", "--data must be"),
         ("notes=x", "--data must be"),
@@ -123,7 +123,7 @@ def test_a_mistake_in_the_model_is_one_sentence(reverie: Reverie) -> None:
 
 
 def test_the_recipes_it_builds_on() -> None:
-    for name in ("notes/smollm2", "hops/smollm2"):
+    for name in ("notes/smollm2", "notes/smollm2-longer", "hops/smollm2", "gsm_infinite/smollm2-pages"):
         assert load_recipe(name).adapt is not None
     with pytest.raises(UserError, match="trained_blocks"):
         load_recipe("notes/smollm2", ["adapt.trained_blocks=[[2, 2]]"])

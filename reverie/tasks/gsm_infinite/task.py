@@ -191,7 +191,7 @@ class GsmInfinite(ProblemConfig, TaskSettings):
             core = draw_problem(plain, "train", 2**32 - 1, depth, index, depth).core
             asked = [(core.asked, depth)]
             if self.num_questions > 1:
-                asked = _asked(Random(index), core, self.num_questions, self.max_operations)
+                asked = asked_about(Random(index), core, self.num_questions, self.max_operations)
             sample.append([(operations, core.values[quantity]) for quantity, operations in asked])
         return sample
 
@@ -212,7 +212,7 @@ def _example(task: GsmInfinite, split: Split, seed: int, step: int, index: int, 
     if task.num_questions == 1:
         return _one_question(task, problem, context)
     rng = Random(f"{split}/{seed}/{step}/{index}/questions")
-    return _many_questions(task, problem, context, _asked(rng, problem.core, task.num_questions, deepest))
+    return _many_questions(task, problem, context, asked_about(rng, problem.core, task.num_questions, deepest))
 
 
 # A training run evaluates the same examples many times.
@@ -253,7 +253,7 @@ def _many_questions(task: GsmInfinite, problem: Problem, context: list[int], ask
     return row
 
 
-def _asked(rng: Random, core: Core, number: int, deepest: int) -> list[tuple[int, int]]:
+def asked_about(rng: Random, core: Core, number: int, deepest: int) -> list[tuple[int, int]]:
     """Draw up to `number` questions as (quantity, operations), in random order.
 
     They are the problem's own question if it is not too deep, and others, with operations spread as evenly as the core
