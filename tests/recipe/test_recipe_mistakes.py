@@ -25,7 +25,7 @@ def stages(*changes: dict[str, object]) -> str:
     return f"train.stages=[{', '.join(f'{{{row}}}' for row in rows)}]".replace("Infinity", "inf")
 
 
-TASK_NAMES = "rule110, depo, gsm_infinite, recall, key_value, notes, hops, qa, text or mixture"
+TASK_NAMES = "rule110, depo, gsm_infinite, recall, key_value, notes, hops, gsm_pages, qa, text or mixture"
 BAD_OVERRIDES = {
     # unknown names
     "sleep.num_pases=3": "sleep.num_pases is not a known key; did you mean sleep.num_sleep_passes?",
