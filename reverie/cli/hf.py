@@ -67,7 +67,7 @@ def generate_command(
     prompt: Annotated[str | None, typer.Option(help="More text, after that of the file.")] = None,
     tokens: Annotated[int, typer.Option(min=1, help="Most tokens to write.")] = 200,
     temperature: Annotated[float, typer.Option(min=0, help="Of drawing; 0 takes the most likely token.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Of drawing.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**63 - 1, help="Of drawing.")] = 0,
     passes: Annotated[int | None, typer.Option(min=1, help="Sleep passes N; as saved if absent.")] = None,
     window: Annotated[int | None, typer.Option(min=1, help="Tokens awake before sleep; as saved if absent.")] = None,
     int8: Int8 = False,

@@ -92,7 +92,7 @@ def ask_command(
 ) -> None:
     """Ask a model about what it has read, from its memory alone; the memory stays as it is."""
     if example:
-        if model or questions or memory or beside_empty or int8:
+        if model or questions or memory or beside_empty or int8 or tokens is not None:
             raise UserError("--example brings its own model, text and questions: give it alone")
         return _ask_example(device, as_json)
     if model is None or memory is None or not questions:

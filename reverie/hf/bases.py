@@ -25,7 +25,7 @@ from transformers.utils import CONFIG_NAME
 
 from reverie.errors import UserError, plain
 from reverie.hf.models.smollm2 import SMOLLM2, load_smollm2_model, load_smollm2_tokenizer
-from reverie.hf.saving_arguments import check_attention
+from reverie.hf.saving_arguments import FROM_HUB, check_attention
 from reverie.pretrained.shipped import place_of, tokenizer_place
 from reverie.quiet import until_its_end
 
@@ -57,7 +57,7 @@ def load_base(name_or_path: str | Path, **kwargs: Any) -> PreTrainedModel:
     if Path(name).is_dir():
         place = name = str(Path(name).resolve())  # an adapter will name it, from wherever it is loaded
     with loading("the model", name):
-        from_hub = {key: kwargs[key] for key in ("revision", "cache_dir", "local_files_only", "token") if key in kwargs}
+        from_hub = {key: kwargs[key] for key in FROM_HUB if kwargs.get(key) is not None}
         content, _ = PreTrainedConfig.get_config_dict(place, **from_hub)  # says at once if there is none
         check_sizes(name, content)
         config = AutoConfig.from_pretrained(place, trust_remote_code=False, **from_hub)

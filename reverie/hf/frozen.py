@@ -131,14 +131,18 @@ class Beginning:
     ) -> None:
         """`products` are computed in this precision."""
         self.model, self.stop, self.folder, self.products, self.limit = model, stop, folder, products, limit
+        self.digest = self.digest_now()
+
+    def digest_now(self) -> str:
+        """What names files of the cache, by the weights as they are now: a beginning that is frozen keeps its own."""
+        model = self.model
         embedding: Any = model.lm.get_input_embeddings()
-        parts = {"embedding": embedding.weight, **dict(model.layers[:stop].named_parameters())}
+        parts = {"embedding": embedding.weight, **dict(model.layers[: self.stop].named_parameters())}
         settings = {**model.lm.config.to_dict(), "dtype": str(model.lm.dtype)}
         settings = {key: x for key, x in settings.items() if key not in _WHERE_IT_IS_FROM}
         device = "" if model.lm.device.type == "cpu" else f"{model.lm.device.type} "  # which rounds otherwise
-        self.digest = (
-            f"{device}{stop} {products} {json.dumps(settings, default=str)} {weights_digest(parts, torch.bfloat16)}"
-        )
+        weights = weights_digest(parts, torch.bfloat16)
+        return f"{device}{self.stop} {self.products} {json.dumps(settings, default=str)} {weights}"
 
     def states(self, texts: Sequence[Sequence[int]]) -> list[Float[Tensor, "T D"]]:
         """h in bfloat16 after these blocks, of each text as a window by itself; from the cache if it is there."""

@@ -58,7 +58,7 @@ def load(folder: str | Path, base: str | Path | None = None, **kwargs: Any) -> P
 
 def _load(name: str, base: str | Path | None, kwargs: Mapping[str, Any]) -> PreTrainedModel:
     saved = read_config(name, _from_hub(kwargs))
-    own = _own_config(name, saved)
+    own = own_config(name, saved)
     arguments = load_arguments(kwargs, own)
     if saved.weights == "whole":
         if base is not None:
@@ -95,7 +95,7 @@ def read_config(name: str, from_hub: Mapping[str, Any] = MappingProxyType({})) -
         raise UserError(f"{name}/{CONFIG_NAME} is not as save_pretrained wrote it: {where}: {first['msg']}") from error
 
 
-def _own_config(name: str, saved: Saved) -> PreTrainedConfig:
+def own_config(name: str, saved: Saved) -> PreTrainedConfig:
     """The config of the model as it was before it could sleep."""
     kind = saved.base_config.get("model_type")
     if not isinstance(kind, str) or kind not in CONFIG_MAPPING:

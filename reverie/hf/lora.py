@@ -23,7 +23,11 @@ def add_lora(model: PreTrainedModel, blocks: Sequence[tuple[int, int]], rank: in
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError:
         raise UserError("low-rank updates need the package peft; run pip install peft") from None
-    wanted = {id(m) for a, b in blocks for block in sleeping_decoder(model).layers[a:b] for m in block.modules()}
+    layers = sleeping_decoder(model).layers
+    for a, b in blocks:
+        if not 0 <= a < b <= len(layers):
+            raise UserError(f"lora_blocks has {[a, b]}, but the model has {len(layers)} blocks")
+    wanted = {id(m) for a, b in blocks for block in layers[a:b] for m in block.modules()}
     names = [
         name
         for name, module in model.named_modules()

@@ -52,6 +52,11 @@ class PretrainedModelConfig(BaseModel):
     def _blocks(self) -> PretrainedModelConfig:
         if len(set(self.after)) < len(self.after) or any(i < 0 for i in self.after):
             raise ValueError(f"after must be different indices of blocks, from 0, got {list(self.after)}")
+        for a, b in self.lora_blocks:
+            if not 0 <= a < b:
+                raise ValueError(f"lora_blocks must be ranges [a, b) with 0 <= a < b, got {[a, b]}")
+        if self.lora_blocks and self.lora_rank is None:
+            raise ValueError("lora_blocks need lora_rank, the rank of their updates")
         return self
 
     @property

@@ -126,12 +126,27 @@ async def _asked(request: Request, body: ResponseRequest) -> Asked:
     if previous is not None:
         service.idle.stir(previous)
         live = await service.fetched(partial(account.responses.get, previous, "previous_response_id"))
+        record = await asyncio.to_thread(account.responses.record, previous)
+        body = body.model_copy(update={"model": _model_of(body.model, previous, record)})
     turns = await service.turns(body.messages(), live.heard.turns, "input")
     cached = live.heard.num_tokens
     if previous is None:
         live, known = await service.find(account, base, turns.ids)
         turns, cached = Turns(turns.ids[known:], turns.turns, turns.asks), cached + known
     return Asked(service, account, body, previous, live, turns, cached)
+
+
+def _model_of(asked: str, previous: str, record: dict[str, Any]) -> str:
+    """The model, with its memory, that a response stands on which goes on from an earlier one."""
+    known = str(record.get("model", asked))
+    if "@" in asked and asked != known:
+        raise Refusal(
+            400,
+            f"{previous} goes on from {known}, so model must be that, or be without a memory",
+            param="model",
+            code="invalid_value",
+        )
+    return known
 
 
 async def _whole(asked: Asked, events: AsyncGenerator[Wrote | Ended]) -> dict[str, Any]:

@@ -135,6 +135,14 @@ class ChatRequest(Completed):
     logprobs: bool = False
     top_logprobs: int = Field(default=0, ge=0, le=MOST_LOGPROBS)
 
+    @model_validator(mode="after")
+    def _not_two_ways(self) -> ChatRequest:
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
+        if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
+            raise ValueError("max_tokens and max_completion_tokens are two names of one limit, and must not differ")
+        return self
+
 
 class CompletionRequest(Completed):
     prompt: str | Annotated[list[TokenId], Field(max_length=Limits.prompt_tokens)]

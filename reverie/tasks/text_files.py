@@ -66,7 +66,7 @@ class TextFiles(ReadingTask):
             start = int(generator_of(split, seed, step, example).integers(len(text) - wanted + 1))
             tokens = tuple(text.read(start, wanted, below))
             page, (first, *rest) = tokens[: self.text_tokens], tokens[self.text_tokens :]
-            question = TokenQuestion((first,), tuple(rest), kind="text", about="", source=None, depth=1)
+            question = TokenQuestion((first,), tuple(rest), kind="text", about="", source=None, depth=1, ends=False)
             return TokenPage(page, (question,))
 
         return [one(example) for example in examples]

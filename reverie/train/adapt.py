@@ -109,6 +109,14 @@ class Adaptation:
             final.append(sleeping_decoder(self.model.lm).sleeping.head(h).to("cpu", torch.bfloat16))
         return PlainText(tokens, states, torch.cat(final))
 
+    def check_beginning(self) -> None:
+        """Raises UserError if blocks that are frozen here were trained by the run that this one begins with."""
+        if self.pool.beginning.digest_now() != self.pool.beginning.digest:
+            raise UserError(
+                f"train.init_from is {self.recipe.train.init_from}, which trained blocks before block {self.first}, the "
+                "first that trains here: let adapt.trained_blocks and model.lora_blocks begin as early as there"
+            )
+
     def start(self) -> None:
         """Give the inserted layers their start, before the first step."""
         config = self.config.start

@@ -130,6 +130,8 @@ class _Run:
             self._go_on_from(place, resume)
         elif self.recipe.train.init_from is not None:
             _take_weights(Path(self.recipe.train.init_from), self.recipe, self.model)
+            if self.adaptation is not None:
+                self.adaptation.check_beginning()
         found = self.processes.gather(self.progress.step)  # when all have seen what is there
         if len(set(found)) > 1:
             raise UserError(

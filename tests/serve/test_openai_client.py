@@ -135,6 +135,12 @@ def test_input_tokens_are_all_that_was_said(random: Served) -> None:
     assert again.usage is not None
     assert done.usage is not None
     assert again.usage.input_tokens == done.usage.total_tokens + 2
+    assert again.model == f"{name}@told"  # which it still stands on
+    same = client.responses.create(model=f"{name}@told", input="k=1 3", previous_response_id=again.id)
+    assert same.usage is not None
+    assert same.usage.input_tokens == again.usage.total_tokens + 2
+    with pytest.raises(openai.BadRequestError, match="model must be that, or be without a memory"):
+        client.responses.create(model=f"{name}@told", input="k=1 3", previous_response_id=first.id)
 
 
 def test_a_history_that_comes_again_is_not_read_again(random: Served) -> None:
