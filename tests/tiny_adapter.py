@@ -23,7 +23,14 @@ def tiny_adapter(base: Path, **sections: dict[str, Any]) -> Recipe:
     """A recipe of notes, with other values in some sections."""
     small = {
         "task": {"window_tokens": W},
-        "model": {"pretrained": str(base), "after": [1], "key_size": 8, "value_size": 12, "lora_rank": None},
+        "model": {
+            "pretrained": str(base),
+            "after": [1],
+            "key_size": 8,
+            "value_size": 12,
+            "lora_rank": None,
+            "lora_blocks": [],
+        },
         "sleep": {"window_size": W, "num_sleep_passes": 1, "looped_blocks": None},
         "optim": {"warmup_steps": 0},
         "train": {"steps": 6, "batch_size": 4, "eval_every": 3, "eval_examples": 3, "checkpoint_every": 2},

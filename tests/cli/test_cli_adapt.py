@@ -105,6 +105,7 @@ def test_a_mixture_of_ones_own(reverie: Reverie, base: Path) -> None:
         ("notes=0", "weight"),
         ("qa:none.jsonl", "none.jsonl"),
         ("text:none", "none"),
+        ("text:of/📚", "of/📚"),
         ("no_such:Pages=2", "task.name is no_such:Pages, but there is no module no_such"),
     ],
 )

@@ -240,6 +240,7 @@ def test_what_is_wrong_with_asking(reverie: Reverie, memory: str) -> None:
     assert_one_line(reverie("ask", "model", QUESTION), "say with --memory what to answer from")
     assert_one_line(reverie("ask"), "give a model, --memory and a question in quotes, or --example alone")
     assert_one_line(reverie("ask", "--example", "model"), "--example brings its own model")
+    assert_one_line(reverie("ask", "--example", "--tokens", 1), "--example brings its own model")
     assert_one_line(reverie("ask", "model", "--memory", "none", QUESTION), "there is no memory at none")
     assert_one_line(reverie("ask", "model", "--memory", "book.txt", QUESTION), "book.txt is not a memory")
     assert_one_line(reverie("ask", "model", "--memory", memory, "Who?"), "'Who?' is not in the vocabulary")

@@ -17,10 +17,11 @@ from transformers import AutoModelForCausalLM
 from reverie.errors import UserError
 from reverie.hf import add_sleep, insert_fast_weights, load
 from reverie.hf.adapt import adapter_settings, pretrained_lm
+from reverie.hf.add import set_injection
 from reverie.hf.blocks import inserted_parameters
 from reverie.hf.lora import add_lora, merged_state
 from reverie.pretrained.config import PretrainedModelConfig
-from reverie.sleep import Context, read
+from reverie.sleep import Context, SleepConfig, read
 
 pytestmark = pytest.mark.hf
 
@@ -176,7 +177,7 @@ def test_updates_of_no_blocks_are_refused() -> None:
     pytest.importorskip("peft")
     model = tiny("llama")
     insert_fast_weights(model, [1])
-    with pytest.raises(UserError, match=r"blocks \[\(7, 9\)\] of LlamaForCausalLM have no linear layers to update"):
+    with pytest.raises(UserError, match=r"lora_blocks has \[7, 9\], but the model has 4 blocks"):
         add_lora(model, [(7, 9)], 2)
 
 
@@ -207,10 +208,60 @@ def test_settings_for_a_model_with_fast_weights(kind: str, tmp_path: Path) -> No
     settings = adapter_settings(str(base))
     assert (settings["adapt.trained_blocks"], settings["model.lora_blocks"]) == ([[2, 4]], [])
     assert settings["adapt.loss.address"] == settings["adapt.loss.address_alone"] == 0
-    assert (settings["sleep.num_sleep_passes"], settings["sleep.looped_blocks"]) == (1, [0, 4])
+    passes = 2 if kind == "converted" else 1
+    assert (settings["sleep.num_sleep_passes"], settings["sleep.looped_blocks"]) == (passes, [0, 4])
     assert (settings["model.after"], settings["adapt.start"]) == ([], False)
     config = PretrainedModelConfig(vocab_size=61, pretrained=str(base))
     assert pretrained_lm(config, seed=0).fast_weight_blocks
+
+
+def test_a_model_that_sleeps_goes_on_sleeping_as_it_does(tmp_path: Path) -> None:
+    model = trained(base_in(tmp_path / "base"))
+    config = SleepConfig(window_size=32, num_sleep_passes=3, looped_blocks=(1, 3), bidirectional_sleep=True)
+    add_sleep(model, config)
+    set_injection(model, "gate")
+    saved(model, tmp_path / "sleeping")
+    settings = adapter_settings(str(tmp_path / "sleeping"))
+    kept = {"window_size": 32, "num_sleep_passes": 3, "looped_blocks": [1, 3], "bidirectional_sleep": True}
+    assert {key: settings[f"sleep.{key}"] for key in kept} == kept
+    assert (settings["task.window_tokens"], settings["model.injection"]) == (32, "gate")
+    asked = {"vocab_size": 61, "pretrained": str(tmp_path / "sleeping")}
+    state = pretrained_lm(PretrainedModelConfig(**asked, injection="gate"), seed=0).lm.state_dict()
+    gates = {key: x for key, x in model.state_dict().items() if "sleep_injection" in key}
+    assert gates
+    assert all(torch.equal(state[key], x) for key, x in gates.items())
+    with pytest.raises(UserError, match=r'was trained with injection "gate": set model\.injection to it'):
+        pretrained_lm(PretrainedModelConfig(**asked), seed=0)
+    add_sleep(model, config.model_copy(update={"eviction": "sliding"}))
+    saved(model, tmp_path / "sliding")
+    with pytest.raises(UserError, match="sleeps with sliding eviction, and an adapter is trained with hard eviction"):
+        adapter_settings(str(tmp_path / "sliding"))
+
+
+def test_a_hybrid_that_sleeps_is_a_model_with_fast_weights(tmp_path: Path) -> None:
+    hybrid: Any = tiny("qwen3_next")
+    add_sleep(hybrid, asleep(2))
+    hybrid.save_pretrained(tmp_path)
+    settings = adapter_settings(str(tmp_path))
+    assert (settings["adapt.trained_blocks"], settings["model.after"]) == ([[2, 4]], [])
+    assert settings["sleep.num_sleep_passes"] == 2
+
+
+@pytest.mark.parametrize(
+    ("blocks", "sentence"),
+    [
+        ([[-2, -1]], r"ranges \[a, b\) with 0 <= a < b, got \[-2, -1\]"),
+        ([[1, 2], [2, 1]], r"0 <= a < b, got \[2, 1\]"),
+        ([[2, 9]], r"lora_blocks has \[2, 9\], but the model has 4 blocks"),
+    ],
+)
+def test_blocks_that_are_not_there_have_no_updates(blocks: Any, sentence: str, tmp_path: Path) -> None:
+    base = str(base_in(tmp_path / "base"))
+    asked = {"vocab_size": 61, "pretrained": base, "after": (1,), "kind": "gdn", "lora_rank": 2, "lora_blocks": blocks}
+    with pytest.raises((UserError, ValueError), match=sentence):
+        pretrained_lm(PretrainedModelConfig.model_validate(asked), seed=0)
+    with pytest.raises(ValueError, match="lora_blocks need lora_rank"):
+        PretrainedModelConfig(vocab_size=61, pretrained=base, lora_blocks=((0, 1),))
 
 
 def test_settings_for_no_model(tmp_path: Path) -> None:

@@ -30,6 +30,13 @@ def test_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert tokenizer.decode(tokenizer("A word.").input_ids) == "A word."
 
 
+def test_config_and_weights_are_of_one_subfolder(tmp_path: Path) -> None:
+    tiny_folder(tmp_path, rms_norm_eps=0.25)
+    tiny_folder(tmp_path / "sub", rms_norm_eps=0.5)
+    assert load_base(tmp_path).config.rms_norm_eps == 0.25
+    assert load_base(tmp_path, subfolder="sub").config.rms_norm_eps == 0.5
+
+
 def test_smollm2_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bases, "load_smollm2_model", lambda **kwargs: ("model", kwargs))
     monkeypatch.setattr(bases, "load_smollm2_tokenizer", lambda: "tokenizer")

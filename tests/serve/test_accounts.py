@@ -22,6 +22,7 @@ from tiny_sleeper import tiny_run, tiny_sleeper
 from reverie.memory.memory import Memory
 from reverie.talk.chat import Chat
 from reverie.talk.heard import Heard
+from reverie.talk.reading import Reading
 from reverie.talk.sleeper import Sleeper, load_model
 
 TEXT = " ".join(["3", "4", "5", "6", "7", "8", "4", "6"] * 6)
@@ -132,7 +133,18 @@ def test_what_is_deleted_is_gone(sleeper: Sleeper, tmp_path: Path) -> None:
         assert server.service.sessions.num_live == 0
 
 
-def test_a_reading_can_be_ended(sleeper: Sleeper, tmp_path: Path) -> None:
+@pytest.fixture
+def held(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """While it is set, nothing is read beyond 500 tokens."""
+    event, step = threading.Event(), Reading.step
+    event.set()
+    monkeypatch.setattr(
+        Reading, "step", lambda self: time.sleep(0.01) if self.done >= 500 and event.is_set() else step(self)
+    )
+    return event
+
+
+def test_a_reading_can_be_ended(sleeper: Sleeper, tmp_path: Path, held: threading.Event) -> None:
     with served(sleeper, tmp_path) as server, server.http() as http:
         body = {"name": "long", "text": " ".join(["3 4 5"] * 5000)}
         for _ in range(3):
@@ -147,7 +159,7 @@ def test_a_reading_can_be_ended(sleeper: Sleeper, tmp_path: Path) -> None:
         assert files(tmp_path) == []
 
 
-def test_a_reading_goes_on_after_a_restart(sleeper: Sleeper, tmp_path: Path) -> None:
+def test_a_reading_goes_on_after_a_restart(sleeper: Sleeper, tmp_path: Path, held: threading.Event) -> None:
     """To the bits of one that was never broken off."""
     text = " ".join(f"{i * i % 7 + 2}" for i in range(6400))
     with served(sleeper, tmp_path / "a") as server, server.http() as http:
@@ -158,6 +170,7 @@ def test_a_reading_goes_on_after_a_restart(sleeper: Sleeper, tmp_path: Path) -> 
         now = http.get("/v1/memories/long").json()
         assert (now["status"], now["tokens"]) == ("reading", 6400)
         assert now["tokens_read"] >= 500
+        held.clear()
         while http.get("/v1/memories/long").json()["status"] == "reading":
             time.sleep(0.05)
         broken = http.get("/v1/memories/long/file").content

@@ -159,6 +159,19 @@ def test_a_history_that_comes_again_is_not_read_again(random: Served) -> None:
     assert apart.choices[0].message.content == again.choices[0].message.content
 
 
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"top_logprobs": 5}, "top_logprobs needs logprobs: true"),
+        ({"max_tokens": 1, "max_completion_tokens": 9}, "are two names of one limit, and must not differ"),
+    ],
+)
+def test_fields_that_would_be_dropped_are_refused(random: Served, fields: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(openai.BadRequestError, match=sentence):
+        chat(random, [user("k=1 3")], **fields)
+    assert chat(random, [user("k=1 3")], max_tokens=1, max_completion_tokens=1).usage.completion_tokens == 1
+
+
 def test_what_is_not_stored_is_not_found(random: Served) -> None:
     for stored, cached in ((False, 0), (True, 4)):
         done = chat(random, [user("k=2 3 3")], store=stored, max_tokens=1)

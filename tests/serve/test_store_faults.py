@@ -276,7 +276,7 @@ def test_conversations_take_turns(sleeper: Sleeper, tmp_path: Path) -> None:
 def test_the_line_before_a_conversation_is_bounded(sleeper: Sleeper, tmp_path: Path) -> None:
     endless = {**ASK, "max_output_tokens": 4000, "stream": True}
     sleeper.language.end_ids = frozenset()
-    with served(sleeper, tmp_path, waiting=1, answer_s=4) as server, server.http() as http:
+    with served(sleeper, tmp_path, waiting=1, answer_s=8) as server, server.http() as http:
         talk = http.post("/v1/conversations", json={}).json()["id"]
         with server.http() as own, own.stream("POST", "/v1/responses", json={**endless, "conversation": talk}) as first:
             lines = first.iter_lines()
@@ -291,7 +291,9 @@ def test_the_line_before_a_conversation_is_bounded(sleeper: Sleeper, tmp_path: P
             waiting.start()
             assert server.service is not None
             queues = server.service.account("everybody").conversations._queues._turns
-            while not queues or len(next(iter(queues.values()))) < 3:
+            until = time.monotonic() + 60
+            while not any(len(turns) >= 3 for turns in list(queues.values())):
+                assert time.monotonic() < until
                 time.sleep(0.01)
             refused = http.post("/v1/responses", json={**ASK, "conversation": talk})
             assert (refused.status_code, refused.headers.get("retry-after")) == (429, "1"), refused.text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -166,22 +165,25 @@ def test_mistakes_are_told_and_the_session_goes_on(sleeper: Sleeper, tmp_path: P
 
 def test_lines_as_they_come_and_none_in_between() -> None:
     """Of a file that can be waited for, as a terminal: several lines at once, and a last one without an end."""
-    here, there = os.pipe()
+    (here, there), nothing_came = os.pipe(), threading.Event()
 
     def write() -> None:
         os.write(there, "one\ntwö\r\nth".encode())
-        time.sleep(0.25)
+        nothing_came.wait(60)
         os.write(there, b"ree\nfour")
         os.close(there)
 
     writer = threading.Thread(target=write)
+    came = list[str | None]()
     with os.fdopen(here) as file:
         writer.start()
-        came = list(lines(file, 0.1))
+        for line in lines(file, 0.1):
+            came.append(line)
+            if line is None and "twö" in came:
+                nothing_came.set()
     writer.join()
     assert [line for line in came if line is not None] == ["one", "twö", "three", "four"]
-    assert came[:2] == ["one", "twö"]
-    assert came[2] is None
+    assert came[came.index("one") : came.index("twö") + 2] == ["one", "twö", None]
 
 
 def test_lines_of_a_pipe(tmp_path: Path) -> None:

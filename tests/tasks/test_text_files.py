@@ -59,6 +59,7 @@ def test_labels_are_the_rest_of_the_last_window(tmp_path: Path) -> None:
         assert [*batch.tokens[row, :17].tolist(), *batch.targets[row, 16:31].tolist()] == whole(page)
         ((shown, predicted, depth),) = asked(task, batch, row)
         assert (shown + predicted, depth) == (decode(whole(page)[16:]), 1)
+        assert page.questions[0].words == page.questions[0].answer  # no token of it is an end
     assert task.depths() == range(1, 2)
 
 

@@ -117,6 +117,17 @@ def test_a_process_that_makes_pages_ahead_changes_nothing(undisturbed: Path, bas
     assert curve(tmp_path) == curve(undisturbed)
 
 
+def test_a_run_that_trained_what_is_frozen_here_is_no_beginning(base: Path, tmp_path: Path) -> None:
+    """Else what its blocks make of pages would be cached as what the base makes of them."""
+    few = {"steps": 2, "eval_every": 2, "eval_examples": 1}
+    for name, first in (("whole", 0), ("late", 2)):
+        train(tiny_adapter(base, train=few, adapt={"trained_blocks": [[first, 3]]}), tmp_path / name)
+    after = {**few, "init_from": str(tmp_path / "whole")}
+    with pytest.raises(UserError, match=r"which trained blocks before block 1, the first that trains here"):
+        train(tiny_adapter(base, train=after), tmp_path / "refused")
+    train(tiny_adapter(base, train={**few, "init_from": str(tmp_path / "late")}), tmp_path / "taken")
+
+
 def test_losses_fall(base: Path, tmp_path: Path) -> None:
     more = {"steps": 30, "eval_every": 5, "eval_examples": 1, "checkpoint_every": 1000}
     few = {"pool": 2, "pages": (1, 1), "loss": {"plain_text": 0.0, "address_alone": 0.0}}

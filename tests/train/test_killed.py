@@ -31,7 +31,7 @@ pytestmark = pytest.mark.slow
 # Forked processes import nothing: this one has already trained, for everything is compared to an undisturbed run.
 fork = multiprocessing.get_context("fork")
 RECIPE = tiny_recipe(train={"checkpoint_every": 1})  # of six steps, with points of the curve at 3 and 6
-LONG = tiny_recipe(train={"checkpoint_every": 1, "steps": 60, "eval_every": 10})
+LONG = tiny_recipe(train={"checkpoint_every": 1, "steps": 240, "eval_every": 40})
 KILLS = 20
 
 
