@@ -31,9 +31,11 @@ def table(card: dict[str, Any]) -> str:
     ]
     parts = [markdown_table(["kind of question", *scores["sides"][0]], rows)]
     for name, what in SCALES.items():
-        shares = [[place, _shares([run[place] for run in scores[name]])] for place in scores[name][0]]
-        parts.append(markdown_table([what, "right"], shares))
-    parts.append(markdown_table(["", "right"], [["facts that changed, the newest", _shares(scores["changed"])]]))
+        runs, places = scores[name], scores[name][0]
+        rows = [[place, str(places[place]["questions"]), _shares([run[place] for run in runs])] for place in places]
+        parts.append(markdown_table([what, "questions", "right"], rows))
+    changed = ["facts that changed, the newest", str(scores["changed"][0]["questions"]), _shares(scores["changed"])]
+    parts.append(markdown_table(["", "questions", "right"], [changed]))
     nats = [[side, _spread([run[side] for run in scores["story"]])] for side in scores["story"][0]]
     parts.append(markdown_table(["the story after", "nats a token"], nats))
     return "\n\n".join(parts)

@@ -46,6 +46,7 @@ class Told(NamedTuple):
     value: str
     place: tuple[int, int]  # characters [start, stop) of the value
     new_wording: bool  # in the held-out one
+    changed: bool = False  # the page has stated another value before
 
     @property
     def key(self) -> str:
@@ -199,7 +200,7 @@ class Writer:
         before, after = wording.filled(self._called(about, wording), new_value)
         if opening and not wording.begins_with_subject:
             before = _within(before)
-        self._tell(Told(relation, about, new_value, (0, 0), False), opening, before, after)
+        self._tell(Told(relation, about, new_value, (0, 0), False, changed=True), opening, before, after)
         self._last = None
 
     def _pronoun_fits(self, about: Subject, wording: Wording) -> bool:

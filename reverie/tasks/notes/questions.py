@@ -76,7 +76,9 @@ def _wording(wordings: tuple[Wording, ...], split: Split, draw: Draw) -> tuple[W
 
 
 def _kind(fact: Told, new_wording: bool) -> str:
-    """What is new in a question, beside names and values."""
+    """What is new in a question, beside names and values; or that the page has changed what it asks for."""
+    if fact.changed:
+        return "changed"
     if fact.relation.held_out:
         return "kinds"
     if new_wording:

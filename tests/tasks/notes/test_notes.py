@@ -144,9 +144,12 @@ def test_kinds_of_question_in_tests() -> None:
     """The kind says what else is new, and each is frequent."""
     for page, facts in zip(pages("test"), facts_read("test"), strict=True):
         found = newest(facts)
+        told = Counter(f"{fact.pattern.relation}|{fact.subject}" for fact in facts)
         for question in (q for q in page.questions if q.source):
             _, new, file = as_read(question, facts)
-            if file == HELD_OUT:
+            if told[question.about] > 1:
+                assert question.kind == "changed"
+            elif file == HELD_OUT:
                 assert question.kind == "kinds"
             elif new or found[question.about].pattern.held_out:
                 assert question.kind == "wordings"
@@ -158,7 +161,7 @@ def test_kinds_of_question_in_tests() -> None:
     kinds = Counter(question.kind for page in pages("test") for question in page.questions)
     total = sum(kinds.values())
     assert min(kinds[kind] / total for kind in ("kinds", "wordings", "names", "numbers")) > 0.05
-    assert min(kinds[kind] / total for kind in ("unknown/relation", "unknown/subject")) > 0.015
+    assert min(kinds[kind] / total for kind in ("unknown/relation", "unknown/subject", "changed")) > 0.015
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
