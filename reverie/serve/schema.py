@@ -127,6 +127,12 @@ class Completed(Drawn):
     def _one_or_several(cls, given: Any) -> Any:
         return [given] if isinstance(given, str) else given
 
+    @model_validator(mode="after")
+    def _options_of_streams(self) -> Completed:
+        if self.stream_options.include_usage and not self.stream:
+            raise ValueError("stream_options are for streams")
+        return self
+
 
 class ChatRequest(Completed):
     messages: list[MessageIn] = Field(min_length=1, max_length=MOST_MESSAGES)

@@ -163,6 +163,7 @@ def test_a_history_that_comes_again_is_not_read_again(random: Served) -> None:
     ("fields", "sentence"),
     [
         ({"top_logprobs": 5}, "top_logprobs needs logprobs: true"),
+        ({"stream_options": {"include_usage": True}}, "stream_options are for streams"),
         ({"max_tokens": 1, "max_completion_tokens": 9}, "are two names of one limit, and must not differ"),
     ],
 )
