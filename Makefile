@@ -70,7 +70,7 @@ docs: setup .venv/ready-docs
 wheel-test: setup
 	PYTHON=$(PYTHON) .ci/wheel-test
 
-# make results    cards and figures in results/ anew, but for those of older pages of notes (docs/adapt.md): a day on two cores, resumable
+# make results    cards and figures in results/ anew, but for those of older pages of notes (docs/pretrained.md): a day on two cores, resumable
 RESULTS = rule110/nano rule110/nano-t6 rule110/nano-ladder depo/nano depo/nano-n8 depo/nano-no-curriculum gsm_infinite/nano
 results: setup
 	for recipe in $(RESULTS); do \

@@ -181,8 +181,8 @@ def test_the_tables_over_passes_are_in_their_card() -> None:
 
 @pytest.mark.parametrize("name", ["smollm2", "smollm2-1800", "smollm2-n2-kinds"])
 def test_the_table_of_an_adapter_is_in_its_card(name: str) -> None:
-    """docs/adapt.md: right answers by kind of question, in %, and the loss on plain text."""
-    text = (ROOT / "docs" / "adapt.md").read_text(encoding="utf-8")
+    """docs/pretrained.md: right answers by kind of question, in %, and the loss on plain text."""
+    text = (ROOT / "docs" / "pretrained.md").read_text(encoding="utf-8")
     score = json.loads((ROOT / f"results/notes/{name}.json").read_text(encoding="utf-8"))["score"]
     table = text.partition(f"[card](../results/notes/{name}.json)")[2].partition("[card]")[0]
     text = table + text[text.index("Plain text") :]
