@@ -80,6 +80,9 @@ class AdaptConfig(BaseModel):
         default="",
         description="file or folder of prose that the model must go on with as before; Python's help if absent",
     )
+    own_text: int = Field(
+        default=0, ge=0, le=100_000, description="windows more of plain text, which the untouched model writes itself"
+    )
     plain_windows: int = Field(default=3, ge=1, le=10_000, description="windows of that a step")
     plain_among: tuple[Annotated[int, Field(le=100_000)], Annotated[int, Field(le=100_000)]] = Field(
         default=(0, 0),

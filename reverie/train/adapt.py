@@ -26,10 +26,13 @@ from reverie.hf.causal_lm import PretrainedLM
 from reverie.hf.decoder import sleeping_decoder
 from reverie.hf.frozen import SHARD, AfterFrozen, Beginning, PagePool, PageStates, frozen_blocks
 from reverie.hf.lora import merged_state
+from reverie.hf.own_text import own_windows
+from reverie.hf.save import weights_digest
 from reverie.hf.start import look_up
 from reverie.hf.teacher import Teacher
 from reverie.model.fast_weights import FastWeightMixer
 from reverie.pretrained.config import PretrainedModelConfig
+from reverie.pretrained.speaker import speaker_of
 from reverie.recipe import Recipe
 from reverie.recipe.adapt import AdaptConfig
 from reverie.results.reading import FedPage, ReadingScore, examine_pages
@@ -95,8 +98,18 @@ class Adaptation:
         self._test = PagePool(beginning, self.task, "test", 0)
         windows = plain_windows(self.config.plain_text, self.task.tokenizer, self.task.window_tokens)
         needed = min(recipe.train.steps * self.config.plain_windows, _PLAIN_WINDOWS)
-        self._plain = self._untouched(beginning, windows[:-_HELD_OUT][:needed])
+        self._plain = self._untouched(beginning, [*windows[:-_HELD_OUT][:needed], *self._own_text(beginning)])
         self._held_out = self._untouched(beginning, windows[-_HELD_OUT:])
+
+    def _own_text(self, beginning: Beginning) -> list[list[int]]:
+        """Windows that the model writes while it is untouched, or wrote before."""
+        if not self.config.own_text:
+            return []
+        sizes = self.config.own_text, self.task.window_tokens, self.recipe.train.seed
+        made_by = f"own text {sizes} {weights_digest(self.model.lm.state_dict())}"
+        speaker = speaker_of(self.task.tokenizer)
+        made = beginning.cached(made_by, [], sizes[0], lambda: own_windows(self.model, speaker, *sizes))
+        return made.tolist()
 
     @torch.no_grad()
     def _untouched(self, beginning: Beginning, windows: Sequence[Sequence[int]]) -> PlainText:
@@ -113,8 +126,8 @@ class Adaptation:
         """Raises UserError if blocks that are frozen here were trained by the run that this one begins with."""
         if self.pool.beginning.digest_now() != self.pool.beginning.digest:
             raise UserError(
-                f"train.init_from is {self.recipe.train.init_from}, which trained blocks before block {self.first}, the "
-                "first that trains here: let adapt.trained_blocks and model.lora_blocks begin as early as there"
+                f"train.init_from is {self.recipe.train.init_from}, which trained blocks before block {self.first}, "
+                "the first that trains here: let adapt.trained_blocks and model.lora_blocks begin as early as there"
             )
 
     def start(self) -> None:

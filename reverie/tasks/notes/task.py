@@ -24,9 +24,9 @@ class Notes(ReadingTask):
 
     Tests use names, values and numbers that never occur in training. The kind of a question says what else is new:
     nothing in "names" and "numbers" (where the answer is one), the statement or the question in "wordings", the kind of
-    relation in "kinds". "changed" asks for a fact of which the page has stated another value before, whatever else is new.
-    "unknown/relation" asks for what the page does not say of a subject that it names,
-    "unknown/subject" for one that it never names.
+    relation in "kinds". "changed" asks for a fact of which the page has stated another value before.
+    "unknown/relation" asks for what the page does not say of a subject that it names, "unknown/subject" for one that it
+    never names.
     """
 
     depth_name: ClassVar[str] = "windows back"
