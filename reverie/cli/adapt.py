@@ -18,7 +18,7 @@ from reverie.errors import UserError
 
 app = typer.Typer(rich_markup_mode=None)
 
-_RECIPES = {"hops": "hops/smollm2", "gsm_pages": "gsm_infinite/smollm2-pages"}  # of a task by itself
+_RECIPES = {"hops": "hops/smollm2", "gsm_pages": "gsm_pages/smollm2"}  # of a task by itself
 
 
 @app.command("adapt")

@@ -124,13 +124,7 @@ def test_a_mistake_in_the_model_is_one_sentence(reverie: Reverie) -> None:
 
 
 def test_the_recipes_it_builds_on() -> None:
-    for name in (
-        "notes/smollm2",
-        "notes/smollm2-longer",
-        "hops/smollm2",
-        "hops/smollm2-road",
-        "gsm_infinite/smollm2-pages",
-    ):
+    for name in ("notes/smollm2", "notes/smollm2-longer", "hops/smollm2", "hops/smollm2-road", "gsm_pages/smollm2"):
         assert load_recipe(name).adapt is not None
     with pytest.raises(UserError, match="trained_blocks"):
         load_recipe("notes/smollm2", ["adapt.trained_blocks=[[2, 2]]"])

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import queue
+import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
 
 from reverie.memory.memory import Memory
@@ -71,3 +74,17 @@ def weights(heard: Heard) -> list[torch.Tensor]:
 def same(a: Heard, b: Heard) -> bool:
     """Bit for bit."""
     return (a.awake, a.turns) == (b.awake, b.turns) and all(map(torch.equal, weights(a), weights(b)))
+
+
+TEXT = " ".join(["3", "4", "5", "6", "7", "8", "4", "6"] * 6)
+
+
+def read(http: httpx.Client, name: str, text: str = TEXT) -> None:
+    http.post("/v1/memories", json={"name": name, "text": text}).raise_for_status()
+    while http.get(f"/v1/memories/{name}").json()["status"] == "reading":
+        time.sleep(0.05)
+
+
+def files(store: Path) -> list[Path]:
+    """That hold anything of what was said."""
+    return [path for path in store.rglob("*") if path.is_file() and path.suffix != ".lock" and path.name != ".lock"]
