@@ -29,7 +29,7 @@ MEMORY, EMPTIED, CONTEXT = "memory", "newest window alone", "untouched, all in c
 def main() -> None:
     arguments = _arguments()
     try:
-        import lm_eval  # noqa: F401
+        import lm_eval  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError:
         raise UserError("this needs lm-eval: pip install lm-eval wonderwords nltk") from None
     origin = publish.begin()
@@ -61,7 +61,7 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 def _scores(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
     """Shares of answers that hold what is asked for, by task, length and side; and N."""
-    from lm_eval.models.huggingface import HFLM
+    from lm_eval.models.huggingface import HFLM  # pyright: ignore[reportMissingImports]
 
     from reverie.hf.bases import load_base, load_tokenizer
     from reverie.hf.load import load
@@ -101,8 +101,8 @@ def _scores(arguments: argparse.Namespace) -> tuple[dict[str, Any], int]:
 
 
 def _found(lm: Any, tokenizer: str, length: int, questions: int) -> dict[str, float]:
-    import lm_eval
-    from lm_eval.tasks import TaskManager
+    import lm_eval  # pyright: ignore[reportMissingImports]
+    from lm_eval.tasks import TaskManager  # pyright: ignore[reportMissingImports]
 
     tasks = [task for task, fewest in TASKS.items() if length >= fewest]
     manager = TaskManager(metadata={"max_seq_lengths": [length], "tokenizer": tokenizer, "pretrained": tokenizer})
