@@ -90,6 +90,8 @@ results: setup
 		cp runs/notes/$$name/card.json results/notes/$$name.json && \
 		.venv/bin/reverie plot results/notes/$$name.json || exit 1; \
 	done
+	.venv/bin/reverie train notes/smollm2 --device cpu --set sleep.num_sleep_passes=1 --out runs/notes/smollm2-n1 $$([ -e runs/notes/smollm2-n1 ] && echo --resume)
+	cp runs/notes/smollm2-n1/card.json results/notes/smollm2-n1.json && .venv/bin/reverie plot results/notes/smollm2-n1.json
 	[ -e runs/notes/smollm2-1800/card.json ] || .venv/bin/reverie adapt smollm2 --data notes --max-seconds 1800 --out runs/notes/smollm2-1800
 	cp runs/notes/smollm2-1800/card.json results/notes/smollm2-1800.json && .venv/bin/reverie plot results/notes/smollm2-1800.json
 	for n in 1 2 4; do \
@@ -97,7 +99,7 @@ results: setup
 		cp runs/hops/smollm2-n$$n/card.json results/hops/smollm2-n$$n.json && \
 		.venv/bin/reverie plot results/hops/smollm2-n$$n.json || exit 1; \
 	done
-	.venv/bin/python benchmarks/remembered_notes.py runs/notes/smollm2-longer --out results/notes/remembered.json
+	.venv/bin/python benchmarks/remembered_notes.py runs/notes/smollm2-longer --pages 6 --out results/notes/remembered.json
 	@# Not over the card in results/, whose comparison with the benchmark it no longer makes.
 	.venv/bin/python benchmarks/gsm_infinite.py --out runs/gsm_infinite/generator.json
 	.venv/bin/python benchmarks/scaling.py --out results/scaling.json

@@ -11,6 +11,7 @@ context. Leaves a card and a figure.
 import argparse
 import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from typing import Any
 
 import matplotlib
@@ -28,10 +29,8 @@ MEMORY, EMPTIED, CONTEXT = "memory", "newest window alone", "untouched, all in c
 
 def main() -> None:
     arguments = _arguments()
-    try:
-        import lm_eval  # noqa: F401  # pyright: ignore[reportMissingImports]
-    except ImportError:
-        raise UserError("this needs lm-eval: pip install lm-eval wonderwords nltk") from None
+    if any(find_spec(name) is None for name in ("lm_eval", "wonderwords", "nltk")):
+        raise UserError("this needs lm-eval: pip install lm-eval wonderwords nltk")
     origin = publish.begin()
     scores, passes = _scores(arguments)
     card = {

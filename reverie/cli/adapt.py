@@ -56,8 +56,8 @@ def adapt_command(
     task = (
         parts[0][1] if len(parts) == 1 else {"name": "mixture", "parts": [{"weight": w, "task": t} for w, t in parts]}
     )
-    names = {task["name"] for _, task in parts}
-    base = _RECIPES.get("+".join(names), "notes/smollm2")
+    recipes = {_RECIPES.get(task["name"], "notes/smollm2") for _, task in parts}
+    base = recipes.pop() if len(recipes) == 1 else "notes/smollm2"
     settings |= {f"task.{key}": value for key, value in task.items()}
     changes = [*(f"{key}={_toml(value)}" for key, value in settings.items() if value is not None), *(overrides or [])]
     begun = time.monotonic()
