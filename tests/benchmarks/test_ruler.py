@@ -29,5 +29,5 @@ def test_the_table_has_each_task_length_and_side() -> None:
     rows = [line for line in bench.table(card).splitlines() if line.startswith(("| a", "| b"))]
     assert rows == [f"| {name} | 50 | 25 | 100 |" for name in ("a | 512", "a | 1024", "b | 1024")]
     panels = bench.figure(card).axes
-    assert [panel.get_title() for panel in panels] == ["a", "b"]
+    assert [panel.get_title(loc="left") for panel in panels] == ["a", "b"]
     assert sorted(line.get_ydata()[0] for line in panels[0].lines) == [0.25, 0.5, 1.0]
